@@ -1,0 +1,80 @@
+"""The errors of depthcomp, one class per outcome; every package below and above raises from this list.
+
+Each message is one sentence or two: what was given, what is needed, what to do.
+"""
+
+__all__ = [
+    "ArtifactError",
+    "BackendUnavailableError",
+    "BudgetError",
+    "BudgetInfeasibleError",
+    "CaptureError",
+    "DataError",
+    "DepthCompError",
+    "MissingPackageError",
+    "NotFasterError",
+    "PlanError",
+    "ProblemError",
+    "TableError",
+    "TableMismatchError",
+]
+
+
+class DepthCompError(Exception):
+    """Base of every error that depthcomp raises on purpose."""
+
+
+class BudgetError(DepthCompError, ValueError):
+    """The budget is malformed."""
+
+
+class BudgetInfeasibleError(DepthCompError, ValueError):
+    """No plan meets the budget.
+
+    Attributes:
+        best_ms: the smallest latency in ms that a plan can reach.
+    """
+
+    def __init__(self, message: str, *, best_ms: float) -> None:
+        super().__init__(message)
+        self.best_ms = best_ms
+
+
+class NotFasterError(DepthCompError):
+    """The compressed network was measured and is not faster than the original."""
+
+
+class CaptureError(DepthCompError, ValueError):
+    """The model cannot be traced to a graph, or its weights or example inputs are unusable."""
+
+
+class PlanError(DepthCompError, ValueError):
+    """A plan does not fit the graph that it is applied to."""
+
+
+class DataError(DepthCompError, ValueError):
+    """Calibration or validation data are empty or do not fit the model."""
+
+
+class ProblemError(DepthCompError, ValueError):
+    """A solver problem is malformed: gaps, non-finite or negative costs, duplicate keys."""
+
+
+class TableError(DepthCompError, ValueError):
+    """A latency table cannot be read, written or completed."""
+
+
+class TableMismatchError(TableError):
+    """A latency table was measured in another environment."""
+
+
+class BackendUnavailableError(DepthCompError, RuntimeError):
+    """A measuring backend cannot run here."""
+
+
+class MissingPackageError(DepthCompError, ImportError):
+    """An optional package is needed for what was asked."""
+
+
+class ArtifactError(DepthCompError, OSError):
+    """A file or folder of results cannot be written or read."""
