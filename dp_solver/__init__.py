@@ -1,1 +1,46 @@
-"""In the making."""
+"""Which choices to make so that a network meets its latency budget at the least loss: numbers in, plan out.
+
+The problem. A network's tensors through which all data pass are *cuts* 0..L. The operators between cuts i and
+j are a *span* (i, j], and each span offers *choices*: keep it, merge it into one convolution, drop it. A
+choice has a *cost* (latency in ms, >= 0) and a *loss* (expected loss increase, any sign), and both add up
+along a plan. A *plan* walks from cut 0 to cut L, one choice a span. Wanted: all plans that no other plan
+beats in both, the *frontier*.
+
+The recursion. Let F(j) be the frontier of the plans from cut 0 to cut j. A best plan to j ends with some
+choice of some span (i, j], and what precedes it may be taken from F(i): replacing a beaten beginning by the
+one that beats it never makes the whole worse. Hence
+
+    F(0) = {(0, 0)}
+    F(j) = best of { (cost + c, loss + l) : span (i, j], choice (c, l) in it, (cost, loss) in F(i) }
+
+where *best of* sorts by cost and keeps each point whose loss is below all before it. A point of F(j) is a
+*label*; it remembers the choice and the label of F(i) that it came from, so F(L) leads back to the plans
+themselves.
+
+Parallel regions. A span may hold branches that all run and then join, each a chain of its own. Such a
+`Parallel` offers the sums of one point from each branch's frontier plus the cost of the join, best of them
+kept, as if each were a choice.
+
+The source is Kim et al. 2023 (ICML, arXiv 2301.12187; latency table T, importance I, budget T_0). There the
+recursion runs over a grid of budgets with each cost rounded down to the grid, so that a budget can be
+overshot. Labels hold real costs: they need no grid and keep every budget.
+
+    >>> from dp_solver import Chain, Choice, frontier, solve
+    >>> spans = {
+    ...     (0, 1): [Choice("keep a", 2.0, 0.0), Choice("drop a", 0.0, 0.9)],
+    ...     (1, 2): [Choice("keep b", 2.0, 0.0)],
+    ...     (0, 2): [Choice("merge ab", 2.5, 0.1)],
+    ... }
+    >>> front = frontier(Chain(2, spans))
+    >>> [(cost, front.plan(k)) for k, cost in enumerate(front.costs.tolist())]
+    [(2.0, ('drop a', 'keep b')), (2.5, ('merge ab',)), (4.0, ('keep a', 'keep b'))]
+    >>> solve(Chain(2, spans), budget_ms=3.0).keys
+    ('merge ab',)
+"""
+
+from dp_solver.brute_force import enumerate_plans
+from dp_solver.frontier import Frontier, frontier
+from dp_solver.problem import Chain, Choice, Parallel
+from dp_solver.solve import Solution, solve
+
+__all__ = ["Chain", "Choice", "Frontier", "Parallel", "Solution", "enumerate_plans", "frontier", "solve"]

@@ -1,0 +1,317 @@
+"""The algebra of position-invariant affine operators on images: each is one convolution.
+
+An operator maps an image x (zero outside its frame) to
+
+    y[o, q] = bias[o] + sum over i, u of  weight[o, i, u] * x[i, stride * q + u - padding]
+
+independently on both axes. Convolution, batch normalisation, average pooling, zero padding and cropping are of
+this form, and the form is closed under `compose`, `add` and `concat` (Kim et al. 2023, section 3; Ding et al.
+2021, RepVGG). Negative padding crops. With several padded operators in a row, the composed operator pads its
+entry once by the sum of the paddings and nothing in between.
+
+Tensors are never modified. Derive in float64 and cast once; on the "meta" device the same functions compute
+shapes only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = [
+    "AffineConv",
+    "NotAffineError",
+    "add",
+    "compose",
+    "concat",
+    "crop_kernel",
+    "from_avg_pool",
+    "from_batch_norm",
+    "from_conv",
+    "from_padding",
+    "identity",
+    "widen_groups",
+]
+
+Pair = tuple[int, int]
+Sides = tuple[int, int, int, int]  # top, bottom, left, right
+
+
+class NotAffineError(ValueError):
+    """An operator or a combination of operators is not one convolution; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class AffineConv:
+    """One convolution with undilated kernel and any zero padding.
+
+    Attributes:
+        weight: kernel, (c_out, c_in / groups, kernel height, kernel width).
+        bias: (c_out,).
+        stride: step on the input per output pixel, (vertical, horizontal).
+        padding: zeros added to the input at (top, bottom, left, right); negative values crop.
+        groups: number of channel groups.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    stride: Pair
+    padding: Sides
+    groups: int
+
+    @property
+    def kernel(self) -> Pair:
+        """Kernel height and width."""
+        return int(self.weight.shape[2]), int(self.weight.shape[3])
+
+    @property
+    def in_channels(self) -> int:
+        """Number of input channels."""
+        return int(self.weight.shape[1]) * self.groups
+
+    @property
+    def out_channels(self) -> int:
+        """Number of output channels."""
+        return int(self.weight.shape[0])
+
+    def out_size(self, in_size: Pair) -> Pair:
+        """Return the output's height and width for an input of `in_size`."""
+        top, bottom, left, right = self.padding
+        return (
+            (in_size[0] + top + bottom - self.kernel[0]) // self.stride[0] + 1,
+            (in_size[1] + left + right - self.kernel[1]) // self.stride[1] + 1,
+        )
+
+    def macs(self, in_size: Pair) -> int:
+        """Return the multiply-adds for one image of `in_size`."""
+        return math.prod(self.out_size(in_size)) * self.weight.numel()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return the operator applied to images (n, c_in, height, width)."""
+        top, bottom, left, right = self.padding
+        padded = F.pad(x, (left, right, top, bottom))
+        return F.conv2d(padded, self.weight, self.bias, self.stride, groups=self.groups)
+
+
+def identity(channels: int, *, dtype: torch.dtype = torch.float64, device: str = "cpu") -> AffineConv:
+    """Return the operator that leaves images of `channels` channels as they are."""
+    weight = torch.ones(channels, 1, 1, 1, dtype=dtype, device=device)
+    bias = torch.zeros(channels, dtype=dtype, device=device)
+    return AffineConv(weight, bias, (1, 1), (0, 0, 0, 0), channels)
+
+
+def from_padding(channels: int, padding: Sides, *, device: str = "cpu") -> AffineConv:
+    """Return the operator that only pads (top, bottom, left, right) with zeros."""
+    base = identity(channels, device=device)
+    return AffineConv(base.weight, base.bias, (1, 1), padding, channels)
+
+
+def from_conv(conv: nn.Conv2d, *, device: str = "cpu") -> AffineConv:
+    """Return zero-padded `conv` as an operator in float64, its dilated taps spread over a dense kernel."""
+    weight = _spread_taps(conv.weight.detach().to(device, torch.float64), _pair(conv.dilation))
+    bias = (
+        torch.zeros(conv.out_channels, dtype=torch.float64, device=device)
+        if conv.bias is None
+        else conv.bias.detach().to(device, torch.float64)
+    )
+    return AffineConv(weight, bias, _pair(conv.stride), conv_padding(conv), conv.groups)
+
+
+def conv_padding(conv: nn.Conv2d) -> Sides:
+    """Return the zeros that `conv` adds at (top, bottom, left, right)."""
+    if conv.padding == "valid":
+        return 0, 0, 0, 0
+    if conv.padding == "same":
+        totals = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
+        return totals[0] // 2, totals[0] - totals[0] // 2, totals[1] // 2, totals[1] - totals[1] // 2
+    vertical, horizontal = (int(p) for p in conv.padding)
+    return vertical, vertical, horizontal, horizontal
+
+
+def from_batch_norm(norm: nn.BatchNorm2d, *, device: str = "cpu") -> AffineConv:
+    """Return the evaluation-mode map of `norm`, y = gamma (x - mean) / sqrt(var + eps) + beta."""
+    if norm.running_mean is None or norm.running_var is None:
+        raise ValueError("a BatchNorm2d without running statistics is no fixed operator")
+    mean = norm.running_mean.detach().to(device, torch.float64)
+    scale = torch.rsqrt(norm.running_var.detach().to(device, torch.float64) + norm.eps)
+    if norm.weight is not None:
+        scale = scale * norm.weight.detach().to(device, torch.float64)
+    bias = -mean * scale
+    if norm.bias is not None:
+        bias = bias + norm.bias.detach().to(device, torch.float64)
+    return AffineConv(scale.reshape(-1, 1, 1, 1), bias, (1, 1), (0, 0, 0, 0), norm.num_features)
+
+
+def from_avg_pool(pool: nn.AvgPool2d, channels: int, *, device: str = "cpu") -> AffineConv:
+    """Return average pooling with a constant divisor as a depthwise operator."""
+    kernel = _pair(pool.kernel_size)
+    vertical, horizontal = _pair(pool.padding)
+    divisor = pool.divisor_override or math.prod(kernel)
+    weight = torch.full((channels, 1, *kernel), 1 / divisor, dtype=torch.float64, device=device)
+    bias = torch.zeros(channels, dtype=torch.float64, device=device)
+    sides = (vertical, vertical, horizontal, horizontal)
+    return AffineConv(weight, bias, _pair(pool.stride), sides, channels)
+
+
+def compose(first: AffineConv, second: AffineConv) -> AffineConv:
+    """Return the operator x -> second(first(x)), with all padding moved to its entry.
+
+    Per axis, with kernel sizes k1, k2, strides s1, s2 and paddings p1, p2 (u = a + s1 b):
+
+        weight[o, i, u] = sum over m, a, b of  second[o, m, b] first[m, i, a]
+        bias[o] = second.bias[o] + sum over m, b of  second[o, m, b] first.bias[m]
+        k = k1 + s1 (k2 - 1)    s = s1 s2    p = p1 + s1 p2    groups = gcd(g1, g2)
+
+    The result equals the chain where no inner operator pads; where one does, it equals the chain whose padding
+    was moved to the entry. Source: Kim et al. 2023, equation 1, extended to strides and groups.
+    """
+    groups = math.gcd(first.groups, second.groups)
+    inner = widen_groups(first.weight, first.groups, groups)  # (m, i/g, k1h, k1w)
+    weight = _compose_weights(inner, second.weight, second.groups, first.stride)
+    taps = second.weight.sum(dim=(2, 3)).unflatten(0, (second.groups, -1))  # (g2, o/g2, m/g2)
+    moved = taps @ first.bias.reshape(second.groups, -1, 1)
+    stride = (first.stride[0] * second.stride[0], first.stride[1] * second.stride[1])
+    steps = (first.stride[0], first.stride[0], first.stride[1], first.stride[1])
+    top, bottom, left, right = (
+        p + s * q for p, s, q in zip(first.padding, steps, second.padding, strict=True)
+    )
+    return AffineConv(weight, second.bias + moved.flatten(), stride, (top, bottom, left, right), groups)
+
+
+def add(terms: Sequence[AffineConv]) -> AffineConv:
+    """Return the sum of operators that read the same entry and have outputs of the same shape.
+
+    Kernels are aligned by their padding: tap u of a term stands at offset u - padding from the output's pixel,
+    so an identity skip becomes a Dirac at the sum's tap number `padding`.
+
+    Raises:
+        NotAffineError: strides differ, so that no single convolution has this output.
+    """
+    aligned = align(terms)
+    weight, bias = aligned[0].weight, aligned[0].bias
+    for term in aligned[1:]:
+        weight, bias = weight + term.weight, bias + term.bias
+    return AffineConv(weight, bias, aligned[0].stride, aligned[0].padding, aligned[0].groups)
+
+
+def concat(parts: Sequence[AffineConv]) -> AffineConv:
+    """Return the operator whose output channels are those of `parts`, one after another.
+
+    Raises:
+        NotAffineError: strides differ, so that no single convolution has this output.
+    """
+    aligned = align([_ungrouped(part) for part in parts])
+    weight = torch.cat([part.weight for part in aligned])
+    bias = torch.cat([part.bias for part in aligned])
+    return AffineConv(weight, bias, aligned[0].stride, aligned[0].padding, 1)
+
+
+def align(terms: Sequence[AffineConv]) -> list[AffineConv]:
+    """Return the same operators, all written with one kernel size, padding and number of groups.
+
+    Raises:
+        NotAffineError: the strides differ.
+    """
+    if len({term.stride for term in terms}) > 1:
+        strides = " and ".join(str(s) for s in sorted({term.stride for term in terms}))
+        raise NotAffineError(f"its branches have different strides {strides}")
+    groups = math.gcd(*(term.groups for term in terms))
+    rows, before_rows, top, bottom = _common_frame([(t.kernel[0], t.padding[0], t.padding[1]) for t in terms])
+    columns, before_columns, left, right = _common_frame(
+        [(t.kernel[1], t.padding[2], t.padding[3]) for t in terms]
+    )
+    aligned = []
+    for term, row, column in zip(terms, before_rows, before_columns, strict=True):
+        weight = widen_groups(term.weight, term.groups, groups)
+        margins = (column, columns - column - term.kernel[1], row, rows - row - term.kernel[0])
+        padding = (top, bottom, left, right)
+        aligned.append(AffineConv(F.pad(weight, margins), term.bias, term.stride, padding, groups))
+    return aligned
+
+
+def crop_kernel(operator: AffineConv, kernel: Pair) -> AffineConv:
+    """Return `operator` with only the central `kernel` taps, its output size unchanged.
+
+    A size larger than the operator's own on an axis is refused with a ValueError.
+    """
+    height, width = operator.kernel
+    if kernel[0] > height or kernel[1] > width:
+        raise ValueError(f"kernel {kernel} does not fit inside the operator's kernel {operator.kernel}")
+    rows, columns = height - kernel[0], width - kernel[1]
+    top, left = rows // 2, columns // 2
+    weight = operator.weight[:, :, top : top + kernel[0], left : left + kernel[1]]
+    padding = (
+        operator.padding[0] - top,
+        operator.padding[1] - (rows - top),
+        operator.padding[2] - left,
+        operator.padding[3] - (columns - left),
+    )
+    return AffineConv(weight, operator.bias, operator.stride, padding, operator.groups)
+
+
+def widen_groups(weight: Tensor, groups: int, wanted: int) -> Tensor:
+    """Return a grouped kernel written with `wanted` groups, a divisor of `groups`, zeros between old groups.
+
+    Shapes: (c_out, c_in / groups, kh, kw) -> (c_out, c_in / wanted, kh, kw).
+    """
+    ratio = groups // wanted
+    if ratio == 1:
+        return weight
+    blocks = weight.reshape(wanted, ratio, -1, *weight.shape[1:])  # (g, r, o, i, kh, kw)
+    eye = torch.eye(ratio, dtype=weight.dtype, device=weight.device)
+    wide = torch.einsum("groihw,rs->grosihw", blocks, eye)
+    return wide.reshape(weight.shape[0], ratio * weight.shape[1], *weight.shape[2:])
+
+
+def _ungrouped(operator: AffineConv) -> AffineConv:
+    weight = widen_groups(operator.weight, operator.groups, 1)
+    return AffineConv(weight, operator.bias, operator.stride, operator.padding, 1)
+
+
+def _compose_weights(first: Tensor, second: Tensor, groups: int, stride: Pair) -> Tensor:
+    """Correlate the taps of two kernels: (m, i, k1h, k1w), (o, m/groups, k2h, k2w) -> (o, i, kh, kw)."""
+    mid, c_in, height, width = first.shape
+    c_out, _, rows, columns = second.shape
+    kernel = (height + stride[0] * (rows - 1), width + stride[1] * (columns - 1))
+    result = first.new_zeros(c_out, c_in, *kernel)
+    inner = first.reshape(groups, mid // groups, -1)
+    outer = second.unflatten(0, (groups, -1))  # (g2, o/g2, m/g2, k2h, k2w)
+    for row in range(rows):
+        for column in range(columns):
+            tap = (outer[..., row, column] @ inner).reshape(c_out, c_in, height, width)
+            y, x = row * stride[0], column * stride[1]
+            result[:, :, y : y + height, x : x + width] += tap
+    return result
+
+
+def _common_frame(axes: Sequence[tuple[int, int, int]]) -> tuple[int, list[int], int, int]:
+    """Fit kernels of (size, padding before, padding after) on one axis into one frame.
+
+    Returns the frame's size, where each kernel starts in it, and the frame's padding before and after.
+    """
+    first = min(-before for _, before, _ in axes)
+    last = max(size - 1 - before for size, before, _ in axes)
+    slack = max(after - (size - 1 - before) for size, before, after in axes)
+    return last - first + 1, [-before - first for _, before, _ in axes], -first, last + slack
+
+
+def _spread_taps(weight: Tensor, dilation: Pair) -> Tensor:
+    if dilation == (1, 1):
+        return weight
+    height, width = weight.shape[2:]
+    dense = weight.new_zeros(
+        *weight.shape[:2], dilation[0] * (height - 1) + 1, dilation[1] * (width - 1) + 1
+    )
+    dense[:, :, :: dilation[0], :: dilation[1]] = weight
+    return dense
+
+
+def _pair(value: object) -> Pair:
+    if isinstance(value, Sequence):
+        return int(value[0]), int(value[-1])
+    return int(value), int(value)  # type: ignore[call-overload]

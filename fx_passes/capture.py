@@ -1,0 +1,106 @@
+"""nn.Module -> canonical GraphModule: evaluation mode, layers as modules, shapes at every node.
+
+The input model is copied first and never changed. The result computes the same function, which is checked on
+the example inputs.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.passes.shape_prop import ShapeProp
+from torch.utils._pytree import tree_leaves
+
+from depthcomp_errors import CaptureError
+from fx_passes.graph_edit import preserve_attributes, tidy
+from fx_passes.normalise.additions import UnifyAdditions
+from fx_passes.normalise.asserts import DropAsserts
+from fx_passes.normalise.functional import FunctionalToModules
+from fx_passes.normalise.modules import CloneSharedModules, DropIdentities, DropInplace
+from fx_passes.tracing import trace
+
+__all__ = ["capture", "propagate_shapes"]
+
+_PASSES = (
+    DropAsserts(),
+    UnifyAdditions(),
+    FunctionalToModules(),
+    DropIdentities(),
+    CloneSharedModules(),
+    DropInplace(),
+)
+_TOLERANCE = 1e-5  # relative to the largest output; the captured graph runs the same kernels in the same order
+
+
+def capture(model: nn.Module, example_inputs: Tensor | Sequence[Tensor]) -> fx.GraphModule:
+    """Return the canonical graph of `model` in evaluation mode; the model itself is not changed.
+
+    Args:
+        model: any network that torch.fx can trace, symbolically or with the example's sizes made concrete.
+        example_inputs: one input tensor, or a tuple with one tensor per argument of the model's forward.
+
+    Raises:
+        CaptureError: weights are not finite, the example inputs do not fit, the model cannot be traced, or the
+            captured graph does not reproduce the model's output.
+
+    Example:
+        >>> gm = capture(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), torch.zeros(1, 3, 8, 8))
+        >>> [node.op for node in gm.graph.nodes]
+        ['placeholder', 'call_module', 'call_module', 'output']
+    """
+    inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
+    _require_finite(model)
+    copied = copy.deepcopy(model).eval()
+    expected = _run(copied, inputs)
+    gm = trace(copied, inputs)
+    for normalise in _PASSES:
+        normalise(gm)
+    preserve_attributes(copied, gm)
+    tidy(gm)
+    _require_equal(type(model).__name__, expected, _run(gm, inputs))
+    return propagate_shapes(gm, inputs)
+
+
+def propagate_shapes(gm: fx.GraphModule, example_inputs: Sequence[Tensor]) -> fx.GraphModule:
+    """Write `meta["tensor_meta"]` at every node of `gm`, without computing anything; return `gm`."""
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    ShapeProp(gm, fake_mode=mode).propagate(*(mode.from_tensor(x) for x in example_inputs))
+    return gm
+
+
+def _require_finite(model: nn.Module) -> None:
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise CaptureError(
+                f"{name} of {type(model).__name__} holds NaN or infinite values; "
+                "load finite weights before compressing"
+            )
+
+
+def _run(module: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
+    try:
+        with torch.no_grad():
+            output = module(*inputs)
+    except Exception as error:
+        shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
+        raise CaptureError(
+            f"example_inputs of shape {shapes} do not fit {type(module).__name__}: its forward raised "
+            f"{type(error).__name__} ({str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}); "
+            "pass one tensor per forward argument, of the shape, dtype and device that the model takes"
+        ) from error
+    return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+
+
+def _require_equal(name: str, expected: list[Tensor], found: list[Tensor]) -> None:
+    for index, (want, have) in enumerate(zip(expected, found, strict=True)):
+        scale = want.abs().max().clamp_min(1e-12) if want.numel() else torch.tensor(1.0)
+        error = (want - have).abs().max() / scale if want.numel() else torch.tensor(0.0)
+        if not error <= _TOLERANCE:
+            raise CaptureError(
+                f"the captured graph of {name} differs from the model by {float(error):.2g} (relative) in "
+                f"output {index}; a forward that draws random numbers or keeps state cannot be compressed"
+            )

@@ -1,0 +1,84 @@
+"""One convolution out of a piece of graph: evaluate its nodes in the algebra of affine operators.
+
+Activations and dropout inside the piece count as identity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from torch import fx
+
+from fx_passes import affine
+from fx_passes.affine import AffineConv, NotAffineError
+from fx_passes.operators import Role, affine_operator, describe, role
+
+__all__ = ["collapse", "collapse_node"]
+
+
+def collapse(
+    gm: fx.GraphModule,
+    entry: fx.Node,
+    nodes: Iterable[fx.Node],
+    channels: int,
+    *,
+    device: str = "cpu",
+    largest_kernel: tuple[int, int] | None = None,
+) -> dict[fx.Node, AffineConv]:
+    """Return, for `entry` and each node, the operator that maps the tensor at `entry` to the node's tensor.
+
+    Args:
+        gm: the graph; it is not changed.
+        entry: the node whose tensor the piece reads.
+        nodes: the piece's nodes in topological order, each reading only `entry` and earlier ones.
+        channels: channels of the tensor at `entry`.
+        device: where to compute; "meta" for shapes only.
+        largest_kernel: crop every operator on the way to this size at most. The result is then not the exact
+            collapse but a cheap first guess of it.
+
+    Raises:
+        NotAffineError: a node is no affine operator of its inputs; the message names it.
+    """
+    values = {entry: affine.identity(channels, device=device)}
+    for node in nodes:
+        value = collapse_node(gm, node, values, device=device)
+        if largest_kernel is not None:
+            height, width = value.kernel
+            value = affine.crop_kernel(value, (min(height, largest_kernel[0]), min(width, largest_kernel[1])))
+        values[node] = value
+    return values
+
+
+def collapse_node(
+    gm: fx.GraphModule, node: fx.Node, values: Mapping[fx.Node, AffineConv], *, device: str = "cpu"
+) -> AffineConv:
+    """Return the operator from the piece's entry to `node`, given those of the nodes that it reads.
+
+    Raises:
+        NotAffineError: the node is no affine operator of the piece's entry; the message names it.
+    """
+    kind = role(gm, node)
+    if kind is Role.BARRIER:
+        raise NotAffineError(f"{node.name}: {describe(gm, node)}")
+    operands = [node.args[0]] if kind is not Role.ADD else list(node.args)
+    if kind is Role.CONCAT:
+        operands = list(node.args[0])  # type: ignore[arg-type]
+    missing = [operand for operand in operands if operand not in values]
+    if missing:
+        raise NotAffineError(f"{node.name} also reads {missing[0]}, which does not come from the span's entry")
+    terms = [values[operand] for operand in operands]  # type: ignore[index]
+    try:
+        return _combine(gm, node, kind, terms, device)
+    except NotAffineError as reason:
+        raise NotAffineError(f"{node.name}: {reason}") from reason
+
+
+def _combine(gm: fx.GraphModule, node: fx.Node, kind: Role, terms: list[AffineConv], device: str) -> AffineConv:
+    if kind is Role.ADD:
+        return affine.add(terms)
+    if kind is Role.CONCAT:
+        return affine.concat(terms)
+    if kind is Role.AFFINE:
+        operator = affine_operator(gm, node, terms[0].out_channels, device=device)
+        return affine.compose(terms[0], operator)
+    return terms[0]

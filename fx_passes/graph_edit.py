@@ -1,0 +1,61 @@
+"""Small edits that every pass needs: adding a module under a free name, and tidying up after a rewrite."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import fx, nn
+
+__all__ = ["add_module", "preserve_attributes", "redirect", "tidy"]
+
+_PRESERVED = "_user_preserved_attributes"
+
+
+def add_module(gm: fx.GraphModule, hint: str, module: nn.Module) -> str:
+    """Register `module` on `gm` under `hint`, or `hint` and a number where that is taken; return the name."""
+    base = hint.replace(".", "_")
+    name, number = base, 1
+    while hasattr(gm, name):
+        name, number = f"{base}_{number}", number + 1
+    gm.add_submodule(name, module)
+    return name
+
+
+def redirect(node: fx.Node, *, target: str, args: tuple[Any, ...]) -> None:
+    """Turn `node` in place into a call of the module `target`, keeping its name and its users."""
+    node.op, node.target, node.args, node.kwargs = "call_module", target, args, {}
+
+
+def tidy(gm: fx.GraphModule) -> fx.GraphModule:
+    """Drop dead nodes and unused modules and tensors, check the graph and recompile it; return `gm`."""
+    gm.graph.eliminate_dead_code()
+    gm.delete_all_unused_submodules()
+    _delete_unused_tensors(gm)
+    gm.graph.lint()
+    gm.recompile()
+    return gm
+
+
+def preserve_attributes(source: nn.Module, gm: fx.GraphModule) -> None:
+    """Carry the plain public attributes of `source` (num_classes, pretrained_cfg, ...) over to `gm`.
+
+    torch.fx re-attaches what stands in this entry of `meta` whenever it rebuilds a GraphModule.
+    """
+    kept = {
+        name: value
+        for name, value in vars(source).items()
+        if not name.startswith("_") and name != "training" and not hasattr(gm, name)
+    }
+    gm.meta[_PRESERVED] = {**gm.meta.get(_PRESERVED, {}), **kept}
+    for name, value in kept.items():
+        setattr(gm, name, value)
+
+
+def _delete_unused_tensors(gm: fx.GraphModule) -> None:
+    """Delete the parameters and buffers of pure containers that no node fetches."""
+    fetched = {node.target for node in gm.graph.find_nodes(op="get_attr")}
+    containers = [(path, m) for path, m in gm.named_modules() if m is gm or type(m) is nn.Module]
+    for path, module in containers:
+        for name in [*module._parameters, *module._buffers]:
+            if f"{path}.{name}".lstrip(".") not in fetched:
+                delattr(module, name)

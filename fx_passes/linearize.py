@@ -1,0 +1,179 @@
+"""plan -> trainable graph: activations inside spans removed, padding moved to each span's entry.
+
+In this form merging is exact everywhere: the entry of a span is padded once, inner operators are not, and
+where paths of different reach meet, the shorter one is cropped.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import fx, nn
+
+from depthcomp_errors import PlanError
+from fx_passes.affine import AffineConv, Sides, conv_padding
+from fx_passes.collapse import collapse
+from fx_passes.graph_edit import add_module, redirect, tidy
+from fx_passes.operators import Role, called_module, role, zero_padding
+from fx_passes.plan import Plan, SpanChoice
+from fx_passes.spans import Span, find_span
+
+__all__ = ["insert_convolution", "linearize"]
+
+_NO_BORDER: Sides = (0, 0, 0, 0)
+
+
+def linearize(gm: fx.GraphModule, plan: Plan) -> fx.GraphModule:
+    """Return a copy of a captured graph in which `plan` is carried out, but nothing is merged yet.
+
+    Spans to merge keep their convolutions and norms; spans to fit hold one convolution, the centre of the
+    merged kernel until a fit or training replaces it; dropped spans hold nn.Identity. The names of the spans'
+    entry and exit nodes stay. `gm` is not changed.
+
+    Raises:
+        PlanError: a span of the plan does not exist in the graph, cannot be rewritten so, or overlaps another.
+    """
+    spans = [find_span(gm, choice.entry, choice.exit) for choice in plan]
+    _require_disjoint(spans)
+    for choice, span in zip(plan, spans, strict=True):
+        _require_choice(choice, span)
+    copied = copy.deepcopy(gm)
+    nodes = {node.name: node for node in copied.graph.nodes}
+    for choice, span in zip(plan, spans, strict=True):
+        _rewrite(copied, nodes, choice, span)
+    return tidy(copied)
+
+
+def insert_convolution(
+    gm: fx.GraphModule, node: fx.Node, source: fx.Node, operator: AffineConv, hint: str
+) -> nn.Conv2d:
+    """Make `node` the convolution `operator` of the tensor at `source`, and return the new module.
+
+    Padding that nn.Conv2d cannot express becomes a node of its own. The node keeps its name and users.
+    """
+    top, bottom, left, right = operator.padding
+    symmetric = top == bottom >= 0 and left == right >= 0
+    like = next((p for p in gm.parameters() if p.is_floating_point()), None)
+    conv = nn.Conv2d(
+        operator.in_channels, operator.out_channels, operator.kernel, operator.stride,
+        padding=(top, left) if symmetric else 0, groups=operator.groups,
+        device=None if like is None else like.device, dtype=None if like is None else like.dtype,
+    )  # fmt: skip
+    conv.weight.data.copy_(operator.weight)
+    assert conv.bias is not None  # built with one
+    conv.bias.data.copy_(operator.bias)
+    if not symmetric:
+        source = pad(gm, node, source, operator.padding)
+    redirect(node, target=add_module(gm, hint, conv), args=(source,))
+    return conv
+
+
+def pad(gm: fx.GraphModule, before: fx.Node, source: fx.Node, sides: Sides) -> fx.Node:
+    """Return a new node, placed before another, that pads the tensor at `source` (or crops, where negative)."""
+    top, bottom, left, right = sides
+    with gm.graph.inserting_before(before):
+        padded = gm.graph.call_function(F.pad, (source, (left, right, top, bottom)))
+    padded.meta = dict(source.meta)
+    return padded
+
+
+def _require_disjoint(spans: Sequence[Span]) -> None:
+    seen: set[str] = set()
+    for span in spans:
+        if not seen.isdisjoint(span.nodes):
+            raise PlanError(f"the plan rewrites {sorted(seen & set(span.nodes))[0]} twice: its spans must not overlap")
+        seen.update(span.nodes)
+
+
+def _require_choice(choice: SpanChoice, span: Span) -> None:
+    if choice not in span.choices:
+        offered = ", ".join(str(option) for option in span.choices) or "nothing"
+        raise PlanError(f"{choice} is not possible; this span offers {offered}")
+
+
+def _rewrite(gm: fx.GraphModule, nodes: dict[str, fx.Node], choice: SpanChoice, span: Span) -> None:
+    entry, core, exit_ = nodes[span.entry], nodes[span.core], nodes[span.exit]
+    inner = [nodes[name] for name in span.nodes[: span.nodes.index(span.core) + 1]]
+    if choice.kind == "drop":
+        redirect(exit_, target=add_module(gm, f"dropped_{exit_.name}", nn.Identity()), args=(entry,))
+    elif choice.kind == "fit":
+        assert span.in_shape is not None and choice.kernel is not None  # a span with choices has both
+        guess = collapse(gm, entry, inner, span.in_shape[1], largest_kernel=choice.kernel)[core]
+        insert_convolution(gm, core, entry, guess, f"fitted_{core.name}")
+    else:
+        _hoist_padding(gm, entry, _drop_activations(gm, inner))
+
+
+def _drop_activations(gm: fx.GraphModule, inner: list[fx.Node]) -> list[fx.Node]:
+    """Take activations and dropout out of a span; return the nodes that stay."""
+    kept = []
+    for node in inner:
+        if role(gm, node) in (Role.ACTIVATION, Role.PASS):
+            node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
+            gm.graph.erase_node(node)
+        else:
+            kept.append(node)
+    return kept
+
+
+def _hoist_padding(gm: fx.GraphModule, entry: fx.Node, inner: list[fx.Node]) -> None:
+    """Move all padding of a span to its entry.
+
+    Walking backwards, each tensor learns the border that its readers need beyond its own frame; each edge is
+    cropped where its reader needs less than the tensor has.
+    """
+    border: dict[fx.Node, Sides] = {inner[-1]: _NO_BORDER}
+    needed: dict[fx.Node, Sides] = {}
+    for node in reversed(inner):
+        needed[node] = _border_needed(gm, node, border[node])
+        for source in node.all_input_nodes:
+            border[source] = _widest(border.get(source, needed[node]), needed[node])
+    first = inner[0]
+    padded = entry if border[entry] == _NO_BORDER else pad(gm, first, entry, border[entry])
+    border[padded] = border[entry]
+    for node in inner:
+        for source in node.all_input_nodes:
+            reader = padded if source is entry else source
+            crop = tuple(need - have for need, have in zip(needed[node], border[source], strict=True))
+            if any(crop):
+                reader = pad(gm, node, reader, crop)  # type: ignore[arg-type]
+            node.replace_input_with(source, reader)
+        _stop_padding(gm, node)
+
+
+def _border_needed(gm: fx.GraphModule, node: fx.Node, border: Sides) -> Sides:
+    """Return the border that `node` reads beyond its input's frame to have `border` beyond its own."""
+    module = called_module(gm, node)
+    if role(gm, node) is not Role.AFFINE or isinstance(module, nn.BatchNorm2d):
+        return border
+    if isinstance(module, nn.Conv2d):
+        padding, (vertical, horizontal) = conv_padding(module), module.stride
+    elif isinstance(module, nn.AvgPool2d):
+        rows, columns = _pair(module.padding)
+        padding, (vertical, horizontal) = (rows, rows, columns, columns), _pair(module.stride)
+    else:
+        padding, (vertical, horizontal) = zero_padding(module, node), (1, 1)
+    steps = (vertical, vertical, horizontal, horizontal)
+    top, bottom, left, right = (p + s * b for p, s, b in zip(padding, steps, border, strict=True))
+    return top, bottom, left, right
+
+
+def _stop_padding(gm: fx.GraphModule, node: fx.Node) -> None:
+    module = called_module(gm, node)
+    if isinstance(module, nn.Conv2d):
+        module.padding = (0, 0)
+    elif isinstance(module, nn.AvgPool2d):
+        module.padding = 0
+    elif role(gm, node) is Role.AFFINE and not isinstance(module, nn.BatchNorm2d):
+        node.replace_all_uses_with(node.all_input_nodes[0])
+
+
+def _widest(one: Sides, other: Sides) -> Sides:
+    top, bottom, left, right = (max(a, b) for a, b in zip(one, other, strict=True))
+    return top, bottom, left, right
+
+
+def _pair(value: int | Sequence[int]) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (value[0], value[-1])

@@ -1,0 +1,104 @@
+"""Trainable graph -> shallow graph: every planned span becomes one convolution, the same function to rounding."""
+
+from __future__ import annotations
+
+import copy
+
+from torch import fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from depthcomp_errors import PlanError
+from fx_passes.collapse import collapse
+from fx_passes.graph_edit import redirect, tidy
+from fx_passes.linearize import insert_convolution
+from fx_passes.normalise.modules import DropIdentities
+from fx_passes.operators import Role, called_module, image_shape, role
+from fx_passes.plan import Plan, SpanChoice
+
+__all__ = ["fold_batch_norms", "merge"]
+
+
+def merge(linearized: fx.GraphModule, plan: Plan) -> fx.GraphModule:
+    """Return the shallow network in evaluation mode; `linearized` is not changed.
+
+    Every span of `plan` collapses into one convolution, remaining norms fold into the convolutions before them,
+    and dropout goes. Derived in float64 and cast once to the model's type.
+
+    Args:
+        linearized: what `linearize` made of a captured graph with the same plan, trained or not.
+        plan: that plan.
+
+    Raises:
+        PlanError: the graph is not the plan's linearized form.
+    """
+    merged = copy.deepcopy(linearized).eval()
+    for choice in plan:
+        if choice.kind != "drop":
+            _merge_span(merged, choice)
+    fold_batch_norms(merged)
+    _drop_dropout(merged)
+    DropIdentities()(merged)
+    return tidy(merged)
+
+
+def fold_batch_norms(gm: fx.GraphModule) -> None:
+    """Fold each norm into the convolution before it, where that convolution feeds nothing else; in place.
+
+    The convolution moves to the norm's node, so that the names of tensors after the norm stay.
+    """
+    for node in list(gm.graph.nodes):
+        norm, source = called_module(gm, node), node.args[0] if node.args else None
+        if not isinstance(norm, nn.BatchNorm2d) or not isinstance(source, fx.Node) or len(source.users) > 1:
+            continue
+        conv = called_module(gm, source)
+        if isinstance(conv, nn.Conv2d) and norm.running_mean is not None and norm.running_var is not None:
+            _fold(conv, norm)
+            redirect(node, target=str(source.target), args=source.args)
+            gm.graph.erase_node(source)
+
+
+def _merge_span(gm: fx.GraphModule, choice: SpanChoice) -> None:
+    nodes = {node.name: node for node in gm.graph.nodes}
+    missing = [name for name in (choice.entry, choice.exit) if name not in nodes]
+    if missing:
+        raise PlanError(f"{missing[0]} of {choice} is not in the graph: merge needs the graph linearized by this plan")
+    entry, core = nodes[choice.entry], nodes[choice.exit]
+    while role(gm, core) in (Role.ACTIVATION, Role.PASS):
+        core = core.args[0]  # type: ignore[assignment]
+    inner = _between(entry, core)
+    shape = image_shape(entry)
+    if shape is None:
+        raise PlanError(f"the shape at {choice.entry} is not known: linearize a graph that `capture` returned")
+    operator = collapse(gm, entry, inner, shape[1])[core]
+    insert_convolution(gm, core, entry, operator, f"merged_{core.name}")
+
+
+def _between(entry: fx.Node, core: fx.Node) -> list[fx.Node]:
+    """Return the nodes on paths from `entry` (excluded) to `core` (included), in the graph's order."""
+    found, pending = {core}, [core]
+    while pending:
+        for source in pending.pop().all_input_nodes:
+            if source is not entry and source not in found:
+                found.add(source)
+                pending.append(source)
+    return [node for node in entry.graph.nodes if node in found]
+
+
+def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
+    dtype = conv.weight.dtype
+    weight, bias = fuse_conv_bn_weights(
+        conv.weight.double(), None if conv.bias is None else conv.bias.double(),
+        norm.running_mean.double(), norm.running_var.double(), norm.eps,  # type: ignore[union-attr]
+        None if norm.weight is None else norm.weight.double(),
+        None if norm.bias is None else norm.bias.double(),
+    )  # fmt: skip
+    conv.weight = nn.Parameter(weight.detach().to(dtype))
+    conv.bias = nn.Parameter(bias.detach().to(dtype))
+
+
+def _drop_dropout(gm: fx.GraphModule) -> None:
+    for node in list(gm.graph.nodes):
+        if role(gm, node) is Role.PASS:
+            node.replace_all_uses_with(node.args[0])
+            gm.graph.erase_node(node)
+

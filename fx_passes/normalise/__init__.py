@@ -1,0 +1,1 @@
+"""Passes that bring a raw trace to the canonical form, one pass a file."""

@@ -1,0 +1,144 @@
+"""Turn functional layers into modules, so that training mode and rewriting work on them alike."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+from torch.fx.passes.infra.pass_base import PassBase, PassResult
+
+from fx_passes.graph_edit import add_module, redirect
+
+__all__ = ["FunctionalToModules"]
+
+_ELEMENTWISE: dict[Any, type[nn.Module]] = {
+    F.relu: nn.ReLU, F.relu_: nn.ReLU, torch.relu: nn.ReLU, torch.relu_: nn.ReLU, "relu": nn.ReLU, "relu_": nn.ReLU,
+    F.relu6: nn.ReLU6, F.hardtanh: nn.Hardtanh, F.hardswish: nn.Hardswish, F.hardsigmoid: nn.Hardsigmoid,
+    F.silu: nn.SiLU, F.gelu: nn.GELU, F.mish: nn.Mish, F.elu: nn.ELU, F.celu: nn.CELU, F.selu: nn.SELU,
+    F.leaky_relu: nn.LeakyReLU, F.softplus: nn.Softplus, F.logsigmoid: nn.LogSigmoid,
+    F.sigmoid: nn.Sigmoid, torch.sigmoid: nn.Sigmoid, "sigmoid": nn.Sigmoid, "sigmoid_": nn.Sigmoid,
+    F.tanh: nn.Tanh, torch.tanh: nn.Tanh, "tanh": nn.Tanh, "tanh_": nn.Tanh,
+    F.dropout: nn.Dropout, F.dropout2d: nn.Dropout2d,
+}  # fmt: skip
+_CONV_PARAMETERS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+_POOL_PARAMETERS = (
+    "input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override",
+)  # fmt: skip
+
+Arguments = dict[str, Any]
+
+
+class FunctionalToModules(PassBase):
+    """Replace functional activations, dropout, pooling, convolution and batch normalisation by modules.
+
+    The weights of a functional layer must be the model's own parameters (`get_attr` nodes); they are shared
+    with the new module.
+    """
+
+    def call(self, graph_module: fx.GraphModule) -> PassResult:
+        """Rewrite `graph_module` in place."""
+        modified = False
+        for node in list(graph_module.graph.nodes):
+            built = _build(graph_module, node)
+            if built is not None:
+                module, source = built
+                module.train(graph_module.training)
+                target = add_module(graph_module, _owner(node) or f"{node.name}_module", module)
+                redirect(node, target=target, args=(source,))
+                modified = True
+        return PassResult(graph_module, modified)
+
+
+def _build(gm: fx.GraphModule, node: fx.Node) -> tuple[nn.Module, fx.Node] | None:
+    """Return the module that computes `node` and the tensor that it reads, or None where there is none."""
+    if node.op not in ("call_function", "call_method"):
+        return None
+    arguments = _arguments(node)
+    source = arguments.pop("input", None)
+    if not isinstance(source, fx.Node):
+        return None
+    module: nn.Module | None = None
+    if node.target in _ELEMENTWISE:
+        module = _elementwise(_ELEMENTWISE[node.target], arguments)
+    elif node.target is F.batch_norm:
+        module = _batch_norm(gm, arguments)
+    elif node.target is F.conv2d:
+        module = _conv(gm, arguments)
+    elif node.target is F.avg_pool2d:
+        module = nn.AvgPool2d(**arguments)
+    return None if module is None else (module, source)
+
+
+def _owner(node: fx.Node) -> str:
+    """Return the path of the module whose weights `node` reads, or nothing."""
+    paths = [str(used.target) for used in node.all_input_nodes if used.op == "get_attr"]
+    return paths[0].rpartition(".")[0] if paths else ""
+
+
+def _arguments(node: fx.Node) -> Arguments:
+    """Return the arguments of `node` by name."""
+    if node.target is F.conv2d:
+        names: tuple[str, ...] = _CONV_PARAMETERS
+    elif node.target is F.avg_pool2d:
+        names = _POOL_PARAMETERS
+    elif isinstance(node.target, str) or not inspect.isfunction(node.target):
+        names = ("input",)
+    else:
+        names = tuple(inspect.signature(node.target).parameters)
+    return {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+
+
+def _elementwise(kind: type[nn.Module], arguments: Arguments) -> nn.Module | None:
+    known = inspect.signature(kind).parameters
+    options = {k: v for k, v in arguments.items() if k in known and k != "inplace"}
+    if any(isinstance(value, fx.Node) for value in options.values()):
+        return None
+    return kind(**options)
+
+
+def _batch_norm(gm: fx.GraphModule, arguments: Arguments) -> nn.Module | None:
+    mean, variance = (_tensor(gm, arguments.get(key)) for key in ("running_mean", "running_var"))
+    weight, bias = (_tensor(gm, arguments.get(key)) for key in ("weight", "bias"))
+    if mean is None or variance is None or (weight is None) != (bias is None):
+        return None
+    module = nn.BatchNorm2d(
+        mean.numel(), eps=arguments.get("eps", 1e-5), momentum=arguments.get("momentum", 0.1), affine=False
+    )
+    module.running_mean, module.running_var = mean, variance
+    if weight is not None and bias is not None:
+        module.affine = True
+        module.weight, module.bias = _parameter(weight), _parameter(bias)
+    return module
+
+
+def _conv(gm: fx.GraphModule, arguments: Arguments) -> nn.Module | None:
+    weight, bias = (_tensor(gm, arguments.get(key)) for key in ("weight", "bias"))
+    if weight is None or (arguments.get("bias") is not None and bias is None):
+        return None
+    groups = arguments.get("groups", 1)
+    options = {key: arguments[key] for key in ("stride", "padding", "dilation") if key in arguments}
+    module = nn.Conv2d(
+        weight.shape[1] * groups, weight.shape[0], tuple(weight.shape[2:]),  # type: ignore[arg-type]
+        groups=groups, bias=bias is not None, device="meta", **options,
+    )  # fmt: skip
+    module.weight = _parameter(weight)
+    module.bias = None if bias is None else _parameter(bias)
+    return module
+
+
+def _tensor(gm: fx.GraphModule, node: Any) -> torch.Tensor | None:
+    """Return the model's own tensor that a `get_attr` node fetches."""
+    if not isinstance(node, fx.Node) or node.op != "get_attr":
+        return None
+    owner, _, name = str(node.target).rpartition(".")
+    value = getattr(gm.get_submodule(owner), name)
+    return value if isinstance(value, torch.Tensor) else None
+
+
+def _parameter(tensor: torch.Tensor) -> nn.Parameter:
+    return tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor, requires_grad=False)
+
+

@@ -1,0 +1,149 @@
+"""What a node of the canonical graph is to depth compression: affine, an activation, a join, or a barrier.
+
+Nothing here knows an architecture; a node is judged by its operator alone.
+"""
+
+from __future__ import annotations
+
+import operator
+from enum import Enum
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from fx_passes import affine
+from fx_passes.affine import AffineConv, NotAffineError
+
+__all__ = ["ACTIVATIONS", "Role", "affine_operator", "called_module", "describe", "image_shape", "role", "zero_padding"]
+
+ACTIVATIONS: tuple[type[nn.Module], ...] = (
+    nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish,
+    nn.Hardswish, nn.Hardsigmoid, nn.Sigmoid, nn.Tanh, nn.Softplus, nn.Softsign, nn.LogSigmoid,
+)  # fmt: skip
+
+
+class Role(Enum):
+    """The part that a node plays in a span."""
+
+    AFFINE = "affine"
+    ACTIVATION = "activation"
+    ADD = "add"
+    CONCAT = "concat"
+    PASS = "pass"
+    BARRIER = "barrier"
+
+
+def called_module(gm: fx.GraphModule, node: fx.Node) -> nn.Module | None:
+    """Return the module that `node` calls, or None where it calls none."""
+    return gm.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+
+def image_shape(node: fx.Node) -> tuple[int, int, int, int] | None:
+    """Return (batch, channels, height, width) of the tensor at `node`, or None where it is no image."""
+    meta = node.meta.get("tensor_meta")
+    shape = getattr(meta, "shape", None)
+    return tuple(int(n) for n in shape) if shape is not None and len(shape) == 4 else None  # type: ignore[return-value]
+
+
+def role(gm: fx.GraphModule, node: fx.Node) -> Role:
+    """Return the part that `node` plays."""
+    return _judge(gm, node)[0]
+
+
+def describe(gm: fx.GraphModule, node: fx.Node) -> str:
+    """Say in a sentence's second half why `node` ends every span; empty for a node that does not."""
+    return _judge(gm, node)[1]
+
+
+def affine_operator(gm: fx.GraphModule, node: fx.Node, channels: int, *, device: str = "cpu") -> AffineConv:
+    """Return the float64 operator of an AFFINE node that reads `channels` channels.
+
+    It is computed on `device`; on "meta" only its shapes are.
+    """
+    module = called_module(gm, node)
+    if isinstance(module, nn.Conv2d):
+        return affine.from_conv(module, device=device)
+    if isinstance(module, nn.BatchNorm2d):
+        return affine.from_batch_norm(module, device=device)
+    if isinstance(module, nn.AvgPool2d):
+        return affine.from_avg_pool(module, channels, device=device)
+    return affine.from_padding(channels, zero_padding(module, node), device=device)
+
+
+def _judge(gm: fx.GraphModule, node: fx.Node) -> tuple[Role, str]:
+    module = called_module(gm, node)
+    if isinstance(module, ACTIVATIONS):
+        return Role.ACTIVATION, ""
+    if isinstance(module, nn.Dropout | nn.Dropout2d | nn.Identity):
+        return Role.PASS, ""
+    if node.target in (operator.add, torch.cat):
+        return _judge_join(node)
+    if isinstance(module, nn.Conv2d | nn.BatchNorm2d | nn.AvgPool2d | nn.ZeroPad2d) or node.target is F.pad:
+        obstacle = _obstacle(module, node)
+        return (Role.BARRIER, f"{_title(module, node)} is not one convolution: {obstacle}") if obstacle else (
+            Role.AFFINE, ""
+        )
+    return Role.BARRIER, f"{_title(module, node)} is not a convolution and cannot be merged into one"
+
+
+def _obstacle(module: nn.Module | None, node: fx.Node) -> str:
+    """Return what keeps a node from being position-invariant and affine, or nothing."""
+    if isinstance(module, nn.Conv2d):
+        if module.padding_mode != "zeros":
+            return f"it pads with padding_mode={module.padding_mode!r}, and only zero padding can be moved"
+    elif isinstance(module, nn.BatchNorm2d):
+        if module.running_mean is None or module.running_var is None:
+            return "it keeps no running statistics, so its output depends on the whole batch"
+    elif isinstance(module, nn.AvgPool2d):
+        if module.ceil_mode:
+            return "it rounds its output size up (ceil_mode=True), so its last windows are cut short"
+        if module.padding not in (0, (0, 0)) and not module.count_include_pad:
+            return "it averages fewer pixels at the border (count_include_pad=False)"
+    elif _padding_arguments(module, node) is None:
+        return "only padding of height and width with zeros can be moved"
+    return ""
+
+
+def _judge_join(node: fx.Node) -> tuple[Role, str]:
+    operands = node.all_input_nodes
+    shapes = [image_shape(operand) for operand in operands]
+    if node.target is operator.add:
+        if len(node.args) == 2 and all(isinstance(a, fx.Node) for a in node.args):
+            if None not in shapes and len(set(shapes)) == 1:
+                return Role.ADD, ""
+            return Role.BARRIER, "a sum that broadcasts, or is not of images, cannot be merged into a convolution"
+        return Role.BARRIER, "a sum with a constant is not merged"
+    axis = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
+    if axis in (1, -3) and None not in shapes:
+        return Role.CONCAT, ""
+    return Role.BARRIER, "a concatenation along another axis than the channels cannot be merged into a convolution"
+
+
+def zero_padding(module: nn.Module | None, node: fx.Node) -> affine.Sides:
+    """Return what an AFFINE padding node adds at (top, bottom, left, right)."""
+    pad = _padding_arguments(module, node)
+    if pad is None:
+        raise NotAffineError(f"{node.name} is no padding with zeros")
+    left, right, top, bottom = pad
+    return top, bottom, left, right
+
+
+def _padding_arguments(module: nn.Module | None, node: fx.Node) -> tuple[int, int, int, int] | None:
+    """Return (left, right, top, bottom) of a padding with zeros, or None where it is something else."""
+    if isinstance(module, nn.ZeroPad2d):
+        return module.padding
+    names = ("input", "pad", "mode", "value")
+    options: dict[str, Any] = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+    pad = tuple(options["pad"])
+    constant = options.get("mode", "constant") == "constant" and not options.get("value")
+    if not constant or len(pad) not in (2, 4) or not all(isinstance(p, int) for p in pad):
+        return None
+    return (*pad, 0, 0)[:4]  # type: ignore[return-value]
+
+
+def _title(module: nn.Module | None, node: fx.Node) -> str:
+    if module is not None:
+        return type(module).__name__
+    return str(getattr(node.target, "__name__", node.target))

@@ -1,0 +1,263 @@
+"""Candidate spans of a captured graph, the choices for each, and a sentence for every refusal.
+
+A span (i, j] holds all operators between cut i and cut j of one level. With its inner activations taken as
+identity it is one convolution, whose geometry (kernel, stride, padding, groups) follows from the algebra
+without touching a weight.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from torch import fx, nn
+
+from depthcomp_errors import PlanError
+from fx_passes.affine import AffineConv, NotAffineError
+from fx_passes.collapse import collapse_node
+from fx_passes import affine
+from fx_passes.operators import Role, called_module, image_shape, role
+from fx_passes.plan import Plan, SpanChoice
+from fx_passes.structure import Level, Unit, structure_tree
+
+__all__ = ["Span", "SpanLimits", "enumerate_spans", "find_span", "random_plan"]
+
+
+@dataclass(frozen=True, slots=True)
+class SpanLimits:
+    """What is offered as a choice; the number of candidates grows linearly with depth.
+
+    Attributes:
+        longest_span: most units that one convolution may replace.
+        largest_kernel: largest height or width of a new convolution's kernel.
+        largest_mac_growth: most multiply-adds of a new convolution, relative to those of its span.
+    """
+
+    longest_span: int = 8
+    largest_kernel: int = 7
+    largest_mac_growth: float = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """All operators between two cuts of one level.
+
+    Attributes:
+        level: the chain that the span belongs to.
+        start: number i of the cut that it reads.
+        stop: number j of the cut that it produces.
+        nodes: names of its nodes in order, the end activation included.
+        core: name of the node whose tensor is the cut before its end activation.
+        operator: its collapse into one convolution, weights on the meta device; None where it is refused.
+        in_shape: (batch, channels, height, width) at the entry; None where that is no image.
+        macs: multiply-adds of its convolutions as they are, for the whole batch.
+        choices: what may be done with it instead of keeping it.
+        refusal: why it has no choices, as a sentence; empty where it has some.
+    """
+
+    level: Level
+    start: int
+    stop: int
+    nodes: tuple[str, ...]
+    core: str
+    operator: AffineConv | None
+    in_shape: tuple[int, int, int, int] | None
+    macs: int
+    choices: tuple[SpanChoice, ...]
+    refusal: str
+
+    @property
+    def entry(self) -> str:
+        """Name of the node whose tensor the span reads."""
+        return self.level.cuts[self.start]
+
+    @property
+    def exit(self) -> str:
+        """Name of the node whose tensor the span produces."""
+        return self.level.cuts[self.stop]
+
+
+def enumerate_spans(gm: fx.GraphModule, limits: SpanLimits | None = None) -> list[Span]:
+    """Return the candidate spans of a captured graph, level by level, outermost first.
+
+    A unit that cannot be part of any span appears once, refused; longer spans across it are not listed.
+    The graph is not changed. Complexity: O(units x longest_span) compositions without weights.
+    """
+    walker = _Walker(gm, limits or SpanLimits())
+    return [span for level in structure_tree(gm).levels() for span in walker.spans(level)]
+
+
+def find_span(gm: fx.GraphModule, entry: str, exit_: str) -> Span:
+    """Return the span from the tensor at `entry` to the one at `exit_`, whatever its length.
+
+    Raises:
+        PlanError: the two are not cuts of one level, or what stands between them is not one convolution.
+    """
+    for level in structure_tree(gm).levels():
+        cuts = level.cuts
+        if entry in cuts and exit_ in cuts and cuts.index(entry) < cuts.index(exit_):
+            start, stop = cuts.index(entry), cuts.index(exit_)
+            unlimited = SpanLimits(longest_span=len(cuts), largest_kernel=10**9, largest_mac_growth=math.inf)
+            for span in _Walker(gm, unlimited).spans_from(level, start):
+                if span.stop == stop or span.operator is None:
+                    break
+            if span.stop == stop and span.choices:
+                return span
+            raise PlanError(f"the span ({entry}, {exit_}] cannot be compressed: {span.refusal or 'no operator'}")
+    raise PlanError(f"the graph has no span ({entry}, {exit_}]: both must be cuts of one level, in this order")
+
+
+def random_plan(gm: fx.GraphModule, rng: np.random.Generator, limits: SpanLimits | None = None) -> Plan:
+    """Return random non-overlapping choices of every kind over all levels, the same for the same generator."""
+    spans: dict[tuple[Level, int], list[Span]] = {}
+    for span in enumerate_spans(gm, limits):
+        if span.choices:
+            spans.setdefault((span.level, span.start), []).append(span)
+    return Plan.of(_draw(structure_tree(gm), spans, rng))
+
+
+def _draw(
+    level: Level, spans: dict[tuple[Level, int], list[Span]], rng: np.random.Generator
+) -> Iterator[SpanChoice]:
+    cut = 0
+    while cut < len(level.units):
+        options = spans.get((level, cut), [])
+        if options and rng.random() < 0.5:  # half of the chances, so that kept parts stand between rewritten ones
+            kinds = sorted({choice.kind for span in options for choice in span.choices})
+            kind = kinds[rng.integers(len(kinds))]
+            drawn = [(c, span.stop) for span in options for c in span.choices if c.kind == kind]
+            choice, cut = drawn[rng.integers(len(drawn))]
+            yield choice
+        else:
+            for branch in level.units[cut].branches:
+                yield from _draw(branch, spans, rng)
+            cut += 1
+
+
+class _Walker:
+    """Walks levels; holds the graph, the limits and what was computed for a node once."""
+
+    def __init__(self, gm: fx.GraphModule, limits: SpanLimits) -> None:
+        self._gm = gm
+        self._limits = limits
+        self._nodes = {node.name: node for node in gm.graph.nodes}
+        self._roles = {node.name: role(gm, node) for node in gm.graph.nodes}
+
+    def spans(self, level: Level) -> Iterator[Span]:
+        for start in range(len(level.units)):
+            yield from self.spans_from(level, start)
+
+    def spans_from(self, level: Level, start: int) -> Iterator[Span]:
+        """Yield the spans that begin at cut `start`, shortest first, up to the first refusal."""
+        entry = self._nodes.get(level.cuts[start])
+        shape = None if entry is None else image_shape(entry)
+        values = {} if shape is None or entry is None else {entry: affine.identity(shape[1], device="meta")}
+        nodes: list[str] = []
+        for stop in range(start + 1, min(start + self._limits.longest_span, len(level.units)) + 1):
+            unit = level.units[stop - 1]
+            nodes += [*unit.region, *unit.nodes]
+            reason = self._extend(values, unit)
+            if reason:
+                if stop == start + 1:
+                    yield Span(level, start, stop, tuple(nodes), nodes[-1], None, shape, 0, (), reason)
+                return
+            yield self._span(level, start, stop, tuple(nodes), values)
+
+    def _extend(self, values: dict[fx.Node, AffineConv], unit: Unit) -> str:
+        """Add the operators of a unit's nodes to `values`; return why that is impossible, or nothing."""
+        if not values:
+            first = self._nodes[unit.nodes[0]]
+            if first.op in ("placeholder", "output"):
+                return f"{first.name} is the network's {first.op}"
+            return f"{unit.nodes[0]} does not read a batch of images"
+        for name in (*unit.region, *unit.nodes):
+            node = self._nodes[name]
+            try:
+                values[node] = collapse_node(self._gm, node, values, device="meta")
+            except NotAffineError as reason:
+                return str(reason)
+        return ""
+
+    def _span(
+        self, level: Level, start: int, stop: int, nodes: tuple[str, ...], values: dict[fx.Node, AffineConv]
+    ) -> Span:
+        core = self._core(level, stop)
+        operator = values[self._nodes[core]]
+        entry, exit_ = level.cuts[start], level.cuts[stop]
+        shape = image_shape(self._nodes[entry])
+        assert shape is not None  # values would be empty
+        macs = sum(self._macs(name) for name in nodes)
+        choices = tuple(self._choices(entry, exit_, nodes, operator, shape, macs))
+        refusal = "" if choices else self._excuse(nodes, operator)
+        return Span(level, start, stop, nodes, core, operator, shape, macs, choices, refusal)
+
+    def _core(self, level: Level, stop: int) -> str:
+        """Return the node before the end activation of the unit that ends at cut `stop`."""
+        before = level.cuts[stop - 1]
+        for name in level.units[stop - 1].nodes:
+            if self._roles[name] is Role.ACTIVATION:
+                break
+            before = name
+        return before
+
+    def _choices(
+        self, entry: str, exit_: str, nodes: tuple[str, ...], operator: AffineConv,
+        shape: tuple[int, int, int, int], macs: int,
+    ) -> Iterator[SpanChoice]:  # fmt: skip
+        weighted = self._weighted(nodes)
+        if weighted == 0 or self._roles[nodes[-1]] is Role.ACTIVATION and len(nodes) == 1:
+            return
+        allowed = self._limits.largest_mac_growth * macs
+        height, width = operator.kernel
+        if weighted > 1 and self._fits(operator.kernel) and _macs(operator, operator.kernel, shape) <= allowed:
+            yield SpanChoice(entry, exit_, "merge", operator.kernel)
+        for size in range(1, min(max(height, width), self._limits.largest_kernel) + 1, 2):
+            kernel = min(size, height), min(size, width)
+            if (weighted > 1 or kernel != operator.kernel) and _macs(operator, kernel, shape) <= allowed:
+                yield SpanChoice(entry, exit_, "fit", kernel)
+        if image_shape(self._nodes[exit_]) == shape:
+            yield SpanChoice(entry, exit_, "drop")
+
+    def _fits(self, kernel: tuple[int, int]) -> bool:
+        return max(kernel) <= self._limits.largest_kernel
+
+    def _weighted(self, nodes: tuple[str, ...]) -> int:
+        modules = [called_module(self._gm, self._nodes[name]) for name in nodes]
+        return sum(isinstance(module, nn.Conv2d | nn.AvgPool2d | nn.BatchNorm2d) for module in modules) - sum(
+            self._follows_conv(name) for name in nodes
+        )
+
+    def _follows_conv(self, name: str) -> bool:
+        """Say whether a node is a normalisation that any runtime folds into the convolution before it."""
+        node = self._nodes[name]
+        if not isinstance(called_module(self._gm, node), nn.BatchNorm2d):
+            return False
+        source = node.args[0]
+        return isinstance(source, fx.Node) and isinstance(called_module(self._gm, source), nn.Conv2d)
+
+    def _macs(self, name: str) -> int:
+        node = self._nodes[name]
+        module, shape = called_module(self._gm, node), image_shape(node)
+        if shape is None or not isinstance(module, nn.Conv2d):
+            return 0 if shape is None or self._roles[name] is not Role.AFFINE else math.prod(shape)
+        return shape[0] * shape[2] * shape[3] * module.weight.numel()
+
+    def _excuse(self, nodes: tuple[str, ...], operator: AffineConv) -> str:
+        if self._weighted(nodes) == 0:
+            return f"{nodes[-1]}: there is no convolution between these cuts"
+        if self._weighted(nodes) == 1 and operator.kernel == (1, 1):
+            return f"{nodes[0]}: a lone 1x1 convolution that changes its tensor's shape is as small as it can be"
+        height, width = operator.kernel
+        return (
+            f"{nodes[0]} to {nodes[-1]}: one convolution ({height}x{width}, {operator.in_channels} to "
+            f"{operator.out_channels} channels) would cost more than {self._limits.largest_mac_growth:g} times "
+            "the multiply-adds of what it replaces, at every kernel size, and shapes do not allow identity"
+        )
+
+
+def _macs(operator: AffineConv, kernel: tuple[int, int], shape: tuple[int, int, int, int]) -> int:
+    """Return the multiply-adds of `operator` with a kernel of another size."""
+    per_pixel = operator.weight.numel() // math.prod(operator.kernel) * math.prod(kernel)
+    return shape[0] * math.prod(operator.out_size((shape[2], shape[3]))) * per_pixel

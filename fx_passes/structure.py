@@ -1,0 +1,188 @@
+"""The program structure tree of a graph: chains of cuts, and the parallel regions between them.
+
+A cut is a tensor through which all data of its level passes (it dominates the level's exit). Between two cuts
+stands one *unit*: an operator with the normalisation and activation that follow it, or a region of parallel
+branches with the node that joins them. Each branch is a level of its own. Where branches are tangled so that
+they have no single exit, the region is irreducible; its simple chains are levels all the same.
+
+Source: Johnson, Pearson and Pingali, The Program Structure Tree, PLDI 1994; dominators by networkx.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import networkx as nx
+from torch import fx, nn
+
+from fx_passes.operators import Role, called_module, role
+
+__all__ = ["Level", "Unit", "structure_tree"]
+
+INPUTS = "<inputs>"
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """What stands between two neighbouring cuts.
+
+    Attributes:
+        nodes: names of the nodes in the chain from the first operator or join to the cut, in order.
+        region: names of all nodes that `nodes[0]` joins, in order; empty for a plain operator.
+        branches: the levels that run in parallel inside the region.
+        tangled: whether branches are only the simple chains of an irreducible region.
+    """
+
+    nodes: tuple[str, ...]
+    region: tuple[str, ...] = ()
+    branches: tuple[Level, ...] = ()
+    tangled: bool = False
+
+    @property
+    def exit(self) -> str:
+        """Name of the node whose tensor is the cut after this unit."""
+        return self.nodes[-1]
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """A chain of cuts: cut 0 is the tensor at `entry`, cut k is the exit of unit k - 1."""
+
+    entry: str
+    units: tuple[Unit, ...]
+
+    @property
+    def cuts(self) -> tuple[str, ...]:
+        """Names of the nodes whose tensors are the cuts 0..L."""
+        return (self.entry, *(unit.exit for unit in self.units))
+
+    def levels(self) -> Iterator[Level]:
+        """Yield this level and all levels nested in it, outermost first."""
+        yield self
+        for unit in self.units:
+            for branch in unit.branches:
+                yield from branch.levels()
+
+
+def structure_tree(gm: fx.GraphModule) -> Level:
+    """Return the structure of a captured graph; the graph is not changed.
+
+    Nodes that no input reaches (fetched weights) or that reach no output are left out.
+    """
+    flow = _data_flow(gm)
+    order = {name: position for position, name in enumerate(nx.topological_sort(flow))}
+    output = next(iter(gm.graph.find_nodes(op="output"))).name
+    entries = [node.name for node in gm.graph.find_nodes(op="placeholder") if node.name in flow]
+    entry = entries[0] if len(entries) == 1 else INPUTS
+    builder = _Builder(gm, order)
+    return builder.level(flow.subgraph(_between(flow, entry, output)), entry, output)
+
+
+def _data_flow(gm: fx.GraphModule) -> nx.DiGraph[str]:
+    flow: nx.DiGraph[str] = nx.DiGraph()
+    for node in gm.graph.nodes:
+        flow.add_edges_from((source.name, node.name) for source in node.all_input_nodes)
+    inputs = [node.name for node in gm.graph.find_nodes(op="placeholder")]
+    flow.add_edges_from((INPUTS, name) for name in inputs)
+    output = next(iter(gm.graph.find_nodes(op="output"))).name
+    alive = _between(flow, INPUTS, output)
+    return nx.DiGraph(flow.subgraph(alive))
+
+
+def _between(flow: nx.DiGraph[str], entry: str, exit_: str) -> set[str]:
+    """Return the nodes on a path from `entry` to `exit_`, both ends included."""
+    return (nx.descendants(flow, entry) | {entry}) & (nx.ancestors(flow, exit_) | {exit_})
+
+
+class _Builder:
+    """Builds levels out of sub-graphs; holds what all of them share."""
+
+    def __init__(self, gm: fx.GraphModule, order: dict[str, int]) -> None:
+        self._nodes = {node.name: node for node in gm.graph.nodes}
+        self._gm = gm
+        self._order = order
+
+    def level(self, flow: nx.DiGraph[str], entry: str, exit_: str) -> Level:
+        """Return the level between two nodes of a graph whose every node lies on a path between them."""
+        parents = nx.immediate_dominators(flow, entry)
+        steps = [exit_]
+        while steps[-1] != entry:
+            steps.append(parents[steps[-1]])
+        steps.reverse()
+        inner = _split(flow, steps, self._order)
+        units: list[Unit] = []
+        for before, after, nodes in zip(steps, steps[1:], inner, strict=False):
+            branches, tangled = self._region(flow, before, after, nodes)
+            if units and not branches and self._belongs(units[-1], after):
+                units[-1] = replace(units[-1], nodes=(*units[-1].nodes, after))
+            else:
+                region = tuple(sorted(nodes, key=self._order.__getitem__))
+                units.append(Unit((after,), region, branches, tangled))
+        return Level(entry, tuple(units))
+
+    def _region(
+        self, flow: nx.DiGraph[str], entry: str, exit_: str, inner: set[str]
+    ) -> tuple[tuple[Level, ...], bool]:
+        """Return the branches between two neighbouring cuts, and whether they are tangled."""
+        if not inner:
+            return (), False
+        branches: list[Level] = [Level(entry, ())] if flow.has_edge(entry, exit_) else []
+        tangled = False
+        for part in self._components(flow, inner):
+            ends = [name for name in part if flow.has_edge(name, exit_)]
+            if len(ends) == 1:
+                branches.append(self.level(flow.subgraph(part | {entry}), entry, ends[0]))
+            else:
+                tangled = True
+                branches.extend(self._simple_chains(flow, part))
+        return tuple(branches), tangled
+
+    def _components(self, flow: nx.DiGraph[str], inner: set[str]) -> list[set[str]]:
+        parts = [set(part) for part in nx.weakly_connected_components(flow.subgraph(inner))]
+        return sorted(parts, key=lambda part: min(self._order[name] for name in part))
+
+    def _simple_chains(self, flow: nx.DiGraph[str], part: set[str]) -> Iterator[Level]:
+        """Yield the maximal chains of two nodes or more in which each tensor is read by the next node alone."""
+        links = nx.DiGraph()
+        links.add_edges_from(
+            (a, b) for a, b in flow.subgraph(part).edges if flow.out_degree(a) == 1 and flow.in_degree(b) == 1
+        )
+        for chain in nx.weakly_connected_components(links):
+            names = sorted(chain, key=self._order.__getitem__)
+            yield self.level(links.subgraph(chain), names[0], names[-1])
+
+    def _belongs(self, unit: Unit, name: str) -> bool:
+        """Say whether a node goes with the unit before it: norms and one activation follow an operator."""
+        roles = [self._role(node) for node in unit.nodes]
+        mine = self._role(name)
+        if mine is Role.PASS:
+            return True
+        if all(self._pads(node) for node in unit.nodes):
+            return mine is Role.AFFINE
+        if mine is Role.ACTIVATION:
+            return Role.ACTIVATION not in roles and Role.BARRIER not in roles
+        return self._is_norm(name) and Role.ACTIVATION not in roles and Role.BARRIER not in roles
+
+    def _role(self, name: str) -> Role:
+        return role(self._gm, self._nodes[name])
+
+    def _is_norm(self, name: str) -> bool:
+        return isinstance(called_module(self._gm, self._nodes[name]), nn.BatchNorm2d)
+
+    def _pads(self, name: str) -> bool:
+        module = called_module(self._gm, self._nodes[name])
+        learned = isinstance(module, nn.Conv2d | nn.BatchNorm2d | nn.AvgPool2d)
+        return self._role(name) is Role.AFFINE and not learned
+
+
+def _split(flow: nx.DiGraph[str], steps: list[str], order: dict[str, int]) -> list[set[str]]:
+    """Return, for each pair of neighbouring cuts, the nodes strictly between them."""
+    positions = [order[name] for name in steps]
+    inner: list[set[str]] = [set() for _ in steps[1:]]
+    slot = 0
+    for name in sorted(set(flow) - set(steps), key=order.__getitem__):
+        while order[name] > positions[slot + 1]:
+            slot += 1
+        inner[slot].add(name)
+    return inner

@@ -1,0 +1,133 @@
+"""nn.Module -> raw fx graph, by plain symbolic tracing or with the shapes of the example inputs made concrete."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.fx
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_any, tree_map
+
+from depthcomp_errors import CaptureError
+
+__all__ = ["trace"]
+
+
+def trace(model: nn.Module, example_inputs: Sequence[Tensor]) -> fx.GraphModule:
+    """Return the fx graph of `model`, its modules shared with the model.
+
+    A plain symbolic trace is tried first: it keeps every size symbolic. A forward that branches on sizes is
+    traced again with the sizes of `example_inputs` as constants.
+
+    Raises:
+        CaptureError: neither works; the message names the line of the model that stands in the way.
+    """
+    try:
+        return fx.GraphModule(model, fx.Tracer().trace(model), type(model).__name__)
+    except Exception as symbolic:
+        try:
+            graph = ConcreteShapeTracer(example_inputs).trace(model)
+        except Exception as concrete:
+            raise CaptureError(_explain(model, concrete)) from symbolic
+        return fx.GraphModule(model, graph, type(model).__name__)
+
+
+class ConcreteShapeTracer(fx.Tracer):
+    """A tracer that knows each tensor's shape, so that Python may branch on shapes, types and devices.
+
+    Beside every proxy a fake tensor is computed; whatever is no tensor (a size, a dtype, a comparison of them)
+    becomes a constant of the graph.
+    """
+
+    def __init__(self, example_inputs: Sequence[Tensor]) -> None:
+        super().__init__()
+        self._fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self._inputs: Iterator[Tensor] = iter([self._fake_mode.from_tensor(x) for x in example_inputs])
+        self._evaluating = False
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """Return a proxy that answers questions about its shape."""
+        return ShapedProxy(node, self)
+
+    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **options: Any) -> Any:
+        """Return a proxy for a tensor, or the plain value of anything else."""
+        proxy = super().create_proxy(kind, target, args, kwargs, *rest, **options)
+        self._evaluating = True
+        try:
+            with self._fake_mode:
+                value = self._evaluate(kind, target, tree_map(_value, args), tree_map(_value, kwargs))
+        finally:
+            self._evaluating = False
+        proxy.node.meta["example"] = value
+        return proxy if tree_any(lambda leaf: isinstance(leaf, Tensor), value) else value
+
+    def call_module(self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Trace the call of a module, or just call it while an example value is computed."""
+        if self._evaluating:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """Trace the access to a parameter, or just fetch it while an example value is computed."""
+        return attr_val if self._evaluating else super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def _evaluate(self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if kind == "placeholder":
+            return next(self._inputs, args[0] if args else None)
+        if kind == "get_attr":
+            return _fetch(self.root, target)
+        if kind == "call_module":
+            return self.root.get_submodule(target)(*args, **kwargs)
+        if kind == "call_method":
+            return getattr(args[0], target)(*args[1:], **kwargs)
+        return target(*args, **kwargs)
+
+
+class ShapedProxy(fx.Proxy):
+    """A proxy whose plain attributes and length are those of its example value."""
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self.node.meta.get("example"), name, None)
+        if value is None or callable(value) or isinstance(value, Tensor):
+            return super().__getattr__(name)
+        return value
+
+    def __len__(self) -> int:
+        return len(self.node.meta["example"])
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter([self[index] for index in range(len(self))])
+
+
+def _value(leaf: Any) -> Any:
+    return leaf.node.meta["example"] if isinstance(leaf, fx.Proxy) else leaf
+
+
+def _fetch(root: nn.Module, path: str) -> Any:
+    value: Any = root
+    for name in path.split("."):
+        value = getattr(value, name)
+    return value
+
+
+def _explain(model: nn.Module, error: Exception) -> str:
+    """Say which line of the model's own code could not be traced, and what to do."""
+    torch_home = str(Path(torch.__file__).parent)
+    own = str(Path(__file__).parent)
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith((torch_home, own, "<"))
+    ]
+    where = f" at {frames[-1].filename}:{frames[-1].lineno}: `{frames[-1].line}`" if frames else ""
+    reason = str(error).strip().split("\n")[0]
+    return (
+        f"{type(model).__name__} cannot be traced{where} ({type(error).__name__}: {reason}). "
+        "The forward must not branch on tensor values; rewrite that line with torch.where, "
+        "or wrap it in a function marked with torch.fx.wrap."
+    )

@@ -1,0 +1,174 @@
+import math
+import pickle
+from collections.abc import Iterable
+from itertools import islice
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from hypothesis.strategies import DrawFn, SearchStrategy
+
+from depthcomp_errors import BudgetInfeasibleError, ProblemError
+from dp_solver import Chain, Choice, Frontier, Parallel, enumerate_plans, frontier
+
+Point = tuple[float, float]
+Numbers = SearchStrategy[float]
+
+MOST_PLANS = 2000  # larger trees are left out: the oracle is exponential
+TENTHS = st.integers(0, 30).map(lambda n: n / 10)
+COSTS_AND_LOSSES = [
+    (st.integers(0, 3), st.integers(-2, 2)),  # ties are the rule
+    (TENTHS, TENTHS),  # ties up to rounding: 0.1 + 0.2 and 0.3
+    (st.floats(0, 1e3), st.floats(-1e3, 1e3)),
+]
+
+
+@st.composite
+def items(draw: DrawFn, costs: Numbers, losses: Numbers, depth: int) -> list[Choice | Parallel]:
+    choices = [Choice(key, draw(costs), draw(losses)) for key in range(draw(st.integers(0, 3)))]
+    if depth == 0 or draw(st.integers(0, 2)):
+        return choices
+    branches = draw(st.lists(chains(costs, losses, depth - 1), min_size=1, max_size=2))
+    return [*choices, Parallel(draw(costs), tuple(branches))]
+
+
+@st.composite
+def chains(draw: DrawFn, costs: Numbers, losses: Numbers, depth: int) -> Chain:
+    length = draw(st.integers(0, depth + 1))
+    spans = [(i, j) for j in range(1, length + 1) for i in range(j)]
+    filled = {span: draw(items(costs, losses, depth)) for span in spans}
+    bridge = Choice("bridge", draw(costs), draw(losses))
+    return Chain(length, filled | ({(0, length): [*filled[0, length], bridge]} if length else {}))
+
+
+def best_of(plans: Iterable[tuple[float, float, object]]) -> list[Point]:
+    """The frontier by definition: rising cost, each loss below all losses before it."""
+    front: list[Point] = []
+    for cost, loss in sorted({(cost, loss) for cost, loss, _ in plans}):
+        if not front or loss < front[-1][1]:
+            front.append((cost, loss))
+    return front
+
+
+def points(front: Frontier) -> list[Point]:
+    return list(zip(front.costs.tolist(), front.losses.tolist(), strict=True))
+
+
+def random_chain(length: int, seed: int) -> Chain:
+    rng = np.random.default_rng(seed)
+    spans = [(i, j) for i in range(length) for j in range(i + 1, length + 1)]
+    return Chain(length, {span: [Choice(span, rng.random(), rng.normal())] for span in spans})
+
+
+@settings(max_examples=1000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.one_of([chains(costs, losses, depth=2) for costs, losses in COSTS_AND_LOSSES]))
+def test_agrees_with_brute_force(tree: Chain) -> None:
+    plans = list(islice(enumerate_plans(tree), MOST_PLANS))
+    assume(len(plans) < MOST_PLANS)
+    front = frontier(tree)
+    assert points(front) == best_of(plans)
+    assert {(*point, front.plan(k)) for k, point in enumerate(points(front))} <= set(plans)
+
+
+def test_plans_add_up_to_the_reported_costs_and_losses() -> None:
+    chain = random_chain(30, seed=1)
+    front = frontier(chain)
+    for k in range(len(front)):
+        chosen = [chain.spans[key][0] for key in front.plan(k)]
+        assert math.fsum(choice.cost for choice in chosen) == pytest.approx(front.costs[k], rel=1e-12)
+        magnitude = math.fsum(abs(choice.loss) for choice in chosen)
+        total = math.fsum(choice.loss for choice in chosen)
+        assert total == pytest.approx(front.losses[k], abs=1e-12 * magnitude)
+
+
+def test_plans_step_from_cut_to_cut() -> None:
+    front = frontier(random_chain(30, seed=2))
+    for k in range(len(front)):
+        starts, ends = zip(*front.plan(k), strict=True)
+        assert (*starts, 30) == (0, *ends)
+
+
+def test_frontier_that_doubles_with_each_cut() -> None:
+    chain = Chain(10, {(i, i + 1): [Choice(0, 0.0, 0.0), Choice(1, 2.0**i, -(2.0**i))] for i in range(10)})
+    front = frontier(chain)
+    assert points(front) == [(n, -n) for n in range(1024)]
+    assert front.plan(0b1000000101) == (1, 0, 1, 0, 0, 0, 0, 0, 0, 1)
+
+
+def test_keys_of_nested_branches_come_in_order() -> None:
+    def leaf(name: str) -> Chain:
+        return Chain(1, {(0, 1): [Choice(name, 1.0, 0.0)]})
+
+    inner = Chain(1, {(0, 1): [Parallel(0.25, (leaf("b"), Chain(0, {}), leaf("c")))]})
+    outer = Parallel(0.5, (leaf("a"), inner, leaf("d")))
+    spans = {(0, 1): [Choice("first", 1.0, 0.0)], (1, 2): [outer], (2, 3): [Choice("last", 1.0, 0.0)]}
+    front = frontier(Chain(3, spans))
+    assert points(front) == [(6.75, 0.0)]
+    assert front.plan(0) == ("first", "a", "b", "c", "d", "last")
+
+
+def test_identity_chain() -> None:
+    front = frontier(Chain(0, {}))
+    assert points(front) == [(0.0, 0.0)]
+    assert front.plan(0) == ()
+    assert front.at(0) == 0
+
+
+def test_ties_go_to_the_earliest_start_then_to_the_first_item() -> None:
+    one, two = Choice("one", 1.0, 0.0), Choice("two", 2.0, 0.0)
+    halves = {(1, 2): [one], (0, 1): [one, Choice("other", 1.0, 0.0)]}
+    assert frontier(Chain(2, halves)).plan(0) == ("one", "one")
+    assert frontier(Chain(2, halves | {(0, 2): [two]})).plan(0) == ("two",)
+
+
+def test_order_of_the_mapping_does_not_matter() -> None:
+    chain = random_chain(12, seed=3)
+    rounded = {span: [Choice(span, round(c.cost, 1), round(c.loss))] for span, (c,) in chain.spans.items()}
+    forwards, backwards = frontier(Chain(12, rounded)), frontier(Chain(12, dict(reversed(rounded.items()))))
+    assert points(forwards) == points(backwards)
+    assert all(forwards.plan(k) == backwards.plan(k) for k in range(len(forwards)))
+
+
+def test_arrays_are_read_only_float64() -> None:
+    front = frontier(random_chain(3, seed=4))
+    assert front.costs.dtype == front.losses.dtype == np.float64
+    with pytest.raises(ValueError, match="read-only"):
+        front.costs[0] = 0.0
+
+
+def test_frontier_survives_pickling() -> None:
+    front = frontier(Chain(1, {(0, 1): [Parallel(1.0, (random_chain(3, seed=5),))]}))
+    copy = pickle.loads(pickle.dumps(front))  # noqa: S301 -- our own bytes
+    assert points(copy) == points(front)
+    assert copy.plan(0) == front.plan(0)
+
+
+def test_plan_out_of_range() -> None:
+    front = frontier(Chain(1, {(0, 1): [Choice("slow", 2.0, 0.0), Choice("fast", 1.0, 1.0)]}))
+    assert front.plan(-1) == front.plan(1) == ("slow",)
+    for k in (2, -3):
+        with pytest.raises(IndexError, match=rf"plan {k} of a frontier of 2 plans; use 0\.\.1"):
+            front.plan(k)
+
+
+def test_at_finds_the_last_plan_within_the_budget() -> None:
+    front = frontier(Chain(10, {(i, i + 1): [Choice(0, 0.1, 1.0), Choice(1, 0.2, 0.0)] for i in range(10)}))
+    for k, cost in enumerate(front.costs):
+        assert front.at(cost) == k
+        assert front.at(np.nextafter(cost, math.inf)) == k
+        assert k == 0 or front.at(np.nextafter(cost, 0.0)) == k - 1
+    assert front.at(math.inf) == len(front) - 1
+
+
+def test_budget_below_the_fastest_plan() -> None:
+    front = frontier(Chain(1, {(0, 1): [Choice("keep", 1.5, 0.0)]}))
+    with pytest.raises(BudgetInfeasibleError, match=r"budget of 1.0 ms: the fastest takes 1.5 ms") as caught:
+        front.at(1.0)
+    assert caught.value.best_ms == 1.5
+
+
+@pytest.mark.parametrize("budget", [math.nan, -1.0, -math.inf, None, "70%"])
+def test_malformed_budget(budget: object) -> None:
+    with pytest.raises(ProblemError, match=r"budget_ms \(=.*\) must be a number of at least 0"):
+        frontier(Chain(0, {})).at(budget)
