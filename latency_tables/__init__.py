@@ -1,1 +1,40 @@
-"""In the making."""
+"""Latency tables: operator signature in, milliseconds out.
+
+The room promises:
+
+- a latency belongs to an `OperatorSignature`, never to a position in a network, so what is repeated is
+  measured once and a `LatencyTable` serves every network that shares shapes;
+- a table belongs to one `Environment` and refuses to answer for another unless told to;
+- `measure` times operators side by side in interleaved rounds (`time_interleaved`), removes what a call
+  costs by itself, flags what stays unstable, and resumes from its journal after it was killed;
+- `fit_affine` turns sums of entries into latencies of whole networks, which the sums alone miss.
+
+Nothing here knows of PyTorch, and importing it loads no backend's library.
+"""
+
+from latency_tables.backends import create_backend
+from latency_tables.calibrate import Calibration, fit_affine
+from latency_tables.entry import Entry, Method
+from latency_tables.environment import Environment
+from latency_tables.measure import measure
+from latency_tables.protocol import Backend, Progress, Runner
+from latency_tables.signature import OperatorSignature
+from latency_tables.table import LatencyTable
+from latency_tables.timing import Timing, time_interleaved
+
+__all__ = [
+    "Backend",
+    "Calibration",
+    "Entry",
+    "Environment",
+    "LatencyTable",
+    "Method",
+    "OperatorSignature",
+    "Progress",
+    "Runner",
+    "Timing",
+    "create_backend",
+    "fit_affine",
+    "measure",
+    "time_interleaved",
+]

@@ -1,0 +1,66 @@
+"""What a table holds of one operator, and how it was measured."""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+from pydantic import ConfigDict
+
+from depthcomp_errors import TableError
+
+__all__ = ["Entry", "Method"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """The latency of one operator.
+
+    Attributes:
+        ms: latency in ms, the backend's call overhead removed.
+        spread: relative spread of the measurement, before the overhead was removed.
+        n: samples behind it.
+        unstable: whether the spread stayed too large however often it was measured.
+
+    Raises:
+        TableError: a number is negative or not finite, or `n` is below 1.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
+
+    ms: float
+    spread: float
+    n: int
+    unstable: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("ms", "spread"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise TableError(f"{name} (={value}) of a table entry must be finite and not negative.")
+        if self.n < 1:
+            raise TableError(f"n (={self.n}) of a table entry must be at least 1.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Method:
+    """How the entries of a table were measured last.
+
+    Attributes:
+        estimator: what became of the samples.
+        rounds: interleaved rounds of each attempt.
+        samples_per_round: samples that each round takes the median of.
+        sample_ms: least duration in ms of one sample.
+        warmup_ms: least duration in ms of the warm-up.
+        seed: drew the order of the rounds.
+        overhead_ms: what a call of the backend costs by itself, in ms; it is removed from the entries.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
+
+    estimator: str
+    rounds: int
+    samples_per_round: int
+    sample_ms: float
+    warmup_ms: float
+    seed: int
+    overhead_ms: float

@@ -1,0 +1,113 @@
+"""Where latencies were measured, and whether two such places may share a table."""
+
+import platform
+import re
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from pydantic import ConfigDict
+
+from depthcomp_errors import TableMismatchError
+
+__all__ = ["Environment", "cpu_name", "require_same_environment"]
+
+KEY_FIELDS = ("backend", "backend_version", "device", "threads", "precision")
+SOFT_FIELDS = ("os", "python", "machine")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Environment:
+    """The place of a measurement.
+
+    Latencies are comparable only where all key fields (`backend` to `precision`) agree; the soft fields are
+    there to explain small differences.
+
+    Attributes:
+        backend: name of the backend.
+        backend_version: version of the library behind it.
+        device: processor that ran the operators.
+        threads: threads that one inference may use.
+        precision: arithmetic of the operators.
+        os: operating system and its release.
+        python: version of the interpreter.
+        machine: instruction set of the machine.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
+
+    backend: str
+    backend_version: str
+    device: str
+    threads: int
+    precision: str
+    os: str
+    python: str
+    machine: str
+
+    @classmethod
+    def here(
+        cls, *, backend: str, backend_version: str, device: str, threads: int, precision: str = "fp32"
+    ) -> "Environment":
+        """Return the environment of a backend on this machine, the soft fields filled in."""
+        return cls(
+            backend=backend,
+            backend_version=backend_version,
+            device=device,
+            threads=threads,
+            precision=precision,
+            os=f"{platform.system()} {platform.release()}",
+            python=platform.python_version(),
+            machine=platform.machine(),
+        )
+
+
+def require_same_environment(found: Environment, here: Environment, *, what: str, remedy: str) -> None:
+    """Refuse measurements that were made elsewhere.
+
+    Args:
+        found: where the measurements come from.
+        here: where they are to be used.
+        what: what holds the measurements, for the message.
+        remedy: what the user can do, for the message.
+
+    Raises:
+        TableMismatchError: a key field differs; the message names the first.
+
+    Warns:
+        UserWarning: a soft field differs.
+    """
+    for name in KEY_FIELDS:
+        if getattr(found, name) != getattr(here, name):
+            raise TableMismatchError(
+                f"{what} was measured with {name} {getattr(found, name)!r},"
+                f" but here {name} is {getattr(here, name)!r}; {remedy}."
+            )
+    for name in SOFT_FIELDS:
+        if getattr(found, name) != getattr(here, name):
+            warnings.warn(
+                f"{what} was measured with {name} {getattr(found, name)!r}, but here {name} is"
+                f" {getattr(here, name)!r}; latencies may differ a little.",
+                stacklevel=3,
+            )
+
+
+def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """Return the processor's name.
+
+    Virtual machines hide the model behind names such as "AMD EPYC", so family and model number are added
+    where the system tells them.
+    """
+    try:
+        text = cpuinfo.read_text(errors="replace")
+    except OSError:
+        text = ""
+    fields = dict(re.findall(r"^(model name|cpu family|model)\s*:\s*(.+?)\s*$", text, re.MULTILINE))
+    if "model name" not in fields:
+        return platform.processor() or platform.machine()
+    numbers = [f"{label} {fields[name]}" for name, label in _NUMBERS.items() if name in fields]
+    return f"{fields['model name']} ({', '.join(numbers)})" if numbers else fields["model name"]
+
+
+_NUMBERS = {"cpu family": "family", "model": "model"}

@@ -1,0 +1,100 @@
+"""The latency table: operator signature in, milliseconds out, for one environment."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from depthcomp_errors import TableError
+from latency_tables.entry import Entry, Method
+from latency_tables.environment import Environment, require_same_environment
+from latency_tables.signature import OperatorSignature
+from latency_tables.table_file import read_table_file, write_table_file
+
+__all__ = ["LatencyTable"]
+
+
+@dataclass(frozen=True, slots=True)
+class LatencyTable:
+    """Latencies of operators in one environment; a table serves every network that shares shapes.
+
+    Attributes:
+        environment: where the entries were measured.
+        method: how.
+        entries: entry by `OperatorSignature.key`.
+
+    Example:
+        >>> table = LatencyTable.load("desktop.json")  # doctest: +SKIP
+        >>> table.ms(signature)                        # doctest: +SKIP
+        0.184
+    """
+
+    environment: Environment
+    method: Method
+    entries: Mapping[str, Entry]
+
+    def ms(self, signature: OperatorSignature) -> float:
+        """Return the latency of an operator in ms.
+
+        Raises:
+            TableError: the table has no entry for it.
+        """
+        entry = self.entries.get(signature.key)
+        if entry is None:
+            raise TableError(
+                f"the latency table for {self.environment.backend} on {self.environment.device} has no entry"
+                f" {signature.key!r}; add it with `measure([signature], backend, table=table)`."
+            )
+        return entry.ms
+
+    def __contains__(self, signature: OperatorSignature) -> bool:
+        return signature.key in self.entries
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def check(self, environment: Environment) -> None:
+        """Refuse to serve another environment.
+
+        Raises:
+            TableMismatchError: a field that decides about latencies differs.
+
+        Warns:
+            UserWarning: a field differs that explains small differences only.
+        """
+        require_same_environment(
+            self.environment,
+            environment,
+            what="the latency table",
+            remedy="measure anew here, or pass check_environment=False to use it all the same",
+        )
+
+    def merged(self, other: "LatencyTable", *, check_environment: bool = True) -> "LatencyTable":
+        """Return a table with the entries of both; where both have one, and for the method, `other` wins.
+
+        Raises:
+            TableMismatchError: the tables come from different environments.
+        """
+        if check_environment:
+            self.check(other.environment)
+        return LatencyTable(self.environment, other.method, {**self.entries, **other.entries})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "LatencyTable":
+        """Return the table in a file.
+
+        Raises:
+            TableError: the file cannot be read, is truncated, or holds something else than a table.
+        """
+        content = read_table_file(Path(path))
+        for key in content.entries:
+            OperatorSignature.parse(key)
+        return cls(content.environment, content.method, content.entries)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the table to a file, all of it or nothing: a reader never sees half a table.
+
+        Raises:
+            TableError: the path cannot be written, or a number of the table is not finite.
+        """
+        write_table_file(Path(path), asdict(self))

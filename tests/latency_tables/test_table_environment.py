@@ -1,0 +1,56 @@
+import warnings
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+from fake_backend import ENVIRONMENT
+
+from depthcomp_errors import TableMismatchError
+from latency_tables import Environment
+from latency_tables.environment import KEY_FIELDS, SOFT_FIELDS, cpu_name, require_same_environment
+
+
+def compare(changed: Environment) -> None:
+    require_same_environment(changed, ENVIRONMENT, what="the table", remedy="measure anew")
+
+
+@pytest.mark.parametrize("name", KEY_FIELDS)
+def test_a_key_field_refuses_and_is_named(name: str) -> None:
+    other = 4 if name == "threads" else "other"
+    sentence = (
+        f"the table was measured with {name} {other!r}, but here {name} is .*{getattr(ENVIRONMENT, name)}"
+    )
+    with pytest.raises(TableMismatchError, match=sentence):
+        compare(replace(ENVIRONMENT, **{name: other}))
+
+
+@pytest.mark.parametrize("name", SOFT_FIELDS)
+def test_a_soft_field_only_warns(name: str) -> None:
+    with pytest.warns(UserWarning, match=f"with {name} 'other', .* may differ a little"):
+        compare(replace(ENVIRONMENT, **{name: "other"}))
+
+
+def test_every_field_is_key_or_soft() -> None:
+    assert {*KEY_FIELDS, *SOFT_FIELDS} == {field.name for field in fields(ENVIRONMENT)}
+
+
+def test_the_same_environment_is_silent() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        compare(replace(ENVIRONMENT))
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("cpu family\t: 26\nmodel\t\t: 2\nmodel name\t: AMD EPYC\n", "AMD EPYC (family 26, model 2)"),
+        ("model name\t: Neoverse-N1\n", "Neoverse-N1"),
+    ],
+)
+def test_the_processor_is_named_with_its_numbers(tmp_path: Path, text: str, name: str) -> None:
+    (tmp_path / "cpuinfo").write_text(text)
+    assert cpu_name(tmp_path / "cpuinfo") == name
+
+
+def test_a_system_without_cpuinfo_still_names_its_processor(tmp_path: Path) -> None:
+    assert cpu_name(tmp_path / "absent")

@@ -1,0 +1,139 @@
+import gc
+from contextlib import suppress
+
+import numpy as np
+import pytest
+from fake_backend import FakeRunner, Machine
+from hypothesis import given
+from hypothesis import strategies as st
+
+from depthcomp_errors import TableError
+from latency_tables import Timing, time_interleaved
+from latency_tables.timing import SAMPLES_PER_ROUND
+
+
+def side_by_side(machine: Machine, *, names: str = "ab", true_ms: float = 0.4) -> dict[str, FakeRunner]:
+    return {name: FakeRunner(name, true_ms, machine) for name in names}
+
+
+def drifting(now_ms: float) -> float:
+    return 1 + now_ms / 1000  # twice as slow after a second
+
+
+def timed_calls(machine: Machine, name: str, rounds: int) -> list[tuple[str, int, float]]:
+    """The samples of one runner: in each of its turns an untimed inference comes first."""
+    calls = [call for call in machine.calls if call[0] == name][-rounds * (1 + SAMPLES_PER_ROUND) :]
+    return [call for index, call in enumerate(calls) if index % (1 + SAMPLES_PER_ROUND)]
+
+
+def test_a_steady_machine_is_read_to_the_digit() -> None:
+    timings = time_interleaved({"a": FakeRunner("a", 0.4), "b": FakeRunner("b", 7.0)})
+    assert timings["a"].ms == pytest.approx(0.4)
+    assert timings["b"].rounds_ms == pytest.approx([7.0] * 5)
+    assert timings["a"].spread == pytest.approx(0, abs=1e-9)
+    assert timings["a"].n == 5 * SAMPLES_PER_ROUND
+
+
+def test_drift_hits_all_runners_alike() -> None:
+    alone = Machine(drifting)
+    one_by_one = [time_interleaved({name: FakeRunner(name, 0.4, alone)})[name].ms for name in "abcdefgh"]
+    together = time_interleaved(side_by_side(Machine(drifting), names="abcdefgh"))
+    assert max(one_by_one) / min(one_by_one) > 1.4
+    estimates = [timing.ms for timing in together.values()]
+    assert max(estimates) / min(estimates) < 1.1
+    pairs = zip(together["a"].rounds_ms, together["h"].rounds_ms, strict=True)
+    assert all(a == pytest.approx(h, rel=0.1) for a, h in pairs)
+
+
+def test_noise_only_adds_so_the_estimate_stays_at_the_truth() -> None:
+    rng = np.random.default_rng(0)
+    noisy = Machine(lambda now_ms: 1 + (rng.random() < 0.4) * rng.exponential(0.5))
+    timing = time_interleaved(side_by_side(noisy))["a"]
+    assert timing.ms == pytest.approx(0.4, rel=0.01)
+
+
+@pytest.mark.parametrize("true_ms", [0.001, 0.4, 2.9, 50.0])
+def test_every_sample_is_long_enough(true_ms: float) -> None:
+    machine = Machine()
+    time_interleaved(side_by_side(machine, true_ms=true_ms), rounds=3)
+    samples = timed_calls(machine, "a", rounds=3)
+    assert len(samples) == 3 * SAMPLES_PER_ROUND
+    assert all(elapsed_ms >= 3.0 for _, _, elapsed_ms in samples)
+    assert all((inner - 1) * true_ms < 3.0 for _, inner, _ in samples)
+
+
+def test_each_runner_is_warmed_up_by_time() -> None:
+    machine = Machine()
+    time_interleaved(side_by_side(machine), rounds=3, warmup_ms=100)
+    turns = 3 * (1 + SAMPLES_PER_ROUND)
+    warm_up = [elapsed_ms for name, _, elapsed_ms in machine.calls if name == "a"][:-turns]
+    assert sum(warm_up) == pytest.approx(101.5, abs=1.5)
+
+
+def turns_of(seed: int) -> list[str]:
+    turns = []
+    runners = side_by_side(Machine(), names="abcdef")
+    time_interleaved(runners, seed=seed, progress=lambda done, total, name: turns.append((done, total, name)))
+    assert [turn[:2] for turn in turns] == [(done, 30) for done in range(1, 31)]
+    return ["".join(turn[2] for turn in turns[start : start + 6]) for start in range(0, 30, 6)]
+
+
+def test_every_round_has_each_runner_once_in_an_order_of_its_own() -> None:
+    rounds = turns_of(seed=0)
+    assert all(sorted(order) == list("abcdef") for order in rounds)
+    assert len(set(rounds)) > 1
+
+
+def test_the_seed_draws_the_order() -> None:
+    assert turns_of(seed=1) == turns_of(seed=1)
+    assert turns_of(seed=1) != turns_of(seed=2)
+
+
+@pytest.mark.parametrize("factor", [1.0, float("nan")], ids=["returns", "raises"])
+def test_the_collector_is_off_while_timing_and_on_afterwards(factor: float) -> None:
+    seen = []
+
+    def slowdown(now_ms: float) -> float:
+        seen.append(gc.isenabled())
+        return factor
+
+    with suppress(TableError):
+        time_interleaved(side_by_side(Machine(slowdown)))
+    assert not any(seen)
+    assert gc.isenabled()
+
+
+def test_nothing_to_time_is_no_error() -> None:
+    assert time_interleaved({}) == {}
+
+
+def test_too_few_rounds_are_refused() -> None:
+    with pytest.raises(TableError, match=r"rounds \(=2\) must be at least 3"):
+        time_interleaved({}, rounds=2)
+
+
+@pytest.mark.parametrize("factor", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_broken_clock_is_refused(factor: float) -> None:
+    with pytest.raises(TableError, match="for 1 inferences, but a time is finite and positive"):
+        time_interleaved(side_by_side(Machine(lambda now_ms: factor)))
+
+
+@given(st.lists(st.floats(0.1, 100), min_size=3, max_size=9), st.floats(0.5, 2))
+def test_the_spread_is_relative_and_the_estimate_below_the_median(
+    rounds_ms: list[float], factor: float
+) -> None:
+    timing = Timing(tuple(rounds_ms), len(rounds_ms))
+    scaled = Timing(tuple(factor * value for value in rounds_ms), len(rounds_ms))
+    assert timing.ms <= timing.median_ms
+    assert scaled.spread == pytest.approx(timing.spread, abs=1e-6)
+
+
+def test_the_spread_is_the_coefficient_of_variation_of_normal_noise() -> None:
+    rounds_ms = np.random.default_rng(0).normal(10, 0.5, 20_000)
+    assert Timing(tuple(rounds_ms.tolist()), 20_000).spread == pytest.approx(0.05, rel=0.03)
+
+
+def test_pooling_keeps_all_rounds() -> None:
+    pooled = Timing((3.0, 4.0, 5.0), 9).pooled(Timing((1.0, 2.0, 3.0), 9))
+    assert pooled == Timing((3.0, 4.0, 5.0, 1.0, 2.0, 3.0), 18)
+    assert pooled.ms == 1.0
