@@ -1,1 +1,1 @@
-"""In the making."""
+"""Depth compression."""

@@ -1,12 +1,12 @@
 """Graph in, graph out: capture a network, understand its structure, rewrite it by a plan.
 
-`capture` makes a canonical graph of any traceable network, `structure_tree` and `enumerate_spans` say what can
-be compressed and why the rest cannot, `linearize` carries a plan out in trainable form and `merge` collapses the
-result into a shallower network that computes the same function.
+`capture` makes a canonical graph of any traceable network, `structure_tree` and `enumerate_spans` say what
+can be compressed and why the rest cannot, `linearize` carries a plan out in trainable form and `merge`
+collapses the result into a shallower network that computes the same function.
 """
 
 from fx_passes.capture import capture
-from fx_passes.linearize import linearize
+from fx_passes.linearize import PlacedConvolution, linearize, placed_convolutions
 from fx_passes.merge import merge
 from fx_passes.plan import Plan, SpanChoice
 from fx_passes.spans import Span, SpanLimits, enumerate_spans, find_span, random_plan
@@ -14,6 +14,7 @@ from fx_passes.structure import Level, Unit, structure_tree
 
 __all__ = [
     "Level",
+    "PlacedConvolution",
     "Plan",
     "Span",
     "SpanChoice",
@@ -24,6 +25,7 @@ __all__ = [
     "find_span",
     "linearize",
     "merge",
+    "placed_convolutions",
     "random_plan",
     "structure_tree",
 ]

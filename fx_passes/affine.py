@@ -4,10 +4,10 @@ An operator maps an image x (zero outside its frame) to
 
     y[o, q] = bias[o] + sum over i, u of  weight[o, i, u] * x[i, stride * q + u - padding]
 
-independently on both axes. Convolution, batch normalisation, average pooling, zero padding and cropping are of
-this form, and the form is closed under `compose`, `add` and `concat` (Kim et al. 2023, section 3; Ding et al.
-2021, RepVGG). Negative padding crops. With several padded operators in a row, the composed operator pads its
-entry once by the sum of the paddings and nothing in between.
+independently on both axes. Convolution, batch normalisation, average pooling, zero padding and cropping are
+of this form, and the form is closed under `compose`, `add` and `concat` (Kim et al. 2023, section 3; Ding et
+al. 2021, RepVGG). Negative padding crops. With several padded operators in a row, the composed operator pads
+its entry once by the sum of the paddings and nothing in between.
 
 Tensors are never modified. Derive in float64 and cast once; on the "meta" device the same functions compute
 shapes only.
@@ -91,6 +91,10 @@ class AffineConv:
         """Return the multiply-adds for one image of `in_size`."""
         return math.prod(self.out_size(in_size)) * self.weight.numel()
 
+    def to(self, like: Tensor) -> AffineConv:
+        """Return the operator with the type and on the device of the tensor `like`."""
+        return AffineConv(self.weight.to(like), self.bias.to(like), self.stride, self.padding, self.groups)
+
     def __call__(self, x: Tensor) -> Tensor:
         """Return the operator applied to images (n, c_in, height, width)."""
         top, bottom, left, right = self.padding
@@ -167,13 +171,15 @@ def compose(first: AffineConv, second: AffineConv) -> AffineConv:
         bias[o] = second.bias[o] + sum over m, b of  second[o, m, b] first.bias[m]
         k = k1 + s1 (k2 - 1)    s = s1 s2    p = p1 + s1 p2    groups = gcd(g1, g2)
 
-    The result equals the chain where no inner operator pads; where one does, it equals the chain whose padding
-    was moved to the entry. Source: Kim et al. 2023, equation 1, extended to strides and groups.
+    The result equals the chain where no inner operator pads; where one does, it equals the chain whose
+    padding was moved to the entry. Source: Kim et al. 2023, equation 1, extended to strides and groups.
     """
     groups = math.gcd(first.groups, second.groups)
     inner = widen_groups(first.weight, first.groups, groups)  # (m, i/g, k1h, k1w)
     weight = _compose_weights(inner, second.weight, second.groups, first.stride)
-    taps = second.weight.sum(dim=(2, 3)).unflatten(0, (second.groups, -1))  # (g2, o/g2, m/g2)
+    taps = second.weight.sum(dim=(2, 3)).reshape(
+        second.groups, second.out_channels // second.groups, -1
+    )  # (g2, o/g2, m/g2)
     moved = taps @ first.bias.reshape(second.groups, -1, 1)
     stride = (first.stride[0] * second.stride[0], first.stride[1] * second.stride[1])
     steps = (first.stride[0], first.stride[0], first.stride[1], first.stride[1])
@@ -186,8 +192,8 @@ def compose(first: AffineConv, second: AffineConv) -> AffineConv:
 def add(terms: Sequence[AffineConv]) -> AffineConv:
     """Return the sum of operators that read the same entry and have outputs of the same shape.
 
-    Kernels are aligned by their padding: tap u of a term stands at offset u - padding from the output's pixel,
-    so an identity skip becomes a Dirac at the sum's tap number `padding`.
+    Kernels are aligned by their padding: tap u of a term stands at offset u - padding from the output's
+    pixel, so an identity skip becomes a Dirac at the sum's tap number `padding`.
 
     Raises:
         NotAffineError: strides differ, so that no single convolution has this output.
@@ -280,7 +286,7 @@ def _compose_weights(first: Tensor, second: Tensor, groups: int, stride: Pair) -
     kernel = (height + stride[0] * (rows - 1), width + stride[1] * (columns - 1))
     result = first.new_zeros(c_out, c_in, *kernel)
     inner = first.reshape(groups, mid // groups, -1)
-    outer = second.unflatten(0, (groups, -1))  # (g2, o/g2, m/g2, k2h, k2w)
+    outer = second.reshape(groups, c_out // groups, -1, rows, columns)  # (g2, o/g2, m/g2, k2h, k2w)
     for row in range(rows):
         for column in range(columns):
             tap = (outer[..., row, column] @ inner).reshape(c_out, c_in, height, width)
@@ -304,9 +310,7 @@ def _spread_taps(weight: Tensor, dilation: Pair) -> Tensor:
     if dilation == (1, 1):
         return weight
     height, width = weight.shape[2:]
-    dense = weight.new_zeros(
-        *weight.shape[:2], dilation[0] * (height - 1) + 1, dilation[1] * (width - 1) + 1
-    )
+    dense = weight.new_zeros(*weight.shape[:2], dilation[0] * (height - 1) + 1, dilation[1] * (width - 1) + 1)
     dense[:, :, :: dilation[0], :: dilation[1]] = weight
     return dense
 

@@ -18,22 +18,27 @@ from torch.utils._pytree import tree_leaves
 from depthcomp_errors import CaptureError
 from fx_passes.graph_edit import preserve_attributes, tidy
 from fx_passes.normalise.additions import UnifyAdditions
+from fx_passes.normalise.arguments import PositionalInputs
 from fx_passes.normalise.asserts import DropAsserts
 from fx_passes.normalise.functional import FunctionalToModules
-from fx_passes.normalise.modules import CloneSharedModules, DropIdentities, DropInplace
+from fx_passes.normalise.inplace import DropInplace
+from fx_passes.normalise.modules import CloneSharedModules, DropIdentities
 from fx_passes.tracing import trace
 
 __all__ = ["capture", "propagate_shapes"]
 
 _PASSES = (
     DropAsserts(),
+    PositionalInputs(),
+    DropInplace(),
     UnifyAdditions(),
     FunctionalToModules(),
     DropIdentities(),
     CloneSharedModules(),
-    DropInplace(),
 )
-_TOLERANCE = 1e-5  # relative to the largest output; the captured graph runs the same kernels in the same order
+_TOLERANCE = (
+    1e-5  # relative to the largest output; the captured graph runs the same kernels in the same order
+)
 
 
 def capture(model: nn.Module, example_inputs: Tensor | Sequence[Tensor]) -> fx.GraphModule:
@@ -44,8 +49,8 @@ def capture(model: nn.Module, example_inputs: Tensor | Sequence[Tensor]) -> fx.G
         example_inputs: one input tensor, or a tuple with one tensor per argument of the model's forward.
 
     Raises:
-        CaptureError: weights are not finite, the example inputs do not fit, the model cannot be traced, or the
-            captured graph does not reproduce the model's output.
+        CaptureError: weights are not finite, the example inputs do not fit, the model cannot be traced, or
+            the captured graph does not reproduce the model's output.
 
     Example:
         >>> gm = capture(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), torch.zeros(1, 3, 8, 8))
@@ -60,7 +65,7 @@ def capture(model: nn.Module, example_inputs: Tensor | Sequence[Tensor]) -> fx.G
     for normalise in _PASSES:
         normalise(gm)
     preserve_attributes(copied, gm)
-    tidy(gm)
+    tidy(gm).eval()
     _require_equal(type(model).__name__, expected, _run(gm, inputs))
     return propagate_shapes(gm, inputs)
 
@@ -89,14 +94,15 @@ def _run(module: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
         shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
         raise CaptureError(
             f"example_inputs of shape {shapes} do not fit {type(module).__name__}: its forward raised "
-            f"{type(error).__name__} ({str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}); "
+            f"{type(error).__name__} ({(str(error).strip() or 'no message').splitlines()[0]}); "
             "pass one tensor per forward argument, of the shape, dtype and device that the model takes"
         ) from error
     return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
 
 
 def _require_equal(name: str, expected: list[Tensor], found: list[Tensor]) -> None:
-    for index, (want, have) in enumerate(zip(expected, found, strict=True)):
+    pairs = [(want.double(), have.double()) for want, have in zip(expected, found, strict=True)]
+    for index, (want, have) in enumerate(pairs):
         scale = want.abs().max().clamp_min(1e-12) if want.numel() else torch.tensor(1.0)
         error = (want - have).abs().max() / scale if want.numel() else torch.tensor(0.0)
         if not error <= _TOLERANCE:

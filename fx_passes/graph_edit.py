@@ -12,12 +12,15 @@ _PRESERVED = "_user_preserved_attributes"
 
 
 def add_module(gm: fx.GraphModule, hint: str, module: nn.Module) -> str:
-    """Register `module` on `gm` under `hint`, or `hint` and a number where that is taken; return the name."""
+    """Register `module` on `gm` under `hint`, or `hint` and a number where that is taken; return the name.
+
+    The module takes over the training mode of `gm`.
+    """
     base = hint.replace(".", "_")
     name, number = base, 1
     while hasattr(gm, name):
         name, number = f"{base}_{number}", number + 1
-    gm.add_submodule(name, module)
+    gm.add_submodule(name, module.train(gm.training))
     return name
 
 

@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch.nn.functional as F
 from torch import fx, nn
+from torch.nn.utils import skip_init
 
 from depthcomp_errors import PlanError
 from fx_passes.affine import AffineConv, Sides, conv_padding
 from fx_passes.collapse import collapse
 from fx_passes.graph_edit import add_module, redirect, tidy
-from fx_passes.operators import Role, called_module, role, zero_padding
+from fx_passes.operators import Role, called_module, image_shape, role, zero_padding
 from fx_passes.plan import Plan, SpanChoice
 from fx_passes.spans import Span, find_span
 
-__all__ = ["insert_convolution", "linearize"]
+__all__ = ["PlacedConvolution", "core_of", "insert_convolution", "linearize", "placed_convolutions"]
 
 _NO_BORDER: Sides = (0, 0, 0, 0)
 
@@ -33,7 +35,8 @@ def linearize(gm: fx.GraphModule, plan: Plan) -> fx.GraphModule:
     entry and exit nodes stay. `gm` is not changed.
 
     Raises:
-        PlanError: a span of the plan does not exist in the graph, cannot be rewritten so, or overlaps another.
+        PlanError: a span of the plan does not exist in the graph, cannot be rewritten so, or overlaps
+            another.
     """
     spans = [find_span(gm, choice.entry, choice.exit) for choice in plan]
     _require_disjoint(spans)
@@ -56,10 +59,10 @@ def insert_convolution(
     top, bottom, left, right = operator.padding
     symmetric = top == bottom >= 0 and left == right >= 0
     like = next((p for p in gm.parameters() if p.is_floating_point()), None)
-    conv = nn.Conv2d(
-        operator.in_channels, operator.out_channels, operator.kernel, operator.stride,
+    conv: nn.Conv2d = skip_init(  # type: ignore[no-untyped-call]  # draws no random numbers, unlike nn.Conv2d
+        nn.Conv2d, operator.in_channels, operator.out_channels, operator.kernel, operator.stride,
         padding=(top, left) if symmetric else 0, groups=operator.groups,
-        device=None if like is None else like.device, dtype=None if like is None else like.dtype,
+        device="cpu" if like is None else like.device, dtype=None if like is None else like.dtype,
     )  # fmt: skip
     conv.weight.data.copy_(operator.weight)
     assert conv.bias is not None  # built with one
@@ -70,8 +73,55 @@ def insert_convolution(
     return conv
 
 
+@dataclass(frozen=True, slots=True)
+class PlacedConvolution:
+    """A convolution that stands for a fitted span in a linearized graph.
+
+    Attributes:
+        entry: name of the node whose tensor it reads, before any padding.
+        core: name of the node that calls it.
+        module: the convolution.
+        operator: what it computes, its padding included, in float64.
+    """
+
+    entry: str
+    core: str
+    module: nn.Conv2d
+    operator: AffineConv
+
+    def load(self, fitted: AffineConv) -> None:
+        """Give the module the weights of an operator of the same shape."""
+        self.module.weight.data.copy_(fitted.weight)
+        assert self.module.bias is not None  # built with one
+        self.module.bias.data.copy_(fitted.bias)
+
+
+def placed_convolutions(linearized: fx.GraphModule, plan: Plan) -> list[PlacedConvolution]:
+    """Return the convolutions of the fitted spans of `plan` in the order in which they run."""
+    nodes = {node.name: node for node in linearized.graph.nodes}
+    order = {name: position for position, name in enumerate(nodes)}
+    placed = []
+    for choice in plan:
+        if choice.kind == "fit":
+            core = core_of(linearized, nodes[choice.exit])
+            module, shape = called_module(linearized, core), image_shape(nodes[choice.entry])
+            assert isinstance(module, nn.Conv2d)  # linearize put it there
+            assert shape is not None  # an image is read there
+            inner = [core] if core.args[0] is nodes[choice.entry] else [core.args[0], core]
+            operator = collapse(linearized, nodes[choice.entry], inner, shape[1])[core]  # type: ignore[arg-type]
+            placed.append(PlacedConvolution(choice.entry, core.name, module, operator))
+    return sorted(placed, key=lambda place: order[place.core])
+
+
+def core_of(gm: fx.GraphModule, exit_: fx.Node) -> fx.Node:
+    """Return the node before the activation and dropout at the end of a linearized span."""
+    while role(gm, exit_) in (Role.ACTIVATION, Role.PASS):
+        exit_ = exit_.args[0]  # type: ignore[assignment]
+    return exit_
+
+
 def pad(gm: fx.GraphModule, before: fx.Node, source: fx.Node, sides: Sides) -> fx.Node:
-    """Return a new node, placed before another, that pads the tensor at `source` (or crops, where negative)."""
+    """Return a new node, placed before another, that pads (where negative: crops) the tensor at `source`."""
     top, bottom, left, right = sides
     with gm.graph.inserting_before(before):
         padded = gm.graph.call_function(F.pad, (source, (left, right, top, bottom)))
@@ -83,7 +133,9 @@ def _require_disjoint(spans: Sequence[Span]) -> None:
     seen: set[str] = set()
     for span in spans:
         if not seen.isdisjoint(span.nodes):
-            raise PlanError(f"the plan rewrites {sorted(seen & set(span.nodes))[0]} twice: its spans must not overlap")
+            raise PlanError(
+                f"the plan rewrites {sorted(seen & set(span.nodes))[0]} twice: its spans must not overlap"
+            )
         seen.update(span.nodes)
 
 
@@ -99,7 +151,8 @@ def _rewrite(gm: fx.GraphModule, nodes: dict[str, fx.Node], choice: SpanChoice, 
     if choice.kind == "drop":
         redirect(exit_, target=add_module(gm, f"dropped_{exit_.name}", nn.Identity()), args=(entry,))
     elif choice.kind == "fit":
-        assert span.in_shape is not None and choice.kernel is not None  # a span with choices has both
+        assert span.in_shape is not None  # a span with choices has one
+        assert choice.kernel is not None  # a fit has one
         guess = collapse(gm, entry, inner, span.in_shape[1], largest_kernel=choice.kernel)[core]
         insert_convolution(gm, core, entry, guess, f"fitted_{core.name}")
     else:
@@ -132,7 +185,6 @@ def _hoist_padding(gm: fx.GraphModule, entry: fx.Node, inner: list[fx.Node]) -> 
             border[source] = _widest(border.get(source, needed[node]), needed[node])
     first = inner[0]
     padded = entry if border[entry] == _NO_BORDER else pad(gm, first, entry, border[entry])
-    border[padded] = border[entry]
     for node in inner:
         for source in node.all_input_nodes:
             reader = padded if source is entry else source
@@ -167,7 +219,7 @@ def _stop_padding(gm: fx.GraphModule, node: fx.Node) -> None:
     elif isinstance(module, nn.AvgPool2d):
         module.padding = 0
     elif role(gm, node) is Role.AFFINE and not isinstance(module, nn.BatchNorm2d):
-        node.replace_all_uses_with(node.all_input_nodes[0])
+        redirect(node, target=add_module(gm, f"unpadded_{node.name}", nn.Identity()), args=node.args[:1])
 
 
 def _widest(one: Sides, other: Sides) -> Sides:

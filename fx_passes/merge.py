@@ -1,4 +1,4 @@
-"""Trainable graph -> shallow graph: every planned span becomes one convolution, the same function to rounding."""
+"""Trainable graph -> shallow graph: a planned span becomes one convolution, the same function to rounding."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from depthcomp_errors import PlanError
+from fx_passes.affine import AffineConv, NotAffineError
 from fx_passes.collapse import collapse
 from fx_passes.graph_edit import redirect, tidy
-from fx_passes.linearize import insert_convolution
+from fx_passes.linearize import core_of, insert_convolution
 from fx_passes.normalise.modules import DropIdentities
 from fx_passes.operators import Role, called_module, image_shape, role
 from fx_passes.plan import Plan, SpanChoice
@@ -21,8 +22,8 @@ __all__ = ["fold_batch_norms", "merge"]
 def merge(linearized: fx.GraphModule, plan: Plan) -> fx.GraphModule:
     """Return the shallow network in evaluation mode; `linearized` is not changed.
 
-    Every span of `plan` collapses into one convolution, remaining norms fold into the convolutions before them,
-    and dropout goes. Derived in float64 and cast once to the model's type.
+    Every span of `plan` collapses into one convolution, remaining norms fold into the convolutions before
+    them, and dropout goes. Derived in float64 and cast once to the model's type.
 
     Args:
         linearized: what `linearize` made of a captured graph with the same plan, trained or not.
@@ -33,8 +34,7 @@ def merge(linearized: fx.GraphModule, plan: Plan) -> fx.GraphModule:
     """
     merged = copy.deepcopy(linearized).eval()
     for choice in plan:
-        if choice.kind != "drop":
-            _merge_span(merged, choice)
+        _merge_span(merged, choice)
     fold_batch_norms(merged)
     _drop_dropout(merged)
     DropIdentities()(merged)
@@ -61,16 +61,38 @@ def _merge_span(gm: fx.GraphModule, choice: SpanChoice) -> None:
     nodes = {node.name: node for node in gm.graph.nodes}
     missing = [name for name in (choice.entry, choice.exit) if name not in nodes]
     if missing:
-        raise PlanError(f"{missing[0]} of {choice} is not in the graph: merge needs the graph linearized by this plan")
-    entry, core = nodes[choice.entry], nodes[choice.exit]
-    while role(gm, core) in (Role.ACTIVATION, Role.PASS):
-        core = core.args[0]  # type: ignore[assignment]
-    inner = _between(entry, core)
-    shape = image_shape(entry)
+        raise _not_linearized(choice, f"{missing[0]} is not in the graph")
+    entry, exit_ = nodes[choice.entry], nodes[choice.exit]
+    if choice.kind == "drop":
+        if not isinstance(called_module(gm, exit_), nn.Identity) or exit_.args[0] is not entry:
+            raise _not_linearized(choice, f"{choice.exit} is not an identity of {choice.entry}")
+        return
+    core = core_of(gm, exit_)
+    insert_convolution(gm, core, entry, _operator(gm, choice, entry, core), f"merged_{core.name}")
+
+
+def _operator(gm: fx.GraphModule, choice: SpanChoice, entry: fx.Node, core: fx.Node) -> AffineConv:
+    """Return the one convolution that a linearized span computes."""
+    inner, shape = _between(entry, core), image_shape(entry)
     if shape is None:
-        raise PlanError(f"the shape at {choice.entry} is not known: linearize a graph that `capture` returned")
-    operator = collapse(gm, entry, inner, shape[1])[core]
-    insert_convolution(gm, core, entry, operator, f"merged_{core.name}")
+        raise PlanError(
+            f"the shape at {choice.entry} is not known: linearize a graph that `capture` returned"
+        )
+    active = [node.name for node in inner if role(gm, node) is Role.ACTIVATION]
+    if active:
+        raise _not_linearized(choice, f"the activation {active[0]} stands inside")
+    try:
+        operator = collapse(gm, entry, inner, shape[1])[core]
+    except NotAffineError as reason:
+        raise _not_linearized(choice, str(reason)) from reason
+    if operator.kernel != choice.kernel:
+        height, width = operator.kernel
+        raise _not_linearized(choice, f"its kernel is {height}x{width}")
+    return operator
+
+
+def _not_linearized(choice: SpanChoice, found: str) -> PlanError:
+    return PlanError(f"{choice} is not in this form ({found}); merge needs the graph linearized by this plan")
 
 
 def _between(entry: fx.Node, core: fx.Node) -> list[fx.Node]:
@@ -101,4 +123,3 @@ def _drop_dropout(gm: fx.GraphModule) -> None:
         if role(gm, node) is Role.PASS:
             node.replace_all_uses_with(node.args[0])
             gm.graph.erase_node(node)
-

@@ -16,11 +16,20 @@ from torch import fx, nn
 from fx_passes import affine
 from fx_passes.affine import AffineConv, NotAffineError
 
-__all__ = ["ACTIVATIONS", "Role", "affine_operator", "called_module", "describe", "image_shape", "role", "zero_padding"]
+__all__ = [
+    "ACTIVATIONS",
+    "Role",
+    "affine_operator",
+    "called_module",
+    "describe",
+    "image_shape",
+    "role",
+    "zero_padding",
+]
 
 ACTIVATIONS: tuple[type[nn.Module], ...] = (
-    nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish,
-    nn.Hardswish, nn.Hardsigmoid, nn.Sigmoid, nn.Tanh, nn.Softplus, nn.Softsign, nn.LogSigmoid,
+    nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU,
+    nn.Mish, nn.Hardswish, nn.Hardsigmoid, nn.Sigmoid, nn.Tanh, nn.Softplus, nn.Softsign, nn.LogSigmoid,
 )  # fmt: skip
 
 
@@ -82,8 +91,10 @@ def _judge(gm: fx.GraphModule, node: fx.Node) -> tuple[Role, str]:
         return _judge_join(node)
     if isinstance(module, nn.Conv2d | nn.BatchNorm2d | nn.AvgPool2d | nn.ZeroPad2d) or node.target is F.pad:
         obstacle = _obstacle(module, node)
-        return (Role.BARRIER, f"{_title(module, node)} is not one convolution: {obstacle}") if obstacle else (
-            Role.AFFINE, ""
+        return (
+            (Role.BARRIER, f"{_title(module, node)} is not one convolution: {obstacle}")
+            if obstacle
+            else (Role.AFFINE, "")
         )
     return Role.BARRIER, f"{_title(module, node)} is not a convolution and cannot be merged into one"
 
@@ -113,12 +124,18 @@ def _judge_join(node: fx.Node) -> tuple[Role, str]:
         if len(node.args) == 2 and all(isinstance(a, fx.Node) for a in node.args):
             if None not in shapes and len(set(shapes)) == 1:
                 return Role.ADD, ""
-            return Role.BARRIER, "a sum that broadcasts, or is not of images, cannot be merged into a convolution"
+            return (
+                Role.BARRIER,
+                "a sum that broadcasts, or is not of images, cannot be merged into a convolution",
+            )
         return Role.BARRIER, "a sum with a constant is not merged"
     axis = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
     if axis in (1, -3) and None not in shapes:
         return Role.CONCAT, ""
-    return Role.BARRIER, "a concatenation along another axis than the channels cannot be merged into a convolution"
+    return (
+        Role.BARRIER,
+        "a concatenation along another axis than the channels cannot be merged into a convolution",
+    )
 
 
 def zero_padding(module: nn.Module | None, node: fx.Node) -> affine.Sides:
@@ -140,7 +157,7 @@ def _padding_arguments(module: nn.Module | None, node: fx.Node) -> tuple[int, in
     constant = options.get("mode", "constant") == "constant" and not options.get("value")
     if not constant or len(pad) not in (2, 4) or not all(isinstance(p, int) for p in pad):
         return None
-    return (*pad, 0, 0)[:4]  # type: ignore[return-value]
+    return (*pad, 0, 0)[:4]
 
 
 def _title(module: nn.Module | None, node: fx.Node) -> str:

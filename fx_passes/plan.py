@@ -22,8 +22,8 @@ class SpanChoice:
     Attributes:
         entry: name of the node whose tensor the span reads.
         exit: name of the node whose tensor the span produces, after the end's activation.
-        kind: "merge" (activations inside become identity and all collapses exactly into one convolution), "fit"
-            (one convolution of size `kernel`, its weights fitted), or "drop" (identity).
+        kind: "merge" (activations inside become identity and all collapses exactly into one convolution),
+            "fit" (one convolution of size `kernel`, its weights fitted), or "drop" (identity).
         kernel: height and width of the convolution; None for "drop".
     """
 
@@ -79,17 +79,25 @@ class Plan:
         if not isinstance(content, dict) or content.get("schema_version") != SCHEMA_VERSION:
             found = content.get("schema_version") if isinstance(content, dict) else type(content).__name__
             raise PlanError(f"the plan has schema_version {found}, and this release reads {SCHEMA_VERSION}")
-        return cls(tuple(_parse(entry) for entry in content.get("choices", ())))
+        entries = content.get("choices")
+        if not isinstance(entries, list):
+            raise PlanError(f"choices (={entries!r}) of the plan is no list; a plan needs a list of choices")
+        return cls(tuple(_parse(entry) for entry in entries))
 
 
 def _parse(entry: Any) -> SpanChoice:
     fields = {"entry", "exit", "kind", "kernel"}
     if not isinstance(entry, dict) or set(entry) != fields or entry["kind"] not in get_args(Kind):
-        raise PlanError(f"{entry!r} is no choice of a plan: it needs the fields {sorted(fields)} and a known kind")
+        raise PlanError(
+            f"{entry!r} is no choice of a plan: it needs the fields {sorted(fields)} and a known kind"
+        )
+    ends = entry["entry"], entry["exit"]
+    if not all(isinstance(end, str) for end in ends):
+        raise PlanError(f"entry and exit of a choice (={ends!r}) must be names of nodes")
     kernel = entry["kernel"]
     sized = isinstance(kernel, list) and len(kernel) == 2 and all(type(k) is int and k > 0 for k in kernel)
     if (entry["kind"] == "drop") != (kernel is None) or not (kernel is None or sized):
-        raise PlanError(f"kernel (={kernel!r}) of a {entry['kind']!r} choice must be two sizes, or null for 'drop'")
-    return SpanChoice(
-        str(entry["entry"]), str(entry["exit"]), entry["kind"], None if kernel is None else (kernel[0], kernel[1])
-    )
+        raise PlanError(
+            f"kernel (={kernel!r}) of a {entry['kind']!r} choice must be two sizes, or null for 'drop'"
+        )
+    return SpanChoice(*ends, entry["kind"], None if kernel is None else (kernel[0], kernel[1]))

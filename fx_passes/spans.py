@@ -15,9 +15,9 @@ import numpy as np
 from torch import fx, nn
 
 from depthcomp_errors import PlanError
+from fx_passes import affine
 from fx_passes.affine import AffineConv, NotAffineError
 from fx_passes.collapse import collapse_node
-from fx_passes import affine
 from fx_passes.operators import Role, called_module, image_shape, role
 from fx_passes.plan import Plan, SpanChoice
 from fx_passes.structure import Level, Unit, structure_tree
@@ -100,17 +100,17 @@ def find_span(gm: fx.GraphModule, entry: str, exit_: str) -> Span:
         if entry in cuts and exit_ in cuts and cuts.index(entry) < cuts.index(exit_):
             start, stop = cuts.index(entry), cuts.index(exit_)
             unlimited = SpanLimits(longest_span=len(cuts), largest_kernel=10**9, largest_mac_growth=math.inf)
-            for span in _Walker(gm, unlimited).spans_from(level, start):
-                if span.stop == stop or span.operator is None:
-                    break
-            if span.stop == stop and span.choices:
+            span = _Walker(gm, unlimited).span(level, start, stop)
+            if span.choices:
                 return span
-            raise PlanError(f"the span ({entry}, {exit_}] cannot be compressed: {span.refusal or 'no operator'}")
-    raise PlanError(f"the graph has no span ({entry}, {exit_}]: both must be cuts of one level, in this order")
+            raise PlanError(f"the span ({entry}, {exit_}] cannot be compressed: {span.refusal}")
+    raise PlanError(
+        f"the graph has no span ({entry}, {exit_}]: both must be cuts of one level, in this order"
+    )
 
 
 def random_plan(gm: fx.GraphModule, rng: np.random.Generator, limits: SpanLimits | None = None) -> Plan:
-    """Return random non-overlapping choices of every kind over all levels, the same for the same generator."""
+    """Return random non-overlapping choices of every kind over all levels, the same for one generator."""
     spans: dict[tuple[Level, int], list[Span]] = {}
     for span in enumerate_spans(gm, limits):
         if span.choices:
@@ -124,7 +124,9 @@ def _draw(
     cut = 0
     while cut < len(level.units):
         options = spans.get((level, cut), [])
-        if options and rng.random() < 0.5:  # half of the chances, so that kept parts stand between rewritten ones
+        if (
+            options and rng.random() < 0.5
+        ):  # half of the chances, so that kept parts stand between rewritten ones
             kinds = sorted({choice.kind for span in options for choice in span.choices})
             kind = kinds[rng.integers(len(kinds))]
             drawn = [(c, span.stop) for span in options for c in span.choices if c.kind == kind]
@@ -148,6 +150,13 @@ class _Walker:
     def spans(self, level: Level) -> Iterator[Span]:
         for start in range(len(level.units)):
             yield from self.spans_from(level, start)
+
+    def span(self, level: Level, start: int, stop: int) -> Span:
+        """Return the span between two cuts, or the refused span of the first unit that stands in its way."""
+        for span in self.spans_from(level, start):
+            if span.stop == stop or span.operator is None:
+                return span
+        return self.span(level, span.stop, stop)
 
     def spans_from(self, level: Level, start: int) -> Iterator[Span]:
         """Yield the spans that begin at cut `start`, shortest first, up to the first refusal."""
@@ -194,12 +203,13 @@ class _Walker:
         return Span(level, start, stop, nodes, core, operator, shape, macs, choices, refusal)
 
     def _core(self, level: Level, stop: int) -> str:
-        """Return the node before the end activation of the unit that ends at cut `stop`."""
+        """Return the node before the activation and dropout at the end of the unit before cut `stop`."""
         before = level.cuts[stop - 1]
         for name in level.units[stop - 1].nodes:
             if self._roles[name] is Role.ACTIVATION:
                 break
-            before = name
+            if self._roles[name] is not Role.PASS:
+                before = name
         return before
 
     def _choices(
@@ -207,14 +217,18 @@ class _Walker:
         shape: tuple[int, int, int, int], macs: int,
     ) -> Iterator[SpanChoice]:  # fmt: skip
         weighted = self._weighted(nodes)
-        if weighted == 0 or self._roles[nodes[-1]] is Role.ACTIVATION and len(nodes) == 1:
+        if weighted == 0:
             return
         allowed = self._limits.largest_mac_growth * macs
         height, width = operator.kernel
-        if weighted > 1 and self._fits(operator.kernel) and _macs(operator, operator.kernel, shape) <= allowed:
+        if (
+            weighted > 1
+            and self._fits(operator.kernel)
+            and _macs(operator, operator.kernel, shape) <= allowed
+        ):
             yield SpanChoice(entry, exit_, "merge", operator.kernel)
         for size in range(1, min(max(height, width), self._limits.largest_kernel) + 1, 2):
-            kernel = min(size, height), min(size, width)
+            kernel = min(size, _odd(height)), min(size, _odd(width))
             if (weighted > 1 or kernel != operator.kernel) and _macs(operator, kernel, shape) <= allowed:
                 yield SpanChoice(entry, exit_, "fit", kernel)
         if image_shape(self._nodes[exit_]) == shape:
@@ -248,13 +262,20 @@ class _Walker:
         if self._weighted(nodes) == 0:
             return f"{nodes[-1]}: there is no convolution between these cuts"
         if self._weighted(nodes) == 1 and operator.kernel == (1, 1):
-            return f"{nodes[0]}: a lone 1x1 convolution that changes its tensor's shape is as small as it can be"
+            return (
+                f"{nodes[0]}: a lone 1x1 convolution that changes its tensor's shape is as small as it can be"
+            )
         height, width = operator.kernel
         return (
             f"{nodes[0]} to {nodes[-1]}: one convolution ({height}x{width}, {operator.in_channels} to "
-            f"{operator.out_channels} channels) would cost more than {self._limits.largest_mac_growth:g} times "
-            "the multiply-adds of what it replaces, at every kernel size, and shapes do not allow identity"
+            f"{operator.out_channels} channels) would cost more than {self._limits.largest_mac_growth:g} "
+            "times the multiply-adds of what it replaces, at every kernel size, and shapes forbid identity"
         )
+
+
+def _odd(size: int) -> int:
+    """Return the largest odd number up to `size`: a fitted kernel has a middle."""
+    return size - 1 + size % 2
 
 
 def _macs(operator: AffineConv, kernel: tuple[int, int], shape: tuple[int, int, int, int]) -> int:

@@ -71,7 +71,7 @@ def structure_tree(gm: fx.GraphModule) -> Level:
     Nodes that no input reaches (fetched weights) or that reach no output are left out.
     """
     flow = _data_flow(gm)
-    order = {name: position for position, name in enumerate(nx.topological_sort(flow))}
+    order = {name: position for position, name in enumerate([INPUTS, *(n.name for n in gm.graph.nodes)])}
     output = next(iter(gm.graph.find_nodes(op="output"))).name
     entries = [node.name for node in gm.graph.find_nodes(op="placeholder") if node.name in flow]
     entry = entries[0] if len(entries) == 1 else INPUTS
@@ -92,7 +92,9 @@ def _data_flow(gm: fx.GraphModule) -> nx.DiGraph[str]:
 
 def _between(flow: nx.DiGraph[str], entry: str, exit_: str) -> set[str]:
     """Return the nodes on a path from `entry` to `exit_`, both ends included."""
-    return (nx.descendants(flow, entry) | {entry}) & (nx.ancestors(flow, exit_) | {exit_})
+    after: set[str] = nx.descendants(flow, entry) | {entry}
+    before: set[str] = nx.ancestors(flow, exit_) | {exit_}
+    return after & before
 
 
 class _Builder:
@@ -143,14 +145,16 @@ class _Builder:
         return sorted(parts, key=lambda part: min(self._order[name] for name in part))
 
     def _simple_chains(self, flow: nx.DiGraph[str], part: set[str]) -> Iterator[Level]:
-        """Yield the maximal chains of two nodes or more in which each tensor is read by the next node alone."""
-        links = nx.DiGraph()
+        """Yield the maximal chains in which each tensor but the first is read by the next node alone."""
+        links: nx.DiGraph[str] = nx.DiGraph()
         links.add_edges_from(
             (a, b) for a, b in flow.subgraph(part).edges if flow.out_degree(a) == 1 and flow.in_degree(b) == 1
         )
         for chain in nx.weakly_connected_components(links):
             names = sorted(chain, key=self._order.__getitem__)
-            yield self.level(links.subgraph(chain), names[0], names[-1])
+            before = list(flow.predecessors(names[0]))
+            nodes = [*before, *names] if len(before) == 1 else names
+            yield self.level(nx.path_graph(nodes, create_using=nx.DiGraph), nodes[0], nodes[-1])
 
     def _belongs(self, unit: Unit, name: str) -> bool:
         """Say whether a node goes with the unit before it: norms and one activation follow an operator."""

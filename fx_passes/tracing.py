@@ -1,4 +1,4 @@
-"""nn.Module -> raw fx graph, by plain symbolic tracing or with the shapes of the example inputs made concrete."""
+"""nn.Module -> raw fx graph, by symbolic tracing or with the shapes of the example inputs as constants."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def trace(model: nn.Module, example_inputs: Sequence[Tensor]) -> fx.GraphModule:
 class ConcreteShapeTracer(fx.Tracer):
     """A tracer that knows each tensor's shape, so that Python may branch on shapes, types and devices.
 
-    Beside every proxy a fake tensor is computed; whatever is no tensor (a size, a dtype, a comparison of them)
+    Beside every proxy a fake tensor is computed; whatever is no tensor (a size, a dtype, a comparison)
     becomes a constant of the graph.
     """
 
@@ -101,7 +101,7 @@ class ShapedProxy(fx.Proxy):
         return len(self.node.meta["example"])
 
     def __iter__(self) -> Iterator[Any]:
-        return iter([self[index] for index in range(len(self))])
+        return iter([self[i] for i in range(len(self))])  # type: ignore[index]  # fx adds operators at run time
 
 
 def _value(leaf: Any) -> Any:

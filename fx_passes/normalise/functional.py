@@ -15,7 +15,8 @@ from fx_passes.graph_edit import add_module, redirect
 __all__ = ["FunctionalToModules"]
 
 _ELEMENTWISE: dict[Any, type[nn.Module]] = {
-    F.relu: nn.ReLU, F.relu_: nn.ReLU, torch.relu: nn.ReLU, torch.relu_: nn.ReLU, "relu": nn.ReLU, "relu_": nn.ReLU,
+    F.relu: nn.ReLU, F.relu_: nn.ReLU, torch.relu: nn.ReLU, torch.relu_: nn.ReLU,
+    "relu": nn.ReLU, "relu_": nn.ReLU,
     F.relu6: nn.ReLU6, F.hardtanh: nn.Hardtanh, F.hardswish: nn.Hardswish, F.hardsigmoid: nn.Hardsigmoid,
     F.silu: nn.SiLU, F.gelu: nn.GELU, F.mish: nn.Mish, F.elu: nn.ELU, F.celu: nn.CELU, F.selu: nn.SELU,
     F.leaky_relu: nn.LeakyReLU, F.softplus: nn.Softplus, F.logsigmoid: nn.LogSigmoid,
@@ -23,10 +24,13 @@ _ELEMENTWISE: dict[Any, type[nn.Module]] = {
     F.tanh: nn.Tanh, torch.tanh: nn.Tanh, "tanh": nn.Tanh, "tanh_": nn.Tanh,
     F.dropout: nn.Dropout, F.dropout2d: nn.Dropout2d,
 }  # fmt: skip
-_CONV_PARAMETERS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-_POOL_PARAMETERS = (
-    "input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override",
-)  # fmt: skip
+_BUILTIN_PARAMETERS: dict[Any, tuple[str, ...]] = {  # of functions that carry no Python signature
+    F.conv2d: ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
+    F.avg_pool2d: (
+        "input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override",
+    ),
+    F.softplus: ("input", "beta", "threshold"),
+}  # fmt: skip
 
 Arguments = dict[str, Any]
 
@@ -45,7 +49,6 @@ class FunctionalToModules(PassBase):
             built = _build(graph_module, node)
             if built is not None:
                 module, source = built
-                module.train(graph_module.training)
                 target = add_module(graph_module, _owner(node) or f"{node.name}_module", module)
                 redirect(node, target=target, args=(source,))
                 modified = True
@@ -79,15 +82,15 @@ def _owner(node: fx.Node) -> str:
 
 
 def _arguments(node: fx.Node) -> Arguments:
-    """Return the arguments of `node` by name."""
-    if node.target is F.conv2d:
-        names: tuple[str, ...] = _CONV_PARAMETERS
-    elif node.target is F.avg_pool2d:
-        names = _POOL_PARAMETERS
+    """Return the arguments of `node` by name; nothing where a positional one has no known name."""
+    if node.target in _BUILTIN_PARAMETERS:
+        names = _BUILTIN_PARAMETERS[node.target]
     elif isinstance(node.target, str) or not inspect.isfunction(node.target):
         names = ("input",)
     else:
         names = tuple(inspect.signature(node.target).parameters)
+    if len(node.args) > len(names):
+        return {}
     return {**dict(zip(names, node.args, strict=False)), **node.kwargs}
 
 
@@ -140,5 +143,3 @@ def _tensor(gm: fx.GraphModule, node: Any) -> torch.Tensor | None:
 
 def _parameter(tensor: torch.Tensor) -> nn.Parameter:
     return tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor, requires_grad=False)
-
-

@@ -1,4 +1,4 @@
-"""Make every module call its own: no sharing, no in-place work, no no-ops."""
+"""Make every module call its own: no sharing, no no-ops."""
 
 import copy
 from collections import Counter
@@ -8,7 +8,7 @@ from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from fx_passes.graph_edit import add_module
 
-__all__ = ["CloneSharedModules", "DropIdentities", "DropInplace"]
+__all__ = ["CloneSharedModules", "DropIdentities"]
 
 
 class CloneSharedModules(PassBase):
@@ -39,14 +39,3 @@ class DropIdentities(PassBase):
                 graph_module.graph.erase_node(node)
                 modified = True
         return PassResult(graph_module, modified)
-
-
-class DropInplace(PassBase):
-    """Switch off in-place activations: a tensor in the graph is never overwritten."""
-
-    def call(self, graph_module: fx.GraphModule) -> PassResult:
-        """Rewrite `graph_module` in place."""
-        found = [m for m in graph_module.modules() if getattr(m, "inplace", False)]
-        for module in found:
-            module.inplace = False  # type: ignore[assignment]
-        return PassResult(graph_module, bool(found))

@@ -1,0 +1,33 @@
+"""The errors that depthcomp raises, one class per outcome; `DepthCompError` is the base of all."""
+
+from depthcomp_errors import (
+    ArtifactError,
+    BackendUnavailableError,
+    BudgetError,
+    BudgetInfeasibleError,
+    CaptureError,
+    DataError,
+    DepthCompError,
+    MissingPackageError,
+    NotFasterError,
+    PlanError,
+    ProblemError,
+    TableError,
+    TableMismatchError,
+)
+
+__all__ = [
+    "ArtifactError",
+    "BackendUnavailableError",
+    "BudgetError",
+    "BudgetInfeasibleError",
+    "CaptureError",
+    "DataError",
+    "DepthCompError",
+    "MissingPackageError",
+    "NotFasterError",
+    "PlanError",
+    "ProblemError",
+    "TableError",
+    "TableMismatchError",
+]

@@ -1,0 +1,102 @@
+"""Running parts of a graph: forwards that stop at chosen tensors, and re-runs of what follows a changed tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+__all__ = ["Stream", "Tail", "record"]
+
+Environment = dict[fx.Node, Any]
+
+
+class Stream:
+    """A forward over several batches that advances node by node and forgets what is no longer needed.
+
+    `advance(name)` runs every batch up to a node; the tensors there are then in `values(name)`. The names are to
+    be asked for in the graph's order. The modules may be changed between two advances; what already ran is kept.
+    """
+
+    def __init__(self, gm: fx.GraphModule, batches: Sequence[Tensor]) -> None:
+        self._interpreter = fx.Interpreter(gm, garbage_collect_values=False)
+        self._nodes = list(gm.graph.nodes)
+        self._positions = {node.name: index for index, node in enumerate(self._nodes)}
+        last_use = {source: node for node in self._nodes for source in node.all_input_nodes}
+        self._dead_after: dict[fx.Node, list[fx.Node]] = {}
+        for source, user in last_use.items():
+            self._dead_after.setdefault(user, []).append(source)
+        self._batches = batches
+        self._environments: list[Environment] = [{} for _ in batches]
+        self._done = 0
+
+    def advance(self, name: str) -> None:
+        """Run all batches up to the node called `name`, itself included."""
+        stop = max(self._positions[name] + 1, self._done)
+        for batch, environment in zip(self._batches, self._environments, strict=True):
+            for node in self._nodes[self._done : stop]:
+                environment[node] = _run_node(self._interpreter, node, environment, batch)
+                for source in self._dead_after.get(node, ()):
+                    if source.name != name:
+                        del environment[source]
+        self._done = stop
+
+    def values(self, name: str) -> Iterator[Tensor]:
+        """Yield the tensor at the node called `name` for each batch."""
+        node = self._nodes[self._positions[name]]
+        for environment in self._environments:
+            yield environment[node]
+
+
+class Tail:
+    """The rest of a network after a changed tensor, everything else as in one recorded forward."""
+
+    def __init__(self, gm: fx.GraphModule, batch: Tensor) -> None:
+        self._interpreter = fx.Interpreter(gm, garbage_collect_values=False)
+        self._nodes = {node.name: node for node in gm.graph.nodes}
+        self._recorded: Environment = {}
+        for node in gm.graph.nodes:
+            self._recorded[node] = _run_node(self._interpreter, node, self._recorded, batch)
+
+    def value(self, name: str) -> Tensor:
+        """Return the recorded tensor at the node called `name`."""
+        tensor: Tensor = self._recorded[self._nodes[name]]
+        return tensor
+
+    @property
+    def output(self) -> Any:
+        """The recorded output."""
+        return self._recorded[next(reversed(self._nodes.values()))]
+
+    def rerun(self, name: str, value: Tensor) -> Any:
+        """Return the output with the tensor at the node called `name` replaced by `value`."""
+        changed: Environment = {self._nodes[name]: value}
+        for node in self._nodes.values():
+            if node not in changed and any(source in changed for source in node.all_input_nodes):
+                environment = {source: changed.get(source, self._recorded[source]) for source in node.all_input_nodes}
+                changed[node] = _run_node(self._interpreter, node, environment, value)
+        return changed[next(reversed(self._nodes.values()))]
+
+
+def record(gm: fx.GraphModule, batch: Tensor, names: Collection[str]) -> dict[str, Tensor]:
+    """Return the tensors at the nodes called `names` in a forward of `gm`, stopping after the last of them."""
+    remaining = set(names)
+    recorded: dict[str, Tensor] = {}
+    stream = Stream(gm, [batch])
+    for node in gm.graph.nodes:
+        if node.name in remaining:
+            stream.advance(node.name)
+            recorded[node.name] = next(stream.values(node.name))
+    return recorded
+
+
+def _run_node(interpreter: fx.Interpreter, node: fx.Node, environment: Environment, batch: Tensor) -> Any:
+    if node.op == "placeholder":
+        return node.args[0] if node.args else batch
+    if node.op == "output":
+        return fx.map_arg(node.args[0], lambda source: environment[source])
+    interpreter.env = environment
+    with torch.no_grad():
+        return interpreter.run_node(node)

@@ -1,0 +1,259 @@
+"""Candidate spans: sensible choices, honest refusals, limits, and the errors of looking one up."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from toy_nets import (
+    TOYS,
+    Backbone,
+    Chain,
+    Inverted,
+    Sandwich,
+    SqueezeExcite,
+    TwoInputs,
+    captured,
+    image,
+    straight,
+    toy,
+)  # fmt: skip
+
+from depthcomp_errors import PlanError
+from fx_passes import Plan, SpanLimits, enumerate_spans, find_span, random_plan
+from fx_passes.operators import Role, image_shape, role
+
+GENEROUS = SpanLimits(largest_mac_growth=1e9)
+
+
+def spans_by_ends(gm, limits=None):
+    return {(span.entry, span.exit): span for span in enumerate_spans(gm, limits)}
+
+
+def kinds(span):
+    return {choice.kind for choice in span.choices}
+
+
+@pytest.mark.parametrize("name", sorted(TOYS))
+def test_choices_make_sense(name):
+    gm, _ = toy(name)
+    nodes = {node.name: node for node in gm.graph.nodes}
+    for span in enumerate_spans(gm, GENEROUS):
+        same_shape = image_shape(nodes[span.exit]) == span.in_shape
+        for choice in span.choices:
+            assert (choice.entry, choice.exit) == (span.entry, span.exit)
+            if choice.kind == "drop":
+                assert same_shape
+            elif choice.kind == "merge":
+                assert choice.kernel == span.operator.kernel
+            else:
+                assert all(
+                    k % 2 == 1 and k <= full
+                    for k, full in zip(choice.kernel, span.operator.kernel, strict=True)
+                )
+        assert len(set(span.choices)) == len(span.choices)
+
+
+@pytest.mark.parametrize("name", sorted(TOYS))
+def test_the_collapsed_geometry_gives_the_spans_own_output_shape(name):
+    gm, _ = toy(name)
+    nodes = {node.name: node for node in gm.graph.nodes}
+    for span in enumerate_spans(gm, GENEROUS):
+        if span.operator is not None:
+            batch, _, height, width = span.in_shape
+            shape = (batch, span.operator.out_channels, *span.operator.out_size((height, width)))
+            assert image_shape(nodes[span.exit]) == shape
+            assert span.operator.weight.is_meta
+
+
+@pytest.mark.parametrize("name", sorted(TOYS))
+def test_no_choice_crosses_a_barrier(name):
+    gm, _ = toy(name)
+    roles = {node.name: role(gm, node) for node in gm.graph.nodes}
+    for span in enumerate_spans(gm, GENEROUS):
+        if span.choices:
+            assert Role.BARRIER not in {roles[node] for node in span.nodes}
+
+
+@pytest.mark.parametrize("name", sorted(TOYS))
+def test_a_span_has_choices_or_a_sentence_that_names_a_node_of_it(name):
+    gm, _ = toy(name)
+    for span in enumerate_spans(gm):
+        assert bool(span.choices) != bool(span.refusal)
+        if span.refusal:
+            assert any(span.refusal.startswith(node) for node in span.nodes)
+            assert len(span.refusal.split()) > 4
+
+
+BARRIERS = {
+    "max_pool": (nn.MaxPool2d(3, 1, 1), "MaxPool2d is not a convolution"),
+    "border_average": (nn.AvgPool2d(3, 1, 1, count_include_pad=False), "count_include_pad=False"),
+    "ceil": (nn.AvgPool2d(2, ceil_mode=True), "ceil_mode=True"),
+    "circular": (nn.Conv2d(5, 5, 3, padding=1, padding_mode="circular"), "padding_mode='circular'"),
+    "reflection": (nn.ReflectionPad2d(1), "ReflectionPad2d"),
+    "softmax": (nn.Softmax(1), "Softmax"),
+    "upsample": (nn.Upsample(scale_factor=2), "Upsample"),
+    "group_norm": (nn.GroupNorm(1, 5), "GroupNorm"),
+    "transposed": (nn.ConvTranspose2d(5, 5, 3), "ConvTranspose2d"),
+    "constant_pad": (nn.ConstantPad2d(1, 0.5), "ConstantPad2d"),
+}
+
+
+@pytest.mark.parametrize("name", sorted(BARRIERS))
+def test_barriers_end_spans_and_say_why(name):
+    barrier, reason = BARRIERS[name]
+    body = nn.Sequential(nn.Conv2d(5, 5, 1), nn.ReLU(), barrier, nn.Conv2d(5, 5, 1))
+    gm = captured(Sandwich(body), image())
+    refused = [span for span in enumerate_spans(gm, GENEROUS) if reason in span.refusal]
+    assert [span.refusal.partition(":")[0] for span in refused] == ["body_2"]
+    assert not [span for span in enumerate_spans(gm, GENEROUS) if "body_2" in span.nodes and span.choices]
+
+
+def test_the_gate_of_squeeze_and_excite_is_a_barrier():
+    gm = captured(SqueezeExcite(), image(5))
+    refusals = [span.refusal for span in enumerate_spans(gm)]
+    assert any(refusal.startswith("squeeze: AdaptiveAvgPool2d is not a convolution") for refusal in refusals)
+
+
+class Broadcast(nn.Module):
+    """Adds a one-pixel image, a constant, and concatenates over the height."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.pool, self.conv2 = nn.Conv2d(3, 3, 1), nn.AvgPool2d((11, 13)), nn.Conv2d(3, 3, 1)
+
+    def forward(self, x):
+        x = self.conv(x)
+        x = x + self.pool(x)
+        x = self.conv2(x + 1)
+        return torch.cat([x, x], 2)
+
+
+def test_sums_that_broadcast_and_odd_concatenations_are_refused_by_name():
+    text = "\n".join(span.refusal for span in enumerate_spans(captured(Broadcast(), image())))
+    assert "a sum that broadcasts" in text
+    assert "a sum with a constant is not merged" in text
+    assert "another axis than the channels" in text
+
+
+def test_branches_of_different_strides_are_refused():
+    class Uneven(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = nn.Conv2d(3, 3, 1, stride=2), nn.Conv2d(3, 3, (6, 7))
+
+        def forward(self, x):
+            return self.one(x) + self.two(x)
+
+    spans = enumerate_spans(captured(Uneven(), image()))
+    assert any(
+        r"add: its branches have different strides (1, 1) and (2, 2)" in span.refusal for span in spans
+    )
+
+
+def test_a_whole_inverted_residual_can_be_merged_fitted_and_dropped():
+    gm = captured(Inverted(), image(5))
+    span = spans_by_ends(gm)["x", "add"]
+    assert kinds(span) == {"merge", "fit", "drop"}
+    assert span.operator.kernel == (3, 3)
+    assert {choice.kernel for choice in span.choices if choice.kind == "fit"} == {(1, 1), (3, 3)}
+
+
+def test_multiply_adds_are_those_of_the_convolutions_for_the_whole_batch():
+    gm = captured(Chain(), image())
+    span = spans_by_ends(gm)["x", "act1"]
+    assert span.macs == 2 * 11 * 13 * (5 * 3 * 9) + 2 * 5 * 11 * 13  # the norm counts one per value
+
+
+def test_a_merge_may_not_multiply_the_work_beyond_the_limit():
+    gm = captured(Inverted(5, 7), image(5))
+    strict = SpanLimits(largest_mac_growth=0.5)
+    for span in enumerate_spans(gm, strict):
+        for choice in span.choices:
+            if choice.kind != "drop":
+                taps = (
+                    choice.kernel[0]
+                    * choice.kernel[1]
+                    * span.operator.weight.shape[1]
+                    * span.operator.out_channels
+                )
+                assert 2 * 11 * 13 * taps <= 0.5 * span.macs
+
+
+def test_kernel_and_length_limits_are_respected():
+    gm = captured(straight(7, 3), image())
+    limits = SpanLimits(longest_span=3, largest_kernel=5, largest_mac_growth=1e9)
+    spans = enumerate_spans(gm, limits)
+    assert max(span.stop - span.start for span in spans) == 3
+    assert max(max(c.kernel) for span in spans for c in span.choices if c.kernel) == 5
+    assert {span.stop - span.start for span in spans if "merge" in kinds(span)} == {2}
+
+
+def test_candidates_grow_linearly_with_depth():
+    counts = [len(enumerate_spans(captured(straight(depth, 3), image()))) for depth in (20, 40, 60)]
+    assert counts[2] - counts[1] == counts[1] - counts[0]
+
+
+def test_too_expensive_spans_say_so():
+    body = nn.Sequential(nn.Conv2d(5, 5, 3, groups=5), nn.Conv2d(5, 7, 1))
+    gm = captured(Sandwich(body), image())
+    refusals = [
+        span.refusal for span in enumerate_spans(gm, SpanLimits(largest_mac_growth=0.01)) if span.refusal
+    ]
+    assert any("would cost more than 0.01 times the multiply-adds" in refusal for refusal in refusals)
+
+
+def test_find_span_knows_spans_of_any_length():
+    gm = captured(straight(11, 3), image())
+    span = find_span(gm, "input_1", "_21")
+    assert span.stop - span.start == 11
+    assert "merge" in kinds(span)
+
+
+def test_find_span_refuses_names_that_are_no_cuts():
+    gm = captured(Chain(), image())
+    for ends in (("x", "nowhere"), ("bn1", "act2"), ("act2", "act1"), ("act1", "act1")):
+        with pytest.raises(
+            PlanError, match=rf"no span \({ends[0]}, {ends[1]}\]: both must be cuts of one level"
+        ):
+            find_span(gm, *ends)
+
+
+def test_find_span_names_the_barrier_in_the_middle():
+    body = nn.Sequential(nn.Conv2d(5, 5, 1), nn.MaxPool2d(3, 1, 1), nn.Conv2d(5, 5, 1))
+    gm = captured(Sandwich(body), image())
+    with pytest.raises(PlanError, match=r"\(stem, end\] cannot be compressed: body_1: MaxPool2d is not"):
+        find_span(gm, "stem", "end")
+
+
+def test_find_span_says_why_a_span_has_no_choices():
+    gm = captured(nn.Sequential(nn.Conv2d(3, 5, 1), nn.ReLU()), image())
+    with pytest.raises(PlanError, match=r"a lone 1x1 convolution that changes its tensor's shape"):
+        find_span(gm, "input_1", "_1")
+
+
+@pytest.mark.parametrize("name", sorted(TOYS))
+def test_random_plans_repeat_for_a_seed_and_never_overlap(name):
+    gm, _ = toy(name)
+    for seed in range(11):
+        plan = random_plan(gm, np.random.default_rng(seed))
+        assert plan == random_plan(gm, np.random.default_rng(seed))
+        rewritten = [node for choice in plan for node in find_span(gm, choice.entry, choice.exit).nodes]
+        assert len(rewritten) == len(set(rewritten))
+
+
+def test_random_plans_use_every_kind_on_every_level():
+    gm = captured(nn.Sequential(nn.Conv2d(3, 5, 1), nn.ReLU(), Inverted(), Inverted()), image())
+    plans = [random_plan(gm, np.random.default_rng(seed)) for seed in range(40)]
+    assert {choice.kind for plan in plans for choice in plan} == {"merge", "fit", "drop"}
+    assert Plan() in plans or any(len(plan) == 1 for plan in plans)
+    exits = {choice.exit for plan in plans for choice in plan}
+    assert {"add", "add_1"} <= exits
+    assert exits & {"_2_depthwise_2", "_2_project_1"}
+
+
+def test_random_plans_reach_both_inputs_and_all_outputs():
+    two = captured(TwoInputs(), image(3), image(2))
+    many = captured(Backbone(), image())
+    for gm, wanted in ((two, {"left2", "end"}), (many, {"stages_1_3", "stages_2_3"})):
+        plans = [random_plan(gm, np.random.default_rng(seed)) for seed in range(30)]
+        assert wanted <= {choice.exit for plan in plans for choice in plan}
