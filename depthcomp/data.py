@@ -11,10 +11,11 @@ from torch import Tensor
 
 from depthcomp.errors import DataError
 
-__all__ = ["calibration_batches", "synthetic_batches"]
+__all__ = ["calibration_batches", "first_images", "synthetic_batches"]
 
 MAX_IMAGES = 512  # enough for the fits; more only costs time
 BATCH_SIZE = 16
+_EMPTY = "{argument} holds no images; pass an iterable of x, (x, y) or dicts with at least one image"
 
 
 def calibration_batches(data: Iterable[Any], example: Tensor, *, argument: str = "data") -> list[Tensor]:
@@ -38,8 +39,20 @@ def calibration_batches(data: Iterable[Any], example: Tensor, *, argument: str =
         if images >= MAX_IMAGES:
             break
     if images == 0:
-        raise DataError(f"{argument} holds no images; pass an iterable of x, (x, y) or dicts with at least one image")
+        raise DataError(_EMPTY.format(argument=argument))
     return _rebatch(batches)
+
+
+def first_images(data: Iterable[Any], *, argument: str = "data") -> Tensor:
+    """Return the images of the first item as a batch (n, c, h, w).
+
+    Raises:
+        DataError: there is none, or it holds no images.
+    """
+    for item in _items(data, argument):
+        images = _inputs(item, argument)
+        return images if images.ndim == 4 else images.unsqueeze(0)
+    raise DataError(_EMPTY.format(argument=argument))
 
 
 def synthetic_batches(example: Tensor, count: int, seed: int) -> list[Tensor]:

@@ -10,8 +10,9 @@ over sampled positions, once for the largest kernel of an entry; smaller kernels
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,8 @@ from fx_passes.affine import AffineConv, Pair, Sides
 
 __all__ = ["Design", "Positions", "RidgeSystem", "design_of", "sample_positions", "starting_point"]
 
-STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the ridge, relative to the mean power of a patch element
+STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # of the ridge, relative to the mean power of a patch element
+LARGEST_GAIN = 3.0  # a channel that is hardly explained would otherwise become noise
 Positions = tuple[Tensor, Tensor, Tensor]  # image, row, column of output pixels
 
 
@@ -70,32 +72,33 @@ def sample_positions(target: Tensor, count: int, generator: torch.Generator) -> 
     return chosen // (height * width), chosen // width % height, chosen % width
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Sums:
-    """Sums over sampled pixels; x is a patch, y a target pixel, both split into channel groups."""
+    """Sums over sampled pixels; x is a patch, y the pixels of all targets side by side, both split into groups."""
 
     count: int
     x: Tensor  # (groups, unknowns, 1)
     xx: Tensor  # (groups, unknowns, unknowns)
-    y: dict[str, Tensor]  # (groups, 1, c_out / groups)
-    yy: dict[str, Tensor]  # as y
-    xy: dict[str, Tensor]  # (groups, unknowns, c_out / groups)
+    y: Tensor  # (groups, 1, outputs)
+    yy: Tensor  # (groups, 1, outputs)
+    xy: Tensor  # (groups, unknowns, outputs)
 
     def __add__(self, other: _Sums) -> _Sums:
         return _Sums(
             self.count + other.count, self.x + other.x, self.xx + other.xx,
-            *({name: one[name] + two[name] for name in one}
-              for one, two in ((self.y, other.y), (self.yy, other.yy), (self.xy, other.xy))),
+            self.y + other.y, self.yy + other.yy, self.xy + other.xy,
         )  # fmt: skip
 
-    def moments(self, target: str, taps: Tensor) -> _Moments:
-        """Return the centred second moments of the chosen patch elements and one target."""
-        mean, target_mean = self.x[:, taps] / self.count, self.y[target] / self.count
+    def moments(self, taps: Tensor, outputs: Tensor) -> _Moments:
+        """Return the centred second moments of the chosen patch elements and outputs."""
+        mean, target_mean = self.x[:, taps] / self.count, self.y[..., outputs] / self.count
+        chosen = self.xx if len(taps) == self.xx.shape[1] else self.xx[:, taps[:, None], taps]
         return _Moments(
             mean,
             target_mean,
-            self.xx[:, taps][:, :, taps] / self.count - mean @ mean.transpose(1, 2),
-            self.xy[target][:, taps] / self.count - mean @ target_mean,
+            chosen / self.count - mean @ mean.transpose(1, 2),
+            self.xy[:, taps[:, None], outputs] / self.count - mean @ target_mean,
+            (self.yy[..., outputs] / self.count - target_mean.square()).clamp_min(0.0),
         )
 
 
@@ -105,16 +108,30 @@ class _Moments:
     target_mean: Tensor
     covariance: Tensor
     cross: Tensor
+    variance: Tensor
 
     def solve(self, prior: Tensor, strength: float) -> Tensor:
-        """Return the ridge solution (groups, unknowns, c_out / groups) that leans to `prior`."""
+        """Return the ridge solution (groups, unknowns, outputs) that leans to `prior`."""
         power = self.covariance.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-12)
-        ridge = strength * power[:, None, None] * torch.eye(self.covariance.shape[1], dtype=torch.float64)
-        factor = torch.linalg.cholesky(self.covariance + ridge)
+        ridged = self.covariance.clone()
+        ridged.diagonal(dim1=1, dim2=2).add_(strength * power[:, None])
+        factor = torch.linalg.cholesky(ridged)
         return prior + torch.cholesky_solve(self.cross - self.covariance @ prior, factor)
 
     def bias(self, weight: Tensor) -> Tensor:
+        """Return the bias (groups, 1, outputs) that makes the means agree."""
         return self.target_mean - self.mean.transpose(1, 2) @ weight
+
+    def gain(self, weight: Tensor) -> Tensor:
+        """Return the factor per output that gives a solution its target's variance."""
+        explained = (weight * (self.covariance @ weight)).sum(1, keepdim=True)
+        return (self.variance / explained.clamp_min(1e-12)).sqrt().clamp(max=LARGEST_GAIN)
+
+    def error(self, weight: Tensor, bias: Tensor) -> Tensor:
+        """Return the squared error of a solution per output (outputs,), up to a constant of the target."""
+        spread = (weight * (self.covariance @ weight - 2 * self.cross)).sum((0, 1))
+        shift = self.target_mean - bias - self.mean.transpose(1, 2) @ weight
+        return spread + shift.square().sum((0, 1))
 
 
 class RidgeSystem:
@@ -130,56 +147,79 @@ class RidgeSystem:
         self.design = design
         self.kernel = kernel
         self._channels = channels // design.groups
+        self.unknowns = self._channels * kernel[0] * kernel[1]
         self._folds: list[_Sums] = []
+        self._outputs: dict[str, Tensor] = {}
 
     def accumulate(
         self, entry: Tensor, targets: Mapping[str, Tensor], positions: Positions, *, fold: int = 0
     ) -> None:
-        """Add patches of `entry` (n, c_in, h, w) and pixels of `targets` (n, c_out, h', w') to one fold."""
+        """Add patches of `entry` (n, c_in, h, w) and pixels of `targets` (n, c_out, h', w') to one fold.
+
+        The targets are the same in each call, and in the same order.
+        """
         patches = self._patches(entry, next(iter(targets.values())).shape[2:], positions)
         image, row, column = positions
-        pixels = {
-            name: target[image, :, row, column].double().unflatten(1, (self.design.groups, -1)).transpose(0, 1)
-            for name, target in targets.items()
+        pixels = [
+            target[image, :, row, column].double().unflatten(1, (self.design.groups, -1)).transpose(0, 1)
+            for target in targets.values()
+        ]
+        starts = list(accumulate((part.shape[2] for part in pixels), initial=0))
+        self._outputs = {
+            name: torch.arange(start, stop) for name, start, stop in zip(targets, starts, starts[1:], strict=False)
         }
-        transposed = patches.transpose(1, 2)
+        y, transposed = torch.cat(pixels, dim=2), patches.transpose(1, 2)
         sums = _Sums(
-            len(image),
-            transposed.sum(2, keepdim=True),
-            transposed @ patches,
-            {name: y.sum(1, keepdim=True) for name, y in pixels.items()},
-            {name: y.square().sum(1, keepdim=True) for name, y in pixels.items()},
-            {name: transposed @ y for name, y in pixels.items()},
-        )
+            len(image), transposed.sum(2, keepdim=True), transposed @ patches,
+            y.sum(1, keepdim=True), y.square().sum(1, keepdim=True), transposed @ y,
+        )  # fmt: skip
         if fold < len(self._folds):
             self._folds[fold] = self._folds[fold] + sums
         else:
             self._folds.append(sums)
 
-    def solve(self, target: str, prior: AffineConv) -> AffineConv:
-        """Return the fitted convolution towards `target`, with the shape of `prior`, which it leans to.
+    def solve(
+        self, targets: Sequence[str], prior: AffineConv, *, match_variance: Collection[str]
+    ) -> list[AffineConv]:
+        """Return the fitted convolution towards each target, with the shape of `prior`, which it leans to.
 
         How strongly it leans is chosen by the error on the second fold of a solution on the first; the result
-        is then solved on both. The prior's kernel is at most the system's, with the same centre.
+        is then solved on both. A least-squares fit varies less than its target, by what it cannot explain;
+        for targets named in `match_variance` each output channel is scaled back to the target's variance. The
+        prior's kernel is at most the system's, with the same centre.
         """
         taps = self._taps(prior.kernel)
         start = prior.weight.double().reshape(prior.groups, -1, len(taps)).transpose(1, 2)
+        outputs = torch.cat([self._outputs[target] for target in targets])
+        starts = start.repeat(1, 1, len(targets))
+        strengths = self._strengths(taps, outputs, starts, len(targets))
         whole = self._folds[0] if len(self._folds) == 1 else self._folds[0] + self._folds[1]
-        moments = whole.moments(target, taps)
-        weight = moments.solve(start, self._strength(target, taps, start))
-        kernel = weight.transpose(1, 2).reshape(prior.weight.shape)
-        bias = moments.bias(weight).flatten()
-        return AffineConv(kernel, bias, prior.stride, prior.padding, prior.groups)
+        moments = whole.moments(taps, outputs)
+        solutions = {strength: moments.solve(starts, strength) for strength in set(strengths)}
+        width = start.shape[2]
+        slices = [slice(index * width, (index + 1) * width) for index in range(len(targets))]
+        weight = torch.cat([solutions[s][..., part] for s, part in zip(strengths, slices, strict=True)], dim=2)
+        matched = torch.tensor([target in match_variance for target in targets]).repeat_interleave(width)
+        weight = torch.where(matched, weight * moments.gain(weight), weight)
+        bias = moments.bias(weight)
+        return [
+            AffineConv(
+                weight[..., part].transpose(1, 2).reshape(prior.weight.shape), bias[..., part].flatten(),
+                prior.stride, prior.padding, prior.groups,
+            )
+            for part in slices
+        ]  # fmt: skip
 
-    def _strength(self, target: str, taps: Tensor, start: Tensor) -> float:
+    def _strengths(self, taps: Tensor, outputs: Tensor, starts: Tensor, targets: int) -> list[float]:
+        """Return the strength of the ridge that suits each target best."""
         if len(self._folds) == 1:
-            return STRENGTHS[len(STRENGTHS) // 2]
-        train, test = (fold.moments(target, taps) for fold in self._folds[:2])
+            return [STRENGTHS[len(STRENGTHS) // 2]] * targets
+        train, test = (fold.moments(taps, outputs) for fold in self._folds[:2])
         errors = []
         for strength in STRENGTHS:
-            weight = train.solve(start, strength)
-            errors.append(_error(test, weight, train.bias(weight)))
-        return STRENGTHS[errors.index(min(errors))]
+            weight = train.solve(starts, strength)
+            errors.append(test.error(weight, train.bias(weight)).unflatten(0, (targets, -1)).sum(1))
+        return [STRENGTHS[index] for index in torch.stack(errors).argmin(0).tolist()]
 
     def _patches(self, entry: Tensor, size: Sequence[int], positions: Positions) -> Tensor:
         """Return the patches read at output `positions`: (groups, samples, c_in / groups * kh * kw), float64."""
@@ -206,10 +246,3 @@ class RidgeSystem:
         index = torch.arange(self._channels * self.kernel[0] * self.kernel[1]).reshape(-1, *self.kernel)
         top, left = ((size - 1) // 2 - (k - 1) // 2 for size, k in zip(self.kernel, kernel, strict=True))
         return index[:, top : top + kernel[0], left : left + kernel[1]].flatten()
-
-
-def _error(test: _Moments, weight: Tensor, bias: Tensor) -> float:
-    """Return the squared error of a solution on other pixels, up to a constant of the target."""
-    spread = (weight * (test.covariance @ weight - 2 * test.cross)).sum()
-    shift = test.target_mean - bias - test.mean.transpose(1, 2) @ weight
-    return float(spread + shift.square().sum())

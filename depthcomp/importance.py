@@ -8,7 +8,8 @@ are compared. Importance is lower-is-better; the sum over a plan's choices stand
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,17 +18,19 @@ from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
 
 from depthcomp.execution import Stream, Tail, record
-from depthcomp.fit import Design, Positions, RidgeSystem, design_of, sample_positions, starting_point
+from depthcomp.fit import Design, RidgeSystem, design_of, sample_positions, starting_point
 from depthcomp.pricing import Candidate
 from fx_passes import Plan, SpanChoice, linearize, placed_convolutions
 from fx_passes.affine import AffineConv
 from fx_passes.collapse import collapse
+from fx_passes.operators import Role, role
 
 __all__ = ["calibrated", "divergence", "fit_candidates", "refit"]
 
 LARGEST_SYSTEM = 3000  # unknowns per output channel; the Gram matrix then has 72 MB and is solved in seconds
 MEMORY_BYTES = 2**30  # for the Gram matrices of one pass over the data
-SAMPLES = 16384  # pixels per regression, several times the unknowns of all but the widest systems
+SAMPLES_PER_UNKNOWN = 5  # pixels per regression
+LEAST_SAMPLES = 2048
 
 Progress = Callable[[str, int, int], None]
 
@@ -109,13 +112,12 @@ def fit_candidates(
         systems = _systems(group)
         generator = torch.Generator().manual_seed(seed)
         for done, batch in enumerate(batches):
-            _accumulate(gm, systems, batch, SAMPLES // len(batches) + 1, generator, _fold(done, len(batches)))
+            _accumulate(gm, systems, batch, len(batches), generator, _fold(done, len(batches)))
             report(f"fitting, pass {number + 1} of {len(groups)}", done + 1, len(batches))
-        for done, candidate in enumerate(group):
-            system = systems[_design(candidate)][0]
-            prior = starting_point(_operator(candidate))
-            operators[candidate.choice] = system.solve(candidate.span.core, prior)
-            report(f"solving, pass {number + 1} of {len(groups)}", done + 1, len(group))
+        together = _same_shape(group)
+        for done, members in enumerate(together):
+            operators.update(_solve(gm, systems[_design(members[0])][0], members))
+            report(f"solving, pass {number + 1} of {len(groups)}", done + 1, len(together))
     return operators
 
 
@@ -138,9 +140,10 @@ def refit(
         system = RidgeSystem(design_of(place.entry, place.operator), place.operator.kernel, place.operator.in_channels)
         pairs = zip(compressed.values(place.entry), original.values(place.core), strict=True)
         for number, (inputs, targets) in enumerate(pairs):
-            positions = sample_positions(targets, SAMPLES // len(batches) + 1, generator)
+            positions = sample_positions(targets, _samples(system.unknowns, len(batches)), generator)
             system.accumulate(inputs, {place.core: targets}, positions, fold=_fold(number, len(batches)))
-        place.load(system.solve(place.core, starting_point(place.operator)))
+        matched = _whole_states(gm, [place.core])
+        place.load(system.solve([place.core], starting_point(place.operator), match_variance=matched)[0])
         report("refitting", done + 1, len(placed))
     return linearized
 
@@ -149,20 +152,48 @@ def _accumulate(
     gm: fx.GraphModule,
     systems: Mapping[Design, tuple[RidgeSystem, set[str]]],
     batch: Tensor,
-    samples: int,
+    batches: int,
     generator: torch.Generator,
     fold: int,
 ) -> None:
-    """Add one batch to the sums of all systems; systems with outputs of one size share the sampled pixels."""
+    """Add one of several batches to the sums of all systems."""
     names = {name for design, (_, cores) in systems.items() for name in (design.entry, *cores)}
     tensors = record(gm, batch, names)
-    shared: dict[tuple[int, ...], Positions] = {}
     for design, (system, cores) in systems.items():
         targets = {name: tensors[name] for name in sorted(cores)}
         first = next(iter(targets.values()))
-        if first.shape[2:] not in shared:
-            shared[first.shape[2:]] = sample_positions(first, samples, generator)
-        system.accumulate(tensors[design.entry], targets, shared[first.shape[2:]], fold=fold)
+        positions = sample_positions(first, _samples(system.unknowns, batches), generator)
+        system.accumulate(tensors[design.entry], targets, positions, fold=fold)
+
+
+def _same_shape(fits: Sequence[Candidate]) -> list[list[Candidate]]:
+    """Return the fits in groups of one design and weight shape, which share one factorisation."""
+    groups: dict[tuple[Design, tuple[int, ...]], list[Candidate]] = {}
+    for candidate in fits:
+        groups.setdefault((_design(candidate), tuple(_operator(candidate).weight.shape)), []).append(candidate)
+    return list(groups.values())
+
+
+def _solve(gm: fx.GraphModule, system: RidgeSystem, fits: Sequence[Candidate]) -> dict[SpanChoice, AffineConv]:
+    """Return the operators of fits of one design and shape."""
+    cores = [candidate.span.core for candidate in fits]
+    operator = _operator(fits[0])
+    solved = system.solve(cores, starting_point(operator), match_variance=_whole_states(gm, cores))
+    return {
+        candidate.choice: replace(found, padding=_operator(candidate).padding)
+        for candidate, found in zip(fits, solved, strict=True)
+    }
+
+
+def _whole_states(gm: fx.GraphModule, names: Iterable[str]) -> set[str]:
+    """Return those of the tensors that are no summand: a summand's unexplained part is better left out."""
+    nodes = {node.name: node for node in gm.graph.nodes}
+    return {name for name in names if [role(gm, user) for user in nodes[name].users] != [Role.ADD]}
+
+
+def _samples(unknowns: int, batches: int) -> int:
+    """Return how many pixels to take from each batch for a system of so many unknowns."""
+    return (SAMPLES_PER_UNKNOWN * unknowns + LEAST_SAMPLES) // batches + 1
 
 
 def _fold(batch: int, batches: int) -> int:

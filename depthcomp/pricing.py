@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from torch import fx, nn
 
 from dp_solver import Chain, Choice, Parallel
-from fx_passes import Level, Plan, Span, SpanChoice, Unit
+from fx_passes import Level, Span, SpanChoice, Unit
 from fx_passes.affine import AffineConv, conv_padding, crop_kernel
 from fx_passes.operators import Role, affine_operator, called_module, image_shape, role
 from latency_tables import OperatorSignature
@@ -77,10 +77,9 @@ class Pricing:
         cost = 0.0 if candidate.signature is None else price(candidate.signature)
         return self.kept_ms(candidate.span.nodes, price) - cost
 
-    def total_ms(self, plan: Plan, candidates: Mapping[SpanChoice, Candidate], price: Price) -> float:
-        """Return the sum of the latencies of all priced operators of the network under `plan`, in ms."""
-        saved = (self.saving_ms(candidates[choice], price) for choice in plan)
-        return self.kept_ms(self._nodes, price) - math.fsum(saved)
+    def convolutions(self, span: Span) -> int:
+        """Return how many convolutions stand in a span."""
+        return sum(isinstance(called_module(self._gm, self._nodes[name]), nn.Conv2d) for name in span.nodes)
 
     def problem(
         self, tree: Level, candidates: Sequence[Candidate], losses: Mapping[SpanChoice, float], price: Price

@@ -35,7 +35,7 @@ class SpanLimits:
         largest_mac_growth: most multiply-adds of a new convolution, relative to those of its span.
     """
 
-    longest_span: int = 8
+    longest_span: int = 6
     largest_kernel: int = 7
     largest_mac_growth: float = 2.0
 

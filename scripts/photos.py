@@ -1,23 +1,62 @@
-"""Real photos that come inside scikit-image and scikit-learn, as crops normalised for a network.
+"""The real photos that come inside scikit-image and scikit-learn, as crops normalised for a network.
 
-Calibration and held-out photos never overlap; both pictures of the stereo pair are on one side. Crops differ in
-place, scale and mirroring, and depend on the seed alone.
+Crops of one photo, and both pictures of the stereo pair, are always on one side of the split.
 """
 
 from __future__ import annotations
 
-import numpy as np
-import skimage.data
-import skimage.io
-import torch
+from collections.abc import Iterable
 from pathlib import Path
-from sklearn.datasets import load_sample_images
+
+import skimage
+import sklearn
+import torch
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
-PHOTOS = (
-    "astronaut.png", "brick.png", "camera.png", "cell.png", "chelsea.png", "china.jpg", "clock_motion.png", "coffee.png",
-    "coins.png", "color.png", "flower.jpg", "grass.png", "gravel.png", "horse.png", "hubble_deep_field.jpg", "ihc.png",
-    "logo.png", "microaneurysms.png", "moon.png", "motorcycle_left.png", "motorcycle_right.png", "page.png", "phantom.png",
-    "retina.jpg", "rocket.jpg", "text.png",
-)
+__all__ = ["CALIBRATION", "HELD_OUT", "crops"]
+
+CALIBRATION = (
+    "brick.png", "cell.png", "color.png", "flower.jpg", "grass.png", "gravel.png", "hubble_deep_field.jpg", "ihc.png",
+    "logo.png", "microaneurysms.png", "page.png", "phantom.png", "retina.jpg", "text.png",
+)  # fmt: skip
+VALIDATION = ("astronaut.png", "china.jpg", "clock_motion.png", "coins.png", "horse.png")
+HELD_OUT = (
+    "camera.png", "chelsea.png", "coffee.png", "moon.png", "motorcycle_left.png", "motorcycle_right.png", "rocket.jpg",
+)  # fmt: skip
+
+
+def crops(
+    names: Iterable[str], per_photo: int, *, smallest: float, size: int, mean: float, std: float, seed: int
+) -> Tensor:
+    """Return random square crops, mirrored half of the time, photo after photo: (n, 3, size, size).
+
+    Args:
+        names: file names out of HELD_OUT or CALIBRATION.
+        per_photo: crops of each.
+        smallest: area of the smallest crop, relative to the photo's.
+        size: height and width after resizing.
+        mean: subtracted from pixels in 0..1.
+        std: divides them then.
+        seed: draws places, scales and mirroring.
+    """
+    cut = v2.Compose(
+        [
+            v2.RandomResizedCrop(size, scale=(smallest, 1.0), ratio=(0.9, 1.1), antialias=True),
+            v2.RandomHorizontalFlip(),
+            v2.ToImage(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize([mean] * 3, [std] * 3),
+        ]
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return torch.stack([cut(photo) for name in names for photo in [_photo(name)] * per_photo])
+
+
+def _photo(name: str) -> Image.Image:
+    folders = (Path(skimage.__file__).parent / "data", Path(sklearn.__file__).parent / "datasets" / "images")
+    path = next(folder / name for folder in folders if (folder / name).exists())
+    with Image.open(path) as image:
+        return image.convert("RGB")

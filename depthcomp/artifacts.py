@@ -1,0 +1,467 @@
+"""What a compression leaves on disk: the network as structure and weights, the plan, the numbers, the report.
+
+A network is stored without pickle and without its class: `model.json` holds the graph (see
+`depthcomp.graph_json`), `model.safetensors` the values of its tensors.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import math
+import os
+import threading
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import safetensors.torch
+import torch
+from pydantic import ValidationError
+from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves
+
+from depthcomp import graph_json
+from depthcomp.errors import ArtifactError, TableError
+from depthcomp.graph_json import StoredModule, StoredNetwork, StoredTensor
+from latency_tables import Timing
+from latency_tables.table_file import first_fault
+
+if TYPE_CHECKING:
+    from depthcomp.result import CompressionResult, FrontierPoint, Refusal, SpanRecord
+
+__all__ = [
+    "load",
+    "load_network",
+    "require_writable",
+    "result_json",
+    "save_network",
+    "save_result",
+    "write_atomically",
+]
+
+RESULT_SCHEMA_VERSION = 1
+_STRUCTURE, _WEIGHTS = "model.json", "model.safetensors"
+_PRESERVED = "_user_preserved_attributes"  # where torch.fx keeps attributes that survive a rebuild
+
+
+def write_atomically(path: str | os.PathLike[str], data: bytes) -> Path:
+    """Write `data` to `path`, all of it or nothing, and return the path; a reader never sees half a file.
+
+    Raises:
+        ArtifactError: the folder does not exist, or the file cannot be written.
+    """
+    path = Path(path)
+    draft = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    try:
+        try:
+            _write_through(draft, data)
+            os.replace(draft, path)
+        finally:
+            draft.unlink(missing_ok=True)
+    except OSError as error:
+        raise ArtifactError(
+            f"cannot write {path}: {error.strerror}; choose a folder that exists, is writable and has room"
+        ) from error
+    return path
+
+
+def _write_through(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def require_writable(directory: str | os.PathLike[str]) -> Path:
+    """Return the folder, created with its parents if need be.
+
+    Raises:
+        ArtifactError: it cannot be created, is a file, or cannot be written to.
+    """
+    folder = Path(directory)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ArtifactError(
+            f"cannot create the folder {folder}: {error.strerror}; choose one that is writable and no file"
+        ) from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ArtifactError(f"the folder {folder} cannot be written to; choose another or change its mode")
+    return folder
+
+
+_make_folder = require_writable
+
+
+def save_network(
+    gm: fx.GraphModule, directory: str | os.PathLike[str], example_inputs: tuple[Tensor, ...] = ()
+) -> Path:
+    """Write a network to model.json and model.safetensors in a folder, and return the folder.
+
+    The network is rebuilt from what will be written, before anything is written; with `example_inputs`, both
+    are run in evaluation mode and must return the same bits. `gm` is not changed. Plain attributes of the
+    user (num_classes, pretrained_cfg, ...) are kept as far as JSON can hold them.
+
+    Raises:
+        ArtifactError: a node or a layer cannot be stored (it is named), the rebuilt network differs, or the
+            folder cannot be written.
+    """
+    folder = require_writable(directory)
+    try:
+        stored, values = _encode(gm)
+        rebuilt = _decode(stored, values)
+    except ValueError as error:
+        raise ArtifactError(f"the network cannot be stored: {error}") from error
+    if example_inputs:
+        _require_same_outputs(gm, rebuilt, example_inputs)
+    weights = safetensors.torch.save(values)
+    stored.sha256 = hashlib.sha256(weights).hexdigest()
+    write_atomically(folder / _WEIGHTS, weights)
+    write_atomically(folder / _STRUCTURE, _json_bytes(stored.model_dump()))
+    return folder
+
+
+def _json_bytes(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, indent=1, allow_nan=False) + "\n").encode()
+
+
+def _encode(gm: fx.GraphModule) -> tuple[StoredNetwork, dict[str, Tensor]]:
+    nodes = graph_json.encode_graph(gm)
+    paths = [node.target for node in nodes if node.op == "call_module"]
+    modules = {path: _encode_module(path, gm.get_submodule(path)) for path in paths}
+    fetched = {node.target for node in nodes if node.op == "get_attr"}
+    tensors, values = _encode_tensors(gm, modules, fetched)
+    network = StoredNetwork(
+        schema_version=graph_json.SCHEMA_VERSION,
+        name=type(gm).__name__,
+        nodes=nodes,
+        modules=modules,
+        tensors=tensors,
+        attributes=_encode_attributes(gm),
+        sha256="",
+    )
+    return network, values
+
+
+def _encode_module(path: str, module: nn.Module) -> StoredModule:
+    try:
+        return graph_json.encode_module(module)
+    except ValueError as error:
+        raise ValueError(f"module {path!r} ({type(module).__name__}) cannot be stored: {error}") from error
+
+
+def _encode_tensors(
+    gm: fx.GraphModule, modules: Mapping[str, StoredModule], fetched: set[str]
+) -> tuple[dict[str, StoredTensor], dict[str, Tensor]]:
+    """Describe the tensors that the graph uses; a tensor that stands at two places is stored once."""
+    stored: dict[str, StoredTensor] = {}
+    values: dict[str, Tensor] = {}
+    first_path: dict[int, str] = {}
+    for path, tensor in _all_tensors(gm):
+        if path in fetched or _held_by(path, modules):
+            key = first_path.setdefault(id(tensor), path)
+            stored[path] = _describe(gm, path, tensor, key)
+            values.setdefault(key, tensor.detach().clone(memory_format=torch.contiguous_format))
+    missing = sorted(fetched - stored.keys())
+    if missing:
+        raise ValueError(f"node with target {missing[0]!r} fetches what is no parameter or buffer")
+    return stored, values
+
+
+def _all_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
+    parameters = module.named_parameters(remove_duplicate=False)
+    return [*parameters, *module.named_buffers(remove_duplicate=False)]
+
+
+def _held_by(path: str, modules: Mapping[str, StoredModule]) -> bool:
+    parts = path.split(".")
+    return any(".".join(parts[:depth]) in modules for depth in range(1, len(parts)))
+
+
+def _describe(gm: fx.GraphModule, path: str, tensor: Tensor, key: str) -> StoredTensor:
+    owner, _, name = path.rpartition(".")
+    return StoredTensor(
+        key=key,
+        parameter=isinstance(tensor, nn.Parameter),
+        requires_grad=tensor.requires_grad,
+        persistent=name not in gm.get_submodule(owner)._non_persistent_buffers_set,
+        channels_last=tensor.dim() == 4
+        and not tensor.is_contiguous()
+        and tensor.is_contiguous(memory_format=torch.channels_last),
+    )
+
+
+def _encode_attributes(gm: fx.GraphModule) -> dict[str, Any]:
+    encoded = {}
+    for name, value in gm.meta.get(_PRESERVED, {}).items():
+        try:
+            encoded[name] = graph_json.encode_value(value)
+        except ValueError:
+            continue  # an object of the user's own class: the network runs without it
+    return encoded
+
+
+def _require_same_outputs(
+    gm: fx.GraphModule, rebuilt: fx.GraphModule, example_inputs: tuple[Tensor, ...]
+) -> None:
+    original = copy.deepcopy(gm).eval() if any(module.training for module in gm.modules()) else gm
+    with torch.no_grad():
+        wanted = tree_leaves(original(*example_inputs))
+        found = tree_leaves(rebuilt.to(example_inputs[0].device)(*example_inputs))
+    same = len(wanted) == len(found) and all(
+        _same_bits(a, b) if isinstance(a, Tensor) else a == b for a, b in zip(wanted, found, strict=True)
+    )
+    if not same:
+        raise ArtifactError(
+            "the network rebuilt from its structure and weights returns other values on the example inputs; "
+            "a network that draws random numbers or keeps state cannot be stored"
+        )
+
+
+def _same_bits(a: Tensor, b: Tensor) -> bool:
+    return isinstance(b, Tensor) and a.dtype == b.dtype and bool(torch.allclose(a, b, 0, 0, equal_nan=True))
+
+
+def load_network(directory: str | os.PathLike[str]) -> fx.GraphModule:
+    """Return the network that `save_network` wrote to a folder, on the CPU and in evaluation mode.
+
+    No code of the network's class is needed or run; what the files may name is limited to closed lists.
+
+    Raises:
+        ArtifactError: a file is missing, truncated, of another version, or not written by depthcomp.
+    """
+    folder = Path(directory)
+    structure = folder / _STRUCTURE
+    stored = _parse_structure(structure)
+    values = _parse_weights(folder / _WEIGHTS, stored)
+    try:
+        return _decode(stored, values)
+    except Exception as error:  # a foreign file can trip torch in any way
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ArtifactError(f"{structure} cannot be rebuilt: {reason}; save the network anew") from error
+
+
+def load(directory: str | os.PathLike[str]) -> fx.GraphModule:
+    """Return the compressed network in a folder that `CompressionResult.save` wrote.
+
+    The network is on the CPU and in evaluation mode; neither the original model nor its class is needed.
+
+    Raises:
+        ArtifactError: the folder does not exist, or holds no network that this release can read.
+
+    Example:
+        >>> model = load("compressed")  # doctest: +SKIP
+    """
+    folder = Path(directory)
+    if not folder.is_dir():
+        what = "is a file" if folder.exists() else "does not exist"
+        raise ArtifactError(f"{folder} {what}; give the folder that CompressionResult.save wrote")
+    return load_network(folder)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ArtifactError(
+            f"cannot read {path}: {error.strerror}; give the folder that CompressionResult.save wrote"
+        ) from error
+
+
+def _parse_structure(path: Path) -> StoredNetwork:
+    data = _read(path)
+    try:
+        version = _schema_version(json.loads(data))
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"{path} is truncated or not JSON ({error}); save the network anew") from error
+    if version != graph_json.SCHEMA_VERSION:
+        raise ArtifactError(
+            f"{path} has schema_version {version!r}, and this release reads {graph_json.SCHEMA_VERSION}; "
+            "save the network anew, or use the depthcomp that wrote it"
+        )
+    try:
+        return StoredNetwork.model_validate_json(data)
+    except ValidationError as error:
+        raise ArtifactError(f"{path} is no stored network: {first_fault(error)}; save it anew") from error
+
+
+def _schema_version(content: Any) -> Any:
+    return content.get("schema_version") if isinstance(content, dict) else None
+
+
+def _parse_weights(path: Path, stored: StoredNetwork) -> dict[str, Tensor]:
+    data = _read(path)
+    if hashlib.sha256(data).hexdigest() != stored.sha256:
+        raise ArtifactError(
+            f"{path} does not belong to {_STRUCTURE} beside it: it is truncated, changed or from another "
+            "network; save the network anew"
+        )
+    try:
+        return safetensors.torch.load(data)
+    except Exception as error:  # safetensors raises errors of its own that share no useful base
+        raise ArtifactError(f"{path} is no safetensors file ({error}); save the network anew") from error
+
+
+def _decode(stored: StoredNetwork, values: Mapping[str, Tensor]) -> fx.GraphModule:
+    root = nn.Module()
+    for path, module in stored.modules.items():
+        owner, name = _owner(root, path)
+        owner.add_module(name, graph_json.build_module(module))
+    _fill(root, stored, values)
+    _require_targets(stored)
+    gm = fx.GraphModule(root, graph_json.decode_graph(stored.nodes), stored.name)
+    _attach_attributes(gm, stored)
+    return gm.eval()
+
+
+def _owner(root: nn.Module, path: str) -> tuple[nn.Module, str]:
+    """Return the module that holds `path`, creating the containers on the way, and the last part's name."""
+    *parts, name = path.split(".")
+    owner = root
+    for part in parts:
+        if part not in owner._modules:
+            owner.add_module(part, nn.Module())
+        owner = owner.get_submodule(part)
+    return owner, name
+
+
+def _fill(root: nn.Module, stored: StoredNetwork, values: Mapping[str, Tensor]) -> None:
+    """Put the values into their places; tensors that were one object are one object again."""
+    shared: dict[str, Tensor] = {}
+    for path, description in stored.tensors.items():
+        if description.key not in values:
+            raise ValueError(f"the tensor {path!r} has no values")
+        if description.key not in shared:
+            shared[description.key] = _tensor(description, values[description.key])
+        _put(root, path, description, shared[description.key])
+    empty = [path for path, tensor in _all_tensors(root) if tensor.is_meta]
+    if empty:
+        raise ValueError(f"the tensor {empty[0]!r} has no values")
+
+
+def _tensor(description: StoredTensor, values: Tensor) -> Tensor:
+    if description.channels_last:
+        values = values.contiguous(memory_format=torch.channels_last)
+    return nn.Parameter(values, description.requires_grad) if description.parameter else values
+
+
+def _put(root: nn.Module, path: str, description: StoredTensor, tensor: Tensor) -> None:
+    owner, name = _owner(root, path)
+    declared = {**owner._parameters, **owner._buffers}.get(name)
+    if declared is not None and declared.shape != tensor.shape:
+        raise ValueError(f"the tensor {path!r} has shape {tuple(tensor.shape)}, not {tuple(declared.shape)}")
+    if declared is None and type(owner) is not nn.Module:
+        raise ValueError(f"the tensor {path!r} has no place in {type(owner).__name__}")
+    if declared is not None:
+        delattr(owner, name)
+    if description.parameter:
+        owner.register_parameter(name, tensor if isinstance(tensor, nn.Parameter) else None)
+    else:
+        owner.register_buffer(name, tensor, persistent=description.persistent)
+
+
+def _require_targets(stored: StoredNetwork) -> None:
+    places: dict[str, Mapping[str, Any]] = {"call_module": stored.modules, "get_attr": stored.tensors}
+    for node in stored.nodes:
+        if node.op in places and node.target not in places[node.op]:
+            raise ValueError(f"node {node.name!r} refers to {node.target!r}, which is not stored")
+
+
+def _attach_attributes(gm: fx.GraphModule, stored: StoredNetwork) -> None:
+    attributes = {name: graph_json.decode_value(value, {}) for name, value in stored.attributes.items()}
+    for name, value in attributes.items():
+        if name.startswith("_") or hasattr(gm, name):
+            raise ValueError(f"the attribute {name!r} would hide one of the network's own")
+        setattr(gm, name, value)
+    gm.meta[_PRESERVED] = attributes
+
+
+def save_result(result: CompressionResult, directory: str | os.PathLike[str]) -> Path:
+    """Write everything that a compression found to a folder, created if need be, and return the folder.
+
+    plan.json, model.json and model.safetensors, model.onnx, latency_table.json, result.json, report.html and
+    frontier.svg. Each file is written whole or not at all.
+
+    Raises:
+        ArtifactError: the folder cannot be written, or the network cannot be stored or exported.
+    """
+    from depthcomp.report import write_report  # draws plots: loaded only when a report is wanted
+
+    folder = save_network(result.model, directory, result.example_inputs)
+    write_atomically(folder / "plan.json", result.plan.to_json().encode())
+    result.export_onnx(folder / "model.onnx")
+    try:
+        result.table.save(folder / "latency_table.json")
+    except TableError as error:
+        raise ArtifactError(f"the latency table cannot be saved: {error}") from error
+    write_atomically(folder / "result.json", _json_bytes(result_json(result)))
+    write_report(result, folder)
+    return folder
+
+
+def result_json(result: CompressionResult) -> dict[str, Any]:
+    """Return every number of a result as plain JSON values; a number that is not finite becomes None."""
+    content: dict[str, Any] = {
+        "schema_version": RESULT_SCHEMA_VERSION,
+        "budget": {**asdict(result.budget), "text": str(result.budget)},
+        "budget_ms": result.budget_ms,
+        "original": _timing(result.original_timing),
+        "measured": _timing(result.measured_timing),
+        "predicted_ms": result.predicted_ms,
+        "speedup": result.speedup,
+        "loss": result.loss,
+        "rank_correlation": result.rank_correlation,
+        "original_depth": result.original_depth,
+        "depth": result.depth,
+        "spans": [_span(record) for record in result.spans],
+        "refusals": _refusals_by_reason(result.refusals),
+        "frontier": [_frontier_point(point) for point in result.frontier],
+        "warnings": list(result.warnings),
+        "environment": asdict(result.environment),
+        "example_inputs": [_tensor_kind(tensor) for tensor in result.example_inputs],
+        "seed": result.seed,
+        "seconds": dict(result.seconds),
+    }
+    finite: dict[str, Any] = _finite(content)
+    return finite
+
+
+def _timing(timing: Timing) -> dict[str, Any]:
+    return {
+        "ms": timing.ms,
+        "median_ms": timing.median_ms,
+        "spread": timing.spread,
+        "n": timing.n,
+        "rounds_ms": list(timing.rounds_ms),
+    }
+
+
+def _span(record: SpanRecord) -> dict[str, Any]:
+    fields = asdict(record)
+    return {**fields.pop("choice"), **fields}
+
+
+def _refusals_by_reason(refusals: tuple[Refusal, ...]) -> list[dict[str, Any]]:
+    grouped: dict[str, list[dict[str, str]]] = {}
+    for refusal in refusals:
+        grouped.setdefault(refusal.reason, []).append({"entry": refusal.entry, "exit": refusal.exit})
+    return [{"reason": reason, "count": len(spans), "spans": spans} for reason, spans in grouped.items()]
+
+
+def _frontier_point(point: FrontierPoint) -> dict[str, Any]:
+    return {"predicted_ms": point.predicted_ms, "loss": point.loss, "choices": len(point.plan)}
+
+
+def _tensor_kind(tensor: Tensor) -> dict[str, Any]:
+    return {"shape": list(tensor.shape), "dtype": str(tensor.dtype).removeprefix("torch.")}
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {name: _finite(value) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content

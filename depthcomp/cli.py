@@ -1,0 +1,176 @@
+"""The command line: `depthcomp compress MODEL --budget 70%`.
+
+stdout carries the result alone; progress, warnings and errors go to stderr. Exit codes: 0; 2 for what
+the user can mend; 130 after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from depthcomp.errors import DepthCompError, TableError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from depthcomp.result import CompressionResult
+
+__all__ = ["app", "main"]
+
+EXIT_MENDABLE = 2  # also what a wrong option exits with
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+app = typer.Typer(
+    help="Compress the depth of any trained CNN to a latency budget measured on this machine.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    app(prog_name="depthcomp")
+
+
+@app.callback()
+def _root() -> None:
+    """Keep `compress` a command of its own; with a single command typer would drop its name."""
+
+
+@app.command()
+def compress(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="torchvision:NAME, timm:NAME, or package.module:factory, a function without arguments that "
+            "returns the model; the model's pretrained_cfg, if it has one, tells input_size, mean and std.",
+        ),
+    ],
+    budget: Annotated[str, typer.Option(help="70% of the measured original, 1.8ms, or 1.4x as fast.")],
+    weights: Annotated[Path | None, typer.Option(help="A .safetensors file or a torch state dict.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="A folder of images to fit on; labels are not used.")
+    ] = None,
+    val_data: Annotated[
+        Path | None, typer.Option(help="Other images, to estimate the loss on; else a quarter of --data.")
+    ] = None,
+    backend: Annotated[str, typer.Option(help="What runs the network: auto or onnxruntime.")] = "auto",
+    threads: Annotated[int, typer.Option(help="Threads that one inference may use.")] = 1,
+    table: Annotated[
+        Path | None,
+        typer.Option(help="A latency table of this machine; what it lacks is measured and added."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The folder where everything is saved.")] = None,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Make a trained CNN shallower until it meets a latency budget when measured."""
+    with _plain_words():
+        import torch
+
+        from depthcomp import Budget, compress_depth
+        from depthcomp.console import Progress
+        from depthcomp.models import load_model
+        from latency_tables import create_backend
+
+        wanted, runtime = Budget.parse(budget), create_backend(backend, threads=threads)
+        _require_table(table)
+        before = _stamps(out, table)
+        torch.manual_seed(seed)
+        network, example = load_model(model, weights)
+        with Progress() as progress, redirect_stdout(sys.stderr):
+            result = compress_depth(
+                network,
+                wanted,
+                example_inputs=example,
+                data=_images(data, network, example),
+                val_data=_images(val_data, network, example),
+                backend=runtime,
+                table=table,
+                output_dir=out,
+                seed=seed,
+                progress=progress,
+            )
+        files = [path for path, stamp in _stamps(out, table).items() if stamp != before.get(path)]
+        (_print_json if as_json else _print_summary)(result, files)
+
+
+@contextmanager
+def _plain_words() -> Iterator[None]:
+    """Say warnings and the errors of depthcomp in a line each on stderr; exit after an error or Ctrl-C."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecations and the like speak to developers
+        warnings.simplefilter("default", UserWarning)
+        warnings.showwarning = _show_warning
+        try:
+            yield
+        except DepthCompError as error:
+            typer.echo(f"error: {_line(error)}", err=True)
+            raise typer.Exit(EXIT_MENDABLE) from error
+        except KeyboardInterrupt as interrupt:
+            typer.echo("interrupted", err=True)
+            raise typer.Exit(EXIT_INTERRUPTED) from interrupt
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    typer.echo(f"warning: {_line(message)}", err=True)
+
+
+def _line(message: object) -> str:
+    return " ".join(str(message).split())
+
+
+def _require_table(path: Path | None) -> None:
+    """Refuse a table that cannot be read, or written later, before anything is measured."""
+    from latency_tables import LatencyTable
+
+    if path is None:
+        return
+    if path.exists():
+        LatencyTable.load(path)
+    elif not path.parent.is_dir():
+        raise TableError(
+            f"the latency table {path} cannot be made: its folder does not exist; create that first"
+        )
+
+
+def _images(directory: Path | None, model: nn.Module, example: Tensor) -> Iterator[Tensor] | None:
+    from depthcomp.images import image_batches
+    from depthcomp.models import normalization
+
+    return None if directory is None else image_batches(directory, example, *normalization(model))
+
+
+def _stamps(folder: Path | None, file: Path | None) -> dict[Path, tuple[int, int]]:
+    """Return what tells a file that was written since from one that was not, for each file there."""
+    paths = sorted(folder.iterdir()) if folder is not None and folder.is_dir() else []
+    paths += [file] if file is not None else []
+    stats = {path: path.stat() for path in paths if path.is_file() and path.suffix != ".lock"}
+    return {path: (stat.st_ino, stat.st_mtime_ns) for path, stat in stats.items()}
+
+
+def _print_json(result: CompressionResult, files: Sequence[Path]) -> None:
+    from depthcomp.artifacts import result_json
+
+    content = {**result_json(result), "files": [str(path) for path in files]}
+    typer.echo(json.dumps(content, indent=2, allow_nan=False))
+
+
+def _print_summary(result: CompressionResult, files: Sequence[Path]) -> None:
+    from rich.console import Console
+
+    from depthcomp.console import summary
+
+    Console().print(summary(result))
+    for path in files:
+        typer.echo(f"wrote {path}")

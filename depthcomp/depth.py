@@ -1,0 +1,16 @@
+"""How deep a network is: convolutions on the longest path from an input to an output."""
+
+from torch import fx, nn
+
+from fx_passes.operators import called_module
+
+__all__ = ["convolution_depth"]
+
+
+def convolution_depth(gm: fx.GraphModule) -> int:
+    """Return the number of convolutions on the longest path through a graph."""
+    depth: dict[fx.Node, int] = {}
+    for node in gm.graph.nodes:
+        before = max((depth[source] for source in node.all_input_nodes), default=0)
+        depth[node] = before + isinstance(called_module(gm, node), nn.Conv2d)
+    return max(depth.values(), default=0)

@@ -1,0 +1,157 @@
+"""ONNX export through torch.export, with static shapes, checked in onnxruntime against torch."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from depthcomp.artifacts import write_atomically
+from depthcomp.errors import ArtifactError
+
+__all__ = ["OPSET_VERSION", "export_onnx", "to_onnx"]
+
+OPSET_VERSION = 20  # the newest that TensorRT 10 and onnxruntime both read, and the exporter writes natively
+_TOLERANCE = {torch.float16: 2e-2, torch.float64: 1e-10}  # relative to the largest output
+_SINGLE_TOLERANCE = 1e-4
+_SEED = 0  # draws the second input of the comparison
+
+Array = NDArray[Any]
+Evaluator = Callable[[Sequence[Array]], Sequence[Array]]
+
+
+def to_onnx(gm: nn.Module, example_inputs: tuple[Tensor, ...]) -> bytes:
+    """Return the network in evaluation mode as an ONNX model with the shapes of `example_inputs`.
+
+    The model is exported in the precision that it is in. `gm` is not changed.
+
+    Raises:
+        ArtifactError: the network cannot be exported; the message names the operator or line in the way.
+    """
+    inputs = tuple(
+        tensor.clone() for tensor in example_inputs
+    )  # one tensor given twice would become one input
+    with torch.no_grad():
+        try:
+            program = torch.export.export(_in_evaluation(gm), inputs, strict=False)
+            onnx_program = torch.onnx.export(
+                program, (), dynamo=True, opset_version=OPSET_VERSION, optimize=True, verbose=False
+            )
+            if onnx_program is None:
+                raise ValueError("the exporter returned nothing")
+            data: bytes = onnx_program.model_proto.SerializeToString()
+        except Exception as error:  # the exporter raises whatever its dozens of stages do
+            raise ArtifactError(
+                f"{type(gm).__name__} cannot be exported to ONNX: {_innermost(error)}; "
+                "replace that operator by one that the exporter of torch knows"
+            ) from error
+    return data
+
+
+def export_onnx(gm: nn.Module, example_inputs: tuple[Tensor, ...], path: str | os.PathLike[str]) -> Path:
+    """Write the network as ONNX and return the path.
+
+    Before the file is written, the model passes onnx.checker and is compared with torch on the example
+    inputs and on random inputs of the same shapes. The file is written whole or not at all.
+
+    Raises:
+        ArtifactError: the network cannot be exported, the exported network does not compute the same, or the
+            path cannot be written.
+    """
+    data = to_onnx(gm, example_inputs)
+    _check(data)
+    model, run_onnx = _in_evaluation(gm), _evaluator(data)
+    for inputs in (example_inputs, _random_like(example_inputs)):
+        _require_parity(model, run_onnx, inputs)
+    return write_atomically(path, data)
+
+
+def _in_evaluation(gm: nn.Module) -> nn.Module:
+    return copy.deepcopy(gm).eval() if any(module.training for module in gm.modules()) else gm
+
+
+def _innermost(error: BaseException) -> str:
+    """Return the first line of the error at the bottom of the chain: the exporter wraps it several times."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = str(error).strip().splitlines() or ["no message"]
+    return f"{type(error).__name__}: {text[0].rstrip('.')}"
+
+
+def _check(data: bytes) -> None:
+    import onnx
+
+    try:
+        onnx.checker.check_model(data, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ArtifactError(
+            f"the exported network is no valid ONNX of opset {OPSET_VERSION} ({error}); "
+            "export it in float32 or float16, or report it with the network"
+        ) from error
+
+
+def _random_like(example_inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    generator = torch.Generator().manual_seed(_SEED)
+    return tuple(_random_input(tensor, generator) for tensor in example_inputs)
+
+
+def _random_input(tensor: Tensor, generator: torch.Generator) -> Tensor:
+    if tensor.is_floating_point():
+        drawn = torch.randn(tensor.shape, generator=generator)
+        return drawn.to(tensor.device, tensor.dtype)
+    order = torch.randperm(tensor.numel(), generator=generator).to(tensor.device)
+    return tensor.flatten()[order].reshape(tensor.shape)
+
+
+def _require_parity(model: nn.Module, run_onnx: Evaluator, inputs: tuple[Tensor, ...]) -> None:
+    with torch.no_grad():
+        wanted = [leaf for leaf in tree_leaves(model(*inputs)) if isinstance(leaf, Tensor)]
+    found = run_onnx([tensor.detach().cpu().numpy() for tensor in inputs])
+    if len(wanted) != len(found):
+        raise ArtifactError(
+            f"the exported network has {len(found)} outputs and the network itself {len(wanted)}; "
+            "return each tensor once"
+        )
+    for index, (tensor, array) in enumerate(zip(wanted, found, strict=True)):
+        error, tolerance = _relative_error(tensor, array), _TOLERANCE.get(tensor.dtype, _SINGLE_TOLERANCE)
+        if not error <= tolerance:
+            raise ArtifactError(
+                f"output {index} of the exported network differs from torch by {error:.2g} of the largest "
+                f"value, where {tolerance:g} is allowed; report it with the network"
+            )
+
+
+def _relative_error(wanted: Tensor, found: Array) -> float:
+    reference = wanted.detach().double().cpu().numpy()
+    if reference.shape != found.shape:
+        return float("inf")
+    if reference.size == 0:
+        return 0.0
+    scale = max(float(np.abs(reference).max()), float(np.finfo(np.float32).tiny))
+    return float(np.abs(reference - found.astype(np.float64)).max()) / scale
+
+
+def _evaluator(data: bytes) -> Evaluator:
+    """Return what runs a model: onnxruntime, or onnx's own evaluator where that lacks the precision."""
+    import onnx
+    import onnxruntime
+    from onnx.reference import ReferenceEvaluator
+    from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as NoKernelError
+
+    model = onnx.load_from_string(data)
+    names = [value.name for value in model.graph.input]
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors only
+    try:
+        run = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"]).run
+    except NoKernelError:
+        run = ReferenceEvaluator(model).run
+    return lambda arrays: [np.asarray(x) for x in run(None, dict(zip(names, arrays, strict=True)))]

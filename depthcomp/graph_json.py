@@ -1,0 +1,431 @@
+"""A network's structure as plain JSON, both ways, from closed lists of what may appear in it.
+
+Nothing in a file decides what is imported or looked up: layers come from `torch.nn`, functions, methods and
+attributes from the lists below, and every name that ends up in generated code is checked against a pattern.
+Tensors are kept apart; the JSON only names them.
+"""
+
+from __future__ import annotations
+
+import builtins
+import inspect
+import math
+import operator
+import re
+from collections.abc import Callable, Mapping
+from functools import cache
+from numbers import Integral, Real
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
+from torch import Tensor, fx, nn
+
+from latency_tables.table_file import first_fault
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "StoredModule",
+    "StoredNetwork",
+    "StoredNode",
+    "StoredTensor",
+    "build_module",
+    "decode_graph",
+    "decode_value",
+    "encode_graph",
+    "encode_module",
+    "encode_value",
+]
+
+SCHEMA_VERSION: Literal[1] = 1
+_ASCII_IDENTIFIER = r"^[A-Za-z_][A-Za-z0-9_]*$"
+_DOTTED_PATH = r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$"
+
+Identifier = Annotated[str, StringConstraints(pattern=_ASCII_IDENTIFIER)]
+DottedPath = Annotated[str, StringConstraints(pattern=_DOTTED_PATH)]
+
+
+class _Stored(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class StoredNode(_Stored):
+    """One node of the graph; `args` and `kwargs` are written by `encode_value`."""
+
+    op: Literal["placeholder", "get_attr", "call_module", "call_function", "call_method", "output"]
+    name: Identifier
+    target: DottedPath
+    args: list[Any]
+    kwargs: dict[Identifier, Any]
+
+
+class StoredModule(_Stored):
+    """A layer of `torch.nn` by the name of its class and the arguments of its constructor."""
+
+    kind: Identifier
+    arguments: dict[Identifier, Any]
+
+
+class StoredTensor(_Stored):
+    """A parameter or buffer: the key of its values among the tensors, and how it is held."""
+
+    key: str
+    parameter: bool
+    requires_grad: bool
+    persistent: bool
+    channels_last: bool
+
+
+class StoredNetwork(_Stored):
+    """The whole file; `sha256` is the digest of the tensors that belong to it."""
+
+    schema_version: Literal[1]
+    name: Identifier
+    nodes: list[StoredNode]
+    modules: dict[DottedPath, StoredModule]
+    tensors: dict[DottedPath, StoredTensor]
+    attributes: dict[Identifier, Any]
+    sha256: str
+
+
+_OPERATORS = """
+    abs add and_ eq floordiv ge getitem gt iadd iand ifloordiv imod imul invert ior ipow isub itruediv
+    ixor le lt matmul mod mul ne neg not_ or_ pos pow sub truediv xor
+"""
+_FUNCTIONALS = """
+    adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d
+    adaptive_max_pool3d affine_grid alpha_dropout avg_pool1d avg_pool2d avg_pool3d batch_norm bilinear
+    celu celu_ channel_shuffle conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d
+    cosine_similarity dropout dropout1d dropout2d dropout3d elu elu_ embedding feature_alpha_dropout fold
+    gelu glu grid_sample group_norm hardshrink hardsigmoid hardswish hardtanh hardtanh_ instance_norm
+    interpolate layer_norm leaky_relu leaky_relu_ linear local_response_norm log_softmax logsigmoid
+    lp_pool1d lp_pool2d lp_pool3d max_pool1d max_pool2d max_pool3d max_unpool1d max_unpool2d max_unpool3d
+    mish normalize one_hot pad pixel_shuffle pixel_unshuffle prelu relu relu6 relu_ rms_norm rrelu rrelu_
+    scaled_dot_product_attention selu selu_ sigmoid silu softmax softmin softplus softshrink softsign tanh
+    tanhshrink threshold threshold_ unfold upsample upsample_bilinear upsample_nearest
+"""
+_TORCH_FUNCTIONS = """
+    abs absolute add addcdiv addcmul addmm amax amin arange argmax argmin avg_pool1d baddbmm batch_norm
+    bitwise_and bitwise_not bitwise_or bmm broadcast_to cat ceil celu channel_shuffle chunk clamp
+    clamp_max clamp_min clip clone concat concatenate conv1d conv2d conv3d cos cosh cumsum diff div divide
+    dropout einsum empty_like eq erf erfc exp expm1 flatten flip floor floor_divide fmod full full_like
+    gather ge group_norm gt hstack index_select instance_norm layer_norm le lerp linspace log log1p log2
+    log_softmax logical_and logical_not logical_or logical_xor logsumexp lt masked_fill matmul max
+    max_pool1d max_pool2d maximum mean meshgrid min minimum mm moveaxis movedim mul multiply nan_to_num
+    narrow ne neg negative norm ones ones_like outer permute pixel_shuffle pixel_unshuffle pow prelu prod
+    reciprocal relu relu_ remainder repeat_interleave reshape rms_norm roll round rsqrt rsub select selu
+    sigmoid sign sin sinh softmax split sqrt square squeeze stack std sub subtract sum swapaxes swapdims t
+    tan tanh tensor_split tensordot tile topk transpose tril triu true_divide trunc unbind unflatten
+    unsqueeze var var_mean vstack where zeros zeros_like
+"""
+_TORCHVISION_OPS = "drop_block2d stochastic_depth"
+_METHODS = """
+    abs add add_ amax amin argmax argmin bfloat16 bmm bool chunk clamp clamp_ clamp_max clamp_min clone
+    contiguous cos cumsum detach diff dim div div_ double eq exp expand expand_as flatten flip float floor
+    floor_divide gather ge gt half index_select int le log logical_and logical_not logical_or logsumexp
+    long lt masked_fill masked_fill_ matmul max maximum mean min minimum mm movedim mul mul_ narrow
+    ndimension ne neg new_empty new_full new_ones new_zeros norm numel permute pow prod reciprocal relu
+    relu_ repeat repeat_interleave reshape reshape_as roll round rsqrt select sigmoid sigmoid_ sign sin
+    size softmax split sqrt square squeeze std stride sub sub_ sum swapaxes swapdims t tanh tanh_
+    tensor_split tile to topk transpose tril triu type_as unbind unflatten unfold unsqueeze var view
+    view_as where
+"""
+_READABLE_ATTRIBUTES = frozenset({"shape", "ndim", "dtype", "device"})
+_DTYPES = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (
+        torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64,
+        torch.float16, torch.bfloat16, torch.float32, torch.float64,
+    )
+}  # fmt: skip
+_MEMORY_FORMATS = {
+    str(layout).removeprefix("torch."): layout
+    for layout in (
+        torch.contiguous_format,
+        torch.preserve_format,
+        torch.channels_last,
+        torch.channels_last_3d,
+    )
+}
+_DEVICE = re.compile(r"(cpu|cuda|xpu|mps|meta)(:[0-9]+)?")
+
+
+def encode_value(value: Any) -> Any:
+    """Return `value` as plain JSON: what JSON lacks becomes an object of one field that names its kind.
+
+    Raises:
+        ValueError: the value is of a kind that is not stored.
+
+    Example:
+        >>> encode_value((1, None, slice(0, 2)))
+        {'tuple': [1, None, {'slice': [0, 2, None]}]}
+    """
+    if value is None or isinstance(value, bool) or type(value) is str:
+        return value
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real):
+        return float(value) if math.isfinite(value) else {"float": str(float(value))}
+    if isinstance(value, fx.Node):
+        return {"node": value.name}
+    return _encode_container(value)
+
+
+def _encode_container(value: Any) -> Any:
+    if type(value) is tuple or isinstance(value, torch.Size):
+        return {"tuple": [encode_value(item) for item in value]}
+    if type(value) is list or isinstance(value, fx.immutable_collections.immutable_list):
+        return [encode_value(item) for item in value]
+    if type(value) is dict or isinstance(value, fx.immutable_collections.immutable_dict):
+        return {"dict": [[encode_value(key), encode_value(item)] for key, item in value.items()]}
+    if isinstance(value, slice):
+        return {"slice": [encode_value(part) for part in (value.start, value.stop, value.step)]}
+    return _encode_constant(value)
+
+
+def _encode_constant(value: Any) -> Any:
+    if value is Ellipsis:
+        return {"ellipsis": None}
+    for kind, known in (("dtype", _DTYPES), ("memory_format", _MEMORY_FORMATS)):
+        for name, constant in known.items():
+            if value is constant:
+                return {kind: name}
+    if isinstance(value, torch.device):
+        return {"device": str(value)}
+    raise ValueError(
+        f"a value of type {type(value).__module__}.{type(value).__qualname__}, which is not stored"
+    )
+
+
+def decode_value(stored: Any, nodes: Mapping[str, fx.Node]) -> Any:
+    """Return the value that `encode_value` wrote; `nodes` are the nodes that it may refer to.
+
+    Raises:
+        ValueError: the value is malformed, or refers to a node that is not there.
+    """
+    if isinstance(stored, list):
+        return [decode_value(item, nodes) for item in stored]
+    if not isinstance(stored, dict):
+        return stored
+    if len(stored) != 1:
+        raise ValueError(f"a value with the fields {sorted(stored)}, where one field is expected")
+    kind, content = next(iter(stored.items()))
+    if kind == "dict":
+        return {_key(key, nodes): decode_value(item, nodes) for key, item in content}
+    if kind in ("tuple", "slice"):
+        items = [decode_value(item, nodes) for item in content]
+        return tuple(items) if kind == "tuple" else slice(*items)
+    return _decode_constant(kind, content, nodes)
+
+
+def _key(stored: Any, nodes: Mapping[str, fx.Node]) -> Any:
+    key = decode_value(stored, nodes)
+    if not isinstance(key, str | int | float | bool | tuple | None):
+        raise ValueError(f"the dictionary key {key!r}, which is no plain value")
+    return key
+
+
+def _decode_constant(kind: str, content: Any, nodes: Mapping[str, fx.Node]) -> Any:
+    known: dict[str, Mapping[str, Any]] = {
+        "node": nodes,
+        "dtype": _DTYPES,
+        "memory_format": _MEMORY_FORMATS,
+        "float": {"inf": math.inf, "-inf": -math.inf, "nan": math.nan},
+    }
+    if kind == "ellipsis":
+        return ...
+    if kind == "device" and isinstance(content, str) and _DEVICE.fullmatch(content):
+        return torch.device(content)
+    if kind in known and isinstance(content, str) and content in known[kind]:
+        return known[kind][content]
+    raise ValueError(f"the {kind} {content!r}, which is unknown here")
+
+
+def encode_graph(gm: fx.GraphModule) -> list[StoredNode]:
+    """Return the nodes of the graph of `gm`.
+
+    Raises:
+        ValueError: a node cannot be stored; the message names it.
+    """
+    if type(gm.graph._codegen) is not fx.graph.CodeGen:
+        raise ValueError(
+            "the network takes or returns nested structures; capture it with tensors as arguments"
+        )
+    return [_encode_node(node) for node in gm.graph.nodes]
+
+
+def _encode_node(node: fx.Node) -> StoredNode:
+    try:
+        target = _function_name(node.target) if callable(node.target) else node.target
+        stored = StoredNode(
+            op=node.op,  # type: ignore[arg-type]  # fx has no other ops; "root" never stands in a graph
+            name=node.name,
+            target=target,
+            args=[encode_value(item) for item in node.args],
+            kwargs={name: encode_value(item) for name, item in node.kwargs.items()},
+        )
+        _require_allowed(stored.op, stored.target, node.args, node.kwargs)
+    except ValueError as error:
+        raise ValueError(
+            f"node {node.name!r} ({node.op} {_readable(node.target)}) cannot be stored: {_first_line(error)}"
+        ) from error
+    return stored
+
+
+def decode_graph(nodes: list[StoredNode]) -> fx.Graph:
+    """Return the graph of these nodes.
+
+    Raises:
+        ValueError: a node calls what is not on the lists, or two nodes have one name; the message names it.
+    """
+    graph = fx.Graph()
+    known: dict[str, fx.Node] = {}
+    for stored in nodes:
+        if stored.name in known:
+            raise ValueError(f"there are two nodes {stored.name!r}")
+        try:
+            known[stored.name] = _add_node(graph, stored, known)
+        except ValueError as error:
+            raise ValueError(f"node {stored.name!r} holds {error}") from error
+    graph.lint()
+    return graph
+
+
+def _add_node(graph: fx.Graph, stored: StoredNode, known: Mapping[str, fx.Node]) -> fx.Node:
+    args = tuple(decode_value(item, known) for item in stored.args)
+    kwargs = {name: decode_value(item, known) for name, item in stored.kwargs.items()}
+    _require_allowed(stored.op, stored.target, args, kwargs)
+    target = _function(stored.target) if stored.op == "call_function" else stored.target
+    return graph.create_node(stored.op, target, args, kwargs, name=stored.name)
+
+
+def _require_allowed(op: str, target: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    if op in ("placeholder", "output") and not re.fullmatch(_ASCII_IDENTIFIER, target):
+        raise ValueError(f"the target {target!r}, which is no plain name")
+    if op == "call_method" and target not in _METHODS.split():
+        raise ValueError(f"a call of the tensor method {target!r}, which is not on the list")
+    if op == "call_function" and target == "builtins.getattr":
+        plain = len(args) == 2 and not kwargs and isinstance(args[1], str)
+        if not (plain and isinstance(args[0], fx.Node) and args[1] in _READABLE_ATTRIBUTES):
+            raise ValueError(f"a getattr other than of {sorted(_READABLE_ATTRIBUTES)}")
+
+
+@cache
+def _functions() -> dict[str, Callable[..., Any]]:
+    """The functions of torch and Python that a graph may call, by their names in the file."""
+    rooms: dict[str, tuple[object, str]] = {
+        "torch.nn.functional": (nn.functional, _FUNCTIONALS),
+        "torch": (torch, _TORCH_FUNCTIONS),
+        "operator": (operator, _OPERATORS),
+    }
+    listed = {name: function for room, content in rooms.items() for name, function in _listed(room, *content)}
+    return {**listed, "builtins.getattr": builtins.getattr}
+
+
+@cache
+def _torchvision_functions() -> dict[str, Callable[..., Any]]:
+    """The functions of torchvision that a graph may call, by their names in the file."""
+    import torchvision.ops  # slow, and brings all of torchvision, so only where a network needs it
+
+    return dict(_listed("torchvision.ops", torchvision.ops, _TORCHVISION_OPS))
+
+
+def _listed(room: str, module: object, names: str) -> list[tuple[str, Callable[..., Any]]]:
+    return [(f"{room}.{name}", getattr(module, name)) for name in names.split() if hasattr(module, name)]
+
+
+def _function_name(function: Callable[..., Any]) -> str:
+    foreign = getattr(function, "__module__", None) or ""
+    known = _torchvision_functions() if foreign.startswith("torchvision.") else _functions()
+    for name, candidate in known.items():
+        if candidate is function:
+            return name
+    raise ValueError("the function is not on the list; express it by layers or functions of torch")
+
+
+def _function(name: str) -> Callable[..., Any]:
+    known = _torchvision_functions() if name.startswith("torchvision.") else _functions()
+    if name not in known:
+        raise ValueError(f"a call of {name}, which is not on the list")
+    return known[name]
+
+
+def encode_module(module: nn.Module) -> StoredModule:
+    """Return a layer of `torch.nn` by its class and the arguments that its constructor needs.
+
+    An argument is read back from the attribute of the same name; a tensor stands for True, as in `bias`. The
+    layer is built again from them and must look the same.
+
+    Raises:
+        ValueError: the layer is not of torch.nn, has hooks, or its arguments cannot be read back.
+    """
+    kind = type(module).__name__
+    if _layer(kind) is not type(module):
+        raise ValueError(f"{type(module).__module__}.{kind} is no layer of torch.nn")
+    if module._forward_hooks or module._forward_pre_hooks:
+        raise ValueError("it has forward hooks, which are code; remove them first")
+    stored = StoredModule(kind=kind, arguments=_arguments(module))
+    _require_alike(module, build_module(stored))
+    return stored
+
+
+def _arguments(module: nn.Module) -> dict[str, Any]:
+    parameters = inspect.signature(type(module)).parameters.values()
+    plain = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    return {
+        p.name: _argument(getattr(module, p.name), p)
+        for p in plain
+        if p.name not in ("device", "dtype") and not p.name.startswith("_") and hasattr(module, p.name)
+    }
+
+
+def _argument(value: Any, parameter: inspect.Parameter) -> Any:
+    if isinstance(value, Tensor):
+        return True
+    if value is None and isinstance(parameter.default, bool):
+        return False
+    return encode_value(value)
+
+
+def _require_alike(module: nn.Module, rebuilt: nn.Module) -> None:
+    shapes, rebuilt_shapes = _tensor_shapes(module), _tensor_shapes(rebuilt)
+    if repr(module) != repr(rebuilt) or shapes != rebuilt_shapes:
+        raise ValueError(f"built again from its attributes it becomes {rebuilt!r}")
+
+
+def _tensor_shapes(module: nn.Module) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in [*module.named_parameters(), *module.named_buffers()]}
+
+
+def build_module(stored: StoredModule) -> nn.Module:
+    """Return the layer on the meta device: without values, in evaluation mode.
+
+    Raises:
+        ValueError: there is no such layer in `torch.nn`, or the arguments do not fit it.
+    """
+    layer = _layer(stored.kind)
+    if layer is None:
+        raise ValueError(f"a layer {stored.kind}, which torch.nn does not have")
+    arguments = {name: decode_value(item, {}) for name, item in stored.arguments.items()}
+    try:
+        with torch.device("meta"):
+            return layer(**arguments).eval()
+    except Exception as error:  # whatever the constructor objects to
+        raise ValueError(f"arguments that {stored.kind} does not take ({_first_line(error)})") from error
+
+
+def _layer(kind: str) -> type[nn.Module] | None:
+    layer = vars(nn).get(kind)
+    return layer if isinstance(layer, type) and issubclass(layer, nn.Module) else None
+
+
+def _readable(target: Any) -> str:
+    if not callable(target):
+        return str(target)
+    return f"{getattr(target, '__module__', '')}.{getattr(target, '__qualname__', repr(target))}"
+
+
+def _first_line(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        return first_fault(error)
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,121 @@
+"""A folder of image files as batches that are resized, cropped and normalised for a network."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import functional
+
+from depthcomp.errors import DataError
+
+__all__ = ["image_batches"]
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+CROP_SHARE = (
+    0.875  # of the resized image, the usual evaluation of ImageNet networks: 256 pixels, 224 of them kept
+)
+_MODES = {1: "L", 3: "RGB"}  # PIL's mode by the number of channels
+
+
+def image_batches(
+    directory: str | os.PathLike[str],
+    example: Tensor,
+    mean: Sequence[float],
+    std: Sequence[float],
+    batch_size: int = 16,
+) -> Iterator[Tensor]:
+    """Return batches (n, c, h, w) of all images in a folder and below, shaped like `example`.
+
+    The images of each folder come by name, those of several folders in turns, so that the first few hundred
+    of a data set with a folder per class show all classes. They are decoded when they are asked for.
+
+    Args:
+        directory: holds jpg, jpeg, png, bmp or webp files, at any depth; other files are passed over.
+        example: the model's example input, (n, c, h, w), with 1 or 3 channels.
+        mean: by channel, of values between 0 and 1; as in torchvision's Normalize.
+        std: likewise.
+        batch_size: images in a batch; the last one may hold fewer.
+
+    Raises:
+        DataError: at once, where the folder is missing or empty or the channels do not fit; while iterating,
+            where a file cannot be decoded.
+
+    Example:
+        >>> example = torch.zeros(1, 3, 224, 224)
+        >>> for batch in image_batches("photos", example, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)):  # doctest: +SKIP
+        ...     model(batch)
+    """
+    channels, height, width = example.shape[1:]
+    if channels not in _MODES or not len(mean) == len(std) == channels:
+        raise DataError(
+            f"images have 1 or 3 channels with a mean and a std each, but the model takes {channels} with "
+            f"{len(mean)} means and {len(std)} stds; mend the model's pretrained_cfg"
+        )
+    paths = _in_turns(_image_files(Path(directory)))
+    starts = range(0, len(paths), batch_size)
+    load = _Loader(_MODES[channels], (height, width), list(mean), list(std))
+    return (torch.stack([load(path) for path in paths[start : start + batch_size]]) for start in starts)
+
+
+class _Loader:
+    """Turns a file into a tensor (c, h, w)."""
+
+    def __init__(self, mode: str, size: tuple[int, int], mean: list[float], std: list[float]) -> None:
+        self._mode, self._size, self._mean, self._std = mode, size, mean, std
+
+    def __call__(self, path: Path) -> Tensor:
+        image = functional.center_crop(_resize(_decode(path, self._mode), self._size), list(self._size))
+        tensor: Tensor = functional.normalize(functional.to_tensor(image), self._mean, self._std)
+        return tensor
+
+
+def _decode(path: Path, mode: str) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            return image.convert(mode)
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        Image.DecompressionBombError,
+    ) as error:  # PIL's, for broken files
+        raise DataError(
+            f"{path} cannot be decoded as an image: {error}; repair or remove the file"
+        ) from error
+
+
+def _resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Scale so that the crop of `size` is `CROP_SHARE` of the tighter side."""
+    scale = max(size[0] / image.height, size[1] / image.width) / CROP_SHARE
+    return image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BILINEAR)
+
+
+def _image_files(directory: Path) -> list[Path]:
+    if not directory.is_dir():
+        what = "is a file" if directory.exists() else "does not exist"
+        raise DataError(f"the image folder {directory} {what}; give a folder that holds images")
+    paths = [
+        Path(folder, name) for folder, _, names in os.walk(directory, followlinks=True) for name in names
+    ]
+    images = [path for path in paths if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")]
+    if not images:
+        kinds = ", ".join(suffix.removeprefix(".") for suffix in SUFFIXES)
+        raise DataError(
+            f"the image folder {directory} holds no image; put {kinds} files there or in its sub-folders"
+        )
+    return sorted(images)
+
+
+def _in_turns(paths: list[Path]) -> list[Path]:
+    """Return the first of each folder, then the second of each, and so on."""
+    folders = defaultdict[Path, list[Path]](list)
+    for path in paths:
+        folders[path.parent].append(path)
+    turns = [(turn, path) for names in folders.values() for turn, path in enumerate(names)]
+    return [path for _, path in sorted(turns)]

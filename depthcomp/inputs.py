@@ -1,0 +1,62 @@
+"""Example inputs for a model: the user's, or what its data or its own configuration say."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from depthcomp.data import first_images
+from depthcomp.errors import CaptureError
+
+__all__ = ["infer_example"]
+
+USUAL_SIZE = 224  # height and width that most ImageNet networks take
+
+
+def infer_example(
+    model: nn.Module, example_inputs: Tensor | Sequence[Tensor] | None, data: Iterable[Any] | None
+) -> tuple[Tensor, Iterable[Any] | None, str]:
+    """Return the model's one example input, the data untouched, and a warning where the shape is a guess.
+
+    Raises:
+        CaptureError: the model takes another number of inputs, or nothing tells their shape.
+    """
+    if example_inputs is not None:
+        inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
+        if len(inputs) != 1 or not isinstance(inputs[0], Tensor) or inputs[0].ndim != 4:
+            raise CaptureError(
+                f"example_inputs holds {len(inputs)} input(s) and must be one batch of images (n, c, h, w); "
+                "wrap a model with more inputs in a module that takes the images alone"
+            )
+        return inputs[0], data, ""
+    if data is not None:
+        images, data = _peek(data)
+        return images, data, ""
+    size, warning = _configured_size(model)
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(1, *size, generator=generator).to(like), None, warning
+
+
+def _peek(data: Iterable[Any]) -> tuple[Tensor, Iterable[Any]]:
+    """Return the first image and an iterable that still yields it."""
+    if isinstance(data, Iterator):
+        data, ahead = itertools.tee(data)
+        return first_images(ahead)[:1], data
+    return first_images(data)[:1], data
+
+
+def _configured_size(model: nn.Module) -> tuple[tuple[int, ...], str]:
+    for name in ("pretrained_cfg", "default_cfg"):
+        size = (getattr(model, name, None) or {}).get("input_size")
+        if size is not None:
+            return tuple(size), ""
+    conv = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+    if conv is None:
+        raise CaptureError(f"{type(model).__name__} has no Conv2d; depth compression is for convolutional networks")
+    size = (conv.in_channels, USUAL_SIZE, USUAL_SIZE)
+    return size, f"no example_inputs and no data: the model was compressed for one image of shape {size}"

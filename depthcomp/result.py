@@ -1,0 +1,152 @@
+"""What a compression returns: the networks, the plan, and every number that it rests on."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, fx
+
+from depthcomp import artifacts, export
+from depthcomp.budget import Budget
+from fx_passes import Plan, SpanChoice
+from latency_tables import Environment, LatencyTable, Timing
+
+__all__ = ["CompressionResult", "FrontierPoint", "Refusal", "SpanRecord"]
+
+
+@dataclass(frozen=True, slots=True)
+class FrontierPoint:
+    """A plan that no other beats in both predicted latency and importance.
+
+    Attributes:
+        predicted_ms: latency of the whole network as the calibrated table predicts it.
+        loss: importance of the plan, the sum over its choices.
+        plan: the plan.
+    """
+
+    predicted_ms: float
+    loss: float
+    plan: Plan
+
+
+@dataclass(frozen=True, slots=True)
+class SpanRecord:
+    """What the chosen plan does with one span.
+
+    Attributes:
+        choice: the choice.
+        convolutions: how many convolutions stood there.
+        kept_ms: latency of the span as it was, by the table.
+        new_ms: latency of what takes its place, by the table; 0 for a dropped span.
+        loss: importance of the choice.
+    """
+
+    choice: SpanChoice
+    convolutions: int
+    kept_ms: float
+    new_ms: float
+    loss: float
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A span that cannot be compressed.
+
+    Attributes:
+        entry: node whose tensor the span reads.
+        exit: node whose tensor the span produces.
+        reason: why, as a sentence.
+    """
+
+    entry: str
+    exit: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class CompressionResult:
+    """A compressed network with its evidence. Latencies are in ms, of one forward at the example's batch size.
+
+    Attributes:
+        model: the merged network, an fx.GraphModule in evaluation mode.
+        trainable: the linearised form of the same function, for fine-tuning.
+        plan: the choices for all spans that are not kept.
+        frontier: all plans worth considering, fastest first.
+        budget: what was asked for.
+        budget_ms: the same in ms.
+        original_timing: the original, measured whole, side by side with `measured_timing`.
+        measured_timing: `model`, measured whole.
+        predicted_ms: what the calibrated table predicted for `plan` before it was measured.
+        loss: divergence of `model` from the original on held-out images (KL in nats for class scores).
+        rank_correlation: Spearman's, between importance and true loss of the whole plans that were tried; None
+            where fewer than three were.
+        original_depth: convolutions on the longest path of the original.
+        depth: convolutions on the longest path of `model`.
+        spans: what the plan does, span by span.
+        refusals: spans that cannot be compressed.
+        warnings: what the user should know about how this was made.
+        environment: where it was measured.
+        table: the latency table that was used.
+        example_inputs: the inputs that the network was captured and measured with.
+        seed: the seed of everything random.
+        seconds: wall time of each stage.
+    """
+
+    model: fx.GraphModule
+    trainable: fx.GraphModule
+    plan: Plan
+    frontier: tuple[FrontierPoint, ...]
+    budget: Budget
+    budget_ms: float
+    original_timing: Timing
+    measured_timing: Timing
+    predicted_ms: float
+    loss: float
+    rank_correlation: float | None
+    original_depth: int
+    depth: int
+    spans: tuple[SpanRecord, ...]
+    refusals: tuple[Refusal, ...]
+    warnings: tuple[str, ...]
+    environment: Environment
+    table: LatencyTable
+    example_inputs: tuple[Tensor, ...]
+    seed: int
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def original_ms(self) -> float:
+        """Measured latency of the original network."""
+        return self.original_timing.ms
+
+    @property
+    def measured_ms(self) -> float:
+        """Measured latency of the compressed network."""
+        return self.measured_timing.ms
+
+    @property
+    def speedup(self) -> float:
+        """How many times as fast as the original the compressed network is, both measured."""
+        return self.original_ms / self.measured_ms
+
+    def export_onnx(self, path: str | os.PathLike[str]) -> Path:
+        """Write `model` as ONNX, checked by onnx.checker and against onnxruntime; return the path.
+
+        Raises:
+            ArtifactError: the path cannot be written, or the exported network does not compute the same.
+        """
+        return export.export_onnx(self.model, self.example_inputs, path)
+
+    def save(self, directory: str | os.PathLike[str]) -> Path:
+        """Write everything to a folder, which `depthcomp.load` reads back; return the folder.
+
+        plan.json, model.json and model.safetensors (the network), model.onnx, result.json (the numbers),
+        latency_table.json, report.html and frontier.svg. Each file is written whole or not at all.
+
+        Raises:
+            ArtifactError: the folder cannot be written.
+        """
+        return artifacts.save_result(self, directory)

@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# All checks of this repository, the quickest first; stops at the first that fails. Arguments go to pytest.
+set -euo pipefail
+
+# shellcheck source=scripts/environment.sh
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh" requirements-dev.txt
+
+check() {
+    echo "== $*"
+    "$@"
+}
+
+check ruff check .
+check ruff format --check .
+check mypy
+check lint-imports
+check pytest -q "$@"
+echo "== all checks passed in ${SECONDS} s"

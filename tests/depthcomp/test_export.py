@@ -1,0 +1,139 @@
+"""ONNX export: the same function, in whatever precision, or an error and no file."""
+
+import copy
+
+import numpy as np
+import onnx
+import pytest
+import timm
+import torch
+import torchvision
+from torch import nn
+
+from depthcomp import export
+from depthcomp.errors import ArtifactError
+from fx_passes import capture, linearize, merge, random_plan
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def small_net():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 5, 3, padding=1), nn.BatchNorm2d(5), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()
+    ).eval()
+
+
+class TwoInputs(nn.Module):
+    def forward(self, x, y):
+        return {"sum": x + 2 * y, "pair": (x, None)}
+
+
+class IgnoresOne(nn.Module):
+    def forward(self, x, y):
+        return 2 * x
+
+
+class Eigenvalues(nn.Module):
+    def forward(self, x):
+        return torch.linalg.eigvals(x).real
+
+
+@pytest.mark.parametrize(
+    "create",
+    [
+        lambda: torchvision.models.mobilenet_v2(num_classes=7, width_mult=0.5),
+        lambda: torchvision.models.resnet18(num_classes=7),
+        lambda: timm.create_model("efficientnet_lite0", num_classes=7),
+    ],
+    ids=["mobilenet_v2", "resnet18", "efficientnet_lite0"],
+)
+def test_a_merged_network_is_written_and_agrees_with_torch(create, tmp_path):
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 37, 41)
+    gm = capture(create(), x)
+    plan = random_plan(gm, np.random.default_rng(0))
+    path = export.export_onnx(merge(linearize(gm, plan), plan), (x,), tmp_path / "model.onnx")
+    graph = onnx.load(path).graph
+    assert "BatchNormalization" not in {node.op_type for node in graph.node}
+    assert [d.dim_value for d in graph.input[0].type.tensor_type.shape.dim] == [2, 3, 37, 41]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model.onnx"]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "onnx_type"),
+    [
+        (torch.float16, onnx.TensorProto.FLOAT16),
+        (torch.float32, onnx.TensorProto.FLOAT),
+        (torch.float64, onnx.TensorProto.DOUBLE),
+    ],
+)
+def test_a_network_is_exported_in_the_precision_that_it_is_in(dtype, onnx_type, tmp_path):
+    path = export.export_onnx(small_net().to(dtype), (torch.randn(1, 3, 7, 9, dtype=dtype),), tmp_path / "m")
+    graph = onnx.load(path).graph
+    assert graph.input[0].type.tensor_type.elem_type == onnx_type
+    assert graph.output[0].type.tensor_type.elem_type == onnx_type
+
+
+def test_bfloat16_is_refused_with_a_way_out(tmp_path):
+    x = torch.randn(1, 3, 7, 9, dtype=torch.bfloat16)
+    with pytest.raises(ArtifactError, match="export it in float32 or float16"):
+        export.export_onnx(small_net().bfloat16(), (x,), tmp_path / "m.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("model", [TwoInputs(), IgnoresOne()])
+def test_one_tensor_given_for_two_inputs_stays_two_inputs(model, tmp_path):
+    x = torch.randn(2, 3)
+    path = export.export_onnx(model, (x, x), tmp_path / "m.onnx")
+    assert len(onnx.load(path).graph.input) == 2
+
+
+def test_a_model_in_training_mode_is_exported_in_evaluation_mode_and_not_changed(tmp_path):
+    model = small_net().train()
+    before = copy.deepcopy(model.state_dict())
+    export.export_onnx(model, (torch.randn(2, 3, 7, 9),), tmp_path / "m.onnx")
+    assert all(module.training for module in model.modules())
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_export_is_silent(capfd):
+    export.to_onnx(small_net(), (torch.randn(1, 3, 7, 9),))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_an_operator_unknown_to_the_exporter_is_named():
+    with pytest.raises(ArtifactError, match=r"Eigenvalues cannot be exported.*aten\.linalg_eig") as caught:
+        export.to_onnx(Eigenvalues(), (torch.randn(5, 5),))
+    assert caught.value.__cause__ is not None
+
+
+def test_a_network_that_computes_something_else_is_not_written(tmp_path, monkeypatch):
+    x = (torch.randn(1, 3, 7, 9),)
+    other = small_net()
+    with torch.no_grad():
+        other[0].weight.mul_(1.01)
+    data = export.to_onnx(other, x)
+    monkeypatch.setattr(export, "to_onnx", lambda gm, inputs: data)
+    with pytest.raises(ArtifactError, match=r"output 0 of the exported network differs from torch by 0\.0"):
+        export.export_onnx(small_net(), x, tmp_path / "m.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_network_that_returns_nan_is_not_written(tmp_path):
+    model = small_net()
+    with torch.no_grad():
+        model[0].bias.fill_(float("nan"))
+    with pytest.raises(ArtifactError, match="differs from torch by nan"):
+        export.export_onnx(model, (torch.randn(1, 3, 7, 9),), tmp_path / "m.onnx")
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(ArtifactError, match=r"cannot write .*m\.onnx: No such file.*choose a folder"):
+        export.export_onnx(small_net(), (torch.randn(1, 3, 7, 9),), tmp_path / "missing" / "m.onnx")
