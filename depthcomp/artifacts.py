@@ -93,9 +93,6 @@ def require_writable(directory: str | os.PathLike[str]) -> Path:
     return folder
 
 
-_make_folder = require_writable
-
-
 def save_network(
     gm: fx.GraphModule, directory: str | os.PathLike[str], example_inputs: tuple[Tensor, ...] = ()
 ) -> Path:
@@ -204,9 +201,7 @@ def _encode_attributes(gm: fx.GraphModule) -> dict[str, Any]:
     return encoded
 
 
-def _require_same_outputs(
-    gm: fx.GraphModule, rebuilt: fx.GraphModule, example_inputs: tuple[Tensor, ...]
-) -> None:
+def _require_same_outputs(gm: fx.GraphModule, rebuilt: fx.GraphModule, example_inputs: tuple[Tensor, ...]) -> None:
     original = copy.deepcopy(gm).eval() if any(module.training for module in gm.modules()) else gm
     with torch.no_grad():
         wanted = tree_leaves(original(*example_inputs))

@@ -58,9 +58,7 @@ def compress(
     ],
     budget: Annotated[str, typer.Option(help="70% of the measured original, 1.8ms, or 1.4x as fast.")],
     weights: Annotated[Path | None, typer.Option(help="A .safetensors file or a torch state dict.")] = None,
-    data: Annotated[
-        Path | None, typer.Option(help="A folder of images to fit on; labels are not used.")
-    ] = None,
+    data: Annotated[Path | None, typer.Option(help="A folder of images to fit on; labels are not used.")] = None,
     val_data: Annotated[
         Path | None, typer.Option(help="Other images, to estimate the loss on; else a quarter of --data.")
     ] = None,
@@ -139,9 +137,7 @@ def _require_table(path: Path | None) -> None:
     if path.exists():
         LatencyTable.load(path)
     elif not path.parent.is_dir():
-        raise TableError(
-            f"the latency table {path} cannot be made: its folder does not exist; create that first"
-        )
+        raise TableError(f"the latency table {path} cannot be made: its folder does not exist; create that first")
 
 
 def _images(directory: Path | None, model: nn.Module, example: Tensor) -> Iterator[Tensor] | None:

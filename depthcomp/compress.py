@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 
 from depthcomp.artifacts import require_writable
 from depthcomp.budget import Budget
-from depthcomp.data import calibration_batches, synthetic_batches
+from depthcomp.data import calibration_batches, in_batches, synthetic_batches
 from depthcomp.depth import convolution_depth
 from depthcomp.errors import BudgetError, BudgetInfeasibleError, DepthCompError
 from depthcomp.importance import calibrated
@@ -196,8 +196,7 @@ def _images(
     if held_out == 0:
         notes.append("one calibration image: the loss is estimated on the image that was fitted to")
         return batches, batches, notes
-    size = len(batches[0])
-    return list(images[:-held_out].split(size)), list(images[-held_out:].split(size)), notes
+    return in_batches(images[:-held_out]), in_batches(images[-held_out:]), notes
 
 
 def _complete_table(

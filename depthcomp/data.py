@@ -11,7 +11,7 @@ from torch import Tensor
 
 from depthcomp.errors import DataError
 
-__all__ = ["calibration_batches", "first_images", "synthetic_batches"]
+__all__ = ["calibration_batches", "first_images", "in_batches", "synthetic_batches"]
 
 MAX_IMAGES = 512  # enough for the fits; more only costs time
 BATCH_SIZE = 16
@@ -34,13 +34,18 @@ def calibration_batches(data: Iterable[Any], example: Tensor, *, argument: str =
     images = 0
     for item in _items(data, argument):
         batch = _checked(_inputs(item, argument), example, argument)
-        batches.extend(batch[: MAX_IMAGES - images].to(example.device, example.dtype).split(BATCH_SIZE))
+        batches.append(batch[: MAX_IMAGES - images].to(example.device, example.dtype))
         images += len(batch)
         if images >= MAX_IMAGES:
             break
     if images == 0:
         raise DataError(_EMPTY.format(argument=argument))
-    return _rebatch(batches)
+    return in_batches(torch.cat(batches))
+
+
+def in_batches(images: Tensor) -> list[Tensor]:
+    """Return images (n, c, h, w) as batches of at most 16."""
+    return list(torch.split(images, BATCH_SIZE))
 
 
 def first_images(data: Iterable[Any], *, argument: str = "data") -> Tensor:
@@ -71,7 +76,7 @@ def synthetic_batches(example: Tensor, count: int, seed: int) -> list[Tensor]:
     spectrum = torch.fft.rfft2(0.3 * noise + shared) / frequency.clamp_min(1 / max(height, width))
     images = torch.fft.irfft2(spectrum, s=(height, width))
     images = images / images.std(dim=(2, 3), keepdim=True).clamp_min(1e-12)
-    return list(images.to(example.device, example.dtype).split(BATCH_SIZE))
+    return in_batches(images.to(example.device, example.dtype))
 
 
 def _items(data: Iterable[Any], argument: str) -> Iterator[Any]:
@@ -79,7 +84,9 @@ def _items(data: Iterable[Any], argument: str) -> Iterator[Any]:
         yield data
         return
     if isinstance(data, str | bytes) or not isinstance(data, Iterable):
-        raise DataError(f"{argument} is a {type(data).__name__}; pass a DataLoader or an iterable of x, (x, y) or dicts")
+        raise DataError(
+            f"{argument} is a {type(data).__name__}; pass a DataLoader or an iterable of x, (x, y) or dicts"
+        )
     yield from itertools.islice(data, MAX_IMAGES)
 
 
@@ -109,7 +116,3 @@ def _checked(batch: Tensor, example: Tensor, argument: str) -> Tensor:
     if not torch.isfinite(batch).all():
         raise DataError(f"{argument} holds NaN or infinite values; clean the data first")
     return batch
-
-
-def _rebatch(batches: Sequence[Tensor]) -> list[Tensor]:
-    return list(torch.cat(list(batches)).split(BATCH_SIZE))

@@ -36,9 +36,7 @@ def to_onnx(gm: nn.Module, example_inputs: tuple[Tensor, ...]) -> bytes:
     Raises:
         ArtifactError: the network cannot be exported; the message names the operator or line in the way.
     """
-    inputs = tuple(
-        tensor.clone() for tensor in example_inputs
-    )  # one tensor given twice would become one input
+    inputs = tuple(tensor.clone() for tensor in example_inputs)  # one tensor given twice would become one input
     with torch.no_grad():
         try:
             program = torch.export.export(_in_evaluation(gm), inputs, strict=False)

@@ -151,9 +151,7 @@ class RidgeSystem:
         self._folds: list[_Sums] = []
         self._outputs: dict[str, Tensor] = {}
 
-    def accumulate(
-        self, entry: Tensor, targets: Mapping[str, Tensor], positions: Positions, *, fold: int = 0
-    ) -> None:
+    def accumulate(self, entry: Tensor, targets: Mapping[str, Tensor], positions: Positions, *, fold: int = 0) -> None:
         """Add patches of `entry` (n, c_in, h, w) and pixels of `targets` (n, c_out, h', w') to one fold.
 
         The targets are the same in each call, and in the same order.
@@ -161,7 +159,7 @@ class RidgeSystem:
         patches = self._patches(entry, next(iter(targets.values())).shape[2:], positions)
         image, row, column = positions
         pixels = [
-            target[image, :, row, column].double().unflatten(1, (self.design.groups, -1)).transpose(0, 1)
+            target[image, :, row, column].double().reshape(len(image), self.design.groups, -1).transpose(0, 1)
             for target in targets.values()
         ]
         starts = list(accumulate((part.shape[2] for part in pixels), initial=0))
@@ -178,9 +176,7 @@ class RidgeSystem:
         else:
             self._folds.append(sums)
 
-    def solve(
-        self, targets: Sequence[str], prior: AffineConv, *, match_variance: Collection[str]
-    ) -> list[AffineConv]:
+    def solve(self, targets: Sequence[str], prior: AffineConv, *, match_variance: Collection[str]) -> list[AffineConv]:
         """Return the fitted convolution towards each target, with the shape of `prior`, which it leans to.
 
         How strongly it leans is chosen by the error on the second fold of a solution on the first; the result
@@ -218,7 +214,7 @@ class RidgeSystem:
         errors = []
         for strength in STRENGTHS:
             weight = train.solve(starts, strength)
-            errors.append(test.error(weight, train.bias(weight)).unflatten(0, (targets, -1)).sum(1))
+            errors.append(test.error(weight, train.bias(weight)).reshape(targets, -1).sum(1))
         return [STRENGTHS[index] for index in torch.stack(errors).argmin(0).tolist()]
 
     def _patches(self, entry: Tensor, size: Sequence[int], positions: Positions) -> Tensor:
@@ -235,9 +231,7 @@ class RidgeSystem:
         before = [(k - 1) // 2 - c for k, c in zip(self.kernel, self.design.centre, strict=True)]
         after = [
             s * (out - 1) + k - length - b
-            for s, out, k, length, b in zip(
-                self.design.stride, size, self.kernel, entry.shape[2:], before, strict=True
-            )
+            for s, out, k, length, b in zip(self.design.stride, size, self.kernel, entry.shape[2:], before, strict=True)
         ]
         return before[0], after[0], before[1], after[1]
 

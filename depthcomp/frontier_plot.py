@@ -94,9 +94,7 @@ def _draw_references(axes: Axes, result: CompressionResult) -> None:
 def _draw_result(axes: Axes, result: CompressionResult) -> None:
     """Draw the chosen plan where it was predicted and where it was measured, joined by a line."""
     loss = _chosen_loss(result)
-    axes.plot(
-        [result.predicted_ms, result.measured_ms], [loss, loss], color=MEASURED, linewidth=1.2, zorder=4
-    )
+    axes.plot([result.predicted_ms, result.measured_ms], [loss, loss], color=MEASURED, linewidth=1.2, zorder=4)
     axes.plot(
         [result.predicted_ms], [loss], "o", color=CHOSEN, markeredgecolor="black", markersize=10, zorder=5,
         label=f"chosen plan, predicted {milliseconds(result.predicted_ms)}",

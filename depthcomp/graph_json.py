@@ -192,9 +192,7 @@ def _encode_constant(value: Any) -> Any:
                 return {kind: name}
     if isinstance(value, torch.device):
         return {"device": str(value)}
-    raise ValueError(
-        f"a value of type {type(value).__module__}.{type(value).__qualname__}, which is not stored"
-    )
+    raise ValueError(f"a value of type {type(value).__module__}.{type(value).__qualname__}, which is not stored")
 
 
 def decode_value(stored: Any, nodes: Mapping[str, fx.Node]) -> Any:
@@ -248,9 +246,7 @@ def encode_graph(gm: fx.GraphModule) -> list[StoredNode]:
         ValueError: a node cannot be stored; the message names it.
     """
     if type(gm.graph._codegen) is not fx.graph.CodeGen:
-        raise ValueError(
-            "the network takes or returns nested structures; capture it with tensors as arguments"
-        )
+        raise ValueError("the network takes or returns nested structures; capture it with tensors as arguments")
     return [_encode_node(node) for node in gm.graph.nodes]
 
 

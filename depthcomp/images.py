@@ -17,9 +17,7 @@ from depthcomp.errors import DataError
 __all__ = ["image_batches"]
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
-CROP_SHARE = (
-    0.875  # of the resized image, the usual evaluation of ImageNet networks: 256 pixels, 224 of them kept
-)
+CROP_SHARE = 0.875  # of the resized image, the usual evaluation of ImageNet networks: 256 pixels, 224 of them kept
 _MODES = {1: "L", 3: "RGB"}  # PIL's mode by the number of channels
 
 
@@ -85,9 +83,7 @@ def _decode(path: Path, mode: str) -> Image.Image:
         ValueError,
         Image.DecompressionBombError,
     ) as error:  # PIL's, for broken files
-        raise DataError(
-            f"{path} cannot be decoded as an image: {error}; repair or remove the file"
-        ) from error
+        raise DataError(f"{path} cannot be decoded as an image: {error}; repair or remove the file") from error
 
 
 def _resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
@@ -100,15 +96,11 @@ def _image_files(directory: Path) -> list[Path]:
     if not directory.is_dir():
         what = "is a file" if directory.exists() else "does not exist"
         raise DataError(f"the image folder {directory} {what}; give a folder that holds images")
-    paths = [
-        Path(folder, name) for folder, _, names in os.walk(directory, followlinks=True) for name in names
-    ]
+    paths = [Path(folder, name) for folder, _, names in os.walk(directory, followlinks=True) for name in names]
     images = [path for path in paths if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")]
     if not images:
         kinds = ", ".join(suffix.removeprefix(".") for suffix in SUFFIXES)
-        raise DataError(
-            f"the image folder {directory} holds no image; put {kinds} files there or in its sub-folders"
-        )
+        raise DataError(f"the image folder {directory} holds no image; put {kinds} files there or in its sub-folders")
     return sorted(images)
 
 

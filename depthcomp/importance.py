@@ -122,7 +122,12 @@ def fit_candidates(
 
 
 def refit(
-    gm: fx.GraphModule, plan: Plan, batches: Sequence[Tensor], *, seed: int = 0, progress: Progress | None = None
+    gm: fx.GraphModule,
+    plan: Plan,
+    batches: Sequence[Tensor],
+    *,
+    seed: int = 0,
+    progress: Progress | None = None,
 ) -> fx.GraphModule:
     """Return the linearized graph of `plan`, its fitted convolutions solved front to back.
 

@@ -115,9 +115,7 @@ def _from_torchvision(spec: str) -> nn.Module:
     _require_known(name in models.list_models(), spec, models.list_models())
     builder = models.get_model_builder(name)
     parts = {"weights", "weights_backbone"} & inspect.signature(builder).parameters.keys()
-    return _built(
-        lambda: builder(**dict.fromkeys(parts)), spec
-    )  # None: random, where the default may download
+    return _built(lambda: builder(**dict.fromkeys(parts)), spec)  # None: random, where the default may download
 
 
 def _from_timm(spec: str) -> nn.Module:
@@ -156,9 +154,7 @@ def _imported(source: str, spec: str) -> ModuleType:
         return importlib.import_module(source)
     except Exception as error:  # a user's module can fail in any way
         proposal = _proposal(source, _LIBRARIES) if isinstance(error, ModuleNotFoundError) else ""
-        raise CaptureError(
-            f"model {spec} cannot be imported: {_reason(error)}; write {_SPELLING}{proposal}"
-        ) from error
+        raise CaptureError(f"model {spec} cannot be imported: {_reason(error)}; write {_SPELLING}{proposal}") from error
 
 
 def _built(build: Callable[[], Any], spec: str) -> nn.Module:

@@ -136,8 +136,9 @@ class Pricing:
             return None
         epilogue = self._epilogue(node.name)
         if isinstance(module, nn.Conv2d):
-            operator = AffineConv(module.weight, module.weight, module.stride, conv_padding(module), module.groups)  # type: ignore[arg-type]
-            return _signature("conv", operator, shape, epilogue, dilation=module.dilation)  # type: ignore[arg-type]
+            stride, dilation = (module.stride[0], module.stride[1]), (module.dilation[0], module.dilation[1])
+            operator = AffineConv(module.weight, module.weight, stride, conv_padding(module), module.groups)
+            return _signature("conv", operator, shape, epilogue, dilation=dilation)
         operator = affine_operator(self._gm, node, shape[1], device="meta")
         if isinstance(module, nn.AvgPool2d):
             return _signature("avg_pool", operator, shape, epilogue)

@@ -6,7 +6,6 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 from torch import Tensor, fx
 
 from depthcomp import artifacts, export

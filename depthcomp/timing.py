@@ -76,5 +76,3 @@ class NetworkTimer:
         finally:
             for runner in runners.values():
                 runner.close()
-
-

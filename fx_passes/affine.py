@@ -183,9 +183,7 @@ def compose(first: AffineConv, second: AffineConv) -> AffineConv:
     moved = taps @ first.bias.reshape(second.groups, -1, 1)
     stride = (first.stride[0] * second.stride[0], first.stride[1] * second.stride[1])
     steps = (first.stride[0], first.stride[0], first.stride[1], first.stride[1])
-    top, bottom, left, right = (
-        p + s * q for p, s, q in zip(first.padding, steps, second.padding, strict=True)
-    )
+    top, bottom, left, right = (p + s * q for p, s, q in zip(first.padding, steps, second.padding, strict=True))
     return AffineConv(weight, second.bias + moved.flatten(), stride, (top, bottom, left, right), groups)
 
 
@@ -228,9 +226,7 @@ def align(terms: Sequence[AffineConv]) -> list[AffineConv]:
         raise NotAffineError(f"its branches have different strides {strides}")
     groups = math.gcd(*(term.groups for term in terms))
     rows, before_rows, top, bottom = _common_frame([(t.kernel[0], t.padding[0], t.padding[1]) for t in terms])
-    columns, before_columns, left, right = _common_frame(
-        [(t.kernel[1], t.padding[2], t.padding[3]) for t in terms]
-    )
+    columns, before_columns, left, right = _common_frame([(t.kernel[1], t.padding[2], t.padding[3]) for t in terms])
     aligned = []
     for term, row, column in zip(terms, before_rows, before_columns, strict=True):
         weight = widen_groups(term.weight, term.groups, groups)

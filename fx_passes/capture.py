@@ -36,9 +36,7 @@ _PASSES = (
     DropIdentities(),
     CloneSharedModules(),
 )
-_TOLERANCE = (
-    1e-5  # relative to the largest output; the captured graph runs the same kernels in the same order
-)
+_TOLERANCE = 1e-5  # relative to the largest output; the captured graph runs the same kernels in the same order
 
 
 def capture(model: nn.Module, example_inputs: Tensor | Sequence[Tensor]) -> fx.GraphModule:
@@ -81,8 +79,7 @@ def _require_finite(model: nn.Module) -> None:
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise CaptureError(
-                f"{name} of {type(model).__name__} holds NaN or infinite values; "
-                "load finite weights before compressing"
+                f"{name} of {type(model).__name__} holds NaN or infinite values; load finite weights before compressing"
             )
 
 

@@ -65,9 +65,7 @@ def collapse_node(
         operands = list(node.args[0])  # type: ignore[arg-type]
     missing = [operand for operand in operands if operand not in values]
     if missing:
-        raise NotAffineError(
-            f"{node.name} also reads {missing[0]}, which does not come from the span's entry"
-        )
+        raise NotAffineError(f"{node.name} also reads {missing[0]}, which does not come from the span's entry")
     terms = [values[operand] for operand in operands]  # type: ignore[index]
     try:
         return _combine(gm, node, kind, terms, device)
@@ -75,9 +73,7 @@ def collapse_node(
         raise NotAffineError(f"{node.name}: {reason}") from reason
 
 
-def _combine(
-    gm: fx.GraphModule, node: fx.Node, kind: Role, terms: list[AffineConv], device: str
-) -> AffineConv:
+def _combine(gm: fx.GraphModule, node: fx.Node, kind: Role, terms: list[AffineConv], device: str) -> AffineConv:
     if kind is Role.ADD:
         return affine.add(terms)
     if kind is Role.CONCAT:

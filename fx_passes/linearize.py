@@ -133,9 +133,7 @@ def _require_disjoint(spans: Sequence[Span]) -> None:
     seen: set[str] = set()
     for span in spans:
         if not seen.isdisjoint(span.nodes):
-            raise PlanError(
-                f"the plan rewrites {sorted(seen & set(span.nodes))[0]} twice: its spans must not overlap"
-            )
+            raise PlanError(f"the plan rewrites {sorted(seen & set(span.nodes))[0]} twice: its spans must not overlap")
         seen.update(span.nodes)
 
 

@@ -75,9 +75,7 @@ def _operator(gm: fx.GraphModule, choice: SpanChoice, entry: fx.Node, core: fx.N
     """Return the one convolution that a linearized span computes."""
     inner, shape = _between(entry, core), image_shape(entry)
     if shape is None:
-        raise PlanError(
-            f"the shape at {choice.entry} is not known: linearize a graph that `capture` returned"
-        )
+        raise PlanError(f"the shape at {choice.entry} is not known: linearize a graph that `capture` returned")
     active = [node.name for node in inner if role(gm, node) is Role.ACTIVATION]
     if active:
         raise _not_linearized(choice, f"the activation {active[0]} stands inside")

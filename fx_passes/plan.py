@@ -88,16 +88,12 @@ class Plan:
 def _parse(entry: Any) -> SpanChoice:
     fields = {"entry", "exit", "kind", "kernel"}
     if not isinstance(entry, dict) or set(entry) != fields or entry["kind"] not in get_args(Kind):
-        raise PlanError(
-            f"{entry!r} is no choice of a plan: it needs the fields {sorted(fields)} and a known kind"
-        )
+        raise PlanError(f"{entry!r} is no choice of a plan: it needs the fields {sorted(fields)} and a known kind")
     ends = entry["entry"], entry["exit"]
     if not all(isinstance(end, str) for end in ends):
         raise PlanError(f"entry and exit of a choice (={ends!r}) must be names of nodes")
     kernel = entry["kernel"]
     sized = isinstance(kernel, list) and len(kernel) == 2 and all(type(k) is int and k > 0 for k in kernel)
     if (entry["kind"] == "drop") != (kernel is None) or not (kernel is None or sized):
-        raise PlanError(
-            f"kernel (={kernel!r}) of a {entry['kind']!r} choice must be two sizes, or null for 'drop'"
-        )
+        raise PlanError(f"kernel (={kernel!r}) of a {entry['kind']!r} choice must be two sizes, or null for 'drop'")
     return SpanChoice(*ends, entry["kind"], None if kernel is None else (kernel[0], kernel[1]))

@@ -104,9 +104,7 @@ def find_span(gm: fx.GraphModule, entry: str, exit_: str) -> Span:
             if span.choices:
                 return span
             raise PlanError(f"the span ({entry}, {exit_}] cannot be compressed: {span.refusal}")
-    raise PlanError(
-        f"the graph has no span ({entry}, {exit_}]: both must be cuts of one level, in this order"
-    )
+    raise PlanError(f"the graph has no span ({entry}, {exit_}]: both must be cuts of one level, in this order")
 
 
 def random_plan(gm: fx.GraphModule, rng: np.random.Generator, limits: SpanLimits | None = None) -> Plan:
@@ -118,15 +116,11 @@ def random_plan(gm: fx.GraphModule, rng: np.random.Generator, limits: SpanLimits
     return Plan.of(_draw(structure_tree(gm), spans, rng))
 
 
-def _draw(
-    level: Level, spans: dict[tuple[Level, int], list[Span]], rng: np.random.Generator
-) -> Iterator[SpanChoice]:
+def _draw(level: Level, spans: dict[tuple[Level, int], list[Span]], rng: np.random.Generator) -> Iterator[SpanChoice]:
     cut = 0
     while cut < len(level.units):
         options = spans.get((level, cut), [])
-        if (
-            options and rng.random() < 0.5
-        ):  # half of the chances, so that kept parts stand between rewritten ones
+        if options and rng.random() < 0.5:  # half of the chances, so that kept parts stand between rewritten ones
             kinds = sorted({choice.kind for span in options for choice in span.choices})
             kind = kinds[rng.integers(len(kinds))]
             drawn = [(c, span.stop) for span in options for c in span.choices if c.kind == kind]
@@ -221,11 +215,7 @@ class _Walker:
             return
         allowed = self._limits.largest_mac_growth * macs
         height, width = operator.kernel
-        if (
-            weighted > 1
-            and self._fits(operator.kernel)
-            and _macs(operator, operator.kernel, shape) <= allowed
-        ):
+        if weighted > 1 and self._fits(operator.kernel) and _macs(operator, operator.kernel, shape) <= allowed:
             yield SpanChoice(entry, exit_, "merge", operator.kernel)
         for size in range(1, min(max(height, width), self._limits.largest_kernel) + 1, 2):
             kernel = min(size, _odd(height)), min(size, _odd(width))
@@ -262,9 +252,7 @@ class _Walker:
         if self._weighted(nodes) == 0:
             return f"{nodes[-1]}: there is no convolution between these cuts"
         if self._weighted(nodes) == 1 and operator.kernel == (1, 1):
-            return (
-                f"{nodes[0]}: a lone 1x1 convolution that changes its tensor's shape is as small as it can be"
-            )
+            return f"{nodes[0]}: a lone 1x1 convolution that changes its tensor's shape is as small as it can be"
         height, width = operator.kernel
         return (
             f"{nodes[0]} to {nodes[-1]}: one convolution ({height}x{width}, {operator.in_channels} to "

@@ -123,9 +123,7 @@ class _Builder:
                 units.append(Unit((after,), region, branches, tangled))
         return Level(entry, tuple(units))
 
-    def _region(
-        self, flow: nx.DiGraph[str], entry: str, exit_: str, inner: set[str]
-    ) -> tuple[tuple[Level, ...], bool]:
+    def _region(self, flow: nx.DiGraph[str], entry: str, exit_: str, inner: set[str]) -> tuple[tuple[Level, ...], bool]:
         """Return the branches between two neighbouring cuts, and whether they are tangled."""
         if not inner:
             return (), False

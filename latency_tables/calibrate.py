@@ -67,9 +67,7 @@ def fit_affine(sums_ms: Sequence[float], measured_ms: Sequence[float]) -> Calibr
     return Calibration(intercept, slope, float(np.sqrt(np.mean(residuals**2))), len(sums))
 
 
-def _checked(
-    sums_ms: Sequence[float], measured_ms: Sequence[float]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _checked(sums_ms: Sequence[float], measured_ms: Sequence[float]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     sums, measured = np.asarray(sums_ms, np.float64), np.asarray(measured_ms, np.float64)
     if sums.shape != measured.shape or sums.ndim != 1 or not len(sums):
         raise TableError(

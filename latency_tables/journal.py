@@ -70,9 +70,7 @@ class Journal:
             text = self._text()
         *lines, unfinished = text.split("\n")
         if unfinished:
-            warnings.warn(
-                f"the last line of the journal {self.path} was cut off and is ignored.", stacklevel=2
-            )
+            warnings.warn(f"the last line of the journal {self.path} was cut off and is ignored.", stacklevel=2)
         if lines:
             self._check_header(lines[0])
         records = [self._record(_Line, number, line) for number, line in enumerate(lines[1:], start=2)]
@@ -124,9 +122,7 @@ class Journal:
     def _locked(self) -> AbstractContextManager[object]:
         lock = self.path.with_name(f"{self.path.name}.lock")
         if not self.path.parent.is_dir():
-            raise TableError(
-                f"cannot write the journal {self.path}: its folder does not exist; create it first."
-            )
+            raise TableError(f"cannot write the journal {self.path}: its folder does not exist; create it first.")
         return FileLock(lock)
 
     def _text(self) -> str:
@@ -135,9 +131,7 @@ class Journal:
         except FileNotFoundError:
             return ""
         except (OSError, UnicodeDecodeError) as error:
-            raise TableError(
-                f"cannot read the journal {self.path}: {error}; give another journal path."
-            ) from error
+            raise TableError(f"cannot read the journal {self.path}: {error}; give another journal path.") from error
 
     def _write_after(self, offset: int, text: str) -> None:
         try:
@@ -147,6 +141,4 @@ class Journal:
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            raise TableError(
-                f"cannot write the journal {self.path}: {error}; give another journal path."
-            ) from error
+            raise TableError(f"cannot write the journal {self.path}: {error}; give another journal path.") from error

@@ -106,9 +106,7 @@ def _scale(signature: OperatorSignature, rng: np.random.Generator, x: str, y: st
         _normal(rng, channels, 0.1, "mean"),
         from_array(rng.uniform(0.5, 1.5, channels).astype(np.float32), "variance"),
     ]
-    return Fragment(
-        [make_node("BatchNormalization", [x, *(weight.name for weight in weights)], [y])], weights
-    )
+    return Fragment([make_node("BatchNormalization", [x, *(weight.name for weight in weights)], [y])], weights)
 
 
 def _add_residual(x: str, y: str) -> Fragment:

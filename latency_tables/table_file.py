@@ -38,9 +38,7 @@ def read_table_file(path: Path) -> TableFile:
         text = path.read_text(encoding="utf-8")
         raw = json.loads(text, parse_constant=_refuse_constant)
     except OSError as error:
-        raise TableError(
-            f"cannot read the latency table {path}: {error.strerror}; check the path."
-        ) from error
+        raise TableError(f"cannot read the latency table {path}: {error.strerror}; check the path.") from error
     except ValueError as error:
         raise TableError(f"{path} is truncated or not JSON ({error}); restore it or measure anew.") from error
     _check_version(raw, path)
@@ -77,9 +75,7 @@ def write_table_file(path: Path, content: dict[str, Any]) -> None:
         TableError: the path cannot be written, or a number is not finite.
     """
     try:
-        text = json.dumps(
-            {"schema_version": SCHEMA_VERSION, **content}, indent=1, sort_keys=True, allow_nan=False
-        )
+        text = json.dumps({"schema_version": SCHEMA_VERSION, **content}, indent=1, sort_keys=True, allow_nan=False)
     except ValueError as error:
         raise TableError(f"the table holds a number that is not finite ({error}); measure anew.") from error
     _write_whole(path, f"{text}\n")
@@ -97,6 +93,5 @@ def _write_whole(path: Path, text: str) -> None:
         with suppress(OSError):
             draft.unlink()
         raise TableError(
-            f"cannot write the latency table {path}: {error.strerror}; choose a folder that exists and is"
-            " writable."
+            f"cannot write the latency table {path}: {error.strerror}; choose a folder that exists and is writable."
         ) from error

@@ -114,9 +114,7 @@ def test_a_merged_network_comes_back_bit_for_bit_without_its_library(name, tmp_p
         with torch.no_grad():
             assert torch.equal(network(x), wanted)
     """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 

@@ -88,9 +88,7 @@ def test_a_broken_file_is_named(tmp_path, suffix, keep):
     Image.fromarray(noise).save(path)
     content = path.read_bytes()
     path.write_bytes(content[: int(keep * len(content)) if keep < 1 else keep])
-    with pytest.raises(
-        DataError, match=rf"broken\.{suffix} cannot be decoded as an image: .*; repair or remove"
-    ):
+    with pytest.raises(DataError, match=rf"broken\.{suffix} cannot be decoded as an image: .*; repair or remove"):
         list(image_batches(tmp_path, EXAMPLE, MEAN, STD))
 
 

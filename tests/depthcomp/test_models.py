@@ -85,9 +85,7 @@ def test_a_factory_in_the_current_directory():
 
 @pytest.mark.usefixtures("user_module")
 def test_a_model_that_tells_no_size_gets_the_usual_one_and_a_warning():
-    with pytest.warns(
-        UserWarning, match=r"some_nets:silent does not tell its input size, so \(2, 224, 224\)"
-    ):
+    with pytest.warns(UserWarning, match=r"some_nets:silent does not tell its input size, so \(2, 224, 224\)"):
         _, example = load_model("some_nets:silent")
     assert example.shape == (1, 2, 224, 224)
 
@@ -130,9 +128,7 @@ def test_weights_of_a_torch_checkpoint(net, tmp_path, nest, prefix):
     state = {f"{prefix}{name}": tensor for name, tensor in net.state_dict().items()}
     torch.save(state if nest is None else {nest: state, "epoch": 3}, tmp_path / "w.pth")
     model, _ = load_model("some_nets:net", tmp_path / "w.pth")
-    assert all(
-        torch.equal(a, b) for a, b in zip(model.state_dict().values(), net.state_dict().values(), strict=True)
-    )
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), net.state_dict().values(), strict=True))
 
 
 def test_weights_of_a_safetensors_file(net, tmp_path):

@@ -174,9 +174,7 @@ def test_provenance_and_loading(tmp_path):
     assert f"depthcomp.load('{tmp_path.name}')" in text
 
 
-@pytest.mark.parametrize(
-    ("correlation", "said"), [(0.5, "tried is 0.50."), (None, "fewer than three whole plans")]
-)
+@pytest.mark.parametrize(("correlation", "said"), [(0.5, "tried is 0.50."), (None, "fewer than three whole plans")])
 def test_trust_in_importance_is_said(tmp_path, correlation, said):
     assert said in page_of(make_result(rank_correlation=correlation), tmp_path).text
 
@@ -232,9 +230,7 @@ def test_report_and_picture_are_the_same_every_time(tmp_path):
 def test_svg_keeps_text_and_says_what_is_drawn():
     svg = ElementTree.fromstring(frontier_svg(make_result()))
     text = [node.text for node in svg.iter("{http://www.w3.org/2000/svg}text")]
-    assert {"latency of the whole network (ms)", "budget 10.27 ms", "frontier, predicted (7 plans)"} <= set(
-        text
-    )
+    assert {"latency of the whole network (ms)", "budget 10.27 ms", "frontier, predicted (7 plans)"} <= set(text)
     assert {"chosen plan, predicted 9.62 ms", "chosen plan, measured 9.80 ms"} <= set(text)
     assert {"original, measured 12.84 ms"} <= set(text)
     assert any("ONNX Runtime 1.31.0" in line for line in text)
@@ -258,9 +254,6 @@ def test_dollar_signs_are_not_taken_for_formulas():
 
 
 def test_import_loads_neither_matplotlib_nor_jinja2_nor_rich():
-    code = (
-        "import sys, depthcomp.report, depthcomp.console;"
-        "print({'matplotlib', 'jinja2', 'rich'} & set(sys.modules))"
-    )
+    code = "import sys, depthcomp.report, depthcomp.console;print({'matplotlib', 'jinja2', 'rich'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

@@ -48,9 +48,7 @@ def sides(draw, least=-2, most=3):
     return tuple(draw(st.integers(least, most)) for _ in range(4))
 
 
-def random_operator(
-    in_channels=6, out_channels=6, kernel=(3, 4), stride=(1, 1), padding=(0, 0, 0, 0), groups=1
-):
+def random_operator(in_channels=6, out_channels=6, kernel=(3, 4), stride=(1, 1), padding=(0, 0, 0, 0), groups=1):
     weight = torch.randn(out_channels, in_channels // groups, *kernel, dtype=torch.float64)
     return AffineConv(weight, torch.randn(out_channels, dtype=torch.float64), stride, padding, groups)
 
@@ -232,9 +230,7 @@ def test_concatenation_keeps_the_order_of_channels(groups, padding, seed):
     other = random_operator(out_channels=5, kernel=(1, 1), padding=smaller)
     x = random_image(6)
     joined = affine.concat([one, other, affine.from_padding(6, smaller)])
-    assert (
-        relative_error(joined(x), torch.cat([one(x), other(x), F.pad(x, _torch_order(smaller))], 1)) < EXACT
-    )
+    assert relative_error(joined(x), torch.cat([one(x), other(x), F.pad(x, _torch_order(smaller))], 1)) < EXACT
 
 
 def _torch_order(padding):
@@ -249,9 +245,7 @@ def test_different_strides_cannot_be_joined(join):
 
 
 @few
-@given(
-    st.integers(1, 5), st.integers(1, 5), st.integers(1, 4), st.integers(1, 4), st.integers(1, 3), sides(0, 3)
-)
+@given(st.integers(1, 5), st.integers(1, 5), st.integers(1, 4), st.integers(1, 4), st.integers(1, 3), sides(0, 3))
 def test_cropping_a_kernel_keeps_the_output_size(height, width, rows, columns, stride, padding):
     assume(rows <= height)
     assume(columns <= width)
@@ -272,9 +266,7 @@ def test_cropping_drops_only_the_outer_taps():
 
 
 def test_a_kernel_cannot_grow_by_cropping():
-    with pytest.raises(
-        ValueError, match=r"kernel \(5, 3\) does not fit inside the operator's kernel \(3, 4\)"
-    ):
+    with pytest.raises(ValueError, match=r"kernel \(5, 3\) does not fit inside the operator's kernel \(3, 4\)"):
         affine.crop_kernel(random_operator(), (5, 3))
 
 

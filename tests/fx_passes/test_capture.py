@@ -189,9 +189,7 @@ def test_statistics_that_are_not_finite_are_named():
 
 @pytest.mark.parametrize("inputs", [torch.zeros(1, 4, 11, 13), (torch.zeros(1, 3, 9, 9),) * 2, ()])
 def test_example_inputs_that_do_not_fit_are_described(inputs):
-    with pytest.raises(
-        CaptureError, match=r"example_inputs of shape .* do not fit Chain.*one tensor per forward"
-    ):
+    with pytest.raises(CaptureError, match=r"example_inputs of shape .* do not fit Chain.*one tensor per forward"):
         capture(Chain(), inputs)
 
 
@@ -206,9 +204,7 @@ class DataDependent(nn.Module):
 
 def test_a_branch_on_data_names_the_models_own_line():
     line = inspect.getsourcelines(DataDependent.forward)[1] + 1
-    with pytest.raises(
-        CaptureError, match=rf"DataDependent cannot be traced at .*test_capture\.py:{line}: `if x\.sum"
-    ):
+    with pytest.raises(CaptureError, match=rf"DataDependent cannot be traced at .*test_capture\.py:{line}: `if x\.sum"):
         capture(DataDependent(), torch.randn(1, 3, 5, 5))
 
 

@@ -168,9 +168,7 @@ def test_linearized_pads_once_at_the_entry_by_the_strided_sum():
 
 def test_linearized_skips_are_cropped_to_meet():
     gm, x = toy("nested")
-    plan = next(
-        Plan((choice,)) for choice in every_choice(gm) if choice.kind == "merge" and choice.exit == "add_1"
-    )
+    plan = next(Plan((choice,)) for choice in every_choice(gm) if choice.kind == "merge" and choice.exit == "add_1")
     linearized, merged = carry_out(gm, plan, x)
     pads = [node.args[1] for node in linearized.graph.nodes if node.target is F.pad]
     assert (3, 3, 3, 3) in pads
@@ -479,9 +477,7 @@ def test_the_linear_same_padded_net_is_the_original_inside():
     x = image(3, 29, 31)
     gm = captured(SamePadded(), x)
     gm.act1, gm.act2 = Linear(), Linear()
-    plan = next(
-        Plan((c,)) for c in every_choice(gm) if (c.kind, c.exit) == ("merge", "conv3") and c.entry == "x"
-    )
+    plan = next(Plan((c,)) for c in every_choice(gm) if (c.kind, c.exit) == ("merge", "conv3") and c.entry == "x")
     _, merged = carry_out(gm, plan, x)
     with torch.no_grad():
         assert relative_error(interior(merged(x), 3), interior(gm(x), 3)) < SAME

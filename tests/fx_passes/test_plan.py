@@ -29,9 +29,7 @@ def test_json_both_ways(listed):
 def written(**changes):
     """Return the JSON of a plan of one choice, some of its fields changed; None takes a field away."""
     content = json.loads(Plan((SpanChoice("a", "b", "fit", (3, 3)),)).to_json())
-    (
-        content["choices"][0] if set(changes) & {"entry", "exit", "kind", "kernel", "extra"} else content
-    ).update(changes)
+    (content["choices"][0] if set(changes) & {"entry", "exit", "kind", "kernel", "extra"} else content).update(changes)
     return json.dumps(content)
 
 

@@ -47,8 +47,7 @@ def test_choices_make_sense(name):
                 assert choice.kernel == span.operator.kernel
             else:
                 assert all(
-                    k % 2 == 1 and k <= full
-                    for k, full in zip(choice.kernel, span.operator.kernel, strict=True)
+                    k % 2 == 1 and k <= full for k, full in zip(choice.kernel, span.operator.kernel, strict=True)
                 )
         assert len(set(span.choices)) == len(span.choices)
 
@@ -145,9 +144,7 @@ def test_branches_of_different_strides_are_refused():
             return self.one(x) + self.two(x)
 
     spans = enumerate_spans(captured(Uneven(), image()))
-    assert any(
-        r"add: its branches have different strides (1, 1) and (2, 2)" in span.refusal for span in spans
-    )
+    assert any(r"add: its branches have different strides (1, 1) and (2, 2)" in span.refusal for span in spans)
 
 
 def test_a_whole_inverted_residual_can_be_merged_fitted_and_dropped():
@@ -170,12 +167,7 @@ def test_a_merge_may_not_multiply_the_work_beyond_the_limit():
     for span in enumerate_spans(gm, strict):
         for choice in span.choices:
             if choice.kind != "drop":
-                taps = (
-                    choice.kernel[0]
-                    * choice.kernel[1]
-                    * span.operator.weight.shape[1]
-                    * span.operator.out_channels
-                )
+                taps = choice.kernel[0] * choice.kernel[1] * span.operator.weight.shape[1] * span.operator.out_channels
                 assert 2 * 11 * 13 * taps <= 0.5 * span.macs
 
 
@@ -196,9 +188,7 @@ def test_candidates_grow_linearly_with_depth():
 def test_too_expensive_spans_say_so():
     body = nn.Sequential(nn.Conv2d(5, 5, 3, groups=5), nn.Conv2d(5, 7, 1))
     gm = captured(Sandwich(body), image())
-    refusals = [
-        span.refusal for span in enumerate_spans(gm, SpanLimits(largest_mac_growth=0.01)) if span.refusal
-    ]
+    refusals = [span.refusal for span in enumerate_spans(gm, SpanLimits(largest_mac_growth=0.01)) if span.refusal]
     assert any("would cost more than 0.01 times the multiply-adds" in refusal for refusal in refusals)
 
 
@@ -212,9 +202,7 @@ def test_find_span_knows_spans_of_any_length():
 def test_find_span_refuses_names_that_are_no_cuts():
     gm = captured(Chain(), image())
     for ends in (("x", "nowhere"), ("bn1", "act2"), ("act2", "act1"), ("act1", "act1")):
-        with pytest.raises(
-            PlanError, match=rf"no span \({ends[0]}, {ends[1]}\]: both must be cuts of one level"
-        ):
+        with pytest.raises(PlanError, match=rf"no span \({ends[0]}, {ends[1]}\]: both must be cuts of one level"):
             find_span(gm, *ends)
 
 

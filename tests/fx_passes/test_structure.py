@@ -119,9 +119,7 @@ def test_padding_goes_with_the_convolution_after_it():
 
 
 def test_dropout_and_lone_activations_have_a_place():
-    body = nn.Sequential(
-        nn.Dropout(), nn.Conv2d(5, 5, 1), nn.ReLU(), nn.Dropout(), nn.ReLU(), nn.BatchNorm2d(5)
-    )
+    body = nn.Sequential(nn.Dropout(), nn.Conv2d(5, 5, 1), nn.ReLU(), nn.Dropout(), nn.ReLU(), nn.BatchNorm2d(5))
     level = structure_tree(captured(Sandwich(body), image()))
     assert [unit.nodes for unit in level.units] == [
         ("stem", "body_0"),

@@ -92,9 +92,7 @@ def test_a_trained_linearized_network_merges_exactly():
     optimiser = torch.optim.SGD(linearized.parameters(), lr=0.01)
     for step in range(2):
         optimiser.zero_grad()
-        torch.nn.functional.cross_entropy(
-            linearized(images(3, 3, 37, 41).double() + step), torch.arange(3)
-        ).backward()
+        torch.nn.functional.cross_entropy(linearized(images(3, 3, 37, 41).double() + step), torch.arange(3)).backward()
         optimiser.step()
     x = images(2, 3, 37, 41).double()
     (wanted,), (found,) = outputs(linearized.eval(), x), outputs(merge(linearized, plan), x)

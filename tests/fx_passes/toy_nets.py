@@ -212,9 +212,7 @@ class Backbone(nn.Module):
     def __init__(self):
         super().__init__()
         self.stages = nn.ModuleList(
-            nn.Sequential(
-                nn.Conv2d(c_in, c_out, 3, padding=1), nn.ReLU(), nn.Conv2d(c_out, c_out, 1), nn.ReLU()
-            )
+            nn.Sequential(nn.Conv2d(c_in, c_out, 3, padding=1), nn.ReLU(), nn.Conv2d(c_out, c_out, 1), nn.ReLU())
             for c_in, c_out in ((3, 5), (5, 7), (7, 11))
         )
 
@@ -247,9 +245,7 @@ class Inverted(nn.Module):
 
     def __init__(self, channels=5, hidden=11):
         super().__init__()
-        self.expand = nn.Sequential(
-            nn.Conv2d(channels, hidden, 1, bias=False), nn.BatchNorm2d(hidden), nn.ReLU6()
-        )
+        self.expand = nn.Sequential(nn.Conv2d(channels, hidden, 1, bias=False), nn.BatchNorm2d(hidden), nn.ReLU6())
         self.depthwise = nn.Sequential(
             nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden, bias=False),
             nn.BatchNorm2d(hidden),

@@ -48,9 +48,7 @@ def test_one_bad_measurement_does_not_tilt_the_line() -> None:
     ],
     ids=["one point", "two points", "equal sums", "all but equal sums", "falling"],
 )
-def test_what_cannot_tell_a_slope_keeps_slope_one(
-    sums: list[float], measured: list[float], intercept: float
-) -> None:
+def test_what_cannot_tell_a_slope_keeps_slope_one(sums: list[float], measured: list[float], intercept: float) -> None:
     line = fit_affine(sums, measured)
     assert line.slope == 1.0
     assert line.intercept_ms == pytest.approx(intercept)

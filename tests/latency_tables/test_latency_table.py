@@ -36,9 +36,7 @@ def table() -> LatencyTable:
 
 
 @given(st.dictionaries(keys, entry_values, max_size=5))
-def test_a_table_comes_back_from_disk(
-    tmp_path_factory: pytest.TempPathFactory, entries: dict[str, Entry]
-) -> None:
+def test_a_table_comes_back_from_disk(tmp_path_factory: pytest.TempPathFactory, entries: dict[str, Entry]) -> None:
     path = tmp_path_factory.getbasetemp() / "table.json"
     table_of(entries).save(path)
     assert LatencyTable.load(path) == table_of(entries)
@@ -111,9 +109,7 @@ def refused(tmp_path: Path, content: Any, sentence: str) -> None:
 
 
 def test_another_schema_version_is_refused(tmp_path: Path, content: Any) -> None:
-    refused(
-        tmp_path, content | {"schema_version": 2}, "has schema version 2, but this depthcomp reads version 1"
-    )
+    refused(tmp_path, content | {"schema_version": 2}, "has schema version 2, but this depthcomp reads version 1")
 
 
 def test_json_that_is_no_table_is_refused(tmp_path: Path) -> None:

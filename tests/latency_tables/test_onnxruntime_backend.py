@@ -14,9 +14,7 @@ from latency_tables import create_backend, measure
 from latency_tables.operators import operator_model
 
 
-def relu_model(
-    dtype: int = TensorProto.FLOAT, shape: tuple[int | str, ...] = (1, 3), opset: int = 20
-) -> bytes:
+def relu_model(dtype: int = TensorProto.FLOAT, shape: tuple[int | str, ...] = (1, 3), opset: int = 20) -> bytes:
     ends = [make_tensor_value_info(name, dtype, shape) for name in "xy"]
     graph = make_graph([make_node("Relu", ["x"], ["y"])], "relu", ends[:1], ends[1:])
     return make_model(graph, opset_imports=[make_opsetid("", opset)], ir_version=9).SerializeToString()

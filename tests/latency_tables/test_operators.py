@@ -56,9 +56,7 @@ def reference(signature: OperatorSignature, feeds: Arrays, weights: Arrays) -> t
     top, bottom, left, right = signature.padding
     padded = F.pad(x, (left, right, top, bottom))
     if signature.op == "conv":
-        y = F.conv2d(
-            padded, w["weight"], w["bias"], signature.stride, 0, signature.dilation, signature.groups
-        )
+        y = F.conv2d(padded, w["weight"], w["bias"], signature.stride, 0, signature.dilation, signature.groups)
     elif signature.op == "avg_pool":
         y = F.avg_pool2d(padded, signature.kernel, signature.stride)
     else:

@@ -17,9 +17,7 @@ def compare(changed: Environment) -> None:
 @pytest.mark.parametrize("name", KEY_FIELDS)
 def test_a_key_field_refuses_and_is_named(name: str) -> None:
     other = 4 if name == "threads" else "other"
-    sentence = (
-        f"the table was measured with {name} {other!r}, but here {name} is .*{getattr(ENVIRONMENT, name)}"
-    )
+    sentence = f"the table was measured with {name} {other!r}, but here {name} is .*{getattr(ENVIRONMENT, name)}"
     with pytest.raises(TableMismatchError, match=sentence):
         compare(replace(ENVIRONMENT, **{name: other}))
 

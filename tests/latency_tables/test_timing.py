@@ -119,9 +119,7 @@ def test_a_broken_clock_is_refused(factor: float) -> None:
 
 
 @given(st.lists(st.floats(0.1, 100), min_size=3, max_size=9), st.floats(0.5, 2))
-def test_the_spread_is_relative_and_the_estimate_below_the_median(
-    rounds_ms: list[float], factor: float
-) -> None:
+def test_the_spread_is_relative_and_the_estimate_below_the_median(rounds_ms: list[float], factor: float) -> None:
     timing = Timing(tuple(rounds_ms), len(rounds_ms))
     scaled = Timing(tuple(factor * value for value in rounds_ms), len(rounds_ms))
     assert timing.ms <= timing.median_ms
