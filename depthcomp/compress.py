@@ -6,7 +6,7 @@ import copy
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,18 @@ from depthcomp.pricing import Candidate, Pricing
 from depthcomp.result import CompressionResult, FrontierPoint, Refusal, SpanRecord
 from depthcomp.search import Search
 from depthcomp.timing import NetworkTimer
-from dp_solver import frontier
-from fx_passes import Span, capture, enumerate_spans, linearize, merge, placed_convolutions, structure_tree
+from dp_solver import Chain
+from fx_passes import (
+    Plan,
+    Span,
+    SpanChoice,
+    capture,
+    enumerate_spans,
+    linearize,
+    merge,
+    placed_convolutions,
+    structure_tree,
+)
 from fx_passes.merge import fold_batch_norms
 from latency_tables import Backend, LatencyTable, create_backend, measure
 
@@ -111,9 +121,13 @@ def compress_depth(
 
     with stages("scoring choices"):
         losses = calibrated(network, faster, images, held_out, seed=seed, progress=stages.report)
-        plans = frontier(pricing.problem(tree, faster, losses, known.ms))
     with stages("searching"):
-        search = Search(network, plans, timer, images, held_out, seed=seed, progress=stages.report)
+
+        def problem(without: Set[SpanChoice]) -> Chain:
+            kept = {choice: loss for choice, loss in losses.items() if choice not in without}
+            return pricing.problem(tree, faster, kept, known.ms)
+
+        search = Search(network, problem, timer, images, held_out, seed=seed, progress=stages.report)
         found = search.meet(wanted)
 
     by_choice = {candidate.choice: candidate for candidate in faster}
@@ -190,13 +204,19 @@ def _images(
     else:
         batches = calibration_batches(data, example)
     if val_data is not None:
-        return batches, calibration_batches(val_data, example, argument="val_data"), notes
+        return batches, _mixed(calibration_batches(val_data, example, argument="val_data"), seed), notes
     images = torch.cat(batches)
     held_out = max(1, round(len(images) * HELD_OUT_SHARE)) if len(images) > 1 else 0
     if held_out == 0:
         notes.append("one calibration image: the loss is estimated on the image that was fitted to")
         return batches, batches, notes
-    return in_batches(images[:-held_out]), in_batches(images[-held_out:]), notes
+    return in_batches(images[:-held_out]), _mixed(in_batches(images[-held_out:]), seed), notes
+
+
+def _mixed(batches: Sequence[Tensor], seed: int) -> list[Tensor]:
+    """Return the images in another order, so that each batch stands for all of them."""
+    images = torch.cat(list(batches))
+    return in_batches(images[torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))])
 
 
 def _complete_table(
@@ -239,15 +259,15 @@ def _require_room(budget: Budget, original_ms: float, candidates: Sequence[Candi
         )
 
 
-def _copy_fits(source: fx.GraphModule, target: fx.GraphModule, plan: Any) -> None:
+def _copy_fits(source: fx.GraphModule, target: fx.GraphModule, plan: Plan) -> None:
     pairs = zip(placed_convolutions(source, plan), placed_convolutions(target, plan), strict=True)
     for fitted, place in pairs:
         place.load(fitted.operator)
 
 
 def _frontier_points(search: Search) -> Iterator[FrontierPoint]:
-    for index, (cost, loss) in enumerate(zip(search.plans.costs, search.plans.losses, strict=True)):
-        yield FrontierPoint(search.timer.predict(float(cost)), float(loss), search.plan(index))
+    for option in map(search.option, range(len(search.frontier))):
+        yield FrontierPoint(search.timer.predict(option.sum_ms), option.importance, option.plan)
 
 
 def _record(candidate: Candidate, pricing: Pricing, table: LatencyTable, loss: float) -> SpanRecord:

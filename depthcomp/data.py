@@ -49,14 +49,21 @@ def in_batches(images: Tensor) -> list[Tensor]:
 
 
 def first_images(data: Iterable[Any], *, argument: str = "data") -> Tensor:
-    """Return the images of the first item as a batch (n, c, h, w).
+    """Return the images of the first item that has some, as a batch (n, c, h, w).
 
     Raises:
-        DataError: there is none, or it holds no images.
+        DataError: there is none, or the item holds something else than images.
     """
     for item in _items(data, argument):
         images = _inputs(item, argument)
-        return images if images.ndim == 4 else images.unsqueeze(0)
+        images = images.unsqueeze(0) if images.ndim == 3 else images
+        if images.ndim != 4:
+            raise DataError(
+                f"the first item of {argument} has shape {tuple(images.shape)}, and images are needed: a batch "
+                "(n, c, h, w) or one image (c, h, w)"
+            )
+        if len(images):
+            return images
     raise DataError(_EMPTY.format(argument=argument))
 
 
@@ -94,7 +101,7 @@ def _inputs(item: Any, argument: str) -> Tensor:
     """Return the images of one item; labels are left behind."""
     if isinstance(item, Mapping):
         tensors = [value for value in item.values() if isinstance(value, Tensor) and value.ndim >= 3]
-        item = tensors[0] if tensors else item
+        item = max(tensors, key=Tensor.dim, default=item)  # a batch of masks has a dimension less than its images
     elif isinstance(item, Sequence) and not isinstance(item, str) and item:
         item = item[0]
     if not isinstance(item, Tensor):

@@ -4,15 +4,16 @@ With patches x of the entry tensor and target pixels y, both centred, the weight
 
     mean |y - W x|^2 + strength * mean |x_i|^2 * |W - W0|^2
 
-where W0 is a prior kernel (identity where shapes allow it, else zero) and the bias is free. The normal equations are summed in float64
-over sampled positions, once for the largest kernel of an entry; smaller kernels use a part of the same sums.
+where W0 is a prior kernel (identity where shapes allow it, else zero) and the bias is free. The normal equations
+are multiplied out per batch in the network's precision, summed and solved in float64, over sampled positions,
+once for the largest kernel of an entry; smaller kernels use a part of the same sums.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +23,7 @@ from fx_passes.affine import AffineConv, Pair, Sides
 
 __all__ = ["Design", "Positions", "RidgeSystem", "design_of", "sample_positions", "starting_point"]
 
-STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # of the ridge, relative to the mean power of a patch element
+STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)  # of the ridge, relative to the mean power of a patch element
 LARGEST_GAIN = 3.0  # a channel that is hardly explained would otherwise become noise
 Positions = tuple[Tensor, Tensor, Tensor]  # image, row, column of output pixels
 
@@ -159,18 +160,19 @@ class RidgeSystem:
         patches = self._patches(entry, next(iter(targets.values())).shape[2:], positions)
         image, row, column = positions
         pixels = [
-            target[image, :, row, column].double().reshape(len(image), self.design.groups, -1).transpose(0, 1)
+            target[image, :, row, column].reshape(len(image), self.design.groups, -1).transpose(0, 1)
             for target in targets.values()
         ]
-        starts = list(accumulate((part.shape[2] for part in pixels), initial=0))
+        starts = list(itertools.accumulate((part.shape[2] for part in pixels), initial=0))
         self._outputs = {
             name: torch.arange(start, stop) for name, start, stop in zip(targets, starts, starts[1:], strict=False)
         }
         y, transposed = torch.cat(pixels, dim=2), patches.transpose(1, 2)
-        sums = _Sums(
-            len(image), transposed.sum(2, keepdim=True), transposed @ patches,
+        products = (
+            transposed.sum(2, keepdim=True), transposed @ patches,
             y.sum(1, keepdim=True), y.square().sum(1, keepdim=True), transposed @ y,
         )  # fmt: skip
+        sums = _Sums(len(image), *(product.double() for product in products))
         if fold < len(self._folds):
             self._folds[fold] = self._folds[fold] + sums
         else:
@@ -218,13 +220,13 @@ class RidgeSystem:
         return [STRENGTHS[index] for index in torch.stack(errors).argmin(0).tolist()]
 
     def _patches(self, entry: Tensor, size: Sequence[int], positions: Positions) -> Tensor:
-        """Return the patches read at output `positions`: (groups, samples, c_in / groups * kh * kw), float64."""
+        """Return the patches read at output `positions`: (groups, samples, c_in / groups * kh * kw)."""
         sides = self._padding(entry, size)
         padded = F.pad(entry, (sides[2], sides[3], sides[0], sides[1]))
         windows = padded.unfold(2, self.kernel[0], self.design.stride[0])
         windows = windows.unfold(3, self.kernel[1], self.design.stride[1])  # (n, c, h', w', kh, kw), a view
         image, row, column = positions
-        patches = windows[image, :, row, column].double()  # (samples, c, kh, kw)
+        patches = windows[image, :, row, column]  # (samples, c, kh, kw)
         return patches.reshape(len(image), self.design.groups, -1).transpose(0, 1)
 
     def _padding(self, entry: Tensor, size: Sequence[int]) -> Sides:

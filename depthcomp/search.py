@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,18 +13,34 @@ from depthcomp.budget import Budget
 from depthcomp.errors import BudgetInfeasibleError
 from depthcomp.importance import divergence, refit
 from depthcomp.timing import NetworkTimer
-from dp_solver import Frontier
+from dp_solver import Chain, Frontier, frontier, solve
 from fx_passes import Plan, SpanChoice, linearize, merge
 from latency_tables import Timing
 
 __all__ = ["Found", "Search"]
 
 Progress = Callable[[str, int, int], None]
-FINALISTS = 5  # frontier neighbours that are compared by their true loss
-NEIGHBOURHOOD = 0.06  # of the budget: neighbours that give away more speed are not worth a refit
+FINALISTS = 4  # frontier neighbours that are compared by their true loss
+NEIGHBOURHOOD = 0.05  # of the budget: neighbours that give away more speed are not worth a refit
+CLIMBS = 2  # rounds in which each choice of the best plan is given up in turn
 ATTEMPTS = 6
 UNUSED = 0.98  # of the budget: a plan that is faster than this leaves accuracy on the table
 CALIBRATION_SHARES = (0.5, 1.4)  # of the saving that the budget asks for: one plan on either side of it
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """A plan with what the solver knows of it.
+
+    Attributes:
+        plan: the plan.
+        sum_ms: sum of the table's latencies under the plan.
+        importance: sum of its choices' losses.
+    """
+
+    plan: Plan
+    sum_ms: float
+    importance: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,28 +69,37 @@ class Search:
 
     Args:
         network: the captured graph, norms folded.
-        plans: the frontier over sums of table latencies.
+        problem: the solver's problem without the given choices.
         timer: measures whole networks and predicts them.
         images: batches to refit on.
-        held_out: batches that rank the finalists; the plan that is returned is refitted on them too.
+        held_out: batches that rank plans by their true loss; the plan that is returned is refitted on them too.
     """
 
     def __init__(
-        self, network: fx.GraphModule, plans: Frontier, timer: NetworkTimer, images: Sequence[Tensor],
-        held_out: Sequence[Tensor], *, seed: int = 0, progress: Progress | None = None,
-    ) -> None:  # fmt: skip
-        self.plans = plans
+        self,
+        network: fx.GraphModule,
+        problem: Callable[[Set[SpanChoice]], Chain],
+        timer: NetworkTimer,
+        images: Sequence[Tensor],
+        held_out: Sequence[Tensor],
+        *,
+        seed: int = 0,
+        progress: Progress | None = None,
+    ) -> None:
         self.timer = timer
+        self.frontier: Frontier = frontier(problem(frozenset()))
+        self._problem = problem
         self._network = network
         self._images = images
         self._held_out = held_out
         self._seed = seed
         self._report = progress or (lambda what, done, total: None)
-        self._true_losses: dict[int, float] = {}
+        self._true_losses: dict[Option, float] = {}
 
-    def plan(self, index: int) -> Plan:
+    def option(self, index: int) -> Option:
         """Return the frontier's plan number `index`."""
-        return Plan.of(key for key in self.plans.plan(index) if isinstance(key, SpanChoice))
+        costs, losses = self.frontier.costs, self.frontier.losses
+        return Option(_plan_of(self.frontier.plan(index)), float(costs[index]), float(losses[index]))
 
     def meet(self, budget: Budget) -> Found:
         """Return a plan whose merged network was measured within `budget`.
@@ -86,26 +111,33 @@ class Search:
             BudgetInfeasibleError: the fastest plan, measured, misses the budget.
         """
         self._calibrate(budget)
-        slack, best, tried = 1.0, None, set[int]()
+        slack, best, tried = 1.0, None, set[Option]()
         for _ in range(ATTEMPTS):
-            index = self._at(self.timer.invert(budget.target_ms(self.timer.original.ms)) * slack)
-            chosen = self._best_near(index)
+            chosen = self._choose(self.timer.invert(budget.target_ms(self.timer.original.ms)) * slack)
             if chosen in tried:
                 break
             tried.add(chosen)
             found = self._try(chosen)
-            overshoot = found.measured.ms / budget.target_ms(found.original.ms)
-            if overshoot > 1:
-                slack *= 0.995 / overshoot
+            used = found.measured.ms / budget.target_ms(found.original.ms)
+            if used > 1:
+                slack *= 0.995 / used
             elif best is None or found.loss < best.loss:
                 best = found
-            if UNUSED < overshoot <= 1:
+            if UNUSED < used <= 1:
                 break
         return best if best is not None else self._fastest(budget)
 
+    def rank_correlation(self) -> float | None:
+        """Return Spearman's correlation of importance and true loss over the plans that were compared."""
+        if len(self._true_losses) < 3:
+            return None
+        summed = [option.importance for option in self._true_losses]
+        ranks = [np.argsort(np.argsort(values)) for values in (summed, list(self._true_losses.values()))]
+        return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
+
     def _fastest(self, budget: Budget) -> Found:
         """Return the fastest plan if it meets the budget, and say how far it gets where it does not."""
-        fastest = self._try(0)
+        fastest = self._try(self.option(0))
         if fastest.measured.ms <= budget.target_ms(fastest.original.ms):
             return fastest
         raise BudgetInfeasibleError(
@@ -115,45 +147,55 @@ class Search:
             best_ms=fastest.measured.ms,
         )
 
-    def rank_correlation(self) -> float | None:
-        """Return Spearman's correlation of importance and true loss over the plans that were compared."""
-        if len(self._true_losses) < 3:
-            return None
-        summed = [self.plans.losses[index] for index in self._true_losses]
-        ranks = [np.argsort(np.argsort(values)) for values in (summed, list(self._true_losses.values()))]
-        return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
-
     def _calibrate(self, budget: Budget) -> None:
         """Measure a plan on either side of the budget, so that sums predict whole networks."""
         original_ms = self.timer.original.ms
         saving = 1 - budget.target_ms(original_ms) / original_ms
         for share in CALIBRATION_SHARES:
-            index = self._at(self.timer.original_sum_ms * max(1 - share * saving, 0.0))
-            self.timer.learn(merge(linearize(self._network, self.plan(index)), self.plan(index)), self._cost(index))
+            option = self.option(self._at(self.timer.original_sum_ms * max(1 - share * saving, 0.0)))
+            self.timer.learn(merge(linearize(self._network, option.plan), option.plan), option.sum_ms)
 
     def _at(self, sum_ms: float) -> int:
-        """Return the plan of least loss within a sum, or the fastest where none is within it."""
-        if sum_ms < self.plans.costs[0]:
-            return 0
-        return self.plans.at(sum_ms)
+        """Return the plan of least importance within a sum, or the fastest where none is within it."""
+        return 0 if sum_ms < self.frontier.costs[0] else self.frontier.at(sum_ms)
 
-    def _best_near(self, index: int) -> int:
-        """Return the plan of least true loss among a plan and its slightly faster neighbours."""
-        nearest = [
-            other
-            for other in range(max(0, index - FINALISTS + 1), index + 1)
-            if self._cost(other) >= (1 - NEIGHBOURHOOD) * self._cost(index)
-        ]
-        for done, other in enumerate(nearest):
-            self._report("comparing finalists", done, len(nearest))
-            self._loss(other)
-        return min(nearest, key=self._loss)
+    def _choose(self, sum_ms: float) -> Option:
+        """Return the plan of least true loss within a sum.
 
-    def _loss(self, index: int) -> float:
+        Importance only adds up approximately. So frontier neighbours are compared by their true loss, and then
+        each choice of the best plan is given up in turn, the solver's answer without it taking its place where
+        that is truly better.
+        """
+        best = min(self._neighbours(self._at(sum_ms)), key=self._loss)
+        for _ in range(CLIMBS):
+            better = min([best, *self._without_one(best, sum_ms)], key=self._loss)
+            if better == best:
+                break
+            best = better
+        return best
+
+    def _neighbours(self, index: int) -> list[Option]:
+        """Return a frontier plan and some slightly faster ones."""
+        fastest = (1 - NEIGHBOURHOOD) * self.frontier.costs[index]
+        first = int(np.searchsorted(self.frontier.costs[:index], fastest))
+        return [self.option(place) for place in sorted({round(p) for p in np.linspace(first, index, FINALISTS)})]
+
+    def _without_one(self, option: Option, sum_ms: float) -> Iterator[Option]:
+        """Yield the solver's best plans within a sum that do without one of a plan's choices."""
+        for choice in option.plan:
+            try:
+                answer = solve(self._problem({choice}), sum_ms)
+            except BudgetInfeasibleError:
+                continue
+            yield Option(_plan_of(answer.keys), answer.cost, answer.loss)
+
+    def _loss(self, option: Option) -> float:
         """Return the true loss of a plan on the held-out images, computed once."""
-        if index not in self._true_losses:
-            self._true_losses[index] = self._true_loss(self.plan(index))
-        return self._true_losses[index]
+        if option not in self._true_losses:
+            self._report("comparing plans", 0, 1)
+            self._true_losses[option] = self._true_loss(option.plan)
+            self._report("comparing plans", 1, 1)
+        return self._true_losses[option]
 
     def _true_loss(self, plan: Plan) -> float:
         network = merge(refit(self._network, plan, self._images, seed=self._seed), plan)
@@ -163,13 +205,14 @@ class Search:
                 total += divergence(self._network(batch), network(batch)) * len(batch)
         return total / sum(len(batch) for batch in self._held_out)
 
-    def _try(self, index: int) -> Found:
-        plan, loss = self.plan(index), self._loss(index)
-        predicted_share = self.timer.predict(self._cost(index)) / self.timer.original.ms
+    def _try(self, option: Option) -> Found:
+        plan, loss = option.plan, self._loss(option)
+        predicted_share = self.timer.predict(option.sum_ms) / self.timer.original.ms
         everything = [*self._images, *self._held_out]
         linearized = refit(self._network, plan, everything, seed=self._seed, progress=self._report)
-        original, measured = self.timer.learn(merge(linearized, plan), self._cost(index))
+        original, measured = self.timer.learn(merge(linearized, plan), option.sum_ms)
         return Found(plan, linearized, loss, predicted_share * original.ms, original, measured)
 
-    def _cost(self, index: int) -> float:
-        return float(self.plans.costs[index])
+
+def _plan_of(keys: Sequence[object]) -> Plan:
+    return Plan.of(key for key in keys if isinstance(key, SpanChoice))

@@ -18,10 +18,18 @@ from torchvision.transforms import v2
 __all__ = ["CALIBRATION", "HELD_OUT", "crops"]
 
 CALIBRATION = (
-    "brick.png", "cell.png", "color.png", "flower.jpg", "grass.png", "gravel.png", "hubble_deep_field.jpg", "ihc.png",
-    "logo.png", "microaneurysms.png", "page.png", "phantom.png", "retina.jpg", "text.png",
+    "brick.png", "cell.png", "color.png", "grass.png", "gravel.png", "ihc.png", "logo.png", "microaneurysms.png",
+    "page.png", "phantom.png", "text.png", "coins.png",
 )  # fmt: skip
-VALIDATION = ("astronaut.png", "china.jpg", "clock_motion.png", "coins.png", "horse.png")
+VALIDATION = (
+    "astronaut.png",
+    "china.jpg",
+    "clock_motion.png",
+    "flower.jpg",
+    "horse.png",
+    "hubble_deep_field.jpg",
+    "retina.jpg",
+)
 HELD_OUT = (
     "camera.png", "chelsea.png", "coffee.png", "moon.png", "motorcycle_left.png", "motorcycle_right.png", "rocket.jpg",
 )  # fmt: skip

@@ -1,0 +1,373 @@
+"""The one call, end to end, on a machine whose latencies are arithmetic."""
+
+import copy
+import json
+import re
+
+import pytest
+import torch
+from torch import nn
+from torchvision.models.mobilenetv2 import InvertedResidual
+from torchvision.models.resnet import BasicBlock
+
+import depthcomp
+from depthcomp import Budget, CompressionResult, compress_depth
+from depthcomp.depth import convolution_depth
+from depthcomp.errors import (
+    ArtifactError,
+    BudgetError,
+    BudgetInfeasibleError,
+    CaptureError,
+    DataError,
+    DepthCompError,
+    TableMismatchError,
+)
+from latency_tables import LatencyTable
+
+EXAMPLE = torch.zeros(1, 3, 32, 32)
+
+
+def tiny_net():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
+        InvertedResidual(8, 8, 1, 3), BasicBlock(8, 8), nn.MaxPool2d(2), nn.Conv2d(8, 12, 3), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 5),
+    )  # fmt: skip
+    with torch.no_grad():
+        model[-1].weight.mul_(10)
+        for norm in model.modules():
+            if isinstance(norm, nn.BatchNorm2d):
+                norm.running_mean.normal_(0, 0.2)
+                norm.running_var.uniform_(0.5, 2)
+                norm.weight.uniform_(0.5, 1.5)
+                norm.bias.normal_(0, 0.2)
+    return model.eval()
+
+
+def images(count=32, seed=1):
+    return torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
+
+
+def whole_networks(backend, macs_of):
+    """Return what each whole network took that the backend built; isolated operators have one convolution."""
+    return [backend.ms(model) for model in backend.built if len(macs_of(model)) > 1]
+
+
+class Run:
+    """One compression, and everything that it was given."""
+
+    def __init__(self, backend, folder):
+        self.backend = backend
+        self.folder = folder
+        self.model = tiny_net()
+        self.model[3].train()  # one part in training mode: the flags must survive too
+        self.model[3].requires_grad_(False)
+        self.state = copy.deepcopy(self.model.state_dict())
+        self.flags = [module.training for module in self.model.modules()]
+        self.grads = [parameter.requires_grad for parameter in self.model.parameters()]
+        self.stages = []
+        self.result = compress_depth(
+            self.model, "75%", data=[(images(), torch.zeros(32))], backend=backend, table=folder / "table.json",
+            output_dir=folder / "out", progress=lambda *stage: self.stages.append(stage),
+        )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(arithmetic_backend, tmp_path_factory):
+    return Run(arithmetic_backend(), tmp_path_factory.mktemp("run"))
+
+
+def test_the_budget_is_met_when_measured(run, macs_of):
+    result = run.result
+    assert isinstance(result, CompressionResult)
+    assert result.measured_ms <= result.budget_ms < result.original_ms
+    assert result.budget == Budget(75, "%")
+    assert result.budget_ms == pytest.approx(0.75 * result.original_ms)
+    networks = whole_networks(run.backend, macs_of)
+    assert result.original_ms == pytest.approx(networks[0], rel=1e-9)
+    assert any(result.measured_ms == pytest.approx(ms, rel=1e-9) for ms in networks)
+    assert result.speedup == pytest.approx(result.original_ms / result.measured_ms)
+
+
+def test_the_prediction_is_close_where_latencies_add_up(run):
+    assert run.result.predicted_ms == pytest.approx(run.result.measured_ms, rel=0.05)
+
+
+def test_the_returned_model_is_the_one_that_was_measured(run):
+    from depthcomp.export import to_onnx
+
+    again = run.backend.ms(to_onnx(run.result.model, (EXAMPLE,)))
+    assert again == pytest.approx(run.result.measured_ms, rel=1e-9)
+
+
+def test_the_input_model_is_not_changed(run):
+    assert run.model.state_dict().keys() == run.state.keys()
+    assert all(torch.equal(value, run.state[name]) for name, value in run.model.state_dict().items())
+    assert [module.training for module in run.model.modules()] == run.flags
+    assert [parameter.requires_grad for parameter in run.model.parameters()] == run.grads
+
+
+def test_merged_and_trainable_are_one_function(run):
+    batch = images(seed=5)
+    run.result.trainable.eval()
+    with torch.no_grad():
+        merged, trainable, original = run.result.model(batch), run.result.trainable(batch), tiny_net()(batch)
+    assert torch.allclose(merged, trainable, atol=1e-4 * float(trainable.abs().max()))
+    assert merged.shape == original.shape
+    assert not torch.allclose(merged, original, atol=1e-3)
+    assert not any(module.training for module in run.result.model.modules())
+
+
+def test_the_network_is_shallower(run):
+    result = run.result
+    assert result.depth == convolution_depth(result.model) < result.original_depth
+    assert result.original_depth == 1 + 3 + 2 + 1
+
+
+def test_the_spans_are_those_of_the_plan(run):
+    result = run.result
+    assert tuple(record.choice for record in result.spans) == result.plan.choices
+    assert len(result.plan) > 0
+    for record in result.spans:
+        assert 0 <= record.new_ms < record.kept_ms
+        assert record.loss >= 0
+        assert record.convolutions >= 1
+
+
+def test_the_frontier_is_one(run):
+    frontier = run.result.frontier
+    times, losses = [p.predicted_ms for p in frontier], [p.loss for p in frontier]
+    assert times == sorted(times)
+    assert losses == sorted(losses, reverse=True)
+    assert len(set(times)) == len(set(losses)) == len(frontier) > 2
+    assert len(frontier[-1].plan) == 0
+    assert frontier[-1].loss == 0.0
+    assert run.result.plan in [point.plan for point in frontier]
+
+
+def test_refusals_are_sentences(run):
+    assert any("MaxPool2d" in refusal.reason for refusal in run.result.refusals)
+    assert all(refusal.reason and refusal.entry and refusal.exit for refusal in run.result.refusals)
+
+
+def test_other_fields(run):
+    result = run.result
+    assert result.warnings == ()
+    assert result.environment == result.table.environment == run.backend.environment()
+    assert result.seed == 0
+    assert result.example_inputs[0].shape == EXAMPLE.shape
+    assert 0 <= result.loss < float("inf")
+    assert result.rank_correlation is None or -1 <= result.rank_correlation <= 1
+    assert set(result.seconds) >= {"capturing", "measuring operators", "scoring choices", "searching"}
+    assert all(seconds >= 0 for seconds in result.seconds.values())
+
+
+def test_progress_names_each_stage_and_ends_it(run):
+    for stage in ("capturing", "measuring operators", "measuring the original", "scoring choices", "searching"):
+        assert (stage, 0, 1) in run.stages
+        assert (stage, 1, 1) in run.stages
+    assert all(0 <= done <= total for _, done, total in run.stages)
+
+
+def test_all_runners_are_closed(run):
+    assert run.backend.live == 0
+
+
+def test_the_folder_has_everything(run):
+    names = {path.name for path in (run.folder / "out").iterdir()}
+    assert names >= {
+        "plan.json", "model.json", "model.safetensors", "model.onnx", "result.json", "latency_table.json",
+        "report.html", "frontier.svg",
+    }  # fmt: skip
+    numbers = json.loads((run.folder / "out" / "result.json").read_text())
+    assert str(run.result.plan.choices[0].exit) in json.dumps(numbers)
+    assert not [name for name in names if name.endswith(".tmp")]
+
+
+def test_the_folder_loads_to_the_same_bits(run):
+    loaded, batch = depthcomp.load(run.folder / "out"), images(seed=6)
+    with torch.no_grad():
+        assert torch.equal(loaded(batch), run.result.model(batch))
+
+
+def test_the_table_was_written(run):
+    table = LatencyTable.load(run.folder / "table.json")
+    assert table.entries == run.result.table.entries
+
+
+@pytest.fixture(scope="module")
+def second(run, arithmetic_backend):
+    """The same again, with the table that the first run wrote."""
+    backend = arithmetic_backend()
+    result = compress_depth(
+        tiny_net(), "75%", data=iter([images()]), backend=backend, table=str(run.folder / "table.json")
+    )
+    return backend, result
+
+
+def test_a_second_run_measures_no_operator_again(second, macs_of):
+    backend, _ = second
+    assert all(len(macs_of(model)) > 1 for model in backend.built)
+
+
+def test_the_same_seed_gives_the_same_result(run, second):
+    _, result = second
+    assert result.plan == run.result.plan
+    assert result.measured_ms == run.result.measured_ms
+    assert result.loss == pytest.approx(run.result.loss, rel=1e-6)
+    with torch.no_grad():
+        assert torch.allclose(result.model(images()), run.result.model(images()), atol=1e-6)
+
+
+def test_without_data_a_warning_is_given(arithmetic_backend):
+    with pytest.warns(UserWarning, match="no data: importance comes from the weights alone") as caught:
+        result = compress_depth(tiny_net(), "1.2x", example_inputs=EXAMPLE, backend=arithmetic_backend())
+    assert [str(warning.message) for warning in caught] == list(result.warnings)
+    assert caught[0].filename == __file__  # the warning points at the user's line
+    assert result.measured_ms <= result.budget_ms
+
+
+@pytest.mark.parametrize("trap", ["dearer", "cliff"])
+def test_a_prediction_that_is_too_low_is_corrected(arithmetic_backend, trap):
+    """Merged networks take longer than their operators promise: the sum alone would miss the budget."""
+    honest = arithmetic_backend().ms
+    from fx_passes import capture
+
+    original = honest(onnx_of(capture(tiny_net(), EXAMPLE)))
+
+    def hidden(model, ms):
+        if not 0.3 * original < ms < 0.999 * original:
+            return ms
+        return 1.15 * ms if trap == "dearer" else ms + 0.12 * original * (ms < 0.78 * original)
+
+    backend = arithmetic_backend(hidden=hidden)
+    result = compress_depth(tiny_net(), "75%", data=[images()], backend=backend)
+    saved = sum(record.kept_ms - record.new_ms for record in result.spans)
+    assert result.original_ms == pytest.approx(original)
+    assert result.measured_ms <= result.budget_ms
+    assert result.measured_ms > 1.05 * (original - saved)  # what the sum promised
+
+
+def onnx_of(network):
+    from depthcomp.export import to_onnx
+    from fx_passes.merge import fold_batch_norms
+
+    fold_batch_norms(network)
+    network.recompile()
+    return to_onnx(network, (EXAMPLE,))
+
+
+def test_a_budget_out_of_reach(arithmetic_backend, macs_of):
+    backend = arithmetic_backend()
+    with pytest.raises(BudgetInfeasibleError, match=r"budget 50x .* the fastest was measured at") as caught:
+        compress_depth(tiny_net(), "50x", data=[images(8)], backend=backend)
+    assert caught.value.best_ms == pytest.approx(min(whole_networks(backend, macs_of)), rel=1e-9)
+    assert backend.live == 0
+
+
+@pytest.mark.parametrize("budget", ["1000ms", "1ms"])
+def test_a_budget_that_is_met_already(arithmetic_backend, budget):
+    with pytest.raises(BudgetError, match=f"budget {budget} is met by the original already, measured at 0"):
+        compress_depth(tiny_net(), budget, data=[images(8)], backend=arithmetic_backend())
+
+
+def test_a_network_in_which_nothing_can_be_saved(arithmetic_backend):
+    model = nn.Sequential(nn.Conv2d(3, 5, 1), nn.ReLU()).eval()
+    with pytest.raises(BudgetInfeasibleError, match="nothing in this network can be made faster") as caught:
+        compress_depth(model, "90%", data=[images(8)], backend=arithmetic_backend())
+    assert caught.value.best_ms > 0
+
+
+def test_a_table_of_another_machine_is_refused(run, arithmetic_backend, macs_of):
+    backend = arithmetic_backend(device="slide rule")
+    with pytest.raises(TableMismatchError, match="device 'abacus', but here device is 'slide rule'"):
+        compress_depth(tiny_net(), "75%", data=[images(8)], backend=backend, table=run.result.table)
+    assert backend.built == []
+
+
+class Untouchable:
+    """A backend that fails the test when it is asked anything."""
+
+    def __getattr__(self, name):
+        raise AssertionError(f"the backend was asked for {name}")
+
+
+def untouchable_data():
+    raise AssertionError("the data were read")
+    yield
+
+
+@pytest.mark.parametrize("inside", ["", "deeper"])
+def test_an_unwritable_folder_is_refused_before_any_work(tmp_path, inside):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(ArtifactError, match="cannot create the folder"):
+        compress_depth(
+            tiny_net(), "75%", data=untouchable_data(), backend=Untouchable(), output_dir=tmp_path / "file" / inside
+        )
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"precision": "int4"}, "precision .='int4'. must be"),
+        ({"importance": "guessed"}, "importance .='guessed'. must be"),
+        ({"finetune": 3}, "finetune .=3. must be None"),
+    ],
+)
+def test_values_that_are_not_supported(options, message):
+    with pytest.raises(DepthCompError, match=message):
+        compress_depth(tiny_net(), "75%", data=untouchable_data(), backend=Untouchable(), **options)
+
+
+@pytest.mark.parametrize("budget", [0.7, "70", "120%"])
+def test_a_malformed_budget_is_refused_before_any_work(budget):
+    with pytest.raises(BudgetError, match="budget"):
+        compress_depth(tiny_net(), budget, data=untouchable_data(), backend=Untouchable())
+
+
+def test_an_unknown_backend_is_refused_before_any_work():
+    with pytest.raises(DepthCompError, match="abacus"):
+        compress_depth(tiny_net(), "75%", data=untouchable_data(), backend="abacus")
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_weights_that_are_not_finite(value):
+    model = tiny_net()
+    with torch.no_grad():
+        model[0].weight[0, 0, 0, 0] = value
+    with pytest.raises(CaptureError, match=r"(?i)nan|inf|finite"):
+        compress_depth(model, "75%", data=[images(8)], backend=Untouchable())
+
+
+@pytest.mark.parametrize(
+    "example", [torch.zeros(3, 32, 32), torch.zeros(1, 4, 32, 32), torch.zeros(1, 3, 2, 2), (EXAMPLE, EXAMPLE), "x"]
+)
+def test_example_inputs_that_do_not_fit(example):
+    with pytest.raises(CaptureError, match="example_inputs"):
+        compress_depth(tiny_net(), "75%", example_inputs=example, data=[images(8)], backend=Untouchable())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"data": []}, "data holds no images"),
+        ({"data": [], "example_inputs": EXAMPLE}, "data holds no images"),
+        ({"data": [images(8)], "val_data": iter([])}, "val_data holds no images"),
+        ({"data": [images(8)], "example_inputs": torch.zeros(1, 3, 40, 40)}, r"data holds images of shape \(3, 32"),
+        ({"data": [torch.full((2, 3, 32, 32), torch.nan)], "example_inputs": EXAMPLE}, "data holds NaN"),
+        ({"data": ["photo.png"]}, "an item of data holds a str"),
+    ],
+)
+def test_unusable_data(options, message):
+    with pytest.raises(DataError, match=message):
+        compress_depth(tiny_net(), "75%", backend=Untouchable(), **options)
+
+
+def test_messages_have_no_trailing_tuple(arithmetic_backend):
+    """`raise X("a", b)` would print a tuple."""
+    with pytest.raises(BudgetError) as caught:  # its text is looked at below
+        compress_depth(tiny_net(), "1000ms", data=[images(8)], backend=arithmetic_backend())
+    assert len(caught.value.args) == 1
+    assert not re.match(r"^\(", str(caught.value))

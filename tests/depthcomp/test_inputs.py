@@ -1,0 +1,84 @@
+"""Where a model's example input comes from."""
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from depthcomp.errors import CaptureError, DataError
+from depthcomp.inputs import infer_example
+
+X = torch.randn(4, 3, 9, 13, generator=torch.Generator().manual_seed(0))
+
+
+def net(channels=3):
+    return nn.Sequential(nn.Conv2d(channels, 5, 3), nn.ReLU())
+
+
+@pytest.mark.parametrize("given", [X, (X,), [X]])
+def test_the_users_own_comes_first(given):
+    data = [torch.zeros(1, 3, 5, 5)]
+    example, untouched, warning = infer_example(net(), given, data)
+    assert example is X
+    assert untouched is data
+    assert warning == ""
+
+
+@pytest.mark.parametrize("given", [(X, X), (), X[0], ("x",), (X[0],)])
+def test_anything_but_one_batch_is_refused(given):
+    with pytest.raises(CaptureError, match=r"must be one batch of images .n, c, h, w.; wrap a model with more inputs"):
+        infer_example(net(), given, None)
+
+
+@pytest.mark.parametrize("data", [[X], X, [(X, 1)], [{"x": X}], list(X)])
+def test_the_first_image_of_the_data(data):
+    example, untouched, warning = infer_example(net(), None, data)
+    assert torch.equal(example, X[:1])
+    assert untouched is data
+    assert warning == ""
+
+
+def test_a_one_shot_generator_still_yields_its_first_item():
+    example, data, _ = infer_example(net(), None, (image for image in X))
+    assert torch.equal(example, X[:1])
+    assert torch.equal(torch.stack(list(data)), X)
+
+
+def test_empty_data_are_refused():
+    with pytest.raises(DataError, match="data holds no images"):
+        infer_example(net(), None, iter([]))
+
+
+@pytest.mark.parametrize("name", ["pretrained_cfg", "default_cfg"])
+def test_the_models_own_configuration(name):
+    model = net()
+    setattr(model, name, {"input_size": (3, 17, 19)})
+    example, data, warning = infer_example(model, None, None)
+    assert example.shape == (1, 3, 17, 19)
+    assert data is None
+    assert warning == ""
+
+
+@pytest.mark.parametrize("configuration", [None, {}, {"input_size": None}])
+def test_a_guess_is_said_aloud(configuration):
+    model = net(channels=2)
+    model.pretrained_cfg = configuration
+    example, _, warning = infer_example(model, None, None)
+    assert example.shape == (1, 2, 224, 224)
+    assert warning == ("no example_inputs and no data: the model was compressed for one image of shape (2, 224, 224)")
+
+
+def test_a_guess_has_the_models_type_and_is_always_the_same():
+    first, again = (infer_example(net().double(), None, None)[0] for _ in range(2))
+    assert first.dtype == torch.float64
+    assert torch.equal(first, again)
+
+
+def test_a_model_of_torchvision_is_guessed_right():
+    example, _, _ = infer_example(torchvision.models.resnet18(), None, None)
+    assert example.shape == (1, 3, 224, 224)
+
+
+def test_a_model_without_convolutions_is_refused():
+    with pytest.raises(CaptureError, match="Linear has no Conv2d; depth compression is for convolutional networks"):
+        infer_example(nn.Linear(3, 5), None, None)

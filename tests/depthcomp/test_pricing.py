@@ -1,0 +1,300 @@
+"""Operators are priced as they really run, and the solver's problem adds up to what its plans hold."""
+
+import math
+import zlib
+from collections import Counter
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+from torchvision.models.mobilenetv2 import InvertedResidual
+from torchvision.models.resnet import BasicBlock
+
+from depthcomp.pricing import Pricing
+from dp_solver import frontier
+from fx_passes import capture, enumerate_spans, structure_tree
+from fx_passes.merge import fold_batch_norms
+from fx_passes.operators import ACTIVATIONS, Role, called_module, role
+
+
+def network_of(model, *shape):
+    """Return the network as it is priced: captured, its norms folded."""
+    gm = capture(model.eval(), torch.zeros(*shape))
+    fold_batch_norms(gm)
+    gm.recompile()
+    return gm
+
+
+def traced_convolutions(model, *shape):
+    """The oracle: every convolution's geometry and true input size, by hooks on the user's own model."""
+    found = []
+    hooks = [
+        module.register_forward_hook(lambda conv, args, _: found.append((conv, tuple(args[0].shape))))
+        for module in model.modules()
+        if isinstance(module, nn.Conv2d)
+    ]
+    with torch.no_grad():
+        model.eval()(torch.zeros(*shape))
+    for hook in hooks:
+        hook.remove()
+    return [(geometry(conv), shape) for conv, shape in found]
+
+
+def geometry(conv):
+    (rows, columns) = conv.padding
+    return (
+        conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, (rows, rows, columns, columns),
+        conv.dilation, conv.groups,
+    )  # fmt: skip
+
+
+def geometry_of(signature):
+    s = signature
+    return s.in_channels, s.out_channels, s.kernel, s.stride, s.padding, s.dilation, s.groups
+
+
+def price(signature):
+    """A latency that no two signatures share: any mix-up shows in a sum."""
+    return 0.01 + zlib.crc32(signature.key.encode()) / 2**32
+
+
+@pytest.fixture(scope="module")
+def mobilenet():
+    torch.manual_seed(0)
+    return torchvision.models.mobilenet_v2(width_mult=0.5)
+
+
+@pytest.fixture(scope="module")
+def resnet():
+    torch.manual_seed(0)
+    return torchvision.models.resnet18()
+
+
+@pytest.mark.parametrize("name", ["mobilenet", "resnet"])
+def test_every_convolution_at_its_true_input_size(name, request):
+    model, shape = request.getfixturevalue(name), (2, 3, 96, 64)
+    kept = Pricing(network_of(model, *shape)).kept.values()
+    wanted = Counter(traced_convolutions(model, *shape))
+    found = Counter((geometry_of(s), (s.batch, s.in_channels, *s.in_size)) for s in kept if s.op == "conv")
+    assert found == wanted
+
+
+def test_sizes_after_the_max_pool(resnet):
+    """Traced without it, every layer of a ResNet would be timed at four times its area."""
+    kept = Pricing(network_of(resnet, 1, 3, 224, 224)).kept
+    assert kept["bn1"].in_size == (224, 224)
+    assert {s.in_size for name, s in kept.items() if name.startswith("layer1")} == {(56, 56)}
+    assert {s.in_size for name, s in kept.items() if name.startswith("layer4")} == {(14, 14), (7, 7)}
+
+
+def test_mobilenet_activates_and_adds_only_where_it_does(mobilenet):
+    pricing = Pricing(network_of(mobilenet, 1, 3, 64, 64))
+    blocks = [block for block in mobilenet.features if isinstance(block, InvertedResidual)]
+    depthwise = [s for s in pricing.kept.values() if s.groups > 1]
+    linear = [s for s in pricing.kept.values() if s.activation is None]
+    assert len(depthwise) == len(linear) == len(blocks) == 17
+    assert all(s.activation == "relu6" and not s.residual for s in depthwise)
+    assert all(s.kernel == (1, 1) for s in linear)
+    in_order = [s.residual for s in linear]
+    assert in_order == [block.use_res_connect for block in blocks]
+    assert not any(s.residual for s in pricing.kept.values() if s.activation)
+
+
+def test_resnet_activates_and_adds_only_where_it_does(resnet):
+    gm = network_of(resnet, 1, 3, 64, 64)
+    kept = Pricing(gm).kept
+    blocks = [block for block in resnet.modules() if isinstance(block, BasicBlock)]
+    second = [s for name, s in kept.items() if name.endswith("bn2")]
+    first = [s for name, s in kept.items() if name.endswith("bn1")]
+    short = [s for name, s in kept.items() if "downsample" in name]
+    assert (len(first), len(second), len(short)) == (9, 8, 3)
+    assert all(s.activation == "relu" and not s.residual for s in first)
+    assert sum(s.residual for s in [*second, *short]) == len(blocks)
+    assert all((s.activation == "relu") == s.residual for s in [*second, *short])
+    plain = [s for s, block in zip(second, blocks, strict=True) if block.downsample is None]
+    assert all(s.residual for s in plain)
+
+
+@pytest.mark.parametrize("name", ["mobilenet", "resnet"])
+def test_each_sum_is_priced_once(name, request):
+    gm = network_of(request.getfixturevalue(name), 1, 3, 64, 64)
+    sums = sum(role(gm, node) is Role.ADD for node in gm.graph.nodes)
+    assert sum(s.residual for s in Pricing(gm).kept.values()) == sums > 0
+
+
+def test_norms_cost_nothing_whether_folded_or_not(mobilenet):
+    captured = capture(mobilenet.eval(), torch.zeros(1, 3, 64, 64))
+    folded = network_of(mobilenet, 1, 3, 64, 64)
+    assert sorted(Pricing(captured).kept.values()) == sorted(Pricing(folded).kept.values())
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_every_activation_that_the_passes_know_has_a_price(activation):
+    gm = network_of(nn.Sequential(nn.Conv2d(3, 5, 3), activation()), 1, 3, 7, 7)
+    signature = Pricing(gm).kept["_0"]
+    assert signature.activation is not None
+    assert not signature.residual
+
+
+class Tails(nn.Module):
+    """Convolutions that are read twice, by a pooling, after dropout, and a norm that follows no convolution."""
+
+    def __init__(self):
+        super().__init__()
+        self.twice, self.act = nn.Conv2d(3, 5, 3, padding=1), nn.ReLU()
+        self.pool, self.norm = nn.AvgPool2d(2), nn.BatchNorm2d(5)
+        self.same = nn.Conv2d(5, 7, (1, 3), padding="same", dilation=(1, 2))
+        self.drop, self.end = nn.Dropout(), nn.Hardswish()
+
+    def forward(self, x):
+        x = self.twice(x)
+        x = self.norm(self.pool(self.act(x) + x))
+        return self.end(self.drop(self.same(x)))
+
+
+def test_special_cases():
+    kept = Pricing(network_of(Tails(), 2, 3, 9, 11)).kept
+    assert kept.keys() == {"twice", "pool", "norm", "same"}
+    assert (kept["twice"].activation, kept["twice"].residual) == (None, False)  # two readers: nothing is fused
+    assert (kept["pool"].op, kept["pool"].kernel, kept["pool"].in_size) == ("avg_pool", (2, 2), (9, 11))
+    assert (kept["norm"].op, kept["norm"].in_size) == ("scale", (4, 5))
+    same = kept["same"]
+    assert (same.kernel, same.dilation, same.padding) == ((1, 3), (1, 2), (0, 0, 2, 2))
+    assert same.activation == "hardswish"  # dropout does nothing in evaluation
+
+
+def test_a_one_channel_stem_is_not_depthwise():
+    kept = Pricing(network_of(nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU()), 1, 1, 7, 7)).kept
+    assert kept["_0"].groups == 1
+
+
+class Toy(nn.Module):
+    """An inverted residual, a max-pool, a block with a projection, and a linear end."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6), nn.ReLU())
+        self.inverted = InvertedResidual(6, 6, 1, 2)
+        self.pool = nn.MaxPool2d(2)
+        self.long = nn.Sequential(nn.Conv2d(6, 5, 1), nn.ReLU(), nn.Conv2d(5, 8, 3, stride=2, padding=1))
+        self.short, self.act = nn.Conv2d(6, 8, 1, stride=2), nn.ReLU()
+        self.end = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 1))
+
+    def forward(self, x):
+        x = self.pool(self.inverted(self.stem(x)))
+        return self.end(self.act(self.long(x) + self.short(x)))
+
+
+@pytest.fixture(scope="module")
+def toy():
+    torch.manual_seed(0)
+    return network_of(Toy(), 2, 3, 17, 13)
+
+
+@pytest.fixture(scope="module")
+def priced(toy):
+    pricing = Pricing(toy)
+    return pricing, pricing.candidates(enumerate_spans(toy))
+
+
+def test_candidates_have_the_sizes_of_the_spans_that_they_replace(toy, priced):
+    shapes = {node.name: tuple(node.meta["tensor_meta"].shape) for node in toy.graph.nodes if node.op != "output"}
+    _, candidates = priced
+    for candidate in candidates:
+        entry, exit_ = shapes[candidate.span.entry], shapes[candidate.span.exit]
+        if candidate.choice.kind == "drop":
+            assert candidate.signature is None
+            assert entry == exit_
+            continue
+        s = candidate.signature
+        assert (s.batch, s.in_channels) == entry[:2]
+        assert (s.batch, s.out_channels, *s.out_size) == exit_
+        assert s.kernel == candidate.choice.kernel
+    assert {candidate.choice.kind for candidate in candidates} == {"merge", "fit", "drop"}
+
+
+def test_a_candidate_has_the_epilogue_of_its_end(toy, priced):
+    _, candidates = priced
+    nodes = {node.name: node for node in toy.graph.nodes}
+    for candidate in candidates:
+        if candidate.signature is not None and role(toy, nodes[candidate.span.exit]) is Role.ACTIVATION:
+            kind = type(called_module(toy, nodes[candidate.span.exit])).__name__.lower()
+            assert candidate.signature.activation == kind
+    by_span = {(c.span.entry, c.span.exit): c.signature for c in candidates if c.signature is not None}
+    inside = next(s for (_, exit_), s in by_span.items() if exit_ == "inverted_conv_3")
+    assert inside.residual  # the whole branch becomes one convolution, and the skip is added to it
+    whole = next(s for (_, exit_), s in by_span.items() if exit_ == "add")
+    assert not whole.residual  # the skip is part of the convolution
+
+
+def test_what_must_be_measured_each_once(priced):
+    pricing, candidates = priced
+    wanted = pricing.signatures(candidates)
+    assert wanted == sorted(set(wanted))
+    assert set(wanted) == {*pricing.kept.values(), *(c.signature for c in candidates if c.signature is not None)}
+
+
+def test_kept_sums_and_savings(toy, priced):
+    pricing, candidates = priced
+    everything = [node.name for node in toy.graph.nodes]
+    assert pricing.kept_ms(everything, price) == pytest.approx(sum(price(s) for s in pricing.kept.values()), rel=1e-12)
+    for candidate in candidates:
+        kept = sum(price(pricing.kept[name]) for name in candidate.span.nodes if name in pricing.kept)
+        new = 0.0 if candidate.signature is None else price(candidate.signature)
+        assert pricing.saving_ms(candidate, price) == pytest.approx(kept - new, abs=1e-12)
+
+
+def test_convolutions_are_counted(toy, priced):
+    pricing, candidates = priced
+    spans = {c.span.exit: c.span for c in candidates if c.span.entry == "stem_2"}
+    assert pricing.convolutions(spans["add"]) == 3
+    assert spans.keys() >= {"add"}
+
+
+@pytest.fixture(scope="module")
+def problem(toy, priced):
+    pricing, candidates = priced
+    losses = {c.choice: 0.01 + zlib.crc32(repr(c.choice).encode()) / 2**32 for c in candidates}
+    return losses, frontier(pricing.problem(structure_tree(toy), candidates, losses, price))
+
+
+def test_every_plan_costs_what_its_operators_cost(priced, problem):
+    """By hand: what the plan's choices cost, and every operator that no choice covers."""
+    pricing, candidates = priced
+    losses, plans = problem
+    by_choice = {candidate.choice: candidate for candidate in candidates}
+    assert len(plans) > 5
+    for index in range(len(plans)):
+        chosen = [key for key in plans.plan(index) if key is not None]
+        covered = {name for choice in chosen for name in by_choice[choice].span.nodes}
+        new = [by_choice[choice].signature for choice in chosen if by_choice[choice].signature is not None]
+        kept = [s for name, s in pricing.kept.items() if name not in covered]
+        assert plans.costs[index] == pytest.approx(sum(map(price, [*new, *kept])), rel=1e-9)
+        assert plans.losses[index] == pytest.approx(sum(losses[choice] for choice in chosen), abs=1e-9)
+
+
+def test_the_dearest_plan_keeps_everything(priced, problem):
+    pricing, _ = priced
+    _, plans = problem
+    assert set(plans.plan(len(plans) - 1)) == {None}
+    assert plans.costs[-1] == pytest.approx(sum(map(price, pricing.kept.values())), rel=1e-12)
+    assert plans.losses[-1] == 0.0
+
+
+def test_choices_without_a_loss_are_not_offered(toy, priced):
+    pricing, candidates = priced
+    plans = frontier(pricing.problem(structure_tree(toy), candidates, {}, price))
+    assert len(plans) == 1
+    one = next(c for c in candidates if pricing.saving_ms(c, price) > 0)
+    plans = frontier(pricing.problem(structure_tree(toy), candidates, {one.choice: 0.3}, price))
+    assert [key for key in plans.plan(0) if key is not None] == [one.choice]
+    assert plans.costs[1] - plans.costs[0] == pytest.approx(pricing.saving_ms(one, price), abs=1e-9)
+
+
+@pytest.mark.parametrize("name", ["mobilenet", "resnet"])
+def test_whole_networks_add_up(name, request):
+    gm = network_of(request.getfixturevalue(name), 1, 3, 64, 64)
+    pricing = Pricing(gm)
+    plans = frontier(pricing.problem(structure_tree(gm), [], {}, price))
+    assert plans.costs.tolist() == [pytest.approx(math.fsum(map(price, pricing.kept.values())), rel=1e-9)]

@@ -1,0 +1,184 @@
+"""The search for a plan that meets its budget when measured, and the timer that it asks."""
+
+import pytest
+import torch
+from torch import nn
+
+from depthcomp import Budget
+from depthcomp.errors import BudgetInfeasibleError
+from depthcomp.importance import calibrated
+from depthcomp.pricing import Pricing
+from depthcomp.search import Search
+from depthcomp.timing import NetworkTimer
+from fx_passes import Plan, capture, enumerate_spans, structure_tree
+from fx_passes.merge import fold_batch_norms
+from latency_tables import Timing, fit_affine
+
+EXAMPLE = torch.zeros(1, 3, 16, 16)
+
+
+def images(count=8, seed=1):
+    return torch.randn(count, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(scope="module")
+def network():
+    torch.manual_seed(0)
+    body = [module for _ in range(4) for module in (nn.Conv2d(6, 6, 3, padding=1), nn.ReLU())]
+    model = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), *body, nn.Flatten(), nn.Linear(6 * 256, 5))
+    gm = capture(model.eval(), EXAMPLE)
+    fold_batch_norms(gm)
+    gm.recompile()
+    return gm
+
+
+def price(signature):
+    """Multiply-adds in units that make a 3x3 convolution of six channels cost 1 ms."""
+    taps = signature.kernel[0] * signature.kernel[1] * signature.in_channels
+    return 0.1 + 0.9 * taps / 54
+
+
+@pytest.fixture(scope="module")
+def offered(network):
+    """What the search chooses from: the pricing, the candidates that save time, and their losses."""
+    pricing = Pricing(network)
+    candidates = [c for c in pricing.candidates(enumerate_spans(network)) if pricing.saving_ms(c, price) > 0]
+    return pricing, candidates, calibrated(network, candidates, [images()], [images(seed=2)])
+
+
+def total_ms(pricing):
+    return pricing.kept_ms(pricing.kept, price)
+
+
+class ScriptedTimer:
+    """Measures what a function of the sum says; predicts like the real timer."""
+
+    def __init__(self, original_sum_ms, measured):
+        self.original_sum_ms = original_sum_ms
+        self._measured = measured
+        self.original = self._timing(original_sum_ms)
+        self._points = [(original_sum_ms, self.original.ms)]
+        self.measured = []
+
+    def _timing(self, sum_ms):
+        return Timing((self._measured(sum_ms),) * 3, 9)
+
+    def learn(self, network, sum_ms):
+        found = self._timing(sum_ms)
+        self._points.append((sum_ms, found.ms))
+        self.measured.append(found.ms)
+        return self.original, found
+
+    def predict(self, sum_ms):
+        return fit_affine(*zip(*self._points, strict=True)).predict(sum_ms)
+
+    def invert(self, target_ms):
+        return fit_affine(*zip(*self._points, strict=True)).invert(target_ms)
+
+
+def search_for(network, offered, measured=lambda sum_ms: sum_ms + 0.3):
+    pricing, candidates, losses = offered
+
+    def problem(without):
+        kept = {choice: loss for choice, loss in losses.items() if choice not in without}
+        return pricing.problem(structure_tree(network), candidates, kept, price)
+
+    timer = ScriptedTimer(total_ms(pricing), measured)
+    return Search(network, problem, timer, [images()], [images(seed=2)]), timer
+
+
+@pytest.mark.parametrize("budget", ["90%", "70%", "1.8x", "3ms"])
+def test_an_honest_machine(network, offered, budget):
+    search, timer = search_for(network, offered)
+    found = search.meet(Budget.parse(budget))
+    assert found.measured.ms <= Budget.parse(budget).target_ms(timer.original.ms)
+    assert found.predicted_ms == pytest.approx(found.measured.ms, rel=0.02)
+    assert found.original == timer.original
+    assert isinstance(found.plan, Plan)
+    assert len(found.plan) > 0
+    assert found.loss >= 0
+
+
+@pytest.mark.parametrize(
+    "measured",
+    [
+        lambda s: s if s > 4.9 else 1.2 * s,
+        lambda s: s + (0.5 if s < 3.6 else 0.0),
+        lambda s: s * (1.1 if round(100 * s) % 2 else 1.0),
+        lambda s: 3 + 0.4 * s,
+    ],
+)
+def test_a_machine_that_breaks_its_promises(network, offered, measured):
+    search, timer = search_for(network, offered, measured)
+    found = search.meet(Budget(80, "%"))
+    assert found.measured.ms <= 0.8 * timer.original.ms
+
+
+def test_a_budget_out_of_reach_names_the_fastest(network, offered):
+    search, timer = search_for(network, offered, lambda sum_ms: 2 + sum_ms)
+    with pytest.raises(
+        BudgetInfeasibleError, match=r"budget 3x.* below what any plan reaches: the fastest was"
+    ) as caught:
+        search.meet(Budget(3, "x"))
+    assert caught.value.best_ms == pytest.approx(min(timer.measured))
+
+
+@pytest.mark.parametrize("budget", [Budget(50, "x"), Budget(0.001, "ms")])
+def test_a_budget_below_what_a_call_costs(network, offered, budget):
+    """The sum that it leaves for the operators is negative."""
+    search, _ = search_for(network, offered)
+    with pytest.raises(BudgetInfeasibleError, match="is below what any plan reaches") as caught:
+        search.meet(budget)
+    assert caught.value.best_ms > 0.3
+
+
+def test_a_larger_budget_loses_no_more(network, offered):
+    losses = [search_for(network, offered)[0].meet(Budget(share, "%")).loss for share in (50, 70, 90)]
+    assert losses[0] >= losses[2]
+    assert all(loss >= 0 for loss in losses)
+
+
+def test_the_search_repeats(network, offered):
+    one, two = (search_for(network, offered)[0].meet(Budget(70, "%")) for _ in range(2))
+    assert one.plan == two.plan
+    assert one.loss == two.loss
+    states = one.linearized.state_dict(), two.linearized.state_dict()
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+
+
+def test_the_rank_correlation_needs_three_plans(network, offered):
+    search, _ = search_for(network, offered)
+    assert search.rank_correlation() is None
+    search.meet(Budget(60, "%"))
+    correlation = search.rank_correlation()
+    assert correlation is None or -1 <= correlation <= 1
+
+
+@pytest.fixture(scope="module")
+def half(network):
+    body = list(network.children())[:5]
+    return capture(nn.Sequential(*body).eval(), EXAMPLE)
+
+
+def test_the_timer_measures_and_predicts(network, half, offered, arithmetic_backend):
+    backend = arithmetic_backend()
+    sum_ms = total_ms(offered[0])
+    timer = NetworkTimer(network, (EXAMPLE,), sum_ms, backend)
+    assert timer.predict(sum_ms) == pytest.approx(timer.original.ms)  # one point: through it, slope 1 in shares
+    assert timer.invert(timer.predict(0.4 * sum_ms)) == pytest.approx(0.4 * sum_ms)
+
+    original, found = timer.learn(half, 0.5 * sum_ms)
+    assert original.ms == pytest.approx(timer.original.ms)
+    assert found.ms < original.ms
+    assert timer.compare(half)[1].ms == pytest.approx(found.ms)
+    timer.learn(half, 0.5 * sum_ms)
+    assert timer.predict(0.5 * sum_ms) == pytest.approx(found.ms, rel=1e-6)
+    assert timer.predict(sum_ms) == pytest.approx(original.ms, rel=1e-6)
+    assert backend.live == 0
+
+
+def test_the_timer_closes_what_it_built_when_measuring_fails(network, arithmetic_backend):
+    backend = arithmetic_backend(hidden=lambda model, ms: -1.0)
+    with pytest.raises(Exception, match="a time is finite and positive"):
+        NetworkTimer(network, (EXAMPLE,), 1.0, backend)
+    assert backend.live == 0
