@@ -108,6 +108,7 @@ def compress_depth(
         fold_batch_norms(network)
         network.recompile()
         images, held_out, notes = _images(data, val_data, example, seed)
+        spoken = _announce(guess, *notes)
         spans, tree, pricing = enumerate_spans(network), structure_tree(network), Pricing(network)
         candidates = pricing.candidates(spans)
 
@@ -149,7 +150,7 @@ def compress_depth(
         depth=convolution_depth(merge(found.linearized, found.plan)),
         spans=tuple(_record(by_choice[choice], pricing, known, losses[choice]) for choice in found.plan),
         refusals=tuple(_refusals(spans)),
-        warnings=_announce(guess, *notes),
+        warnings=spoken,
         environment=runtime.environment(),
         table=known,
         example_inputs=(example,),

@@ -151,6 +151,7 @@ class RidgeSystem:
         self.unknowns = self._channels * kernel[0] * kernel[1]
         self._folds: list[_Sums] = []
         self._outputs: dict[str, Tensor] = {}
+        self._origin: tuple[Tensor, Tensor] | None = None  # near the means, so that single precision suffices
 
     def accumulate(self, entry: Tensor, targets: Mapping[str, Tensor], positions: Positions, *, fold: int = 0) -> None:
         """Add patches of `entry` (n, c_in, h, w) and pixels of `targets` (n, c_out, h', w') to one fold.
@@ -167,7 +168,11 @@ class RidgeSystem:
         self._outputs = {
             name: torch.arange(start, stop) for name, start, stop in zip(targets, starts, starts[1:], strict=False)
         }
-        y, transposed = torch.cat(pixels, dim=2), patches.transpose(1, 2)
+        y = torch.cat(pixels, dim=2)
+        if self._origin is None:
+            self._origin = patches.mean(1, keepdim=True), y.mean(1, keepdim=True)
+        patches, y = patches - self._origin[0], y - self._origin[1]
+        transposed = patches.transpose(1, 2)
         products = (
             transposed.sum(2, keepdim=True), transposed @ patches,
             y.sum(1, keepdim=True), y.square().sum(1, keepdim=True), transposed @ y,
@@ -199,7 +204,7 @@ class RidgeSystem:
         weight = torch.cat([solutions[s][..., part] for s, part in zip(strengths, slices, strict=True)], dim=2)
         matched = torch.tensor([target in match_variance for target in targets]).repeat_interleave(width)
         weight = torch.where(matched, weight * moments.gain(weight), weight)
-        bias = moments.bias(weight)
+        bias = moments.bias(weight) + self._shift(taps, outputs, weight)
         return [
             AffineConv(
                 weight[..., part].transpose(1, 2).reshape(prior.weight.shape), bias[..., part].flatten(),
@@ -207,6 +212,13 @@ class RidgeSystem:
             )
             for part in slices
         ]  # fmt: skip
+
+    def _shift(self, taps: Tensor, outputs: Tensor, weight: Tensor) -> Tensor:
+        """Return what the origin of the sums adds to the bias, (groups, 1, outputs)."""
+        if self._origin is None:
+            raise ValueError("nothing was accumulated, so there is nothing to solve")
+        x, y = self._origin
+        return y[..., outputs].double() - x[..., taps].double() @ weight
 
     def _strengths(self, taps: Tensor, outputs: Tensor, starts: Tensor, targets: int) -> list[float]:
         """Return the strength of the ridge that suits each target best."""

@@ -166,6 +166,8 @@ class Search:
         each choice of the best plan is given up in turn, the solver's answer without it taking its place where
         that is truly better.
         """
+        if sum_ms < self.frontier.costs[0]:
+            return self.option(0)
         best = min(self._neighbours(self._at(sum_ms)), key=self._loss)
         for _ in range(CLIMBS):
             better = min([best, *self._without_one(best, sum_ms)], key=self._loss)

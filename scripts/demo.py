@@ -24,7 +24,7 @@ import depthcomp
 from depthcomp.console import Progress
 from depthcomp.importance import divergence
 from depthcomp.result import CompressionResult
-from fx_passes import linearize, merge
+from fx_passes import capture, linearize, merge
 from latency_tables import create_backend
 
 CROPS = 16  # of each photo
@@ -56,7 +56,7 @@ def agreement(wanted: Tensor, found: Tensor) -> float:
 def fidelity(model: nn.Module, result: CompressionResult, held_out: Tensor) -> dict[str, float]:
     """Return agreement and divergence of the compressed net, of identity merging, and of a mirrored original."""
     original, mirrored = outputs(model, held_out), outputs(model, held_out.flip(3))
-    captured = depthcomp.capture(model, held_out[:1])
+    captured = capture(model, held_out[:1])
     contrast = merge(linearize(captured, result.plan), result.plan)  # fits still hold the merged kernels' centres
     compressed, identity = outputs(result.model, held_out), outputs(contrast, held_out)
     return {

@@ -18,18 +18,10 @@ from torchvision.transforms import v2
 __all__ = ["CALIBRATION", "HELD_OUT", "crops"]
 
 CALIBRATION = (
-    "brick.png", "cell.png", "color.png", "grass.png", "gravel.png", "ihc.png", "logo.png", "microaneurysms.png",
-    "page.png", "phantom.png", "text.png", "coins.png",
+    "astronaut.png", "brick.png", "cell.png", "china.jpg", "coins.png", "flower.jpg", "grass.png", "gravel.png",
+    "ihc.png", "logo.png", "microaneurysms.png", "page.png", "phantom.png", "text.png",
 )  # fmt: skip
-VALIDATION = (
-    "astronaut.png",
-    "china.jpg",
-    "clock_motion.png",
-    "flower.jpg",
-    "horse.png",
-    "hubble_deep_field.jpg",
-    "retina.jpg",
-)
+VALIDATION = ("clock_motion.png", "color.png", "horse.png", "hubble_deep_field.jpg", "retina.jpg")
 HELD_OUT = (
     "camera.png", "chelsea.png", "coffee.png", "moon.png", "motorcycle_left.png", "motorcycle_right.png", "rocket.jpg",
 )  # fmt: skip
