@@ -115,7 +115,7 @@ def test_a_machine_that_breaks_its_promises(network, offered, measured):
 
 
 def test_a_budget_out_of_reach_names_the_fastest(network, offered):
-    search, timer = search_for(network, offered, lambda sum_ms: 2 + sum_ms)
+    search, timer = search_for(network, offered, lambda sum_ms: 2.5 + sum_ms)
     with pytest.raises(
         BudgetInfeasibleError, match=r"budget 3x.* below what any plan reaches: the fastest was"
     ) as caught:
