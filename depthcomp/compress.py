@@ -114,14 +114,16 @@ def compress_depth(
 
     with stages("measuring operators"):
         known = _complete_table(pricing, candidates, runtime, table, folder, seed, stages)
-        faster = _worthwhile(pricing, candidates, known)
+        savings_ms = {candidate.choice: pricing.saving_ms(candidate, known.ms) for candidate in candidates}
+        least = LEAST_SAVING * pricing.kept_ms(pricing.kept, known.ms)
+        faster = [candidate for candidate in candidates if savings_ms[candidate.choice] > least]
     with stages("measuring the original"):
         total_ms = pricing.kept_ms(pricing.kept, known.ms)
         timer = NetworkTimer(network, (example,), total_ms, runtime, seed=seed, progress=stages.report)
         _require_room(wanted, timer.original.ms, faster, spans)
 
     with stages("scoring choices"):
-        losses = calibrated(network, faster, images, held_out, seed=seed, progress=stages.report)
+        losses = calibrated(network, faster, images, held_out, savings_ms, seed=seed, progress=stages.report)
     with stages("searching"):
 
         def problem(without: Set[SpanChoice]) -> Chain:
@@ -242,11 +244,6 @@ def _complete_table(
     if path is not None:
         complete.save(path)
     return complete
-
-
-def _worthwhile(pricing: Pricing, candidates: Sequence[Candidate], table: LatencyTable) -> list[Candidate]:
-    least = LEAST_SAVING * pricing.kept_ms(pricing.kept, table.ms)
-    return [candidate for candidate in candidates if pricing.saving_ms(candidate, table.ms) > least]
 
 
 def _require_room(budget: Budget, original_ms: float, candidates: Sequence[Candidate], spans: Sequence[Span]) -> None:

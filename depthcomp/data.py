@@ -14,12 +14,12 @@ from depthcomp.errors import DataError
 __all__ = ["calibration_batches", "first_images", "in_batches", "synthetic_batches"]
 
 MAX_IMAGES = 512  # enough for the fits; more only costs time
-BATCH_SIZE = 16
+BATCH_SIZE = 8  # of the tensors of a whole network, many live at once
 _EMPTY = "{argument} holds no images; pass an iterable of x, (x, y) or dicts with at least one image"
 
 
 def calibration_batches(data: Iterable[Any], example: Tensor, *, argument: str = "data") -> list[Tensor]:
-    """Return up to 512 images of `data` in batches of at most 16, shaped, typed and placed like `example`.
+    """Return up to 512 images of `data` in batches of at most 8, shaped, typed and placed like `example`.
 
     Args:
         data: a DataLoader or any iterable of x, (x, y) or dicts; x is a batch (n, c, h, w) or one image (c, h, w).
@@ -44,7 +44,7 @@ def calibration_batches(data: Iterable[Any], example: Tensor, *, argument: str =
 
 
 def in_batches(images: Tensor) -> list[Tensor]:
-    """Return images (n, c, h, w) as batches of at most 16."""
+    """Return images (n, c, h, w) as batches of at most 8."""
     return list(torch.split(images, BATCH_SIZE))
 
 

@@ -28,7 +28,8 @@ from fx_passes.operators import Role, role
 __all__ = ["calibrated", "divergence", "fit_candidates", "refit"]
 
 LARGEST_SYSTEM = 3000  # unknowns per output channel; the Gram matrix then has 72 MB and is solved in seconds
-MEMORY_BYTES = 2**30  # for the Gram matrices of one pass over the data
+LEAST_SCORED = 64  # candidates that see all held-out images
+MEMORY_BYTES = 2**29  # for the Gram matrices of one pass over the data
 SAMPLES_PER_UNKNOWN = 5  # pixels per regression
 LEAST_SAMPLES = 2048
 
@@ -58,6 +59,7 @@ def calibrated(
     candidates: Sequence[Candidate],
     batches: Sequence[Tensor],
     held_out: Sequence[Tensor],
+    savings_ms: Mapping[SpanChoice, float],
     *,
     seed: int = 0,
     progress: Progress | None = None,
@@ -68,8 +70,9 @@ def calibrated(
         gm: the captured graph, in evaluation mode; it is not changed.
         candidates: what to score.
         batches: images for the fits, (n, c, h, w) each.
-        held_out: other images, on which the losses are taken. All candidates see the first batch, the half with
-            the lower loss then sees the others too.
+        held_out: other images, on which the losses are taken by successive halving: all candidates see the first
+            batch, and of each batch's candidates the half with the lower loss per saved ms sees the next.
+        savings_ms: what each choice saves, in ms.
         seed: for the sampled pixels.
         progress: called as (what, done, total).
     """
@@ -82,10 +85,9 @@ def calibrated(
         for done, candidate in enumerate(scored):
             losses[candidate.choice].append(_loss(tail, candidate, operators[candidate.choice]))
             report(f"scoring, batch {index + 1} of {len(held_out)}", done + 1, len(scored))
-        if index == 0:
-            scored.sort(key=lambda candidate: losses[candidate.choice][0])
-            scored = scored[: (len(scored) + 1) // 2]
-    return {choice: max(math.fsum(found) / len(found), 0.0) for choice, found in losses.items()}
+        scored.sort(key=lambda candidate: _mean(losses[candidate.choice]) / savings_ms[candidate.choice])
+        scored = scored[: max(LEAST_SCORED, (len(scored) + 1) // 2)]
+    return {choice: max(_mean(found), 0.0) for choice, found in losses.items()}
 
 
 def fit_candidates(
@@ -98,7 +100,7 @@ def fit_candidates(
 ) -> dict[SpanChoice, AffineConv | None]:
     """Return the float64 operator of each candidate, None for a dropped span.
 
-    Fits whose system has more than 3,000 unknowns are left out. Memory for the sums is bounded by 1 GiB: where
+    Fits whose system has more than 3,000 unknowns are left out. Memory for the sums is bounded by 512 MiB: where
     that is not enough, the images pass through the network several times.
     """
     report = progress or (lambda what, done, total: None)
@@ -151,6 +153,10 @@ def refit(
         place.load(system.solve([place.core], starting_point(place.operator), match_variance=matched)[0])
         report("refitting", done + 1, len(placed))
     return linearized
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
 
 
 def _accumulate(

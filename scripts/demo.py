@@ -18,13 +18,13 @@ from pathlib import Path
 import timm
 import torch
 from photos import CALIBRATION, HELD_OUT, VALIDATION, crops
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import depthcomp
 from depthcomp.console import Progress
 from depthcomp.importance import divergence
 from depthcomp.result import CompressionResult
-from fx_passes import capture, linearize, merge
+from fx_passes import Plan, SpanChoice, capture, find_span, linearize, merge
 from latency_tables import create_backend
 
 CROPS = 16  # of each photo
@@ -57,7 +57,8 @@ def fidelity(model: nn.Module, result: CompressionResult, held_out: Tensor) -> d
     """Return agreement and divergence of the compressed net, of identity merging, and of a mirrored original."""
     original, mirrored = outputs(model, held_out), outputs(model, held_out.flip(3))
     captured = capture(model, held_out[:1])
-    contrast = merge(linearize(captured, result.plan), result.plan)  # fits still hold the merged kernels' centres
+    identities = Plan.of(_identity_merge(captured, choice) for choice in result.plan)
+    contrast = merge(linearize(captured, identities), identities)
     compressed, identity = outputs(result.model, held_out), outputs(contrast, held_out)
     return {
         "agreement": agreement(original, compressed),
@@ -67,6 +68,12 @@ def fidelity(model: nn.Module, result: CompressionResult, held_out: Tensor) -> d
         "mirrored_agreement": agreement(original, mirrored),
         "mirrored_kl": divergence(original, mirrored),
     }
+
+
+def _identity_merge(captured: fx.GraphModule, choice: SpanChoice) -> SpanChoice:
+    """Return the choice that merges a planned span exactly, its activations as identity."""
+    span = find_span(captured, choice.entry, choice.exit)
+    return next(option for option in span.choices if option.kind == "merge")
 
 
 def tell(result: CompressionResult, scores: dict[str, float], seconds: float) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections import defaultdict
 
 import numpy as np
 import pytest
@@ -61,11 +62,12 @@ def candidates(network):
 
 FIT_ON = [images(4, seed=2), images(4, seed=3), images(4, seed=4)]
 HELD_OUT = [images(5, seed=5)]
+EQUAL_SAVINGS = defaultdict(lambda: 1.0)
 
 
 @pytest.fixture(scope="module")
 def losses(network, candidates):
-    return calibrated(network, candidates, FIT_ON, HELD_OUT, seed=0)
+    return calibrated(network, candidates, FIT_ON, HELD_OUT, EQUAL_SAVINGS, seed=0)
 
 
 def rewritten(network, plan, operators):
@@ -162,13 +164,13 @@ def test_fits_lose_less_than_merges_of_the_same_span(losses):
 
 
 def test_the_same_seed_gives_the_same_losses(network, candidates, losses):
-    assert calibrated(network, candidates, FIT_ON, HELD_OUT, seed=0) == losses
+    assert calibrated(network, candidates, FIT_ON, HELD_OUT, EQUAL_SAVINGS, seed=0) == losses
 
 
 def test_the_network_is_not_changed(network, candidates):
     text, state = str(network.graph), copy.deepcopy(network.state_dict())
     some = candidates[::5]
-    calibrated(network, some, FIT_ON, HELD_OUT)
+    calibrated(network, some, FIT_ON, HELD_OUT, EQUAL_SAVINGS)
     refit(network, Plan((next(c.choice for c in some if c.choice.kind == "fit"),)), FIT_ON)
     assert str(network.graph) == text
     assert all(torch.equal(value, network.state_dict()[name]) for name, value in state.items())
@@ -176,7 +178,7 @@ def test_the_network_is_not_changed(network, candidates):
 
 def test_several_passes_for_little_memory_give_the_same(network, candidates, losses, monkeypatch):
     monkeypatch.setattr(importance, "MEMORY_BYTES", 1)
-    found = calibrated(network, candidates, FIT_ON, HELD_OUT, seed=0)
+    found = calibrated(network, candidates, FIT_ON, HELD_OUT, EQUAL_SAVINGS, seed=0)
     assert found.keys() == losses.keys()
     for choice, loss in losses.items():
         assert found[choice] == pytest.approx(loss, rel=1e-6, abs=1e-9)
@@ -184,7 +186,7 @@ def test_several_passes_for_little_memory_give_the_same(network, candidates, los
 
 def test_systems_that_are_too_large_are_left_out(network, candidates, losses, monkeypatch):
     monkeypatch.setattr(importance, "LARGEST_SYSTEM", 30)
-    found = calibrated(network, candidates, FIT_ON, HELD_OUT, seed=0)
+    found = calibrated(network, candidates, FIT_ON, HELD_OUT, EQUAL_SAVINGS, seed=0)
     assert {c for c in losses if c.kind != "fit"} <= found.keys() < losses.keys()
     assert any(choice.kind == "fit" for choice in found)
 
@@ -192,16 +194,17 @@ def test_systems_that_are_too_large_are_left_out(network, candidates, losses, mo
 def test_progress_is_reported_to_the_end(network, candidates):
     calls = []
     calibrated(
-        network, candidates[::4], FIT_ON, [*HELD_OUT, images(3)],
+        network, candidates[::4], FIT_ON, [*HELD_OUT, images(3)], EQUAL_SAVINGS,
         progress=lambda what, done, total: calls.append((what, done, total)),
     )  # fmt: skip
     assert all(0 < done <= total for _, done, total in calls)
     assert {what.split(",")[0] for what, _, _ in calls} >= {"fitting", "scoring"}
 
 
-def test_more_held_out_images_refine_the_better_half(network, candidates):
+def test_more_held_out_images_refine_the_better_half(network, candidates, monkeypatch):
+    monkeypatch.setattr(importance, "LEAST_SCORED", 1)
     more = [*HELD_OUT, images(5, seed=9)]
-    first, refined = (calibrated(network, candidates, FIT_ON, batches) for batches in (HELD_OUT, more))
+    first, refined = (calibrated(network, candidates, FIT_ON, batches, EQUAL_SAVINGS) for batches in (HELD_OUT, more))
     changed = {choice for choice in first if first[choice] != refined[choice]}
     assert first.keys() == refined.keys()
     assert max(first[choice] for choice in changed) <= min(first[c] for c in first.keys() - changed) + 1e-12

@@ -43,7 +43,13 @@ def offered(network):
     """What the search chooses from: the pricing, the candidates that save time, and their losses."""
     pricing = Pricing(network)
     candidates = [c for c in pricing.candidates(enumerate_spans(network)) if pricing.saving_ms(c, price) > 0]
-    return pricing, candidates, calibrated(network, candidates, [images()], [images(seed=2)])
+    return (
+        pricing,
+        candidates,
+        calibrated(
+            network, candidates, [images()], [images(seed=2)], {candidate.choice: 1.0 for candidate in candidates}
+        ),
+    )
 
 
 def total_ms(pricing):
