@@ -29,7 +29,7 @@ __all__ = ["calibrated", "divergence", "fit_candidates", "refit"]
 
 LARGEST_SYSTEM = 3000  # unknowns per output channel; the Gram matrix then has 72 MB and is solved in seconds
 LEAST_SCORED = 64  # candidates that see all held-out images
-MEMORY_BYTES = 2**29  # for the Gram matrices of one pass over the data
+MEMORY_BYTES = 2**30  # for the Gram matrices of one pass over the data
 SAMPLES_PER_UNKNOWN = 5  # pixels per regression
 LEAST_SAMPLES = 2048
 
@@ -100,7 +100,7 @@ def fit_candidates(
 ) -> dict[SpanChoice, AffineConv | None]:
     """Return the float64 operator of each candidate, None for a dropped span.
 
-    Fits whose system has more than 3,000 unknowns are left out. Memory for the sums is bounded by 512 MiB: where
+    Fits whose system has more than 3,000 unknowns are left out. Memory for the sums is bounded by 1 GiB: where
     that is not enough, the images pass through the network several times.
     """
     report = progress or (lambda what, done, total: None)

@@ -110,7 +110,7 @@ def main() -> None:
     options = parser.parse_args()
     start = time.perf_counter()
     model = pretrained()
-    data = crops(CALIBRATION, CROPS, smallest=0.15, seed=options.seed, **PIXELS)
+    data = crops(CALIBRATION, CROPS, smallest=0.15, seed=options.seed, jitter=True, **PIXELS)
     val_data = crops(VALIDATION, CROPS, smallest=0.3, seed=options.seed + 1, **PIXELS)
     held_out = crops(HELD_OUT, CROPS, smallest=0.5, seed=options.seed + 2, **PIXELS)
     with Progress() as progress:
