@@ -19,7 +19,7 @@ from depthcomp.budget import Budget
 from depthcomp.data import calibration_batches, in_batches, synthetic_batches
 from depthcomp.depth import convolution_depth
 from depthcomp.errors import BudgetError, BudgetInfeasibleError, DepthCompError
-from depthcomp.importance import calibrated
+from depthcomp.importance import LARGEST_SYSTEM, calibrated, unknowns
 from depthcomp.inputs import infer_example
 from depthcomp.pricing import Candidate, Pricing
 from depthcomp.result import CompressionResult, FrontierPoint, Refusal, SpanRecord
@@ -110,7 +110,7 @@ def compress_depth(
         images, held_out, notes = _images(data, val_data, example, seed)
         spoken = _announce(guess, *notes)
         spans, tree, pricing = enumerate_spans(network), structure_tree(network), Pricing(network)
-        candidates = pricing.candidates(spans)
+        candidates, too_large = solvable(pricing.candidates(spans))
 
     with stages("measuring operators"):
         known = _complete_table(pricing, candidates, runtime, table, folder, seed, stages)
@@ -120,7 +120,7 @@ def compress_depth(
     with stages("measuring the original"):
         total_ms = pricing.kept_ms(pricing.kept, known.ms)
         timer = NetworkTimer(network, (example,), total_ms, runtime, seed=seed, progress=stages.report)
-        _require_room(wanted, timer.original.ms, faster, spans)
+        _require_room(wanted, timer.original.median_ms, faster, spans)
 
     with stages("scoring choices"):
         losses = calibrated(network, faster, images, held_out, savings_ms, seed=seed, progress=stages.report)
@@ -142,7 +142,7 @@ def compress_depth(
         plan=found.plan,
         frontier=tuple(_frontier_points(search)),
         budget=wanted,
-        budget_ms=wanted.target_ms(found.original.ms),
+        budget_ms=wanted.target_ms(found.original.median_ms),
         original_timing=found.original,
         measured_timing=found.measured,
         predicted_ms=found.predicted_ms,
@@ -151,7 +151,7 @@ def compress_depth(
         original_depth=convolution_depth(network),
         depth=convolution_depth(merge(found.linearized, found.plan)),
         spans=tuple(_record(by_choice[choice], pricing, known, losses[choice]) for choice in found.plan),
-        refusals=tuple(_refusals(spans)),
+        refusals=(*_refusals(spans), *too_large),
         warnings=spoken,
         environment=runtime.environment(),
         table=known,
@@ -162,6 +162,8 @@ def compress_depth(
     if folder is not None:
         with stages("saving"):
             result.save(folder)
+            for name in ("latency_journal.jsonl", "latency_journal.jsonl.lock"):
+                (folder / name).unlink(missing_ok=True)  # all of it stands in latency_table.json now
     return result
 
 
@@ -246,6 +248,21 @@ def _complete_table(
     return complete
 
 
+def solvable(candidates: Iterable[Candidate]) -> tuple[list[Candidate], list[Refusal]]:
+    """Return the candidates whose fit is a system of bearable size, and a refusal for each of the others."""
+    kept, refused = [], []
+    for candidate in candidates:
+        if candidate.choice.kind == "fit" and unknowns(candidate) > LARGEST_SYSTEM:
+            reason = (
+                f"a fit of {candidate.choice.kernel} pixels has {unknowns(candidate)} unknowns per output channel, "
+                f"more than the {LARGEST_SYSTEM} that are solved in reasonable time"
+            )
+            refused.append(Refusal(candidate.span.entry, candidate.span.exit, reason))
+        else:
+            kept.append(candidate)
+    return kept, refused
+
+
 def _require_room(budget: Budget, original_ms: float, candidates: Sequence[Candidate], spans: Sequence[Span]) -> None:
     if budget.target_ms(original_ms) >= original_ms:
         raise BudgetError(f"budget {budget} is met by the original already, measured at {original_ms:.3f} ms")
@@ -275,7 +292,7 @@ def _record(candidate: Candidate, pricing: Pricing, table: LatencyTable, loss: f
 
 
 def _refusals(spans: Iterable[Span]) -> Iterator[Refusal]:
-    return (Refusal(span.entry, span.exit, span.refusal) for span in spans if span.refusal)
+    return (Refusal(s.entry, s.exit, s.refusal) for s in spans if s.refusal and s.exit != "output")
 
 
 def _announce(*notes: str) -> tuple[str, ...]:

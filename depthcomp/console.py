@@ -87,7 +87,7 @@ def summary(result: CompressionResult) -> Table:
 def _rows(result: CompressionResult) -> list[tuple[str, str, str]]:
     original, compressed = result.original_timing, result.measured_timing
     return [
-        ("measured latency", milliseconds(original.ms), milliseconds(compressed.ms)),
+        ("measured latency", milliseconds(original.median_ms), milliseconds(compressed.median_ms)),
         ("  spread over rounds, samples", _certainty(original), _certainty(compressed)),
         ("predicted latency", "", milliseconds(result.predicted_ms)),
         (f"budget {result.budget}", milliseconds(result.budget_ms), verdict(result)),

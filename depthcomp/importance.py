@@ -25,7 +25,7 @@ from fx_passes.affine import AffineConv
 from fx_passes.collapse import collapse
 from fx_passes.operators import Role, role
 
-__all__ = ["calibrated", "divergence", "fit_candidates", "refit"]
+__all__ = ["calibrated", "divergence", "fit_candidates", "refit", "unknowns"]
 
 LARGEST_SYSTEM = 3000  # unknowns per output channel; the Gram matrix then has 72 MB and is solved in seconds
 LEAST_SCORED = 64  # candidates that see all held-out images
@@ -104,7 +104,7 @@ def fit_candidates(
     that is not enough, the images pass through the network several times.
     """
     report = progress or (lambda what, done, total: None)
-    fits = [c for c in candidates if c.choice.kind == "fit" and _unknowns(c) <= LARGEST_SYSTEM]
+    fits = [c for c in candidates if c.choice.kind == "fit" and unknowns(c) <= LARGEST_SYSTEM]
     operators: dict[SpanChoice, AffineConv | None] = {c.choice: None for c in candidates if c.choice.kind == "drop"}
     for candidate in candidates:
         if candidate.choice.kind == "merge":
@@ -220,7 +220,7 @@ def _passes(fits: Sequence[Candidate]) -> Iterator[list[Candidate]]:
     group: list[Candidate] = []
     used = 0
     for members in by_design.values():
-        size = 8 * max(_unknowns(c) for c in members) ** 2 * _design(members[0]).groups
+        size = 8 * max(unknowns(c) for c in members) ** 2 * _design(members[0]).groups
         if group and used + size > MEMORY_BYTES:
             yield group
             group, used = [], 0
@@ -267,5 +267,6 @@ def _design(candidate: Candidate) -> Design:
     return design_of(candidate.span.entry, _operator(candidate))
 
 
-def _unknowns(candidate: Candidate) -> int:
+def unknowns(candidate: Candidate) -> int:
+    """Return how many weights the fit of a candidate solves for per output channel."""
     return math.prod(_operator(candidate).weight.shape[1:])

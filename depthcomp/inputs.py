@@ -32,14 +32,23 @@ def infer_example(
                 f"example_inputs holds {len(inputs)} input(s) and must be one batch of images (n, c, h, w); "
                 "wrap a model with more inputs in a module that takes the images alone"
             )
-        return inputs[0], data, ""
+        return _require_float32(inputs[0], "example_inputs"), data, ""
     if data is not None:
         images, data = _peek(data)
-        return images, data, ""
+        return _require_float32(images, "data"), data, ""
     size, warning = _configured_size(model)
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     generator = torch.Generator().manual_seed(0)
     return torch.randn(1, *size, generator=generator).to(like), None, warning
+
+
+def _require_float32(images: Tensor, argument: str) -> Tensor:
+    if images.dtype != torch.float32 or not torch.isfinite(images).all() or not len(images):
+        raise CaptureError(
+            f"{argument} holds {len(images)} image(s) of {images.dtype} and must hold finite torch.float32 images, "
+            "normalised as for training; compression works in fp32, so pass model.float() with them"
+        )
+    return images
 
 
 def _peek(data: Iterable[Any]) -> tuple[Tensor, Iterable[Any]]:

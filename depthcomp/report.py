@@ -101,7 +101,7 @@ def _comparison(result: CompressionResult) -> list[_Line]:
 
 
 def _timed(timing: Timing) -> str:
-    return f"{milliseconds(timing.ms)} (spread {100 * timing.spread:.1f} %, n = {timing.n})"
+    return f"{milliseconds(timing.median_ms)} (spread {100 * timing.spread:.1f} %, n = {timing.n})"
 
 
 def _foretold(predicted_ms: float, measured_ms: float) -> str:

@@ -118,13 +118,13 @@ class CompressionResult:
 
     @property
     def original_ms(self) -> float:
-        """Measured latency of the original network."""
-        return self.original_timing.ms
+        """Measured latency of the original network, the median of its rounds."""
+        return self.original_timing.median_ms
 
     @property
     def measured_ms(self) -> float:
-        """Measured latency of the compressed network."""
-        return self.measured_timing.ms
+        """Measured latency of the compressed network, the median of its rounds."""
+        return self.measured_timing.median_ms
 
     @property
     def speedup(self) -> float:

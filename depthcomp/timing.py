@@ -51,16 +51,16 @@ class NetworkTimer:
         """Measure a network whose operators sum to `sum_ms` in the table, and remember it; return both timings."""
         original, found = self.compare(network)
         self._sum_shares.append(sum_ms / self.original_sum_ms)
-        self._measured_shares.append(found.ms / original.ms)
+        self._measured_shares.append(found.median_ms / original.median_ms)
         return original, found
 
     def predict(self, sum_ms: float) -> float:
         """Return the predicted latency in ms of a network whose operators sum to `sum_ms` in the table."""
-        return self._calibration.predict(sum_ms / self.original_sum_ms) * self.original.ms
+        return self._calibration.predict(sum_ms / self.original_sum_ms) * self.original.median_ms
 
     def invert(self, target_ms: float) -> float:
         """Return the largest sum in ms whose predicted latency is at most `target_ms`."""
-        return self._calibration.invert(target_ms / self.original.ms) * self.original_sum_ms
+        return self._calibration.invert(target_ms / self.original.median_ms) * self.original_sum_ms
 
     @property
     def _calibration(self) -> Calibration:

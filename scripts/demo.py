@@ -57,7 +57,7 @@ def fidelity(model: nn.Module, result: CompressionResult, held_out: Tensor) -> d
     """Return agreement and divergence of the compressed net, of identity merging, and of a mirrored original."""
     original, mirrored = outputs(model, held_out), outputs(model, held_out.flip(3))
     captured = capture(model, held_out[:1])
-    identities = Plan.of(_identity_merge(captured, choice) for choice in result.plan)
+    identities = Plan.of(option for choice in result.plan for option in _identity_merge(captured, choice))
     contrast = merge(linearize(captured, identities), identities)
     compressed, identity = outputs(result.model, held_out), outputs(contrast, held_out)
     return {
@@ -70,10 +70,10 @@ def fidelity(model: nn.Module, result: CompressionResult, held_out: Tensor) -> d
     }
 
 
-def _identity_merge(captured: fx.GraphModule, choice: SpanChoice) -> SpanChoice:
-    """Return the choice that merges a planned span exactly, its activations as identity."""
+def _identity_merge(captured: fx.GraphModule, choice: SpanChoice) -> list[SpanChoice]:
+    """Return the choice that merges a planned span exactly; none for a lone convolution, which has nothing to merge."""
     span = find_span(captured, choice.entry, choice.exit)
-    return next(option for option in span.choices if option.kind == "merge")
+    return [option for option in span.choices if option.kind == "merge"]
 
 
 def tell(result: CompressionResult, scores: dict[str, float], seconds: float) -> None:

