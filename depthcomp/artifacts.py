@@ -426,7 +426,7 @@ def result_json(result: CompressionResult) -> dict[str, Any]:
 
 def _timing(timing: Timing) -> dict[str, Any]:
     return {
-        "ms": timing.median_ms,
+        "ms": timing.ms,
         "median_ms": timing.median_ms,
         "spread": timing.spread,
         "n": timing.n,

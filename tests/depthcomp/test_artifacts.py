@@ -402,7 +402,7 @@ def result_of(gm, x):
         frontier=(FrontierPoint(1.0, 0.5, plan), FrontierPoint(2.0, 0.0, Plan())),
         budget=Budget.parse("70%"),
         budget_ms=1.4,
-        original_timing=Timing((1.9, 2.2, 2.0), 9),
+        original_timing=Timing((2.0, 2.2, 2.4), 9),
         measured_timing=Timing((1.0, 1.1, 1.2), 9),
         predicted_ms=1.05,
         loss=float("inf"),

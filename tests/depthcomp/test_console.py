@@ -30,7 +30,7 @@ def test_summary_says_what_was_gained_and_at_what_cost():
     assert "1.31x as fast" in text
     for row in (
         r"measured latency\W+12\.84 ms\W+9\.80 ms",
-        r"samples\W+0\.5 %, n=15\W+0\.5 %, n=15",
+        r"samples\W+0\.5 %, n=15\W+0\.6 %, n=15",
         r"predicted latency\W+9\.62 ms",
         r"budget 80%\W+10\.27 ms\W+met, 0\.472 ms to spare",
         r"longest path\W+52\W+43",

@@ -130,7 +130,7 @@ def test_headline_says_what_was_gained_and_where(tmp_path):
 
 def test_before_and_after_carry_spread_samples_and_prediction_error(tmp_path):
     rows = {row[0]: row[1:] for row in page_of(make_result(), tmp_path).rows}
-    assert rows["Latency, measured"] == ["12.84 ms (spread 0.5 %, n = 15)", "9.80 ms (spread 0.5 %, n = 15)"]
+    assert rows["Latency, measured"] == ["12.84 ms (spread 0.5 %, n = 15)", "9.80 ms (spread 0.6 %, n = 15)"]
     assert rows["Latency, predicted"] == ["12.70 ms (measured: +1.1 %)", "9.62 ms (measured: +1.9 %)"]
     assert rows["Speed-up, round by round"] == ["—", "1.31x to 1.33x"]
     assert rows["Budget (80%)"] == ["10.27 ms", "met, 0.472 ms to spare"]
