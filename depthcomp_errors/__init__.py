@@ -12,7 +12,6 @@ __all__ = [
     "DataError",
     "DepthCompError",
     "MissingPackageError",
-    "NotFasterError",
     "PlanError",
     "ProblemError",
     "TableError",
@@ -38,10 +37,6 @@ class BudgetInfeasibleError(DepthCompError, ValueError):
     def __init__(self, message: str, *, best_ms: float) -> None:
         super().__init__(message)
         self.best_ms = best_ms
-
-
-class NotFasterError(DepthCompError):
-    """The compressed network was measured and is not faster than the original."""
 
 
 class CaptureError(DepthCompError, ValueError):

@@ -30,14 +30,6 @@ NETWORKS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def images(*shape):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(1))
 

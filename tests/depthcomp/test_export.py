@@ -15,14 +15,6 @@ from depthcomp.errors import ArtifactError
 from fx_passes import capture, linearize, merge, random_plan
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def small_net():
     torch.manual_seed(0)
     return nn.Sequential(
