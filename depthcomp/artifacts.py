@@ -26,6 +26,7 @@ from torch.utils._pytree import tree_leaves
 from depthcomp import graph_json
 from depthcomp.errors import ArtifactError, TableError
 from depthcomp.graph_json import StoredModule, StoredNetwork, StoredTensor
+from fx_passes.graph_edit import attach_attributes, preserved_attributes
 from latency_tables import Timing
 from latency_tables.table_file import first_fault
 
@@ -44,7 +45,6 @@ __all__ = [
 
 RESULT_SCHEMA_VERSION = 1
 _STRUCTURE, _WEIGHTS = "model.json", "model.safetensors"
-_PRESERVED = "_user_preserved_attributes"  # where torch.fx keeps attributes that survive a rebuild
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes) -> Path:
@@ -193,7 +193,7 @@ def _describe(gm: fx.GraphModule, path: str, tensor: Tensor, key: str) -> Stored
 
 def _encode_attributes(gm: fx.GraphModule) -> dict[str, Any]:
     encoded = {}
-    for name, value in gm.meta.get(_PRESERVED, {}).items():
+    for name, value in preserved_attributes(gm).items():
         try:
             encoded[name] = graph_json.encode_value(value)
         except ValueError:
@@ -367,11 +367,10 @@ def _require_targets(stored: StoredNetwork) -> None:
 
 def _attach_attributes(gm: fx.GraphModule, stored: StoredNetwork) -> None:
     attributes = {name: graph_json.decode_value(value, {}) for name, value in stored.attributes.items()}
-    for name, value in attributes.items():
+    for name in attributes:
         if name.startswith("_") or hasattr(gm, name):
             raise ValueError(f"the attribute {name!r} would hide one of the network's own")
-        setattr(gm, name, value)
-    gm.meta[_PRESERVED] = attributes
+    attach_attributes(gm, attributes)
 
 
 def save_result(result: CompressionResult, directory: str | os.PathLike[str]) -> Path:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from depthcomp.errors import DepthCompError, TableError
+from depthcomp.errors import DepthCompError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -79,10 +79,11 @@ def compress(
         from depthcomp import Budget, compress_depth
         from depthcomp.console import Progress
         from depthcomp.models import load_model
+        from depthcomp.table_store import TableStore
         from latency_tables import create_backend
 
         wanted, runtime = Budget.parse(budget), create_backend(backend, threads=threads)
-        _require_table(table)
+        TableStore.open(table, runtime.environment())  # one that cannot be used is refused before the model is loaded
         before = _stamps(out, table)
         torch.manual_seed(seed)
         network, example = load_model(model, weights)
@@ -126,18 +127,6 @@ def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
 
 def _line(message: object) -> str:
     return " ".join(str(message).split())
-
-
-def _require_table(path: Path | None) -> None:
-    """Refuse a table that cannot be read, or written later, before anything is measured."""
-    from latency_tables import LatencyTable
-
-    if path is None:
-        return
-    if path.exists():
-        LatencyTable.load(path)
-    elif not path.parent.is_dir():
-        raise TableError(f"the latency table {path} cannot be made: its folder does not exist; create that first")
 
 
 def _images(directory: Path | None, model: nn.Module, example: Tensor) -> Iterator[Tensor] | None:

@@ -28,7 +28,7 @@ def calibration_batches(data: Iterable[Any], example: Tensor, *, argument: str =
         argument: what the caller calls `data`, for the messages.
 
     Raises:
-        DataError: no images, images of another shape than the example's, or values that are not finite.
+        DataError: no images, images of another shape than the example's, of integers, or not finite.
     """
     batches: list[Tensor] = []
     images = 0
@@ -52,7 +52,7 @@ def first_images(data: Iterable[Any], *, argument: str = "data") -> Tensor:
     """Return the images of the first item that has some, as a batch (n, c, h, w).
 
     Raises:
-        DataError: there is none, or the item holds something else than images.
+        DataError: there is none, or the item holds something else than finite floating-point images.
     """
     for item in _items(data, argument):
         images = _inputs(item, argument)
@@ -63,6 +63,7 @@ def first_images(data: Iterable[Any], *, argument: str = "data") -> Tensor:
                 "(n, c, h, w) or one image (c, h, w)"
             )
         if len(images):
+            _require_values(images, argument)
             return images
     raise DataError(_EMPTY.format(argument=argument))
 
@@ -120,6 +121,15 @@ def _checked(batch: Tensor, example: Tensor, argument: str) -> Tensor:
             f"{argument} holds images of shape {tuple(batch.shape[1:])}, and the model was captured for "
             f"{tuple(example.shape[1:])}; resize the data, or pass example_inputs of the data's shape"
         )
-    if not torch.isfinite(batch).all():
-        raise DataError(f"{argument} holds NaN or infinite values; clean the data first")
+    _require_values(batch, argument)
     return batch
+
+
+def _require_values(images: Tensor, argument: str) -> None:
+    if not images.is_floating_point():
+        raise DataError(
+            f"{argument} holds images of {images.dtype} and must hold floating-point ones, normalised as for training; "
+            "torchvision's ToTensor and Normalize make them"
+        )
+    if not torch.isfinite(images).all():
+        raise DataError(f"{argument} holds NaN or infinite values; clean the data first")

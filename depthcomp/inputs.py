@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from depthcomp.data import first_images
 from depthcomp.errors import CaptureError
+from fx_passes.preconditions import as_tensors
 
 __all__ = ["infer_example"]
 
@@ -23,30 +24,47 @@ def infer_example(
     """Return the model's one example input, the data untouched, and a warning where the shape is a guess.
 
     Raises:
-        CaptureError: the model takes another number of inputs, or nothing tells their shape.
+        CaptureError: the model is not in single precision, `example_inputs` is no batch of images, or nothing
+            tells what shape they have.
+        DataError: the data hold no images.
     """
+    _require_single_precision(model)
     if example_inputs is not None:
-        inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
-        if len(inputs) != 1 or not isinstance(inputs[0], Tensor) or inputs[0].ndim != 4:
-            raise CaptureError(
-                f"example_inputs holds {len(inputs)} input(s) and must be one batch of images (n, c, h, w); "
-                "wrap a model with more inputs in a module that takes the images alone"
-            )
-        return _require_float32(inputs[0], "example_inputs"), data, ""
+        return _images(as_tensors(example_inputs)), data, ""
     if data is not None:
         images, data = _peek(data)
-        return _require_float32(images, "data"), data, ""
+        return images.float(), data, ""
     size, warning = _configured_size(model)
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     generator = torch.Generator().manual_seed(0)
     return torch.randn(1, *size, generator=generator).to(like), None, warning
 
 
-def _require_float32(images: Tensor, argument: str) -> Tensor:
-    if images.dtype != torch.float32 or not torch.isfinite(images).all() or not len(images):
+def _require_single_precision(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and parameter.dtype != torch.float32:
+            raise CaptureError(
+                f"{name} of {type(model).__name__} is of {parameter.dtype}, and compression works in torch.float32; "
+                "pass model.float()"
+            )
+
+
+def _images(inputs: tuple[Tensor, ...]) -> Tensor:
+    """Return the one batch of images that the inputs must be."""
+    if len(inputs) != 1:
         raise CaptureError(
-            f"{argument} holds {len(images)} image(s) of {images.dtype} and must hold finite torch.float32 images, "
-            "normalised as for training; compression works in fp32, so pass model.float() with them"
+            f"example_inputs holds {len(inputs)} inputs and must be one batch of images (n, c, h, w); "
+            "wrap a model with more inputs in a module that takes the images alone"
+        )
+    images = inputs[0]
+    if images.ndim != 4 or not len(images):
+        raise CaptureError(
+            f"example_inputs has shape {tuple(images.shape)} and must be one batch of images (n, c, h, w); "
+            "x.unsqueeze(0) makes a batch of one image"
+        )
+    if images.dtype != torch.float32 or not torch.isfinite(images).all():
+        raise CaptureError(
+            f"example_inputs is of {images.dtype} and must hold finite torch.float32 images, normalised as for training"
         )
     return images
 

@@ -23,6 +23,7 @@ from fx_passes.normalise.asserts import DropAsserts
 from fx_passes.normalise.functional import FunctionalToModules
 from fx_passes.normalise.inplace import DropInplace
 from fx_passes.normalise.modules import CloneSharedModules, DropIdentities
+from fx_passes.preconditions import as_tensors, require_capturable
 from fx_passes.tracing import trace
 
 __all__ = ["capture", "propagate_shapes"]
@@ -47,18 +48,19 @@ def capture(model: nn.Module, example_inputs: Tensor | Sequence[Tensor]) -> fx.G
         example_inputs: one input tensor, or a tuple with one tensor per argument of the model's forward.
 
     Raises:
-        CaptureError: weights are not finite, the example inputs do not fit, the model cannot be traced, or
-            the captured graph does not reproduce the model's output.
+        CaptureError: the model is a wrapper or has no finite weights, the example inputs do not fit, the model
+            cannot be traced, or the captured graph does not reproduce the model's output.
 
     Example:
         >>> gm = capture(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), torch.zeros(1, 3, 8, 8))
         >>> [node.op for node in gm.graph.nodes]
         ['placeholder', 'call_module', 'call_module', 'output']
     """
-    inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
-    _require_finite(model)
+    require_capturable(model)
+    inputs = as_tensors(example_inputs)
     copied = copy.deepcopy(model).eval()
     expected = _run(copied, inputs)
+    _require_finite_outputs(type(model).__name__, expected)
     gm = trace(copied, inputs)
     for normalise in _PASSES:
         normalise(gm)
@@ -75,14 +77,6 @@ def propagate_shapes(gm: fx.GraphModule, example_inputs: Sequence[Tensor]) -> fx
     return gm
 
 
-def _require_finite(model: nn.Module) -> None:
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise CaptureError(
-                f"{name} of {type(model).__name__} holds NaN or infinite values; load finite weights before compressing"
-            )
-
-
 def _run(module: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
     try:
         with torch.no_grad():
@@ -95,6 +89,15 @@ def _run(module: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
             "pass one tensor per forward argument, of the shape, dtype and device that the model takes"
         ) from error
     return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+
+
+def _require_finite_outputs(name: str, outputs: list[Tensor]) -> None:
+    for index, output in enumerate(outputs):
+        if not torch.isfinite(output).all():
+            raise CaptureError(
+                f"output {index} of {name} holds NaN or infinite values on the example inputs; "
+                "pass images that are normalised as for training, and return finite scores"
+            )
 
 
 def _require_equal(name: str, expected: list[Tensor], found: list[Tensor]) -> None:

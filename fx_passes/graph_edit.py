@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import fx, nn
 
-__all__ = ["add_module", "preserve_attributes", "redirect", "tidy"]
+__all__ = ["add_module", "attach_attributes", "preserve_attributes", "preserved_attributes", "redirect", "tidy"]
 
-_PRESERVED = "_user_preserved_attributes"
+_PRESERVED = "_user_preserved_attributes"  # torch.fx re-attaches what stands here whenever it rebuilds a GraphModule
 
 
 def add_module(gm: fx.GraphModule, hint: str, module: nn.Module) -> str:
@@ -40,18 +41,25 @@ def tidy(gm: fx.GraphModule) -> fx.GraphModule:
 
 
 def preserve_attributes(source: nn.Module, gm: fx.GraphModule) -> None:
-    """Carry the plain public attributes of `source` (num_classes, pretrained_cfg, ...) over to `gm`.
-
-    torch.fx re-attaches what stands in this entry of `meta` whenever it rebuilds a GraphModule.
-    """
+    """Carry the plain public attributes of `source` (num_classes, pretrained_cfg, ...) over to `gm`."""
     kept = {
         name: value
         for name, value in vars(source).items()
         if not name.startswith("_") and name != "training" and not hasattr(gm, name)
     }
-    gm.meta[_PRESERVED] = {**gm.meta.get(_PRESERVED, {}), **kept}
-    for name, value in kept.items():
+    attach_attributes(gm, kept)
+
+
+def attach_attributes(gm: fx.GraphModule, attributes: Mapping[str, Any]) -> None:
+    """Set plain attributes on `gm` so that they survive copies and recompiling."""
+    gm.meta[_PRESERVED] = {**gm.meta.get(_PRESERVED, {}), **attributes}
+    for name, value in attributes.items():
         setattr(gm, name, value)
+
+
+def preserved_attributes(gm: fx.GraphModule) -> dict[str, Any]:
+    """Return the plain attributes that `gm` carries with it."""
+    return dict(gm.meta.get(_PRESERVED, {}))
 
 
 def _delete_unused_tensors(gm: fx.GraphModule) -> None:

@@ -55,6 +55,7 @@ def fold_batch_norms(gm: fx.GraphModule) -> None:
             _fold(conv, norm)
             redirect(node, target=str(source.target), args=source.args)
             gm.graph.erase_node(source)
+    gm.recompile()
 
 
 def _merge_span(gm: fx.GraphModule, choice: SpanChoice) -> None:

@@ -12,7 +12,7 @@ The room promises:
 Nothing here knows of PyTorch, and importing it loads no backend's library.
 """
 
-from latency_tables.backends import create_backend
+from latency_tables.backends import as_backend, create_backend
 from latency_tables.calibrate import Calibration, fit_affine
 from latency_tables.entry import Entry, Method
 from latency_tables.environment import Environment
@@ -33,6 +33,7 @@ __all__ = [
     "Progress",
     "Runner",
     "Timing",
+    "as_backend",
     "create_backend",
     "fit_affine",
     "measure",

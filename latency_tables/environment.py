@@ -1,5 +1,6 @@
 """Where latencies were measured, and whether two such places may share a table."""
 
+import hashlib
 import platform
 import re
 import warnings
@@ -45,6 +46,11 @@ class Environment:
     os: str
     python: str
     machine: str
+
+    def fingerprint(self) -> str:
+        """Return eight hexadecimal digits that are the same where latencies are comparable, and only there."""
+        decisive = repr([getattr(self, name) for name in KEY_FIELDS])
+        return hashlib.sha256(decisive.encode()).hexdigest()[:8]
 
     @classmethod
     def here(

@@ -12,7 +12,7 @@ from depthcomp_errors import TableError
 from latency_tables.entry import Entry, Method
 from latency_tables.environment import Environment
 
-__all__ = ["TableFile", "first_fault", "read_table_file", "write_table_file"]
+__all__ = ["TableFile", "first_fault", "read_table_file", "require_writable_table", "write_table_file"]
 
 SCHEMA_VERSION = 1
 
@@ -79,6 +79,23 @@ def write_table_file(path: Path, content: dict[str, Any]) -> None:
     except ValueError as error:
         raise TableError(f"the table holds a number that is not finite ({error}); measure anew.") from error
     _write_whole(path, f"{text}\n")
+
+
+def require_writable_table(path: Path) -> None:
+    """Refuse a path that a table could not be written to; nothing is written.
+
+    Raises:
+        TableError: the path is a folder, or its own folder does not exist or cannot be written to.
+    """
+    if path.is_dir():
+        raise TableError(f"cannot write the latency table {path}: it is a folder; add a file name to it.")
+    if not path.parent.is_dir():
+        raise TableError(f"cannot write the latency table {path}: its folder does not exist; create that first.")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise TableError(
+            f"cannot write the latency table {path}: its folder cannot be written to; choose another,"
+            " or load the table with LatencyTable.load and pass that."
+        )
 
 
 def _write_whole(path: Path, text: str) -> None:

@@ -20,6 +20,7 @@ from depthcomp.budget import Budget
 from depthcomp.errors import ArtifactError
 from depthcomp.result import CompressionResult, FrontierPoint, Refusal, SpanRecord
 from fx_passes import Plan, SpanChoice, capture, linearize, merge, random_plan
+from fx_passes.graph_edit import attach_attributes
 from latency_tables import Environment, LatencyTable, Timing
 from latency_tables.entry import Method
 
@@ -164,7 +165,7 @@ def test_precision_and_memory_format_are_kept(dtype, tmp_path):
 
 def test_plain_attributes_ride_along_and_survive_a_copy(tmp_path):
     gm = capture(timm.create_model("efficientnet_lite0", num_classes=7), images(1, 3, 37, 41))
-    gm.meta["_user_preserved_attributes"]["opaque"] = object()
+    attach_attributes(gm, {"opaque": object()})
     loaded = copy.deepcopy(artifacts.load_network(artifacts.save_network(gm, tmp_path)))
     assert loaded.num_classes == 7
     assert loaded.pretrained_cfg == gm.pretrained_cfg

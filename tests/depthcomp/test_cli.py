@@ -126,9 +126,9 @@ def test_json_is_all_of_stdout():
         ),
         (
             [SPEC, "--budget", "70%", "--table", "none/t.json"],
-            "the latency table none/t.json cannot be made:",
+            "cannot write the latency table none/t.json: its folder does not exist;",
         ),
-        ([SPEC, "--budget", "70%", "--table", "."], "cannot read the latency table .:"),
+        ([SPEC, "--budget", "70%", "--table", "."], "cannot write the latency table .: it is a folder; add"),
         ([SPEC, "--budget", "70%", "--backend", "abacus"], "backend 'abacus' is unknown; choose one of"),
         ([SPEC, "--budget", "70%", "--threads", "0"], "threads (=0) must be at least 1."),
     ],

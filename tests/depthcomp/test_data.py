@@ -127,6 +127,22 @@ def test_values_that_are_not_finite(value):
         calibration_batches([X, bad], EXAMPLE)
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.bool])
+def test_images_of_integers(dtype):
+    sentence = f"val_data holds images of {dtype} and must hold floating-point ones, normalised as for training; "
+    with pytest.raises(DataError, match=sentence):
+        calibration_batches([X, (X > 0).to(dtype)], EXAMPLE, argument="val_data")
+    with pytest.raises(DataError, match=sentence):
+        first_images([(X > 0).to(dtype)], argument="val_data")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_images_of_another_floating_point_type_are_cast(dtype):
+    (batch,) = calibration_batches([X.to(dtype)], EXAMPLE)
+    assert batch.dtype == torch.float32
+    assert torch.equal(batch, X.to(dtype).float())
+
+
 def test_first_images():
     assert torch.equal(first_images([(X[:2], 0), (X[2:], 1)]), X[:2])
     assert torch.equal(first_images(list(X)), X[:1])

@@ -37,24 +37,46 @@ class Eigenvalues(nn.Module):
         return torch.linalg.eigvals(x).real
 
 
+def vgg16_bn():
+    """VGG with one linear layer in place of its three: those hold 90 % of the weights and nothing to merge."""
+    model = torchvision.models.vgg16_bn(init_weights=False)
+    model.classifier = nn.Linear(512 * 7 * 7, 7)
+    return model
+
+
+def with_random_norms(model):
+    """Give every norm statistics and an affine map that are no identity."""
+    with torch.no_grad():
+        for norm in model.modules():
+            if isinstance(norm, nn.BatchNorm2d):
+                norm.running_mean.uniform_(-0.5, 0.5)
+                norm.running_var.uniform_(0.5, 2)
+                norm.weight.uniform_(0.5, 1.5)
+                norm.bias.uniform_(-0.5, 0.5)
+    return model.eval()
+
+
 @pytest.mark.parametrize(
-    "create",
+    ("create", "size"),
     [
-        lambda: torchvision.models.mobilenet_v2(num_classes=7, width_mult=0.5),
-        lambda: torchvision.models.resnet18(num_classes=7),
-        lambda: timm.create_model("efficientnet_lite0", num_classes=7),
+        (lambda: torchvision.models.mobilenet_v2(num_classes=7, width_mult=0.5), (37, 41)),
+        (lambda: torchvision.models.resnet18(num_classes=7), (37, 41)),
+        (vgg16_bn, (67, 101)),
+        (lambda: timm.create_model("efficientnet_lite0", num_classes=7), (37, 41)),
+        (lambda: timm.create_model("mobilenetv2_050", num_classes=7), (37, 41)),
     ],
-    ids=["mobilenet_v2", "resnet18", "efficientnet_lite0"],
+    ids=["mobilenet_v2", "resnet18", "vgg16_bn", "efficientnet_lite0", "mobilenetv2_050"],
 )
-def test_a_merged_network_is_written_and_agrees_with_torch(create, tmp_path):
+def test_a_merged_network_is_written_and_agrees_with_torch(create, size, tmp_path):
     torch.manual_seed(0)
-    x = torch.randn(2, 3, 37, 41)
-    gm = capture(create(), x)
+    x = torch.randn(2, 3, *size)
+    gm = capture(with_random_norms(create()), x)
     plan = random_plan(gm, np.random.default_rng(0))
+    assert "merge" in {choice.kind for choice in plan}
     path = export.export_onnx(merge(linearize(gm, plan), plan), (x,), tmp_path / "model.onnx")
     graph = onnx.load(path).graph
     assert "BatchNormalization" not in {node.op_type for node in graph.node}
-    assert [d.dim_value for d in graph.input[0].type.tensor_type.shape.dim] == [2, 3, 37, 41]
+    assert [d.dim_value for d in graph.input[0].type.tensor_type.shape.dim] == [2, 3, *size]
     assert [entry.name for entry in tmp_path.iterdir()] == ["model.onnx"]
 
 

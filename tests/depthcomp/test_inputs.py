@@ -24,10 +24,57 @@ def test_the_users_own_comes_first(given):
     assert warning == ""
 
 
-@pytest.mark.parametrize("given", [(X, X), (), X[0], ("x",), (X[0],)])
-def test_anything_but_one_batch_is_refused(given):
+@pytest.mark.parametrize("given", [(X, X), ()])
+def test_another_number_of_inputs_is_refused(given):
     with pytest.raises(CaptureError, match=r"must be one batch of images .n, c, h, w.; wrap a model with more inputs"):
         infer_example(net(), given, None)
+
+
+@pytest.mark.parametrize("given", [X[0], (X[0],), X[None], X[:0]])
+def test_a_tensor_that_is_no_batch_of_images_is_refused(given):
+    with pytest.raises(CaptureError, match=r"has shape .* must be one batch of images .*; x\.unsqueeze.0. makes"):
+        infer_example(net(), given, None)
+
+
+@pytest.mark.parametrize("given", [X.double(), X.half(), (X > 0).to(torch.uint8), torch.full_like(X, torch.nan)])
+def test_an_example_of_other_values_is_refused(given):
+    with pytest.raises(CaptureError, match=r"is of torch\.\w+ and must hold finite torch.float32 images, normalised"):
+        infer_example(net(), given, None)
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [(X.numpy(), r"pass torch\.from_numpy"), (3, "a tensor is needed"), ((1, 3, 9, 13), r"pass torch\.randn")],
+)
+def test_an_example_that_is_no_tensor_is_refused(given, sentence):
+    with pytest.raises(CaptureError, match=f"example_inputs .*{sentence}"):
+        infer_example(net(), given, None)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+@pytest.mark.parametrize(("given", "data"), [(X, None), (None, [X]), (None, None)])
+def test_a_model_in_another_precision_is_refused(dtype, given, data):
+    with pytest.raises(CaptureError, match=rf"0\.weight of Sequential is of {dtype}.*; pass model\.float\(\)"):
+        infer_example(net().to(dtype), given, data)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_data_in_another_floating_point_type_give_an_example_in_the_models(dtype):
+    example, _, _ = infer_example(net(), None, [X.to(dtype)])
+    assert example.dtype == torch.float32
+    assert torch.equal(example, X[:1].to(dtype).float())
+
+
+@pytest.mark.parametrize(
+    ("data", "sentence"),
+    [
+        ([(X > 0).to(torch.uint8)], "data holds images of torch.uint8 and must hold floating-point ones, normalised"),
+        ([torch.full_like(X, torch.inf)], "data holds NaN or infinite values"),
+    ],
+)
+def test_data_without_usable_values_give_no_example(data, sentence):
+    with pytest.raises(DataError, match=sentence):
+        infer_example(net(), None, data)
 
 
 @pytest.mark.parametrize("data", [[X], X, [(X, 1)], [{"x": X}], list(X)])
@@ -68,9 +115,8 @@ def test_a_guess_is_said_aloud(configuration):
     assert warning == ("no example_inputs and no data: the model was compressed for one image of shape (2, 224, 224)")
 
 
-def test_a_guess_has_the_models_type_and_is_always_the_same():
-    first, again = (infer_example(net().double(), None, None)[0] for _ in range(2))
-    assert first.dtype == torch.float64
+def test_a_guess_is_always_the_same():
+    first, again = (infer_example(net(), None, None)[0] for _ in range(2))
     assert torch.equal(first, again)
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from depthcomp_errors import TableError, TableMismatchError
 from latency_tables import Entry, LatencyTable, Method
+from latency_tables.table_file import require_writable_table
 
 METHOD = Method(
     estimator="minimum of round medians",
@@ -163,6 +164,29 @@ def test_a_path_that_cannot_be_written_is_named(tmp_path: Path, table: LatencyTa
     with pytest.raises(TableError, match=r"cannot write the latency table .*; choose a folder"):
         table.save(tmp_path / path)
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["file", "folder"]
+
+
+@pytest.mark.parametrize(
+    ("path", "sentence"),
+    [
+        ("absent/table.json", "its folder does not exist; create that first"),
+        ("file/table.json", "its folder does not exist; create that first"),
+        ("folder", "it is a folder; add a file name to it"),
+    ],
+)
+def test_a_path_that_cannot_be_written_is_known_beforehand(tmp_path: Path, path: str, sentence: str) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(TableError, match=f"cannot write the latency table .*{path}: {sentence}"):
+        require_writable_table(tmp_path / path)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_a_folder_without_permission_is_known_beforehand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    require_writable_table(tmp_path / "table.json")
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # the superuser may write anywhere
+    with pytest.raises(TableError, match=r"its folder cannot be written to; choose another, or load the table"):
+        require_writable_table(tmp_path / "table.json")
 
 
 @pytest.mark.usefixtures("content")

@@ -2,15 +2,16 @@ import logging
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from fake_backend import conv
+from fake_backend import FakeBackend, conv
 from onnx import TensorProto
 from onnx.helper import make_graph, make_model, make_node, make_opsetid, make_tensor_value_info
 
 from depthcomp_errors import BackendUnavailableError, MissingPackageError, TableError
-from latency_tables import create_backend, measure
+from latency_tables import as_backend, create_backend, measure
 from latency_tables.operators import operator_model
 
 
@@ -55,6 +56,21 @@ def test_auto_says_what_it_chose(caplog: pytest.LogCaptureFixture) -> None:
 def test_an_unknown_backend_is_answered_with_the_known_ones() -> None:
     with pytest.raises(BackendUnavailableError, match="'tvm' is unknown; choose one of auto, onnxruntime"):
         create_backend("tvm")
+
+
+def test_a_backend_is_itself_and_a_name_its_backend() -> None:
+    backend = FakeBackend()
+    assert as_backend(backend) is backend
+    assert as_backend("auto").name == as_backend("onnxruntime").name == "onnxruntime"
+    with pytest.raises(BackendUnavailableError, match="'tvm' is unknown; choose one of auto, onnxruntime"):
+        as_backend("tvm")
+
+
+@pytest.mark.parametrize("given", [3, None, ["onnxruntime"], FakeBackend, type(create_backend()), object()])
+def test_what_is_no_backend_is_answered_with_the_known_ones(given: Any) -> None:
+    sentence = r"backend \(=.*\) must be one of auto, onnxruntime, or an instance such as create_backend"
+    with pytest.raises(BackendUnavailableError, match=sentence):
+        as_backend(given)
 
 
 def test_no_threads_are_refused() -> None:

@@ -38,6 +38,15 @@ def test_the_same_environment_is_silent() -> None:
         compare(replace(ENVIRONMENT))
 
 
+def test_the_fingerprint_tells_apart_what_the_key_fields_tell_apart() -> None:
+    changed = [replace(ENVIRONMENT, **{name: 4 if name == "threads" else "other"}) for name in KEY_FIELDS]
+    prints = [environment.fingerprint() for environment in (ENVIRONMENT, *changed)]
+    assert len(set(prints)) == len(prints)
+    assert all(len(digits) == 8 and int(digits, 16) >= 0 for digits in prints)
+    for name in SOFT_FIELDS:
+        assert replace(ENVIRONMENT, **{name: "other"}).fingerprint() == prints[0]
+
+
 @pytest.mark.parametrize(
     ("text", "name"),
     [

@@ -1,0 +1,121 @@
+"""What comes before any measurement: the captured network, its images, and the rewrites that can be tried."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from depthcomp.calibration import CalibrationSet, cross_validated, separate
+from depthcomp.data import calibration_batches, synthetic_batches
+from depthcomp.importance import LARGEST_SYSTEM, unknowns
+from depthcomp.inputs import infer_example
+from depthcomp.pricing import Candidate, Pricing
+from depthcomp.result import Refusal
+from fx_passes import Level, Span, capture, enumerate_spans, fold_batch_norms, structure_tree
+from fx_passes.preconditions import require_capturable
+
+__all__ = ["Prepared", "prepare"]
+
+SYNTHETIC_IMAGES = 64
+_NO_DATA = (
+    "no data: importance comes from the weights alone, on synthetic images; pass data=, even a few dozen "
+    "unlabelled images, for a far better choice"
+)
+_ONE_IMAGE = "one calibration image: the loss is estimated on the image that was fitted to"
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A model, ready to be measured and compressed.
+
+    Attributes:
+        captured: the canonical graph of the model.
+        network: the same with its norms folded, as runtimes run it.
+        example: the example input (n, c, h, w), at whose shape latency is measured.
+        calibration: the images to fit and to judge on.
+        tree: the structure of `network`.
+        pricing: the signatures of its operators.
+        candidates: the rewrites that can be tried.
+        refusals: the spans that cannot be rewritten, or not in every way.
+        notes: what the user should know.
+    """
+
+    captured: fx.GraphModule
+    network: fx.GraphModule
+    example: Tensor
+    calibration: CalibrationSet
+    tree: Level
+    pricing: Pricing
+    candidates: list[Candidate]
+    refusals: tuple[Refusal, ...]
+    notes: tuple[str, ...]
+
+
+def prepare(
+    model: nn.Module,
+    example_inputs: Tensor | Sequence[Tensor] | None,
+    data: Iterable[Any] | None,
+    val_data: Iterable[Any] | None,
+    seed: int,
+) -> Prepared:
+    """Return everything about a model that is known without measuring; the model is not changed.
+
+    Raises:
+        CaptureError: the model or its example inputs are unusable.
+        DataError: the data are empty or do not fit the model.
+    """
+    require_capturable(model)  # before its data are read
+    example, data, guess = infer_example(model, example_inputs, data)
+    captured = capture(model, example)
+    network = _folded(captured)
+    calibration, note = _calibration(data, val_data, example, seed)
+    spans, pricing = enumerate_spans(network), Pricing(network)
+    candidates, too_large = _solvable(pricing.candidates(spans))
+    return Prepared(
+        captured, network, example, calibration, structure_tree(network), pricing, candidates,
+        refusals=(*_refusals(spans), *too_large), notes=tuple(text for text in (guess, note) if text),
+    )  # fmt: skip
+
+
+def _calibration(
+    data: Iterable[Any] | None, val_data: Iterable[Any] | None, example: Tensor, seed: int
+) -> tuple[CalibrationSet, str]:
+    """Return the images to work with, synthetic where there are none, and what the user should know of them."""
+    if data is None:
+        images, note = torch.cat(synthetic_batches(example, SYNTHETIC_IMAGES, seed)), _NO_DATA
+    else:
+        images, note = torch.cat(calibration_batches(data, example)), ""
+    if val_data is not None:
+        judging = torch.cat(calibration_batches(val_data, example, argument="val_data"))
+        return separate(images, judging, seed), note
+    return cross_validated(images, seed), _ONE_IMAGE if len(images) == 1 else note
+
+
+def _folded(captured: fx.GraphModule) -> fx.GraphModule:
+    network = copy.deepcopy(captured)
+    fold_batch_norms(network)
+    return network
+
+
+def _solvable(candidates: Iterable[Candidate]) -> tuple[list[Candidate], list[Refusal]]:
+    """Return the candidates whose fit is a system of bearable size, and a refusal for each of the others."""
+    kept, refused = [], []
+    for candidate in candidates:
+        if candidate.choice.kind == "fit" and unknowns(candidate) > LARGEST_SYSTEM:
+            reason = (
+                f"a fit of {candidate.choice.kernel} pixels has {unknowns(candidate)} unknowns per output channel, "
+                f"more than the {LARGEST_SYSTEM} that are solved in reasonable time"
+            )
+            refused.append(Refusal(candidate.span.entry, candidate.span.exit, reason))
+        else:
+            kept.append(candidate)
+    return kept, refused
+
+
+def _refusals(spans: Iterable[Span]) -> list[Refusal]:
+    return [Refusal(s.entry, s.exit, s.refusal) for s in spans if s.refusal and s.exit != "output"]

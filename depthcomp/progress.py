@@ -1,0 +1,46 @@
+"""How a compression tells what it is doing: named stages, reported as they advance, and timed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+__all__ = ["Progress", "Stages"]
+
+Progress = Callable[[str, int, int], None]
+"""Called as (stage, done, total) after each piece of work."""
+
+
+class Stages:
+    """Times the stages of a run and passes their progress on.
+
+    Args:
+        progress: what is told of the progress; None for nobody.
+
+    Attributes:
+        report: the same, always callable.
+        seconds: wall time of each finished stage.
+
+    Example:
+        >>> stages = Stages(lambda stage, done, total: print(stage, done, "of", total))
+        >>> with stages("capturing"):
+        ...     pass
+        capturing 0 of 1
+        capturing 1 of 1
+        >>> list(stages.seconds)
+        ['capturing']
+    """
+
+    def __init__(self, progress: Progress | None) -> None:
+        self.report: Progress = progress or (lambda stage, done, total: None)
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Run a block as the stage `name`; one that raises is not finished."""
+        self.report(name, 0, 1)
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - start
+        self.report(name, 1, 1)

@@ -1,0 +1,110 @@
+"""What can be captured at all: a bare nn.Module whose weights have finite values, and tensors to run it on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from depthcomp_errors import CaptureError
+
+__all__ = ["as_tensors", "require_capturable"]
+
+_STATISTICS = ("running_mean", "running_var")  # buffers of every kind of norm, FrozenBatchNorm2d among them
+
+
+def require_capturable(model: object) -> None:
+    """Refuse what is no network, hides its network in a wrapper, or has weights without finite values.
+
+    NaN is refused everywhere; infinity in parameters and in the statistics of norms. Other buffers may hold it:
+    masks do.
+
+    Raises:
+        CaptureError: the model is unusable; the message names the module or tensor, and what to pass instead.
+    """
+    if not isinstance(model, nn.Module):
+        what = "the class" if isinstance(model, type) else "an object of type"
+        name = model.__name__ if isinstance(model, type) else type(model).__name__
+        raise CaptureError(f"model is {what} {name} and must be a torch.nn.Module; build the network and pass that")
+    for path, module in model.named_modules():
+        _require_bare(module, _expression(path))
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        _require_values(f"{name} of {type(model).__name__}", tensor)
+        if _holds_faults(name, tensor):
+            raise CaptureError(
+                f"{name} of {type(model).__name__} holds NaN or infinite values; load finite weights before compressing"
+            )
+
+
+def as_tensors(example_inputs: object) -> tuple[Tensor, ...]:
+    """Return example inputs as a tuple with one tensor per argument of the model's forward.
+
+    Raises:
+        CaptureError: they are, or hold, something else than tensors; the message says how to make one of it.
+    """
+    if isinstance(example_inputs, Tensor):
+        return (example_inputs,)
+    several = isinstance(example_inputs, Sequence) and not isinstance(example_inputs, str)
+    items: tuple[Any, ...] = tuple(example_inputs) if several else (example_inputs,)  # type: ignore[arg-type]
+    if len(items) > 1 and all(isinstance(item, int) for item in items):
+        raise CaptureError(
+            f"example_inputs is the shape {items} and must be a tensor of that shape; pass torch.randn{items}"
+        )
+    for item in items:
+        if isinstance(item, np.ndarray):
+            raise CaptureError(
+                f"example_inputs holds a NumPy array of shape {item.shape} where a tensor is needed; "
+                "pass torch.from_numpy(array).float()"
+            )
+        if not isinstance(item, Tensor):
+            raise CaptureError(
+                f"example_inputs holds {item!r:.40} of type {type(item).__name__} where a tensor is needed; "
+                "pass a tensor, such as torch.randn(1, 3, 224, 224) for a batch of one image"
+            )
+    return items
+
+
+def _expression(path: str) -> str:
+    """Return how Python reaches the module at `path`: "features.0.conv" is model.features[0].conv."""
+    parts = path.split(".") if path else []
+    return "model" + "".join(f"[{part}]" if part.isdigit() else f".{part}" for part in parts)
+
+
+def _require_bare(module: nn.Module, where: str) -> None:
+    inside = _wrapped(module, where)
+    if inside is not None:
+        raise CaptureError(
+            f"{where} is of type {type(module).__name__}, which hides the network from tracing; use {inside} instead"
+        )
+
+
+def _wrapped(module: nn.Module, where: str) -> str | None:
+    """Return what to use in a wrapper's place, or None for a module that is none."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return "the original nn.Module that it was made from"
+    if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        return f"{where}.module"
+    if "_orig_mod" in module._modules:  # torch.compile's; naming its class would import the compiler
+        return f"{where}._orig_mod, the original nn.Module,"
+    return None
+
+
+def _require_values(name: str, tensor: Tensor) -> None:
+    if is_lazy(tensor):
+        raise CaptureError(
+            f"{name} is not initialised yet, as it belongs to a lazy module; run model(example) once before compressing"
+        )
+    if tensor.is_meta:
+        raise CaptureError(f"{name} is on the meta device and has no values; load the weights before compressing")
+
+
+def _holds_faults(name: str, tensor: Tensor) -> bool:
+    if not tensor.is_floating_point():
+        return False
+    if isinstance(tensor, nn.Parameter) or name.rpartition(".")[2] in _STATISTICS:
+        return not bool(torch.isfinite(tensor).all())
+    return bool(tensor.isnan().any())

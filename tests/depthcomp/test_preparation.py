@@ -1,0 +1,93 @@
+"""What is known of a model and its images before anything is measured."""
+
+import pytest
+import torch
+from torch import nn
+
+from depthcomp import preparation
+from depthcomp.preparation import prepare
+
+EXAMPLE = torch.zeros(1, 3, 7, 11)
+
+
+def net():
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.ReLU(), nn.Conv2d(5, 5, 3), nn.MaxPool2d(2)]
+    return nn.Sequential(*layers).eval()
+
+
+def images(count, seed=0):
+    return torch.randn(count, 3, 7, 11, generator=torch.Generator().manual_seed(seed))
+
+
+def in_order(batches):
+    """Return the images of batches in an order that does not depend on how they were mixed."""
+    together = torch.cat(list(batches))
+    return together[together[:, 0, 0, 0].argsort()]
+
+
+def judging(prepared):
+    return in_order(batch for _, batch in prepared.calibration.judging())
+
+
+def norms(gm):
+    called = [gm.get_submodule(node.target) for node in gm.graph.nodes if node.op == "call_module"]
+    return sum(isinstance(module, nn.BatchNorm2d) for module in called)
+
+
+def test_norms_are_folded_in_the_network_and_not_in_the_captured_graph():
+    prepared = prepare(net(), None, [images(8)], None, seed=0)
+    assert (norms(prepared.captured), norms(prepared.network)) == (1, 0)
+    with torch.no_grad():
+        wanted, found = prepared.captured(images(8)), prepared.network(images(8))
+    assert torch.allclose(wanted, found, atol=1e-5)
+
+
+def test_candidates_and_refusals():
+    prepared = prepare(net(), None, [images(8)], None, seed=0)
+    assert prepared.candidates
+    assert any("MaxPool2d" in refusal.reason for refusal in prepared.refusals)
+    assert prepared.notes == ()
+    assert prepared.example.shape == (1, 3, 7, 11)
+
+
+def test_a_fit_that_is_too_large_is_refused_with_its_size(monkeypatch):
+    usual = prepare(net(), None, [images(8)], None, seed=0)
+    monkeypatch.setattr(preparation, "LARGEST_SYSTEM", 30)  # a 3x3 kernel of 3 channels has 27
+    prepared = prepare(net(), None, [images(8)], None, seed=0)
+    assert len(prepared.candidates) < len(usual.candidates)
+    assert any("75 unknowns per output channel, more than the 30" in refusal.reason for refusal in prepared.refusals)
+    assert [c for c in prepared.candidates if c.choice.kind == "merge"]  # merging solves nothing
+
+
+def test_all_data_judge_where_there_are_no_others():
+    prepared = prepare(net(), None, [images(40)], None, seed=0)
+    assert torch.equal(in_order(prepared.calibration.batches), in_order([images(40)]))
+    assert torch.equal(judging(prepared), in_order([images(40)]))
+
+
+def test_validation_data_alone_judge():
+    prepared = prepare(net(), None, [images(40)], [images(12, seed=1)], seed=0)
+    assert torch.equal(judging(prepared), in_order([images(12, seed=1)]))
+    assert prepared.notes == ()
+
+
+def test_one_image_is_fitted_to_and_judges_and_that_is_said():
+    prepared = prepare(net(), None, [images(1)], None, seed=0)
+    assert torch.equal(judging(prepared), images(1))
+    (note,) = prepared.notes
+    assert note == "one calibration image: the loss is estimated on the image that was fitted to"
+
+
+@pytest.mark.parametrize("val_data", [None, [images(12, seed=1)]])
+def test_no_data_are_synthetic_images_and_that_is_said(val_data):
+    prepared = prepare(net(), EXAMPLE, None, val_data, seed=0)
+    (note,) = prepared.notes
+    assert note.startswith("no data: importance comes from the weights alone, on synthetic images; pass data=")
+    assert sum(map(len, prepared.calibration.batches)) == 64 + (12 if val_data else 0)
+
+
+def test_a_guessed_shape_is_said_first():
+    prepared = prepare(net(), None, None, None, seed=0)
+    assert prepared.example.shape == (1, 3, 224, 224)
+    assert [note.partition(":")[0] for note in prepared.notes] == ["no example_inputs and no data", "no data"]
