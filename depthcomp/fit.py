@@ -11,9 +11,10 @@ once for the largest kernel of an entry; smaller kernels use a part of the same 
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -24,8 +25,10 @@ from fx_passes.affine import AffineConv, Pair, Sides
 __all__ = ["Design", "Positions", "RidgeSystem", "design_of", "sample_positions", "starting_point"]
 
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)  # of the ridge, relative to the mean power of a patch element
+JUDGED_OUTPUTS = 32  # of each target, enough to tell one strength from another
+UNJUDGED_STRENGTH = 1e-1  # where no fold judges
+FLAT = 1e-2  # of the mean square about the origin: a smaller variance drowns in single precision
 LARGEST_GAIN = 3.0  # a channel that is hardly explained would otherwise become noise
-Positions = tuple[Tensor, Tensor, Tensor]  # image, row, column of output pixels
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +68,33 @@ def starting_point(operator: AffineConv) -> AffineConv:
     return AffineConv(weight, bias, operator.stride, operator.padding, operator.groups)
 
 
+@dataclass(frozen=True, slots=True)
+class Positions:
+    """Some pixels of a tensor (n, c, h, w).
+
+    Attributes:
+        image: index of each pixel's image (samples,).
+        row: index of its row (samples,).
+        column: index of its column (samples,).
+        size: height and width of the tensor.
+    """
+
+    image: Tensor
+    row: Tensor
+    column: Tensor
+    size: Pair
+
+    def pixels(self, tensor: Tensor) -> Tensor:
+        """Return the pixels of `tensor` (n, c, h, w) at these positions, (samples, c)."""
+        return tensor[self.image, :, self.row, self.column]
+
+
 def sample_positions(target: Tensor, count: int, generator: torch.Generator) -> Positions:
-    """Return (image, row, column) of at most `count` random pixels of a tensor (n, c, h, w)."""
+    """Return at most `count` random positions in a tensor (n, c, h, w)."""
     images, _, height, width = target.shape
     total = images * height * width
     chosen = torch.randperm(total, generator=generator)[:count].to(target.device)
-    return chosen // (height * width), chosen // width % height, chosen % width
+    return Positions(chosen // (height * width), chosen // width % height, chosen % width, (height, width))
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,11 +117,14 @@ class _Sums:
     def moments(self, taps: Tensor, outputs: Tensor) -> _Moments:
         """Return the centred second moments of the chosen patch elements and outputs."""
         mean, target_mean = self.x[:, taps] / self.count, self.y[..., outputs] / self.count
-        chosen = self.xx if len(taps) == self.xx.shape[1] else self.xx[:, taps[:, None], taps]
+        squares = (self.xx if len(taps) == self.xx.shape[1] else self.xx[:, taps[:, None], taps]) / self.count
+        covariance = squares - mean @ mean.transpose(1, 2)
+        power, about_origin = (each.diagonal(dim1=1, dim2=2).mean(1) for each in (covariance, squares))
         return _Moments(
             mean,
             target_mean,
-            chosen / self.count - mean @ mean.transpose(1, 2),
+            covariance,
+            power.clamp_min(1e-12).maximum(FLAT * about_origin),
             self.xy[:, taps[:, None], outputs] / self.count - mean @ target_mean,
             (self.yy[..., outputs] / self.count - target_mean.square()).clamp_min(0.0),
         )
@@ -105,17 +132,26 @@ class _Sums:
 
 @dataclass(frozen=True, slots=True)
 class _Moments:
-    mean: Tensor
-    target_mean: Tensor
-    covariance: Tensor
-    cross: Tensor
-    variance: Tensor
+    mean: Tensor  # (groups, unknowns, 1)
+    target_mean: Tensor  # (groups, 1, outputs)
+    covariance: Tensor  # (groups, unknowns, unknowns)
+    power: Tensor  # (groups,), the scale of the ridge
+    cross: Tensor  # (groups, unknowns, outputs)
+    variance: Tensor  # (groups, 1, outputs)
+
+    def of(self, outputs: Tensor) -> _Moments:
+        """Return the moments with some of the outputs."""
+        return replace(
+            self,
+            target_mean=self.target_mean[..., outputs],
+            cross=self.cross[..., outputs],
+            variance=self.variance[..., outputs],
+        )
 
     def solve(self, prior: Tensor, strength: float) -> Tensor:
         """Return the ridge solution (groups, unknowns, outputs) that leans to `prior`."""
-        power = self.covariance.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-12)
         ridged = self.covariance.clone()
-        ridged.diagonal(dim1=1, dim2=2).add_(strength * power[:, None])
+        ridged.diagonal(dim1=1, dim2=2).add_(strength * self.power[:, None])
         factor = torch.linalg.cholesky(ridged)
         return prior + torch.cholesky_solve(self.cross - self.covariance @ prior, factor)
 
@@ -135,8 +171,36 @@ class _Moments:
         return spread + shift.square().sum((0, 1))
 
 
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """What to solve for: which patch elements and outputs, and where the solution leans to.
+
+    Attributes:
+        prior: the convolution that gives the shape.
+        taps: the prior's elements in a patch (unknowns,).
+        outputs: the targets' pixels among all (outputs,).
+        start: the prior's weights (groups, unknowns, outputs).
+        matched: for each target, whether its outputs are scaled to its variance.
+    """
+
+    prior: AffineConv
+    taps: Tensor
+    outputs: Tensor
+    start: Tensor
+    matched: tuple[bool, ...]
+
+    def thinned(self) -> _Task:
+        """Return the task with fewer outputs of each target."""
+        width = self.start.shape[2] // len(self.matched)
+        chosen = torch.arange(self.start.shape[2]).reshape(-1, width)[:, :: -(-width // JUDGED_OUTPUTS)].flatten()
+        return replace(self, outputs=self.outputs[chosen], start=self.start[..., chosen])
+
+
 class RidgeSystem:
     """The normal equations of one design for several targets, summed over batches.
+
+    Each batch belongs to a fold. A solution on some folds is judged by its error on another, which decides how
+    strongly it leans to its prior.
 
     Args:
         design: what is read.
@@ -149,21 +213,17 @@ class RidgeSystem:
         self.kernel = kernel
         self._channels = channels // design.groups
         self.unknowns = self._channels * kernel[0] * kernel[1]
-        self._folds: list[_Sums] = []
+        self._folds: dict[int, _Sums] = {}
         self._outputs: dict[str, Tensor] = {}
         self._origin: tuple[Tensor, Tensor] | None = None  # near the means, so that single precision suffices
 
     def accumulate(self, entry: Tensor, targets: Mapping[str, Tensor], positions: Positions, *, fold: int = 0) -> None:
-        """Add patches of `entry` (n, c_in, h, w) and pixels of `targets` (n, c_out, h', w') to one fold.
+        """Add what is read from `entry` (n, c_in, h, w) for some output positions to one fold.
 
-        The targets are the same in each call, and in the same order.
+        `targets` holds the output pixels there (samples, c_out) by name, the same names in each call and order.
         """
-        patches = self._patches(entry, next(iter(targets.values())).shape[2:], positions)
-        image, row, column = positions
-        pixels = [
-            target[image, :, row, column].reshape(len(image), self.design.groups, -1).transpose(0, 1)
-            for target in targets.values()
-        ]
+        patches = self._patches(entry, positions)
+        pixels = [target.reshape(len(target), self.design.groups, -1).transpose(0, 1) for target in targets.values()]
         starts = list(itertools.accumulate((part.shape[2] for part in pixels), initial=0))
         self._outputs = {
             name: torch.arange(start, stop) for name, start, stop in zip(targets, starts, starts[1:], strict=False)
@@ -177,71 +237,97 @@ class RidgeSystem:
             transposed.sum(2, keepdim=True), transposed @ patches,
             y.sum(1, keepdim=True), y.square().sum(1, keepdim=True), transposed @ y,
         )  # fmt: skip
-        sums = _Sums(len(image), *(product.double() for product in products))
-        if fold < len(self._folds):
-            self._folds[fold] = self._folds[fold] + sums
-        else:
-            self._folds.append(sums)
+        sums = _Sums(patches.shape[1], *(product.double() for product in products))
+        self._folds[fold] = self._folds[fold] + sums if fold in self._folds else sums
 
-    def solve(self, targets: Sequence[str], prior: AffineConv, *, match_variance: Collection[str]) -> list[AffineConv]:
+    def solve(
+        self, targets: Sequence[str], prior: AffineConv, *, judges: Sequence[int], match_variance: Collection[str]
+    ) -> list[AffineConv]:
         """Return the fitted convolution towards each target, with the shape of `prior`, which it leans to.
 
-        How strongly it leans is chosen by the error on the second fold of a solution on the first; the result
-        is then solved on both. A least-squares fit varies less than its target, by what it cannot explain;
-        for targets named in `match_variance` each output channel is scaled back to the target's variance. The
-        prior's kernel is at most the system's, with the same centre.
+        A least-squares fit varies less than its target, by what it cannot explain; for targets named in
+        `match_variance` each output channel is scaled back to the target's variance.
+
+        Args:
+            targets: what to map to; each was accumulated.
+            prior: its kernel is at most the system's, with the same centre.
+            judges: folds, each of which judges solutions on all others. How strongly a solution leans to the prior
+                is what serves them best together.
+            match_variance: targets to give their variance.
         """
+        task = self._task(targets, prior, match_variance)
+        return self._fitted(task, self._moments(task), self._strengths(task, judges))
+
+    def solve_without(
+        self, folds: Sequence[int], targets: Sequence[str], prior: AffineConv, *, match_variance: Collection[str]
+    ) -> dict[int, list[AffineConv]]:
+        """Return, for each of `folds`, what `solve` gives on all others; the first judges the strength for all."""
+        task = self._task(targets, prior, match_variance)
+        strengths = self._strengths(task, folds[:1])
+        return {fold: self._fitted(task, self._moments(task, unseen=fold), strengths) for fold in folds}
+
+    def _task(self, targets: Sequence[str], prior: AffineConv, match_variance: Collection[str]) -> _Task:
         taps = self._taps(prior.kernel)
-        start = prior.weight.double().reshape(prior.groups, -1, len(taps)).transpose(1, 2)
         outputs = torch.cat([self._outputs[target] for target in targets])
-        starts = start.repeat(1, 1, len(targets))
-        strengths = self._strengths(taps, outputs, starts, len(targets))
-        whole = self._folds[0] if len(self._folds) == 1 else self._folds[0] + self._folds[1]
-        moments = whole.moments(taps, outputs)
-        solutions = {strength: moments.solve(starts, strength) for strength in set(strengths)}
-        width = start.shape[2]
-        slices = [slice(index * width, (index + 1) * width) for index in range(len(targets))]
-        weight = torch.cat([solutions[s][..., part] for s, part in zip(strengths, slices, strict=True)], dim=2)
-        matched = torch.tensor([target in match_variance for target in targets]).repeat_interleave(width)
+        start = prior.weight.double().reshape(prior.groups, -1, len(taps)).transpose(1, 2)
+        matched = tuple(target in match_variance for target in targets)
+        return _Task(prior, taps, outputs, start.repeat(1, 1, len(targets)), matched)
+
+    def _moments(self, task: _Task, unseen: int | None = None) -> _Moments:
+        """Return the moments of all folds but one."""
+        chosen = [sums for fold, sums in self._folds.items() if fold != unseen]
+        if not chosen:
+            raise ValueError("nothing was accumulated, so there is nothing to solve")
+        return functools.reduce(_Sums.__add__, chosen).moments(task.taps, task.outputs)
+
+    def _strengths(self, task: _Task, judges: Sequence[int]) -> list[float]:
+        """Return the strength of least error for each target."""
+        if not judges:
+            return [UNJUDGED_STRENGTH] * len(task.matched)
+        task = task.thinned()
+        errors = torch.zeros(len(STRENGTHS), len(task.matched), dtype=torch.float64)
+        for fold in judges:
+            train, test = self._moments(task, fold), self._folds[fold].moments(task.taps, task.outputs)
+            for index, strength in enumerate(STRENGTHS):
+                weight = train.solve(task.start, strength)
+                errors[index] += test.error(weight, train.bias(weight)).reshape(len(task.matched), -1).sum(1)
+        return [STRENGTHS[index] for index in errors.argmin(0).tolist()]
+
+    def _fitted(self, task: _Task, moments: _Moments, strengths: Sequence[float]) -> list[AffineConv]:
+        """Return the convolution of each target at the strength chosen for it."""
+        width = task.start.shape[2] // len(task.matched)
+        strength, matched = (torch.tensor(each).repeat_interleave(width) for each in (strengths, task.matched))
+        weight = torch.empty_like(task.start)
+        for value in set(strengths):
+            chosen = strength == value
+            weight[..., chosen] = moments.of(chosen).solve(task.start[..., chosen], value)
         weight = torch.where(matched, weight * moments.gain(weight), weight)
-        bias = moments.bias(weight) + self._shift(taps, outputs, weight)
+        bias = moments.bias(weight) + self._shift(task, weight)
+        prior = task.prior
         return [
             AffineConv(
-                weight[..., part].transpose(1, 2).reshape(prior.weight.shape), bias[..., part].flatten(),
+                part.transpose(1, 2).reshape(prior.weight.shape), shift.flatten(),
                 prior.stride, prior.padding, prior.groups,
             )
-            for part in slices
+            for part, shift in zip(torch.split(weight, width, dim=2), torch.split(bias, width, dim=2), strict=True)
         ]  # fmt: skip
 
-    def _shift(self, taps: Tensor, outputs: Tensor, weight: Tensor) -> Tensor:
+    def _shift(self, task: _Task, weight: Tensor) -> Tensor:
         """Return what the origin of the sums adds to the bias, (groups, 1, outputs)."""
-        if self._origin is None:
-            raise ValueError("nothing was accumulated, so there is nothing to solve")
+        assert self._origin is not None  # there are moments
         x, y = self._origin
-        return y[..., outputs].double() - x[..., taps].double() @ weight
+        return y[..., task.outputs].double() - x[..., task.taps].double() @ weight
 
-    def _strengths(self, taps: Tensor, outputs: Tensor, starts: Tensor, targets: int) -> list[float]:
-        """Return the strength of the ridge that suits each target best."""
-        if len(self._folds) == 1:
-            return [STRENGTHS[len(STRENGTHS) // 2]] * targets
-        train, test = (fold.moments(taps, outputs) for fold in self._folds[:2])
-        errors = []
-        for strength in STRENGTHS:
-            weight = train.solve(starts, strength)
-            errors.append(test.error(weight, train.bias(weight)).reshape(targets, -1).sum(1))
-        return [STRENGTHS[index] for index in torch.stack(errors).argmin(0).tolist()]
-
-    def _patches(self, entry: Tensor, size: Sequence[int], positions: Positions) -> Tensor:
+    def _patches(self, entry: Tensor, positions: Positions) -> Tensor:
         """Return the patches read at output `positions`: (groups, samples, c_in / groups * kh * kw)."""
-        sides = self._padding(entry, size)
+        sides = self._padding(entry, positions.size)
         padded = F.pad(entry, (sides[2], sides[3], sides[0], sides[1]))
         windows = padded.unfold(2, self.kernel[0], self.design.stride[0])
         windows = windows.unfold(3, self.kernel[1], self.design.stride[1])  # (n, c, h', w', kh, kw), a view
-        image, row, column = positions
-        patches = windows[image, :, row, column]  # (samples, c, kh, kw)
-        return patches.reshape(len(image), self.design.groups, -1).transpose(0, 1)
+        patches = positions.pixels(windows)  # (samples, c, kh, kw)
+        return patches.reshape(len(patches), self.design.groups, -1).transpose(0, 1)
 
-    def _padding(self, entry: Tensor, size: Sequence[int]) -> Sides:
+    def _padding(self, entry: Tensor, size: Pair) -> Sides:
         before = [(k - 1) // 2 - c for k, c in zip(self.kernel, self.design.centre, strict=True)]
         after = [
             s * (out - 1) + k - length - b

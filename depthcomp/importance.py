@@ -7,8 +7,9 @@ are compared. Importance is lower-is-better; the sum over a plan's choices stand
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,23 +18,24 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
 
-from depthcomp.execution import Stream, Tail, record
+from depthcomp.calibration import CalibrationSet
+from depthcomp.execution import Tail, record
 from depthcomp.fit import Design, RidgeSystem, design_of, sample_positions, starting_point
 from depthcomp.pricing import Candidate
-from fx_passes import Plan, SpanChoice, linearize, placed_convolutions
+from depthcomp.progress import Progress
+from fx_passes import SpanChoice
 from fx_passes.affine import AffineConv
 from fx_passes.collapse import collapse
 from fx_passes.operators import Role, role
 
-__all__ = ["calibrated", "divergence", "fit_candidates", "refit", "unknowns"]
+__all__ = ["calibrated", "divergence", "fit_candidates", "samples_per_batch", "unknowns", "whole_states"]
 
 LARGEST_SYSTEM = 3000  # unknowns per output channel; the Gram matrix then has 72 MB and is solved in seconds
-LEAST_SCORED = 64  # candidates that see all held-out images
-MEMORY_BYTES = 2**30  # for the Gram matrices of one pass over the data
+LEAST_SCORED = 64  # candidates that see all judging batches
+MOST_JUDGING = 18  # batches that candidates are scored on; whole plans are judged on all
+MEMORY_BYTES = 3 * 2**29  # for the Gram matrices of one pass over the data
 SAMPLES_PER_UNKNOWN = 5  # pixels per regression
 LEAST_SAMPLES = 2048
-
-Progress = Callable[[str, int, int], None]
 
 
 def divergence(original: Any, changed: Any) -> float:
@@ -57,8 +59,7 @@ def divergence(original: Any, changed: Any) -> float:
 def calibrated(
     gm: fx.GraphModule,
     candidates: Sequence[Candidate],
-    batches: Sequence[Tensor],
-    held_out: Sequence[Tensor],
+    calibration: CalibrationSet,
     savings_ms: Mapping[SpanChoice, float],
     *,
     seed: int = 0,
@@ -69,90 +70,70 @@ def calibrated(
     Args:
         gm: the captured graph, in evaluation mode; it is not changed.
         candidates: what to score.
-        batches: images for the fits, (n, c, h, w) each.
-        held_out: other images, on which the losses are taken by successive halving: all candidates see the first
-            batch, and of each batch's candidates the half with the lower loss per saved ms sees the next.
+        calibration: images. Losses are taken on each judging batch by fits that have not seen its fold, by
+            successive halving: all candidates see the first batch, and of each batch's candidates the half with
+            the lower loss per saved ms sees the next.
         savings_ms: what each choice saves, in ms.
         seed: for the sampled pixels.
         progress: called as (what, done, total).
     """
     report = progress or (lambda what, done, total: None)
-    operators = fit_candidates(gm, candidates, batches, seed=seed, progress=report)
+    operators = fit_candidates(gm, candidates, calibration, seed=seed, progress=report)
     losses: dict[SpanChoice, list[float]] = {choice: [] for choice in operators}
     scored = [candidate for candidate in candidates if candidate.choice in operators]
-    for index, batch in enumerate(held_out):
+    judging = list(itertools.islice(calibration.judging(), MOST_JUDGING))
+    sizes = _survivors(len(scored), len(judging))
+    done = itertools.count(1)
+    for (fold, batch), size in zip(judging, sizes, strict=True):
+        scored = scored[:size]
         tail = Tail(gm, batch)
-        for done, candidate in enumerate(scored):
-            losses[candidate.choice].append(_loss(tail, candidate, operators[candidate.choice]))
-            report(f"scoring, batch {index + 1} of {len(held_out)}", done + 1, len(scored))
+        for candidate in scored:
+            losses[candidate.choice].append(_loss(tail, candidate, operators[candidate.choice][fold]))
+            report("scoring", next(done), sum(sizes))
         scored.sort(key=lambda candidate: _mean(losses[candidate.choice]) / savings_ms[candidate.choice])
-        scored = scored[: max(LEAST_SCORED, (len(scored) + 1) // 2)]
     return {choice: max(_mean(found), 0.0) for choice, found in losses.items()}
 
 
 def fit_candidates(
     gm: fx.GraphModule,
     candidates: Sequence[Candidate],
-    batches: Sequence[Tensor],
+    calibration: CalibrationSet,
     *,
     seed: int = 0,
     progress: Progress | None = None,
-) -> dict[SpanChoice, AffineConv | None]:
-    """Return the float64 operator of each candidate, None for a dropped span.
+) -> dict[SpanChoice, Mapping[int, AffineConv | None]]:
+    """Return the operators of each candidate, by the judging fold that they have not seen, in the images' precision.
 
-    Fits whose system has more than 3,000 unknowns are left out. Memory for the sums is bounded by 1 GiB: where
-    that is not enough, the images pass through the network several times.
+    The operator of a dropped span is None. Fits whose system has more than 3,000 unknowns are left out. Memory for
+    the sums is bounded by 1.5 GiB: where that is not enough, the images pass through the network several times.
     """
     report = progress or (lambda what, done, total: None)
     fits = [c for c in candidates if c.choice.kind == "fit" and unknowns(c) <= LARGEST_SYSTEM]
-    operators: dict[SpanChoice, AffineConv | None] = {c.choice: None for c in candidates if c.choice.kind == "drop"}
+    operators: dict[SpanChoice, Mapping[int, AffineConv | None]] = {}
     for candidate in candidates:
-        if candidate.choice.kind == "merge":
-            operators[candidate.choice] = _merged(gm, candidate)
-    groups = list(_passes(fits))
+        if candidate.choice.kind != "fit":
+            operator = _merged(gm, candidate) if candidate.choice.kind == "merge" else None
+            operators[candidate.choice] = dict.fromkeys(range(calibration.count), operator)
+    groups = list(_passes(fits, calibration.count))
     for number, group in enumerate(groups):
         systems = _systems(group)
         generator = torch.Generator().manual_seed(seed)
-        for done, batch in enumerate(batches):
-            _accumulate(gm, systems, batch, len(batches), generator, _fold(done, len(batches)))
-            report(f"fitting, pass {number + 1} of {len(groups)}", done + 1, len(batches))
+        for done, (batch, fold) in enumerate(zip(calibration.batches, calibration.folds, strict=True)):
+            _accumulate(gm, systems, batch, len(calibration.batches), generator, fold)
+            report(f"fitting, pass {number + 1} of {len(groups)}", done + 1, len(calibration.batches))
         together = _same_shape(group)
         for done, members in enumerate(together):
-            operators.update(_solve(gm, systems[_design(members[0])][0], members))
+            operators.update(_solve(gm, systems[_design(members[0])][0], members, calibration))
             report(f"solving, pass {number + 1} of {len(groups)}", done + 1, len(together))
     return operators
 
 
-def refit(
-    gm: fx.GraphModule,
-    plan: Plan,
-    batches: Sequence[Tensor],
-    *,
-    seed: int = 0,
-    progress: Progress | None = None,
-) -> fx.GraphModule:
-    """Return the linearized graph of `plan`, its fitted convolutions solved front to back.
-
-    Each fit maps the tensor that the compressed network really has at the span's entry to the original
-    network's tensor at its end, so that later fits make up for what earlier ones lost.
-    """
-    report = progress or (lambda what, done, total: None)
-    linearized = linearize(gm, plan)
-    generator = torch.Generator().manual_seed(seed)
-    original, compressed = Stream(gm, batches), Stream(linearized, batches)
-    placed = placed_convolutions(linearized, plan)
-    for done, place in enumerate(placed):
-        compressed.advance(place.entry)
-        original.advance(place.core)
-        system = RidgeSystem(design_of(place.entry, place.operator), place.operator.kernel, place.operator.in_channels)
-        pairs = zip(compressed.values(place.entry), original.values(place.core), strict=True)
-        for number, (inputs, targets) in enumerate(pairs):
-            positions = sample_positions(targets, _samples(system.unknowns, len(batches)), generator)
-            system.accumulate(inputs, {place.core: targets}, positions, fold=_fold(number, len(batches)))
-        matched = _whole_states(gm, [place.core])
-        place.load(system.solve([place.core], starting_point(place.operator), match_variance=matched)[0])
-        report("refitting", done + 1, len(placed))
-    return linearized
+def _survivors(candidates: int, batches: int) -> list[int]:
+    """Return how many candidates see each batch."""
+    sizes = [candidates]
+    while len(sizes) < batches:
+        sizes.append(min(sizes[-1], max(LEAST_SCORED, (sizes[-1] + 1) // 2)))
+    return sizes
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -171,9 +152,8 @@ def _accumulate(
     names = {name for design, (_, cores) in systems.items() for name in (design.entry, *cores)}
     tensors = record(gm, batch, names)
     for design, (system, cores) in systems.items():
-        targets = {name: tensors[name] for name in sorted(cores)}
-        first = next(iter(targets.values()))
-        positions = sample_positions(first, _samples(system.unknowns, batches), generator)
+        positions = sample_positions(tensors[min(cores)], samples_per_batch(system.unknowns, batches), generator)
+        targets = {name: positions.pixels(tensors[name]) for name in sorted(cores)}
         system.accumulate(tensors[design.entry], targets, positions, fold=fold)
 
 
@@ -185,34 +165,36 @@ def _same_shape(fits: Sequence[Candidate]) -> list[list[Candidate]]:
     return list(groups.values())
 
 
-def _solve(gm: fx.GraphModule, system: RidgeSystem, fits: Sequence[Candidate]) -> dict[SpanChoice, AffineConv]:
-    """Return the operators of fits of one design and shape."""
-    cores = [candidate.span.core for candidate in fits]
-    operator = _operator(fits[0])
-    solved = system.solve(cores, starting_point(operator), match_variance=_whole_states(gm, cores))
+def _solve(
+    gm: fx.GraphModule, system: RidgeSystem, fits: Sequence[Candidate], calibration: CalibrationSet
+) -> dict[SpanChoice, Mapping[int, AffineConv | None]]:
+    """Return the operators of fits of one design and shape, by the fold that they have not seen."""
+    cores, prior = [candidate.span.core for candidate in fits], starting_point(_operator(fits[0]))
+    matched, like = whole_states(gm, cores), calibration.batches[0]
+    if calibration.judges:
+        solved = system.solve_without(calibration.judges, cores, prior, match_variance=matched)
+    else:
+        solved = {0: system.solve(cores, prior, judges=(), match_variance=matched)}
     return {
-        candidate.choice: replace(found, padding=_operator(candidate).padding)
-        for candidate, found in zip(fits, solved, strict=True)
+        candidate.choice: {
+            fold: replace(found[index], padding=_operator(candidate).padding).to(like) for fold, found in solved.items()
+        }
+        for index, candidate in enumerate(fits)
     }
 
 
-def _whole_states(gm: fx.GraphModule, names: Iterable[str]) -> set[str]:
+def whole_states(gm: fx.GraphModule, names: Iterable[str]) -> set[str]:
     """Return those of the tensors that are no summand: a summand's unexplained part is better left out."""
     nodes = {node.name: node for node in gm.graph.nodes}
     return {name for name in names if [role(gm, user) for user in nodes[name].users] != [Role.ADD]}
 
 
-def _samples(unknowns: int, batches: int) -> int:
+def samples_per_batch(unknowns: int, batches: int) -> int:
     """Return how many pixels to take from each batch for a system of so many unknowns."""
     return (SAMPLES_PER_UNKNOWN * unknowns + LEAST_SAMPLES) // batches + 1
 
 
-def _fold(batch: int, batches: int) -> int:
-    """Return 1 for the last quarter of the batches, 0 before: neighbours in the data stay on one side."""
-    return int(batches > 1 and batch >= min(math.ceil(0.75 * batches), batches - 1))
-
-
-def _passes(fits: Sequence[Candidate]) -> Iterator[list[Candidate]]:
+def _passes(fits: Sequence[Candidate], folds: int) -> Iterator[list[Candidate]]:
     """Yield groups of fits whose sums fit into memory together; fits of one design stay together."""
     by_design: dict[Design, list[Candidate]] = {}
     for candidate in fits:
@@ -220,7 +202,7 @@ def _passes(fits: Sequence[Candidate]) -> Iterator[list[Candidate]]:
     group: list[Candidate] = []
     used = 0
     for members in by_design.values():
-        size = 8 * max(unknowns(c) for c in members) ** 2 * _design(members[0]).groups
+        size = 8 * folds * max(unknowns(c) for c in members) ** 2 * _design(members[0]).groups
         if group and used + size > MEMORY_BYTES:
             yield group
             group, used = [], 0

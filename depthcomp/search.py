@@ -6,23 +6,23 @@ from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor, fx
+from torch import fx
 
 from depthcomp.budget import Budget
+from depthcomp.calibration import CalibrationSet
 from depthcomp.errors import BudgetInfeasibleError
-from depthcomp.importance import divergence, refit
-from depthcomp.timing import NetworkTimer
+from depthcomp.progress import Progress
+from depthcomp.refit import Refitter
+from depthcomp.timing import LatencyPredictor
 from dp_solver import Chain, Frontier, frontier, solve
 from fx_passes import Plan, SpanChoice, linearize, merge
 from latency_tables import Timing
 
 __all__ = ["Found", "Search"]
 
-Progress = Callable[[str, int, int], None]
+COMPARED_BATCHES = 20  # for plans that are only compared; the chosen one is refitted on all
 FINALISTS = 4  # frontier neighbours that are compared by their true loss
 NEIGHBOURHOOD = 0.05  # of the budget: neighbours that give away more speed are not worth a refit
-COMPARED_BATCHES = 14  # for the refit of a plan that is only compared; the chosen one is refitted on all
 CLIMBS = 2  # rounds in which each choice of the best plan is given up in turn
 ATTEMPTS = 6
 UNUSED = 0.98  # of the budget: a plan that is faster than this leaves accuracy on the table
@@ -51,7 +51,7 @@ class Found:
     Attributes:
         plan: the plan.
         linearized: its refitted graph.
-        loss: true divergence on held-out images, of a refit that has not seen them.
+        loss: true divergence on judging images, of refits that have not seen them.
         predicted_ms: what was predicted before this plan was measured, at the original's speed in this run.
         original: the original's timing in the same run.
         measured: the timing of the merged network.
@@ -71,29 +71,27 @@ class Search:
     Args:
         network: the captured graph, norms folded.
         problem: the solver's problem without the given choices.
-        timer: measures whole networks and predicts them.
-        images: batches to refit on.
-        held_out: batches that rank plans by their true loss; the plan that is returned is refitted on them too.
+        predictor: measures whole networks and predicts them.
+        calibration: images to refit on, and to rank plans on by their true loss; the plan that is returned is
+            refitted on all of them.
     """
 
     def __init__(
         self,
         network: fx.GraphModule,
         problem: Callable[[Set[SpanChoice]], Chain],
-        timer: NetworkTimer,
-        images: Sequence[Tensor],
-        held_out: Sequence[Tensor],
+        predictor: LatencyPredictor,
+        calibration: CalibrationSet,
         *,
         seed: int = 0,
         progress: Progress | None = None,
     ) -> None:
-        self.timer = timer
+        self.predictor = predictor
         self.frontier: Frontier = frontier(problem(frozenset()))
         self._problem = problem
         self._network = network
-        self._images = images
-        self._held_out = held_out
-        self._seed = seed
+        self._refitter = Refitter(network, calibration, seed=seed)
+        self._comparer = Refitter(network, calibration.thinned(COMPARED_BATCHES), seed=seed)
         self._report = progress or (lambda what, done, total: None)
         self._true_losses: dict[Option, float] = {}
 
@@ -114,7 +112,7 @@ class Search:
         self._calibrate(budget)
         slack, limit_ms, best, tried = 1.0, np.inf, None, set[Option]()
         for _ in range(ATTEMPTS):
-            sum_ms = self.timer.invert(budget.target_ms(self.timer.original.median_ms)) * slack
+            sum_ms = self.predictor.invert(budget.target_ms(self.predictor.original.median_ms)) * slack
             chosen = self._choose(min(sum_ms, limit_ms))
             if chosen in tried:
                 break
@@ -152,11 +150,11 @@ class Search:
 
     def _calibrate(self, budget: Budget) -> None:
         """Measure a plan on either side of the budget, so that sums predict whole networks."""
-        original_ms = self.timer.original.median_ms
+        original_ms = self.predictor.original.median_ms
         saving = 1 - budget.target_ms(original_ms) / original_ms
         for share in CALIBRATION_SHARES:
-            option = self.option(self._at(self.timer.original_sum_ms * max(1 - share * saving, 0.0)))
-            self.timer.learn(merge(linearize(self._network, option.plan), option.plan), option.sum_ms)
+            option = self.option(self._at(self.predictor.original_sum_ms * max(1 - share * saving, 0.0)))
+            self.predictor.learn(merge(linearize(self._network, option.plan), option.plan), option.sum_ms)
 
     def _at(self, sum_ms: float) -> int:
         """Return the plan of least importance within a sum, or the fastest where none is within it."""
@@ -198,25 +196,15 @@ class Search:
         """Return the true loss of a plan on the held-out images, computed once."""
         if option not in self._true_losses:
             self._report("comparing plans", 0, 1)
-            self._true_losses[option] = self._true_loss(option.plan)
+            self._true_losses[option] = self._comparer.loss(option.plan)
             self._report("comparing plans", 1, 1)
         return self._true_losses[option]
 
-    def _true_loss(self, plan: Plan) -> float:
-        enough = self._images[:: max(1, len(self._images) // COMPARED_BATCHES)]
-        network = merge(refit(self._network, plan, enough, seed=self._seed), plan)
-        total = 0.0
-        with torch.no_grad():
-            for batch in self._held_out:
-                total += divergence(self._network(batch), network(batch)) * len(batch)
-        return total / sum(len(batch) for batch in self._held_out)
-
     def _try(self, option: Option) -> Found:
         plan, loss = option.plan, self._loss(option)
-        predicted_share = self.timer.predict(option.sum_ms) / self.timer.original.median_ms
-        everything = [*self._images, *self._held_out]
-        linearized = refit(self._network, plan, everything, seed=self._seed, progress=self._report)
-        original, measured = self.timer.learn(merge(linearized, plan), option.sum_ms)
+        predicted_share = self.predictor.predict(option.sum_ms) / self.predictor.original.median_ms
+        linearized = self._refitter.refit(plan, progress=self._report)
+        original, measured = self.predictor.learn(merge(linearized, plan), option.sum_ms)
         return Found(plan, linearized, loss, predicted_share * original.median_ms, original, measured)
 
 

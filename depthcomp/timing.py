@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from torch import Tensor, fx
 
 from depthcomp.export import to_onnx
+from depthcomp.progress import Progress
 from latency_tables import Backend, Calibration, Timing, fit_affine, time_interleaved
 
-__all__ = ["NetworkTimer"]
-
-Progress = Callable[[str, int, int], None]
+__all__ = ["LatencyPredictor", "NetworkTimer"]
 
 
 class NetworkTimer:
-    """Times networks against the original, in interleaved rounds, and learns to predict them from table sums.
-
-    Predictions are relative to the original: machines drift, but two networks measured side by side drift alike.
+    """Times networks against the original, in interleaved rounds.
 
     Args:
         original: the captured network.
         example_inputs: what to run it on.
-        original_sum_ms: the sum of its operators' latencies in the table.
         backend: where to measure.
         seed: for the order of rounds.
+        progress: called as (what, done, total).
+
+    Attributes:
+        original: the original's timing when it was measured alone.
     """
 
     def __init__(
-        self, original: fx.GraphModule, example_inputs: tuple[Tensor, ...], original_sum_ms: float, backend: Backend,
+        self, original: fx.GraphModule, example_inputs: tuple[Tensor, ...], backend: Backend,
         *, seed: int = 0, progress: Progress | None = None,
     ) -> None:  # fmt: skip
         self._example_inputs = example_inputs
@@ -37,34 +35,12 @@ class NetworkTimer:
         self._report = progress or (lambda what, done, total: None)
         self._model = to_onnx(original, example_inputs)
         self.original = self._time({"original": self._model}, rounds=5)["original"]
-        self.original_sum_ms = original_sum_ms
-        self._sum_shares = [1.0]
-        self._measured_shares = [1.0]
 
     def compare(self, network: fx.GraphModule, *, rounds: int = 7) -> tuple[Timing, Timing]:
         """Return the timings of the original and of `network`, measured side by side in one run."""
         models = {"original": self._model, "compressed": to_onnx(network, self._example_inputs)}
         timings = self._time(models, rounds)
         return timings["original"], timings["compressed"]
-
-    def learn(self, network: fx.GraphModule, sum_ms: float) -> tuple[Timing, Timing]:
-        """Measure a network whose operators sum to `sum_ms` in the table, and remember it; return both timings."""
-        original, found = self.compare(network)
-        self._sum_shares.append(sum_ms / self.original_sum_ms)
-        self._measured_shares.append(found.median_ms / original.median_ms)
-        return original, found
-
-    def predict(self, sum_ms: float) -> float:
-        """Return the predicted latency in ms of a network whose operators sum to `sum_ms` in the table."""
-        return self._calibration.predict(sum_ms / self.original_sum_ms) * self.original.median_ms
-
-    def invert(self, target_ms: float) -> float:
-        """Return the largest sum in ms whose predicted latency is at most `target_ms`."""
-        return self._calibration.invert(target_ms / self.original.median_ms) * self.original_sum_ms
-
-    @property
-    def _calibration(self) -> Calibration:
-        return fit_affine(self._sum_shares, self._measured_shares)
 
     def _time(self, models: dict[str, bytes], rounds: int) -> dict[str, Timing]:
         runners = {name: self._backend.build(model) for name, model in models.items()}
@@ -76,3 +52,40 @@ class NetworkTimer:
         finally:
             for runner in runners.values():
                 runner.close()
+
+
+class LatencyPredictor:
+    """Learns from measured networks to predict others from the sums of their operators in a latency table.
+
+    Predictions are relative to the original: machines drift, but two networks measured side by side drift alike.
+
+    Args:
+        timer: measures networks.
+        original_sum_ms: the sum of the latencies of the original's operators.
+    """
+
+    def __init__(self, timer: NetworkTimer, original_sum_ms: float) -> None:
+        self._timer = timer
+        self.original = timer.original
+        self.original_sum_ms = original_sum_ms
+        self._sum_shares = [1.0]
+        self._measured_shares = [1.0]
+
+    def learn(self, network: fx.GraphModule, sum_ms: float) -> tuple[Timing, Timing]:
+        """Measure a network whose operators sum to `sum_ms`; return the original's timing beside it, and its own."""
+        original, found = self._timer.compare(network)
+        self._sum_shares.append(sum_ms / self.original_sum_ms)
+        self._measured_shares.append(found.median_ms / original.median_ms)
+        return original, found
+
+    def predict(self, sum_ms: float) -> float:
+        """Return the predicted latency in ms of a network whose operators sum to `sum_ms`."""
+        return self._calibration.predict(sum_ms / self.original_sum_ms) * self.original.median_ms
+
+    def invert(self, target_ms: float) -> float:
+        """Return the largest sum in ms whose predicted latency is at most `target_ms`."""
+        return self._calibration.invert(target_ms / self.original.median_ms) * self.original_sum_ms
+
+    @property
+    def _calibration(self) -> Calibration:
+        return fit_affine(self._sum_shares, self._measured_shares)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import timm
 import torch
-from photos import CALIBRATION, HELD_OUT, VALIDATION, crops
+from photos import CALIBRATION, HELD_OUT, crops
 from torch import Tensor, fx, nn
 
 import depthcomp
@@ -111,11 +111,10 @@ def main() -> None:
     start = time.perf_counter()
     model = pretrained()
     data = crops(CALIBRATION, CROPS, smallest=0.15, seed=options.seed, jitter=True, **PIXELS)
-    val_data = crops(VALIDATION, CROPS, smallest=0.3, seed=options.seed + 1, **PIXELS)
-    held_out = crops(HELD_OUT, CROPS, smallest=0.5, seed=options.seed + 2, **PIXELS)
+    held_out = crops(HELD_OUT, CROPS, smallest=0.5, seed=options.seed + 1, **PIXELS)
     with Progress() as progress:
         result = depthcomp.compress_depth(
-            model, options.budget, data=data, val_data=val_data, backend=create_backend("onnxruntime", threads=1),
+            model, options.budget, data=data, backend=create_backend("onnxruntime", threads=1),
             output_dir=options.out, seed=options.seed, progress=progress,
         )  # fmt: skip
     scores = fidelity(model, result, held_out)

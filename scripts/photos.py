@@ -18,10 +18,10 @@ from torchvision.transforms import v2
 __all__ = ["CALIBRATION", "HELD_OUT", "crops"]
 
 CALIBRATION = (
-    "astronaut.png", "brick.png", "cell.png", "china.jpg", "coins.png", "flower.jpg", "grass.png", "gravel.png",
-    "ihc.png", "logo.png", "microaneurysms.png", "page.png", "phantom.png", "text.png",
+    "astronaut.png", "brick.png", "cell.png", "china.jpg", "clock_motion.png", "coins.png", "color.png", "flower.jpg",
+    "grass.png", "gravel.png", "horse.png", "hubble_deep_field.jpg", "ihc.png", "logo.png", "microaneurysms.png",
+    "page.png", "phantom.png", "retina.jpg", "text.png",
 )  # fmt: skip
-VALIDATION = ("clock_motion.png", "color.png", "horse.png", "hubble_deep_field.jpg", "retina.jpg")
 HELD_OUT = (
     "camera.png", "chelsea.png", "coffee.png", "moon.png", "motorcycle_left.png", "motorcycle_right.png", "rocket.jpg",
 )  # fmt: skip

@@ -30,13 +30,23 @@ def known(kernel, padding, stride=(1, 1), groups=1, c_in=6, c_out=6):
     return AffineConv(weight, normal(c_out, seed=2), stride, padding, groups)
 
 
-def solved(entry, target, shape, *, kernel=None, count=10**6, folds=1, matched=False, seed=0):
-    """Return the convolution of `shape` from `entry` to `target`, summed for `kernel` over equal folds."""
+def summed(entry, targets, shape, *, kernel=None, count=10**6, folds=1, seed=0):
+    """Return the system of `shape` from `entry` to named targets, summed for `kernel` over equal folds."""
     system = RidgeSystem(design_of("x", shape), kernel or shape.kernel, shape.in_channels)
     generator = torch.Generator().manual_seed(seed)
-    for fold, (x, y) in enumerate(zip(entry.chunk(folds), target.chunk(folds), strict=True)):
-        system.accumulate(x, {"y": y}, sample_positions(y, count, generator), fold=fold)
-    return system.solve(["y"], starting_point(shape), match_variance={"y"} if matched else set())[0]
+    parts = [target.chunk(folds) for target in targets.values()]
+    for fold, (x, *ys) in enumerate(zip(entry.chunk(folds), *parts, strict=True)):
+        positions = sample_positions(ys[0], count, generator)
+        pixels = {name: positions.pixels(y) for name, y in zip(targets, ys, strict=True)}
+        system.accumulate(x, pixels, positions, fold=fold)
+    return system
+
+
+def solved(entry, target, shape, *, folds=1, judges=None, matched=False, **options):
+    """Return the convolution of `shape` from `entry` to `target`; the last of several folds judges unless told."""
+    system = summed(entry, {"y": target}, shape, folds=folds, **options)
+    judges = range(folds)[1:][-1:] if judges is None else judges
+    return system.solve(["y"], starting_point(shape), judges=judges, match_variance={"y"} if matched else set())[0]
 
 
 def patches(entry, operator):
@@ -64,6 +74,11 @@ def ridge_by_lstsq(entry, target, operator, strength):
     return np.concatenate(weights).reshape(operator.weight.shape), np.concatenate(biases)
 
 
+def by_lstsq(entry, target, shape, strength):
+    weight, bias = (torch.from_numpy(part) for part in ridge_by_lstsq(entry, target, shape, strength))
+    return AffineConv(weight, bias, shape.stride, shape.padding, shape.groups)
+
+
 def mean_square_error(operator, entry, target):
     return float((operator(entry) - target).square().mean())
 
@@ -89,22 +104,125 @@ def test_the_solution_is_that_of_numpys_least_squares(geometry):
     assert min(errors) < 1e-9
 
 
-def test_the_strength_is_the_one_that_serves_the_other_fold_best():
-    shape = known((3, 3), (1, 1, 1, 1))
-    entry = normal(2, 6, 9, 7)
-    target = shape(entry) + 6 * normal(2, 6, 9, 7, seed=3)
-    train, test = (entry[:1], target[:1]), (entry[1:], target[1:])
+def is_ridge(found, entry, target, shape, strength, atol=1e-9):
+    """Return whether `found` is the solution on these images at this strength."""
+    weight, bias = ridge_by_lstsq(entry, target, shape, strength)
+    return np.allclose(found.weight.numpy(), weight, atol=atol) and np.allclose(found.bias.numpy(), bias, atol=atol)
 
-    def held_out_error(strength):
-        weight, bias = (torch.from_numpy(part) for part in ridge_by_lstsq(*train, shape, strength))
-        return mean_square_error(AffineConv(weight, bias, shape.stride, shape.padding, 1), *test)
 
-    best = min(fit.STRENGTHS, key=held_out_error)
-    assert best > min(fit.STRENGTHS)  # or the test would not tell
-    weight, bias = ridge_by_lstsq(entry, target, shape, best)
-    found = solved(entry, target, shape, folds=2)
-    assert np.allclose(found.weight.numpy(), weight, atol=1e-9)
-    assert np.allclose(found.bias.numpy(), bias, atol=1e-9)
+def without(fold, *tensors):
+    """Return three images' worth of tensors without one image."""
+    return [torch.cat([tensor[:fold], tensor[fold + 1 :]]) for tensor in tensors]
+
+
+SHAPE = known((3, 3), (1, 1, 1, 1))
+
+
+@pytest.fixture(scope="module")
+def folds():
+    """Three images, a fold each, with more and more noise."""
+    entry = normal(3, 6, 9, 7)
+    noise = normal(3, 6, 9, 7, seed=3) * torch.tensor([0.1, 3.0, 10.0])[:, None, None, None]
+    return entry, SHAPE(entry) + noise
+
+
+def best_strength(entry, target, judges):
+    """Return the strength of least error, summed over the judges, of solutions that have not seen the judge."""
+
+    def error(strength):
+        held_out = (slice(judge, judge + 1) for judge in judges)
+        solutions = (by_lstsq(*without(judge, entry, target), SHAPE, strength) for judge in judges)
+        return sum(mean_square_error(s, entry[one], target[one]) for s, one in zip(solutions, held_out, strict=True))
+
+    return min(fit.STRENGTHS, key=error)
+
+
+JUDGES = [(0,), (1,), (2,), (0, 1), (2, 0), (0, 1, 2)]
+
+
+@pytest.mark.parametrize("judges", JUDGES)
+def test_the_strength_is_the_one_of_least_error_over_the_judges(folds, judges):
+    assert is_ridge(solved(*folds, SHAPE, folds=3, judges=judges), *folds, SHAPE, best_strength(*folds, judges))
+
+
+def test_the_judges_of_these_images_disagree(folds):
+    """Or the tests around this one would not tell who judged."""
+    assert len({best_strength(*folds, judges) for judges in [(0,), (2,), (2, 0)]}) == 3
+
+
+def test_each_target_has_its_own_strength(folds):
+    entry, noisy = folds
+    targets = {"noisy": noisy, "clear": SHAPE(entry)}
+    system = summed(entry, targets, SHAPE, folds=3)
+    found = system.solve(["clear", "noisy"], starting_point(SHAPE), judges=(0, 1, 2), match_variance=())
+    strengths = [best_strength(entry, targets[name], (0, 1, 2)) for name in ("clear", "noisy")]
+    assert strengths[0] < strengths[1]
+    assert is_ridge(found[0], entry, targets["clear"], SHAPE, strengths[0])
+    assert is_ridge(found[1], entry, noisy, SHAPE, strengths[1])
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_without_judges_the_strength_is_fixed(folds, count):
+    assert is_ridge(solved(*folds, SHAPE, folds=count, judges=()), *folds, SHAPE, fit.UNJUDGED_STRENGTH)
+
+
+@pytest.mark.parametrize("unseen", JUDGES)
+def test_a_solution_without_a_fold_is_that_on_the_others(folds, unseen):
+    system = summed(folds[0], {"y": folds[1]}, SHAPE, folds=3)
+    found = system.solve_without(unseen, ["y"], starting_point(SHAPE), match_variance=())
+    strength = best_strength(*folds, unseen[:1])  # the first judges for all
+    assert list(found) == list(unseen)
+    for fold, (solution,) in found.items():
+        assert is_ridge(solution, *without(fold, *folds), SHAPE, strength)
+
+
+def test_a_matched_solution_without_a_fold_has_the_others_variance(folds):
+    system = summed(folds[0], {"y": folds[1]}, SHAPE, folds=3)
+    found = system.solve_without((0, 1, 2), ["y"], starting_point(SHAPE), match_variance={"y"})
+    for fold, (solution,) in found.items():
+        entry, target = without(fold, *folds)
+        plain = by_lstsq(entry, target, SHAPE, best_strength(*folds, (0,)))
+        gain = (target.var((0, 2, 3)) / plain(entry).var((0, 2, 3))).sqrt().clamp(max=fit.LARGEST_GAIN)
+        assert torch.allclose(solution.weight, gain[:, None, None, None] * plain.weight, atol=1e-9)
+
+
+@pytest.mark.parametrize("matched", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("unseen", [1, 2])
+def test_what_was_not_seen_does_not_show(folds, monkeypatch, unseen, dtype, matched):
+    """To the bit, where one strength leaves nothing to judge; the first fold gives the sums' origin too."""
+    monkeypatch.setattr(fit, "STRENGTHS", (0.03,))
+    changed = [tensor.clone() for tensor in folds]
+    for tensor in changed:
+        tensor[unseen] = 100 * tensor[unseen].square() + 7
+    one, other = (
+        summed(entry.to(dtype), {"y": target.to(dtype)}, SHAPE, folds=3).solve_without(
+            (0, 1, 2), ["y"], starting_point(SHAPE), match_variance={"y"} if matched else ()
+        )
+        for entry, target in (folds, changed)
+    )
+    for fold in range(3):
+        same = [torch.equal(getattr(one[fold][0], part), getattr(other[fold][0], part)) for part in ("weight", "bias")]
+        assert same == [fold == unseen] * 2
+
+
+def test_a_first_fold_that_was_not_seen_does_not_show(folds, monkeypatch):
+    monkeypatch.setattr(fit, "STRENGTHS", (0.03,))
+    entry, target = folds
+    changed = torch.cat([entry[:1].square() + 1, entry[1:]])
+    one, two = (
+        summed(x, {"y": target}, SHAPE, folds=3).solve_without((0,), ["y"], starting_point(SHAPE), match_variance=())
+        for x in (entry, changed)
+    )
+    (one,), (two,) = one[0], two[0]
+    assert torch.allclose(one.weight, two.weight, atol=1e-12)
+    assert torch.allclose(one.bias, two.bias, atol=1e-12)
+
+
+def test_a_lone_fold_cannot_be_left_out(folds):
+    system = summed(folds[0], {"y": folds[1]}, SHAPE)
+    with pytest.raises(ValueError, match="nothing was accumulated, so there is nothing to solve"):
+        system.solve_without((0,), ["y"], starting_point(SHAPE), match_variance=())
 
 
 @pytest.mark.parametrize("kernel", [(1, 1), (3, 3), (3, 5), (1, 5)])
@@ -128,13 +246,8 @@ def test_a_smaller_kernel_out_of_a_larger_system(kernel, stride):
 def test_several_targets_share_one_system():
     shape, entry = known((3, 3), (1, 1, 1, 1)), normal(4, 6, 9, 11)
     targets = {"a": shape(entry).relu(), "b": -2 * shape(entry).abs() + 1, "c": entry.square()}
-    system = RidgeSystem(design_of("x", shape), shape.kernel, 6)
-    for fold in range(2):
-        half = slice(2 * fold, 2 * fold + 2)
-        some = {name: target[half] for name, target in targets.items()}
-        positions = sample_positions(some["a"], 10**6, torch.Generator().manual_seed(0))
-        system.accumulate(entry[half], some, positions, fold=fold)
-    together = system.solve(["c", "a"], starting_point(shape), match_variance={"a"})
+    system = summed(entry, targets, shape, folds=2)
+    together = system.solve(["c", "a"], starting_point(shape), judges=(1,), match_variance={"a"})
     for name, found in zip(["c", "a"], together, strict=True):
         alone = solved(entry, targets[name], shape, folds=2, matched=name == "a")
         assert torch.allclose(found.weight, alone.weight, atol=1e-9)
@@ -165,9 +278,7 @@ def test_scarce_data_lean_to_identity():
     entry, fresh = normal(2, 6, 5, 3), normal(20, 6, 9, 9, seed=5)
     target = entry + 0.5 * normal(2, 6, 5, 3, seed=3)
     found = solved(entry, target, shape, folds=2)
-    nothing = 1e-9
-    weight, bias = (torch.from_numpy(part) for part in ridge_by_lstsq(entry, target, shape, nothing))
-    interpolating = AffineConv(weight, bias, shape.stride, shape.padding, 1)
+    interpolating = by_lstsq(entry, target, shape, strength=1e-9)
     distance, other = (float((op.weight - starting_point(shape).weight).norm()) for op in (found, interpolating))
     assert distance < 0.5 * other
     assert mean_square_error(found, fresh, fresh) < 0.3 * mean_square_error(interpolating, fresh, fresh)
@@ -191,6 +302,46 @@ def test_a_constant_target_and_dead_channels_stay_finite(matched):
     assert torch.isfinite(found.bias).all()
 
 
+DYING = {
+    "depthwise 1x1": {"kernel": (1, 1), "padding": (0, 0, 0, 0), "groups": 97, "c_in": 97, "c_out": 97},
+    "depthwise 3x3": {"kernel": (3, 3), "padding": (1, 1, 1, 1), "groups": 29, "c_in": 29, "c_out": 29},
+    "1x1": {"kernel": (1, 1), "padding": (0, 0, 0, 0), "c_in": 29, "c_out": 5},
+    "3x3": {"kernel": (3, 3), "padding": (1, 1, 1, 1), "c_in": 53, "c_out": 5},
+}
+
+
+def dying(shape, values, alive, batches=3, count=2053):
+    """Return fits without each fold in single precision, of channels that take `values` after the first batch."""
+    system = RidgeSystem(design_of("x", shape), shape.kernel, shape.in_channels)
+    for fold in range(batches):
+        entry = normal(8, shape.in_channels, 17, 16, seed=fold).float()
+        if fold:
+            entry[:, alive:] = values
+        target = normal(8, shape.out_channels, 17, 16, seed=10 + fold).float()
+        positions = sample_positions(target, count, torch.Generator().manual_seed(fold))
+        system.accumulate(entry, {"y": positions.pixels(target)}, positions, fold=fold)
+    found = system.solve_without(range(batches), ["y"], starting_point(shape), match_variance={"y"})
+    return [solution for (solution,) in found.values()]
+
+
+@pytest.mark.parametrize("alive", [0, 1])
+@pytest.mark.parametrize("value", [0.0, 1.7, -300.0])
+@pytest.mark.parametrize("geometry", DYING.values(), ids=DYING)
+def test_channels_that_die_after_the_first_batch(geometry, value, alive):
+    """The origin of the sums is then off by a constant, whose square drowns what variance there is."""
+    shape = known(**geometry)
+    for solution in dying(shape, value, alive):
+        assert torch.isfinite(solution.weight).all()
+        assert torch.isfinite(solution.bias).all()
+
+
+@pytest.mark.parametrize("geometry", DYING.values(), ids=DYING)
+def test_channels_that_die_would_break_the_factorisation(geometry, monkeypatch):
+    monkeypatch.setattr(fit, "FLAT", 0.0)
+    with pytest.raises(torch.linalg.LinAlgError, match="cholesky"):
+        dying(known(**geometry), 1.7, 0)
+
+
 @pytest.mark.parametrize(
     ("channels", "groups", "kernel"), [(6, 1, (3, 3)), (6, 3, (1, 5)), (6, 6, (3, 3)), (6, 1, (1, 1))]
 )
@@ -209,11 +360,14 @@ def test_the_starting_point_is_zero_where_shapes_forbid_identity():
 @pytest.mark.parametrize("count", [1, 17, 2 * 5 * 7, 1000])
 def test_sampled_positions(count):
     target = torch.arange(2 * 5 * 7).reshape(2, 1, 5, 7)
-    image, row, column = sample_positions(target, count, torch.Generator().manual_seed(3))
-    drawn = target[image, 0, row, column]
-    assert len(drawn) == len(drawn.unique()) == min(count, 70)
+    positions = sample_positions(target, count, torch.Generator().manual_seed(3))
+    assert positions.size == (5, 7)
+    drawn = positions.pixels(torch.cat([target, -target], 1))  # of two channels
+    assert torch.equal(drawn[:, 0], target[positions.image, 0, positions.row, positions.column])
+    assert torch.equal(drawn[:, 1], -drawn[:, 0])
+    assert len(drawn) == len(drawn[:, 0].unique()) == min(count, 70)
     again = sample_positions(target, count, torch.Generator().manual_seed(3))
-    assert all(torch.equal(a, b) for a, b in zip((image, row, column), again, strict=True))
+    assert torch.equal(drawn[:, 0], again.pixels(target)[:, 0])
 
 
 def test_sampling_fewer_pixels_changes_little():

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 from torchvision.models.mobilenetv2 import InvertedResidual
 
-from depthcomp import importance
-from depthcomp.importance import calibrated, divergence, fit_candidates, refit
+from depthcomp import fit, importance
+from depthcomp.calibration import CalibrationSet, cross_validated, separate
+from depthcomp.importance import calibrated, divergence, fit_candidates
 from depthcomp.pricing import Pricing
 from fx_passes import Plan, capture, enumerate_spans, linearize, merge, placed_convolutions
 from fx_passes.merge import fold_batch_norms
@@ -60,28 +61,51 @@ def candidates(network):
     return Pricing(network).candidates(enumerate_spans(network))
 
 
-FIT_ON = [images(4, seed=2), images(4, seed=3), images(4, seed=4)]
-HELD_OUT = [images(5, seed=5)]
 EQUAL_SAVINGS = defaultdict(lambda: 1.0)
 
 
 @pytest.fixture(scope="module")
-def losses(network, candidates):
-    return calibrated(network, candidates, FIT_ON, HELD_OUT, EQUAL_SAVINGS, seed=0)
+def calibration():
+    """Four images a fold."""
+    return cross_validated(images(12, seed=2), seed=0)
 
 
-def rewritten(network, plan, operators):
-    """Return the merged network of a plan whose fitted convolutions have these weights."""
+@pytest.fixture(scope="module")
+def losses(network, candidates, calibration):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(importance, "LEAST_SCORED", len(candidates))
+        return calibrated(network, candidates, calibration, EQUAL_SAVINGS, seed=0)
+
+
+@pytest.fixture(scope="module")
+def operators(network, candidates, calibration):
+    return fit_candidates(network, candidates, calibration, seed=0)
+
+
+@pytest.fixture
+def one_strength(monkeypatch):
+    """What a fold judges is then decided."""
+    monkeypatch.setattr(fit, "STRENGTHS", (0.03,))
+
+
+def rewritten(network, choice, operator):
+    """Return the merged network of a plan of one choice; the merge does without `operator` where nothing is fitted."""
+    plan = Plan((choice,))
     linearized = linearize(network, plan)
-    by_exit = {choice.exit: operators[choice] for choice in plan if choice.kind == "fit"}
-    for place, operator in zip(placed_convolutions(linearized, plan), by_exit.values(), strict=True):
+    if choice.kind == "fit":
+        (place,) = placed_convolutions(linearized, plan)
         place.load(operator)
     return merge(linearized, plan)
 
 
-def true_loss(network, changed, batches):
+def true_loss(network, choice, operators, judging):
+    """Return the mean divergence of networks really rewritten, each on images that its operator has not seen."""
     with torch.no_grad():
-        return float(np.mean([divergence(network(batch), changed(batch)) for batch in batches]))
+        found = [
+            divergence(network(batch), rewritten(network, choice, operators[choice][fold])(batch))
+            for fold, batch in judging
+        ]
+    return float(np.mean(found))
 
 
 def scores(seed):
@@ -130,25 +154,106 @@ def test_every_kind_of_choice_is_scored(losses):
 
 
 @pytest.mark.parametrize("kind", ["merge", "drop", "fit"])
-def test_a_loss_is_that_of_the_really_rewritten_network(network, candidates, losses, kind):
-    operators = fit_candidates(network, candidates, FIT_ON, seed=0)
+def test_a_loss_is_that_of_the_really_rewritten_network(network, calibration, losses, operators, kind):
+    judging = list(calibration.judging())
+    assert [fold for fold, _ in judging] == [0, 1, 2]
     chosen = [choice for choice in losses if choice.kind == kind]
     assert len(chosen) >= 2
     for choice in chosen:
-        changed = rewritten(network, Plan((choice,)), operators)
-        assert losses[choice] == pytest.approx(true_loss(network, changed, HELD_OUT), rel=1e-6, abs=1e-9), choice
+        wanted = true_loss(network, choice, operators, judging)
+        assert losses[choice] == pytest.approx(wanted, rel=1e-6, abs=1e-9), choice
 
 
-def test_the_scored_operator_is_an_oracle_of_the_merge(network, candidates):
+@pytest.mark.parametrize("most", [1, 2])
+def test_losses_are_taken_on_so_many_judging_batches_at_most(
+    network, candidates, calibration, operators, monkeypatch, most
+):
+    monkeypatch.setattr(importance, "MOST_JUDGING", most)
+    fits = [c for c in candidates if c.choice.kind == "fit"][::5]
+    for choice, loss in calibrated(network, fits, calibration, EQUAL_SAVINGS, seed=0).items():
+        some = list(calibration.judging())[:most]
+        assert loss == pytest.approx(true_loss(network, choice, operators, some), rel=1e-6), choice
+
+
+def test_separate_images_alone_judge(network, candidates):
+    calibration = separate(images(8, seed=2), images(11, seed=3), seed=0)
+    some = [c for c in candidates if c.choice.kind == "fit"][::5]
+    operators = fit_candidates(network, some, calibration, seed=0)
+    judging = list(calibration.judging())
+    assert [fold for fold, _ in judging] == [1, 1]
+    for choice, loss in calibrated(network, some, calibration, EQUAL_SAVINGS, seed=0).items():
+        assert operators[choice].keys() == {1}
+        assert loss == pytest.approx(true_loss(network, choice, operators, judging), rel=1e-6), choice
+
+
+def test_one_image_judges_what_was_fitted_to_it(network, candidates):
+    calibration, some = cross_validated(images(1), seed=0), candidates[::5]
+    assert {c.choice.kind for c in some} == {"merge", "fit", "drop"}
+    operators = fit_candidates(network, some, calibration, seed=0)
+    for choice, loss in calibrated(network, some, calibration, EQUAL_SAVINGS, seed=0).items():
+        wanted = true_loss(network, choice, operators, [(0, images(1))])
+        assert loss == pytest.approx(wanted, rel=1e-6, abs=1e-9), choice
+
+
+def fitted(operators):
+    return {choice: by_fold for choice, by_fold in operators.items() if choice.kind == "fit"}
+
+
+def same(one, other, atol=0.0):
+    return all(torch.allclose(getattr(one, p), getattr(other, p), rtol=0, atol=atol) for p in ("weight", "bias"))
+
+
+@pytest.mark.usefixtures("one_strength")
+@pytest.mark.parametrize("unseen", [0, 1, 2])
+def test_images_do_not_show_in_fits_that_have_not_seen_them(network, candidates, calibration, unseen):
+    batches = [b * 3 + 1 if fold == unseen else b for b, fold in zip(calibration.batches, range(3), strict=True)]
+    changed = CalibrationSet(tuple(batches), calibration.folds, calibration.judges)
+    one, other = (fitted(fit_candidates(network, candidates, c, seed=0)) for c in (calibration, changed))
+    for choice, by_fold in one.items():
+        for fold, operator in by_fold.items():
+            seen = fold != unseen
+            # the first fold gives the sums their origin, so it may show in the last digits
+            assert same(operator, other[choice][fold], atol=0.0 if unseen else 1e-9) is not seen, (choice, fold)
+
+
+@pytest.mark.usefixtures("one_strength")
+@pytest.mark.parametrize("unseen", [0, 1, 2])
+def test_a_fit_without_a_fold_is_that_on_the_others_alone(network, candidates, calibration, unseen):
+    """All pixels are sampled here, so both solve the same equations."""
+    others = torch.cat([calibration.batches[fold] for fold in range(3) if fold != unseen])
+    alone = CalibrationSet(tuple(others.split(4)), (0, 0), ())
+    for choice, by_fold in fitted(fit_candidates(network, candidates, calibration, seed=0)).items():
+        assert by_fold.keys() == {0, 1, 2}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fit, "UNJUDGED_STRENGTH", 0.03)
+        wanted = fitted(fit_candidates(network, candidates, alone, seed=0))
+    found = fitted(fit_candidates(network, candidates, calibration, seed=0))
+    for choice, by_fold in wanted.items():
+        assert same(found[choice][unseen], by_fold[0], atol=1e-8), choice
+
+
+def test_the_scored_operator_is_an_oracle_of_the_merge(network, operators):
     """A merge choice's operator, put in by `place.load`'s counterpart, equals what merge itself derives."""
-    operators = fit_candidates(network, candidates, FIT_ON, seed=0)
-    for candidate in candidates:
-        if candidate.choice.kind == "merge":
-            merged = merge(linearize(network, Plan((candidate.choice,))), Plan((candidate.choice,)))
+    for choice, by_fold in operators.items():
+        if choice.kind == "merge":
+            merged = merge(linearize(network, Plan((choice,))), Plan((choice,)))
             conv = merged.get_submodule(
                 next(str(node.target) for node in merged.graph.nodes if "merged" in str(node.target))
             )
-            assert torch.allclose(conv.weight, operators[candidate.choice].weight, atol=1e-9)
+            assert all(torch.allclose(conv.weight, operator.weight, atol=1e-9) for operator in by_fold.values())
+
+
+def test_a_dropped_span_has_no_operator(operators):
+    dropped = [by_fold for choice, by_fold in operators.items() if choice.kind == "drop"]
+    assert dropped
+    assert all(by_fold == {0: None, 1: None, 2: None} for by_fold in dropped)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_operators_have_the_images_precision(network, candidates, dtype):
+    single, calibration = copy.deepcopy(network).to(dtype), cross_validated(images(6).to(dtype), seed=0)
+    for by_fold in fitted(fit_candidates(single, candidates[::5], calibration)).values():
+        assert {operator.weight.dtype for operator in by_fold.values()} == {dtype}
 
 
 def test_fits_lose_less_than_merges_of_the_same_span(losses):
@@ -163,100 +268,56 @@ def test_fits_lose_less_than_merges_of_the_same_span(losses):
     assert np.mean([fitted for _, fitted in both]) < np.mean([merged for merged, _ in both])
 
 
-def test_the_same_seed_gives_the_same_losses(network, candidates, losses):
-    assert calibrated(network, candidates, FIT_ON, HELD_OUT, EQUAL_SAVINGS, seed=0) == losses
+def test_the_same_seed_gives_the_same_losses(network, candidates, calibration):
+    one, two = (calibrated(network, candidates[::5], calibration, EQUAL_SAVINGS, seed=4) for _ in range(2))
+    assert one == two
 
 
-def test_the_network_is_not_changed(network, candidates):
+def test_the_network_and_the_images_are_not_changed(network, candidates, calibration):
     text, state = str(network.graph), copy.deepcopy(network.state_dict())
-    some = candidates[::5]
-    calibrated(network, some, FIT_ON, HELD_OUT, EQUAL_SAVINGS)
-    refit(network, Plan((next(c.choice for c in some if c.choice.kind == "fit"),)), FIT_ON)
+    batches = [batch.clone() for batch in calibration.batches]
+    calibrated(network, candidates[::5], calibration, EQUAL_SAVINGS)
     assert str(network.graph) == text
     assert all(torch.equal(value, network.state_dict()[name]) for name, value in state.items())
+    assert all(torch.equal(kept, batch) for kept, batch in zip(batches, calibration.batches, strict=True))
 
 
-def test_several_passes_for_little_memory_give_the_same(network, candidates, losses, monkeypatch):
+def test_several_passes_for_little_memory_give_the_same(network, candidates, calibration, operators, monkeypatch):
     monkeypatch.setattr(importance, "MEMORY_BYTES", 1)
-    found = calibrated(network, candidates, FIT_ON, HELD_OUT, EQUAL_SAVINGS, seed=0)
-    assert found.keys() == losses.keys()
-    for choice, loss in losses.items():
-        assert found[choice] == pytest.approx(loss, rel=1e-6, abs=1e-9)
+    found = fit_candidates(network, candidates, calibration, seed=0)
+    assert found.keys() == operators.keys()
+    for choice, by_fold in fitted(operators).items():
+        assert all(same(operator, found[choice][fold], atol=1e-8) for fold, operator in by_fold.items()), choice
 
 
-def test_systems_that_are_too_large_are_left_out(network, candidates, losses, monkeypatch):
+def test_systems_that_are_too_large_are_left_out(network, candidates, calibration, losses, monkeypatch):
     monkeypatch.setattr(importance, "LARGEST_SYSTEM", 30)
-    found = calibrated(network, candidates, FIT_ON, HELD_OUT, EQUAL_SAVINGS, seed=0)
+    found = calibrated(network, candidates, calibration, EQUAL_SAVINGS, seed=0)
     assert {c for c in losses if c.kind != "fit"} <= found.keys() < losses.keys()
     assert any(choice.kind == "fit" for choice in found)
 
 
-def test_progress_is_reported_to_the_end(network, candidates):
+def test_progress_is_reported_to_the_end(network, candidates, calibration):
     calls = []
     calibrated(
-        network, candidates[::4], FIT_ON, [*HELD_OUT, images(3)], EQUAL_SAVINGS,
+        network, candidates[::4], calibration, EQUAL_SAVINGS,
         progress=lambda what, done, total: calls.append((what, done, total)),
     )  # fmt: skip
     assert all(0 < done <= total for _, done, total in calls)
-    assert {what.split(",")[0] for what, _, _ in calls} >= {"fitting", "scoring"}
+    assert {what.split(",")[0] for what, _, _ in calls} == {"fitting", "solving", "scoring"}
+    scored = [(done, total) for what, done, total in calls if what == "scoring, batch 3 of 3"]
+    assert scored[-1][0] == scored[-1][1]
 
 
-def test_more_held_out_images_refine_the_better_half(network, candidates, monkeypatch):
+def test_more_judging_images_refine_the_better_half(network, candidates, calibration, monkeypatch):
     monkeypatch.setattr(importance, "LEAST_SCORED", 1)
-    more = [*HELD_OUT, images(5, seed=9)]
-    first, refined = (calibrated(network, candidates, FIT_ON, batches, EQUAL_SAVINGS) for batches in (HELD_OUT, more))
+    savings = {c.choice: 1.0 + index % 3 for index, c in enumerate(candidates)}
+    monkeypatch.setattr(importance, "MOST_JUDGING", 1)
+    first = calibrated(network, candidates, calibration, savings)
+    monkeypatch.setattr(importance, "MOST_JUDGING", 2)
+    refined = calibrated(network, candidates, calibration, savings)
     changed = {choice for choice in first if first[choice] != refined[choice]}
     assert first.keys() == refined.keys()
-    assert max(first[choice] for choice in changed) <= min(first[c] for c in first.keys() - changed) + 1e-12
-
-
-def fits_of(candidates, *exits):
-    return [c.choice for c in candidates if c.choice.kind == "fit" and c.choice.exit in exits]
-
-
-def test_a_lone_refit_is_the_fit(network, candidates):
-    """All pixels are sampled here, so both solve the same equations."""
-    operators = fit_candidates(network, candidates, FIT_ON, seed=0)
-    fits = [c.choice for c in candidates if c.choice.kind == "fit"]
-    for choice in fits[::7]:
-        plan = Plan((choice,))
-        place = placed_convolutions(refit(network, plan, FIT_ON), plan)[0]
-        assert torch.allclose(place.operator.weight, operators[choice].weight, atol=1e-8), choice
-        assert torch.allclose(place.operator.bias, operators[choice].bias, atol=1e-8), choice
-
-
-def test_later_fits_make_up_for_earlier_ones(network, candidates):
-    """Refitted front to back, the network's features come closer to the original's on the images of the fit."""
-    stem = next(c.choice for c in candidates if c.choice.kind == "fit" and c.span.entry == "x")
-    later = next(
-        c.choice for c in candidates
-        if c.choice.kind == "fit" and c.choice.entry == stem.exit and c.choice.kernel == (3, 3)
-    )  # fmt: skip
-    plan = Plan((stem, later))
-    operators = fit_candidates(network, candidates, FIT_ON, seed=0)
-    alone = rewritten(network, plan, operators)
-    together = merge(refit(network, plan, FIT_ON), plan)
-    assert true_loss(network, together, FIT_ON) < true_loss(network, alone, FIT_ON)
-
-
-def test_fits_in_parallel_branches_are_refitted(network, candidates):
-    fits = [c.choice for c in candidates if c.choice.kind == "fit"]
-    long = [choice for choice in fits if choice.exit.startswith("long")]
-    short = [choice for choice in fits if choice.exit.startswith("short")]
-    assert long
-    assert short
-    for plan in (Plan((long[-1], short[-1])), Plan((long[0], short[-1]))):
-        changed = merge(refit(network, plan, FIT_ON), plan)
-        assert math.isfinite(true_loss(network, changed, HELD_OUT))
-
-
-def test_refits_repeat(network, candidates):
-    fits = [c.choice for c in candidates if c.choice.kind == "fit"]
-    plan = Plan((fits[-1],))
-    one, two = (refit(network, plan, FIT_ON, seed=3).state_dict() for _ in range(2))
-    assert all(torch.equal(value, two[name]) for name, value in one.items())
-
-
-def test_an_empty_plan_is_the_network(network):
-    same = refit(network, Plan(), FIT_ON)
-    assert torch.equal(same(HELD_OUT[0]), network(HELD_OUT[0]))
+    assert len(changed) == (len(first) + 1) // 2
+    dearest = max(first[choice] / savings[choice] for choice in changed)
+    assert dearest <= min(first[c] / savings[c] for c in first.keys() - changed) + 1e-12

@@ -1,0 +1,82 @@
+"""Calibration images in folds: what is fitted on some folds is judged on another that it has not seen."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from depthcomp.data import in_batches
+
+__all__ = ["CalibrationSet", "cross_validated", "separate"]
+
+FAST = torch.channels_last  # convolutions on a CPU take half the time
+FOLDS = 3  # each fit then sees two thirds of the images, and every image judges
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationSet:
+    """Batches of images in folds.
+
+    Attributes:
+        batches: images (n, c, h, w) each, those of a fold in random order.
+        folds: the fold that each batch belongs to.
+        judges: folds whose images judge, each by fits on all other folds; empty where there is one image alone,
+            which then judges what was fitted on it.
+    """
+
+    batches: tuple[Tensor, ...]
+    folds: tuple[int, ...]
+    judges: tuple[int, ...]
+
+    @property
+    def count(self) -> int:
+        """How many folds there are."""
+        return max(self.folds) + 1
+
+    def judging(self) -> Iterator[tuple[int, Tensor]]:
+        """Yield the fold and the images of each judging batch, the folds taking turns."""
+        turns = itertools.zip_longest(*(self.fold(fold) for fold in self.judges or (0,)))
+        for turn in turns:
+            for fold, batch in zip(self.judges or (0,), turn, strict=True):
+                if batch is not None:
+                    yield fold, batch
+
+    def fold(self, fold: int) -> list[Tensor]:
+        """Return the batches of one fold."""
+        return [batch for batch, number in zip(self.batches, self.folds, strict=True) if number == fold]
+
+    def thinned(self, count: int) -> CalibrationSet:
+        """Return about `count` of the batches, or all where there are fewer, out of every fold."""
+        chosen = slice(None, None, max(1, round(len(self.batches) / count)))
+        kept = {fold: self.fold(fold)[chosen] for fold in range(self.count)}
+        batches = tuple(batch for fold in kept.values() for batch in fold)
+        return CalibrationSet(batches, tuple(n for n, fold in kept.items() for _ in fold), self.judges)
+
+
+def cross_validated(images: Tensor, seed: int) -> CalibrationSet:
+    """Return images (n, c, h, w) in up to three folds that take turns in judging.
+
+    A fold is a contiguous part: neighbours, which may be crops of one photo or frames of one film, stay together.
+    """
+    count = min(FOLDS, len(images))
+    parts = [images[start * len(images) // count : (start + 1) * len(images) // count] for start in range(count)]
+    return _in_folds(parts, tuple(range(count)) if count > 1 else (), seed)
+
+
+def separate(images: Tensor, judging: Tensor, seed: int) -> CalibrationSet:
+    """Return a set whose fits are on `images` and judged on `judging`, (n, c, h, w) both."""
+    return _in_folds([images, judging], (1,), seed)
+
+
+def _in_folds(parts: list[Tensor], judges: tuple[int, ...], seed: int) -> CalibrationSet:
+    generator = torch.Generator().manual_seed(seed)
+    mixed = [
+        in_batches(part[torch.randperm(len(part), generator=generator).to(part.device)].to(memory_format=FAST))
+        for part in parts
+    ]
+    batches = tuple(batch for part in mixed for batch in part)
+    return CalibrationSet(batches, tuple(fold for fold, part in enumerate(mixed) for _ in part), judges)

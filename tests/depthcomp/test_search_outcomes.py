@@ -1,0 +1,108 @@
+"""What the search returns where every plan's measured latency and true loss are known in advance."""
+
+import pytest
+import torch
+
+from depthcomp import Budget, search
+from depthcomp.calibration import cross_validated
+from depthcomp.errors import BudgetInfeasibleError
+from depthcomp.search import Search
+from dp_solver import Chain, Choice
+from fx_passes import Plan, SpanChoice
+from latency_tables import Timing, fit_affine
+
+ORIGINAL_MS = 10.0
+
+
+def plan_of(size):
+    return Plan((SpanChoice("a", "b", "fit", (size, size)),))
+
+
+class KnownPredictor:
+    """Measures what a dictionary says of a plan's sum; predicts like the real one."""
+
+    def __init__(self, measured):
+        self.original = Timing((ORIGINAL_MS,) * 3, 9)
+        self.original_sum_ms = ORIGINAL_MS
+        self._measured = measured
+        self._points = [(ORIGINAL_MS, ORIGINAL_MS)]
+        self.tried = []
+
+    def learn(self, network, sum_ms):
+        found = self._measured.get(sum_ms, sum_ms)
+        self._points.append((sum_ms, found))
+        self.tried.append(sum_ms)
+        return self.original, Timing((found,) * 3, 9)
+
+    def predict(self, sum_ms):
+        return fit_affine(*zip(*self._points, strict=True)).predict(sum_ms)
+
+    def invert(self, target_ms):
+        return fit_affine(*zip(*self._points, strict=True)).invert(target_ms)
+
+
+@pytest.fixture
+def known_search(monkeypatch):
+    """Return a maker of searches over plans of one choice each: (sum in ms, importance, true loss)."""
+
+    def make(plans, measured):
+        sizes = {2 * place + 1: plan for place, plan in enumerate(plans)}
+        choices = {size: next(iter(plan_of(size))) for size in sizes}
+        true_losses = {plan_of(size): loss for size, (_, _, loss) in sizes.items()} | {Plan(): 0.0}
+
+        def problem(without):
+            offered = [
+                Choice(choices[size], sum_ms, importance)
+                for size, (sum_ms, importance, _) in sizes.items()
+                if choices[size] not in without
+            ]
+            return Chain(1, {(0, 1): [Choice("keep", ORIGINAL_MS, 0.0), *offered]})
+
+        class KnownRefitter:
+            def __init__(self, network, calibration, *, seed):
+                pass
+
+            def refit(self, plan, *, unseen=None, progress=None):
+                return plan
+
+            def loss(self, plan):
+                return true_losses[plan]
+
+        monkeypatch.setattr(search, "Refitter", KnownRefitter)
+        monkeypatch.setattr(search, "linearize", lambda network, plan: plan)
+        monkeypatch.setattr(search, "merge", lambda linearized, plan: linearized)
+        predictor = KnownPredictor(measured)
+        return Search(None, problem, predictor, cross_validated(torch.zeros(3, 1, 2, 2), 0)), predictor
+
+    return make
+
+
+def test_a_missed_plan_gives_way_to_the_next_best_not_to_the_fastest(known_search):
+    plans = [(7.4, 0.1, 0.1), (6.5, 0.2, 0.2), (2.0, 9.0, 9.0)]
+    searching, predictor = known_search(plans, {7.4: 8.05})
+    found = searching.meet(Budget(8, "ms"))
+    assert 7.4 in predictor.tried
+    assert (found.plan, found.loss, found.measured.ms) == (plan_of(3), 0.2, 6.5)
+
+
+def test_of_plans_that_fit_the_one_of_least_true_loss_is_returned(known_search):
+    plans = [(7.9, 0.1, 0.9), (7.8, 0.2, 0.3), (7.7, 0.4, 0.5), (3.0, 5.0, 5.0)]
+    found = known_search(plans, {})[0].meet(Budget(8, "ms"))
+    assert (found.plan, found.loss) == (plan_of(3), 0.3)
+
+
+def test_sums_that_overstate_savings_are_corrected(known_search):
+    """Whole networks take 1.25 of the sum, less 2.5 ms: a sum of 8.3 ms is within 8 ms, one of 8.6 ms is not."""
+    plans = [(8.6, 0.1, 0.1), (8.3, 0.2, 0.2), (7.5, 0.3, 0.3), (3.0, 9.0, 9.0)]
+    measured = {sum_ms: 1.25 * sum_ms - 2.5 for sum_ms, _, _ in plans}
+    found = known_search(plans, measured)[0].meet(Budget(8, "ms"))
+    assert (found.plan, found.measured.ms) == (plan_of(3), pytest.approx(7.875))
+    assert found.predicted_ms == pytest.approx(7.875)
+
+
+def test_where_every_plan_misses_the_fastest_is_named(known_search):
+    plans = [(7.5, 0.3, 0.3), (6.0, 1.0, 1.0)]
+    searching, _ = known_search(plans, {7.5: 9.0, 6.0: 8.5})
+    with pytest.raises(BudgetInfeasibleError, match=r"the fastest was measured at 8\.500 ms") as caught:
+        searching.meet(Budget(8, "ms"))
+    assert caught.value.best_ms == pytest.approx(8.5)
