@@ -50,9 +50,13 @@ class CalibrationSet:
         return [batch for batch, number in zip(self.batches, self.folds, strict=True) if number == fold]
 
     def thinned(self, count: int) -> CalibrationSet:
-        """Return about `count` of the batches, or all where there are fewer, out of every fold."""
-        chosen = slice(None, None, max(1, round(len(self.batches) / count)))
-        kept = {fold: self.fold(fold)[chosen] for fold in range(self.count)}
+        """Return about `count` of the batches, or all where there are fewer, the folds thinned to equal shares."""
+        share = count / self.count
+        kept = {
+            fold: found[:: max(1, round(len(found) / share))]
+            for fold in range(self.count)
+            for found in [self.fold(fold)]
+        }
         batches = tuple(batch for fold in kept.values() for batch in fold)
         return CalibrationSet(batches, tuple(n for n, fold in kept.items() for _ in fold), self.judges)
 

@@ -44,8 +44,8 @@ def calibration_batches(data: Iterable[Any], example: Tensor, *, argument: str =
 
 
 def in_batches(images: Tensor) -> list[Tensor]:
-    """Return images (n, c, h, w) as batches of at most 8."""
-    return list(torch.split(images, BATCH_SIZE))
+    """Return images (n, c, h, w) as batches of at most 8, as equal as can be."""
+    return list(torch.tensor_split(images, -(-len(images) // BATCH_SIZE)))
 
 
 def first_images(data: Iterable[Any], *, argument: str = "data") -> Tensor:

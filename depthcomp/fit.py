@@ -27,7 +27,7 @@ __all__ = ["Design", "Positions", "RidgeSystem", "design_of", "sample_positions"
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)  # of the ridge, relative to the mean power of a patch element
 JUDGED_OUTPUTS = 32  # of each target, enough to tell one strength from another
 UNJUDGED_STRENGTH = 1e-1  # where no fold judges
-FLAT = 1e-2  # of the mean square about the origin: a smaller variance drowns in single precision
+FLAT = 1e-8  # of the squared mean: a smaller variance is rounding in single precision
 LARGEST_GAIN = 3.0  # a channel that is hardly explained would otherwise become noise
 
 
@@ -98,8 +98,13 @@ def sample_positions(target: Tensor, count: int, generator: torch.Generator) -> 
 
 
 @dataclass(frozen=True, slots=True)
-class _Sums:
-    """Sums over sampled pixels; x is a patch, y the pixels of all targets side by side, both split into groups."""
+class _Scatter:
+    """Means, and scatter about them, over sampled pixels.
+
+    x is a patch, y the pixels of all targets side by side, both split into groups. A batch is centred before it is
+    multiplied out, so that single precision suffices, and batches are joined in float64 as Chan, Golub and LeVeque
+    do (Updating formulae and a pairwise algorithm for computing sample variances, 1979).
+    """
 
     count: int
     x: Tensor  # (groups, unknowns, 1)
@@ -108,26 +113,46 @@ class _Sums:
     yy: Tensor  # (groups, 1, outputs)
     xy: Tensor  # (groups, unknowns, outputs)
 
-    def __add__(self, other: _Sums) -> _Sums:
-        return _Sums(
-            self.count + other.count, self.x + other.x, self.xx + other.xx,
-            self.y + other.y, self.yy + other.yy, self.xy + other.xy,
+    @classmethod
+    def of(cls, x: Tensor, y: Tensor) -> _Scatter:
+        """Return that of patches (groups, samples, unknowns) and pixels (groups, samples, outputs)."""
+        (x, x_mean), (y, y_mean) = _centred(x), _centred(y)
+        transposed = x.transpose(1, 2)
+        products = transposed @ x, y.square().sum(1, keepdim=True), transposed @ y
+        xx, yy, xy = (product.double() for product in products)
+        return cls(x.shape[1], x_mean.transpose(1, 2), xx, y_mean, yy, xy)
+
+    def __add__(self, other: _Scatter) -> _Scatter:
+        x, y = other.x - self.x, other.y - self.y
+        count = self.count + other.count
+        share = other.count / count
+        weight = self.count * share
+        return _Scatter(
+            count,
+            self.x + share * x, self.xx + other.xx + weight * x @ x.transpose(1, 2),
+            self.y + share * y, self.yy + other.yy + weight * y.square(), self.xy + other.xy + weight * x @ y,
         )  # fmt: skip
 
     def moments(self, taps: Tensor, outputs: Tensor) -> _Moments:
         """Return the centred second moments of the chosen patch elements and outputs."""
-        mean, target_mean = self.x[:, taps] / self.count, self.y[..., outputs] / self.count
-        squares = (self.xx if len(taps) == self.xx.shape[1] else self.xx[:, taps[:, None], taps]) / self.count
-        covariance = squares - mean @ mean.transpose(1, 2)
-        power, about_origin = (each.diagonal(dim1=1, dim2=2).mean(1) for each in (covariance, squares))
+        mean = self.x[:, taps]
+        covariance = (self.xx if len(taps) == self.xx.shape[1] else self.xx[:, taps[:, None], taps]) / self.count
+        rounding = FLAT * mean.square().mean((1, 2))
         return _Moments(
             mean,
-            target_mean,
+            self.y[..., outputs],
             covariance,
-            power.clamp_min(1e-12).maximum(FLAT * about_origin),
-            self.xy[:, taps[:, None], outputs] / self.count - mean @ target_mean,
-            (self.yy[..., outputs] / self.count - target_mean.square()).clamp_min(0.0),
+            covariance.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-12).maximum(rounding),
+            self.xy[:, taps[:, None], outputs] / self.count,
+            self.yy[..., outputs] / self.count,
         )
+
+
+def _centred(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Return values (groups, samples, k) less their mean, and the mean (groups, 1, k) in float64."""
+    mean = values.mean(1, keepdim=True)
+    centred = values - mean
+    return centred, mean.double() + centred.mean(1, keepdim=True)  # what the rounded mean left
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,9 +238,8 @@ class RidgeSystem:
         self.kernel = kernel
         self._channels = channels // design.groups
         self.unknowns = self._channels * kernel[0] * kernel[1]
-        self._folds: dict[int, _Sums] = {}
+        self._folds: dict[int, _Scatter] = {}
         self._outputs: dict[str, Tensor] = {}
-        self._origin: tuple[Tensor, Tensor] | None = None  # near the means, so that single precision suffices
 
     def accumulate(self, entry: Tensor, targets: Mapping[str, Tensor], positions: Positions, *, fold: int = 0) -> None:
         """Add what is read from `entry` (n, c_in, h, w) for some output positions to one fold.
@@ -229,15 +253,7 @@ class RidgeSystem:
             name: torch.arange(start, stop) for name, start, stop in zip(targets, starts, starts[1:], strict=False)
         }
         y = torch.cat(pixels, dim=2)
-        if self._origin is None:
-            self._origin = patches.mean(1, keepdim=True), y.mean(1, keepdim=True)
-        patches, y = patches - self._origin[0], y - self._origin[1]
-        transposed = patches.transpose(1, 2)
-        products = (
-            transposed.sum(2, keepdim=True), transposed @ patches,
-            y.sum(1, keepdim=True), y.square().sum(1, keepdim=True), transposed @ y,
-        )  # fmt: skip
-        sums = _Sums(patches.shape[1], *(product.double() for product in products))
+        sums = _Scatter.of(patches, y)
         self._folds[fold] = self._folds[fold] + sums if fold in self._folds else sums
 
     def solve(
@@ -278,7 +294,7 @@ class RidgeSystem:
         chosen = [sums for fold, sums in self._folds.items() if fold != unseen]
         if not chosen:
             raise ValueError("nothing was accumulated, so there is nothing to solve")
-        return functools.reduce(_Sums.__add__, chosen).moments(task.taps, task.outputs)
+        return functools.reduce(_Scatter.__add__, chosen).moments(task.taps, task.outputs)
 
     def _strengths(self, task: _Task, judges: Sequence[int]) -> list[float]:
         """Return the strength of least error for each target."""
@@ -302,7 +318,7 @@ class RidgeSystem:
             chosen = strength == value
             weight[..., chosen] = moments.of(chosen).solve(task.start[..., chosen], value)
         weight = torch.where(matched, weight * moments.gain(weight), weight)
-        bias = moments.bias(weight) + self._shift(task, weight)
+        bias = moments.bias(weight)
         prior = task.prior
         return [
             AffineConv(
@@ -311,12 +327,6 @@ class RidgeSystem:
             )
             for part, shift in zip(torch.split(weight, width, dim=2), torch.split(bias, width, dim=2), strict=True)
         ]  # fmt: skip
-
-    def _shift(self, task: _Task, weight: Tensor) -> Tensor:
-        """Return what the origin of the sums adds to the bias, (groups, 1, outputs)."""
-        assert self._origin is not None  # there are moments
-        x, y = self._origin
-        return y[..., task.outputs].double() - x[..., task.taps].double() @ weight
 
     def _patches(self, entry: Tensor, positions: Positions) -> Tensor:
         """Return the patches read at output `positions`: (groups, samples, c_in / groups * kh * kw)."""

@@ -90,3 +90,26 @@ def test_batches_of_a_fold_need_not_stand_together():
     calibration = CalibrationSet(batches, folds=(0, 1, 0), judges=(1, 0))
     assert numbers(calibration.fold(0)) == [0, 2]
     assert [(fold, *numbers([batch])) for fold, batch in calibration.judging()] == [(1, 1), (0, 0), (0, 2)]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 11, 26, 200])
+@pytest.mark.parametrize("most", [1, 3, 7, 100])
+def test_a_thinned_set_has_some_batches_of_every_fold(count, most):
+    whole = cross_validated(images(count), seed=0)
+    thinned = whole.thinned(most)
+    assert (thinned.count, thinned.judges) == (whole.count, whole.judges)
+    assert len(thinned.batches) <= max(1.5 * most + whole.count, whole.count)
+    for fold in range(whole.count):
+        kept, all_ = thinned.fold(fold), whole.fold(fold)
+        assert kept
+        assert all(any(batch is own for own in all_) for batch in kept)
+    assert len({id(batch) for batch in thinned.batches}) == len(thinned.batches)
+    if len(whole.batches) <= most:
+        assert thinned == whole
+
+
+def test_a_thinned_set_judges_on_separate_images_still():
+    thinned = separate(images(200), images(20, first=1000), seed=0).thinned(10)
+    assert thinned.judges == (1,)
+    assert all(number >= 1000 for number in numbers(batch for _, batch in thinned.judging()))
+    assert {number >= 1000 for number in numbers(thinned.fold(0))} == {False}

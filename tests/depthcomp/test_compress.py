@@ -14,6 +14,7 @@ from torchvision.models.resnet import BasicBlock
 
 import depthcomp
 from depthcomp import Budget, CompressionResult, compress_depth
+from depthcomp.calibration import cross_validated, separate
 from depthcomp.depth import convolution_depth
 from depthcomp.errors import (
     ArtifactError,
@@ -28,6 +29,7 @@ from depthcomp.errors import (
 )
 from depthcomp.export import to_onnx
 from depthcomp.importance import divergence
+from depthcomp.refit import Refitter
 from fx_passes import Plan, capture, fold_batch_norms, merge
 from latency_tables import Environment, LatencyTable, create_backend
 
@@ -203,6 +205,24 @@ def test_the_loss_is_that_of_the_returned_model_on_images_never_seen(run):
     assert 0.4 < run.result.loss / true_loss < 2.5
 
 
+def folded_net():
+    network = capture(tiny_net(), EXAMPLE)
+    fold_batch_norms(network)
+    return network
+
+
+def test_every_image_judges_where_there_are_no_others(run):
+    refitter = Refitter(folded_net(), cross_validated(images(), 0), seed=0)
+    assert run.result.loss == pytest.approx(refitter.loss(run.result.plan), rel=1e-3)
+
+
+def test_the_returned_model_is_fitted_to_every_image(run):
+    refitted = Refitter(folded_net(), cross_validated(images(), 0), seed=0).refit(run.result.plan)
+    batch = images(8, seed=7)
+    with torch.no_grad():
+        assert relative_error(run.result.model(batch), merge(refitted, run.result.plan)(batch)) < 1e-3
+
+
 def test_the_seconds_of_the_stages_add_up_to_the_whole_run(run):
     stages = ["capturing", "measuring the original", "measuring operators", "scoring choices", "searching", "saving"]
     assert list(run.result.seconds) == stages
@@ -275,6 +295,25 @@ def test_without_data_a_warning_is_given(arithmetic_backend):
     assert [str(warning.message) for warning in caught] == list(result.warnings)
     assert caught[0].filename == __file__  # the warning points at the user's line
     assert result.measured_ms <= result.budget_ms
+
+
+def test_validation_data_judge_and_data_do_not(run, arithmetic_backend):
+    table, judging = run.result.table, images(12, seed=2)
+    result = compress_depth(
+        tiny_net(), "75%", data=[images()], val_data=iter(judging), backend=arithmetic_backend(), table=table, seed=3
+    )
+    refitter = Refitter(folded_net(), separate(images(), judging, 3), seed=3)
+    assert result.loss == pytest.approx(refitter.loss(result.plan), rel=1e-3)
+    assert result.warnings == ()
+
+
+def test_one_image_judges_what_is_fitted_to_it_and_that_is_said(run, arithmetic_backend):
+    with pytest.warns(UserWarning, match="one calibration image: .* on the image that was fitted to") as caught:
+        result = compress_depth(tiny_net(), "75%", data=images(1), backend=arithmetic_backend(), table=run.result.table)
+    assert [str(warning.message) for warning in caught] == list(result.warnings)
+    with torch.no_grad():
+        on_it = divergence(tiny_net()(images(1)), result.model(images(1)))
+    assert result.loss == pytest.approx(on_it, rel=1e-3)
 
 
 @pytest.mark.parametrize("trap", ["dearer", "cliff"])

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from depthcomp import preparation
+from depthcomp.calibration import cross_validated, separate
 from depthcomp.preparation import prepare
 
 EXAMPLE = torch.zeros(1, 3, 7, 11)
@@ -60,15 +61,38 @@ def test_a_fit_that_is_too_large_is_refused_with_its_size(monkeypatch):
     assert [c for c in prepared.candidates if c.choice.kind == "merge"]  # merging solves nothing
 
 
+def is_same(found, wanted):
+    return (found.folds, found.judges) == (wanted.folds, wanted.judges) and all(
+        torch.equal(one, other) for one, other in zip(found.batches, wanted.batches, strict=True)
+    )
+
+
+@pytest.mark.parametrize("seed", [0, 5])
+def test_data_alone_are_cross_validated(seed):
+    prepared = prepare(net(), None, [images(30), images(10, seed=1)], None, seed=seed)
+    assert is_same(prepared.calibration, cross_validated(torch.cat([images(30), images(10, seed=1)]), seed))
+    assert not is_same(prepared.calibration, cross_validated(torch.cat([images(30), images(10, seed=1)]), 9))
+
+
 def test_all_data_judge_where_there_are_no_others():
     prepared = prepare(net(), None, [images(40)], None, seed=0)
+    assert prepared.calibration.judges == (0, 1, 2)
     assert torch.equal(in_order(prepared.calibration.batches), in_order([images(40)]))
     assert torch.equal(judging(prepared), in_order([images(40)]))
 
 
-def test_validation_data_alone_judge():
-    prepared = prepare(net(), None, [images(40)], [images(12, seed=1)], seed=0)
+@pytest.mark.parametrize("count", [1, 40])
+def test_validation_data_alone_judge(count):
+    prepared = prepare(net(), None, [images(count)], [images(12, seed=1)], seed=5)
+    assert is_same(prepared.calibration, separate(images(count), images(12, seed=1), 5))
     assert torch.equal(judging(prepared), in_order([images(12, seed=1)]))
+    assert torch.equal(in_order(prepared.calibration.fold(0)), in_order([images(count)]))
+    assert prepared.notes == ()
+
+
+def test_two_images_judge_each_other():
+    prepared = prepare(net(), None, [images(2)], None, seed=0)
+    assert prepared.calibration.judges == (0, 1)
     assert prepared.notes == ()
 
 
