@@ -191,3 +191,31 @@ def test_the_timer_closes_what_it_built_when_measuring_fails(network, arithmetic
     with pytest.raises(Exception, match="a time is finite and positive"):
         NetworkTimer(network, (EXAMPLE,), backend)
     assert backend.live == 0
+
+
+def test_an_unsteady_machine_is_measured_longer(network, arithmetic_backend):
+    """The spread of one of the two networks decides for both, whose rounds stay side by side."""
+
+    class Drifting:
+        def __init__(self, runner, drift):
+            self._runner, self._calls, self._drift = runner, 0, drift
+
+        def time_ms(self, inner):
+            self._calls += 1
+            return self._runner.time_ms(inner) * (1 + self._drift * (self._calls // 4 % 5))
+
+        def close(self):
+            self._runner.close()
+
+    class DriftingBackend(type(arithmetic_backend())):
+        drift = 0.0
+
+        def build(self, onnx_model):
+            return Drifting(super().build(onnx_model), self.drift)
+
+    backend = DriftingBackend()
+    timer = NetworkTimer(network, (EXAMPLE,), backend)
+    assert [len(timing.rounds_ms) for timing in timer.compare(network, rounds=5)] == [5, 5]
+    backend.drift = 0.1
+    assert [len(timing.rounds_ms) for timing in timer.compare(network, rounds=5)] == [15, 15]
+    assert backend.live == 0
