@@ -11,7 +11,6 @@ import hashlib
 import json
 import math
 import os
-import threading
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -25,6 +24,7 @@ from torch.utils._pytree import tree_leaves
 
 from depthcomp import graph_json
 from depthcomp.errors import ArtifactError, TableError
+from depthcomp.files import require_writable, write_atomically
 from depthcomp.graph_json import StoredModule, StoredNetwork, StoredTensor
 from fx_passes.graph_edit import attach_attributes, preserved_attributes
 from latency_tables import Timing
@@ -36,61 +36,13 @@ if TYPE_CHECKING:
 __all__ = [
     "load",
     "load_network",
-    "require_writable",
     "result_json",
     "save_network",
     "save_result",
-    "write_atomically",
 ]
 
 RESULT_SCHEMA_VERSION = 1
 _STRUCTURE, _WEIGHTS = "model.json", "model.safetensors"
-
-
-def write_atomically(path: str | os.PathLike[str], data: bytes) -> Path:
-    """Write `data` to `path`, all of it or nothing, and return the path; a reader never sees half a file.
-
-    Raises:
-        ArtifactError: the folder does not exist, or the file cannot be written.
-    """
-    path = Path(path)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
-    try:
-        try:
-            _write_through(draft, data)
-            os.replace(draft, path)
-        finally:
-            draft.unlink(missing_ok=True)
-    except OSError as error:
-        raise ArtifactError(
-            f"cannot write {path}: {error.strerror}; choose a folder that exists, is writable and has room"
-        ) from error
-    return path
-
-
-def _write_through(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def require_writable(directory: str | os.PathLike[str]) -> Path:
-    """Return the folder, created with its parents if need be.
-
-    Raises:
-        ArtifactError: it cannot be created, is a file, or cannot be written to.
-    """
-    folder = Path(directory)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ArtifactError(
-            f"cannot create the folder {folder}: {error.strerror}; choose one that is writable and no file"
-        ) from error
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise ArtifactError(f"the folder {folder} cannot be written to; choose another or change its mode")
-    return folder
 
 
 def save_network(

@@ -10,10 +10,10 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from depthcomp.artifacts import require_writable
 from depthcomp.budget import Budget
 from depthcomp.depth import convolution_depth
 from depthcomp.errors import BudgetError, BudgetInfeasibleError, DepthCompError
+from depthcomp.files import require_writable
 from depthcomp.importance import calibrated
 from depthcomp.preparation import Prepared, prepare
 from depthcomp.pricing import Candidate, Pricing

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from depthcomp.artifacts import write_atomically
 from depthcomp.errors import ArtifactError
+from depthcomp.files import write_atomically
 
 __all__ = ["OPSET_VERSION", "export_onnx", "to_onnx"]
 

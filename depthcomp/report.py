@@ -33,7 +33,7 @@ def write_report(result: CompressionResult, directory: Path) -> None:
     Raises:
         ArtifactError: the folder cannot be written.
     """
-    from depthcomp.artifacts import write_atomically
+    from depthcomp.files import write_atomically
 
     svg = frontier_svg(result)
     page = _page(result, svg, directory.resolve().name)
