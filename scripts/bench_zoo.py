@@ -88,8 +88,8 @@ def _work(sender: Connection, net: Net, plans: int, memory_gb: float) -> None:
 
 
 def sweep(nets: Iterable[Net], options: argparse.Namespace) -> Iterator[Record]:
-    """Yield a record for each network, as they finish."""
-    pending, running = list(reversed(list(nets))), list[Running]()
+    """Yield a record for each network as they finish, the smallest networks first."""
+    pending, running = sorted(nets, key=lambda net: -net.parameters), list[Running]()  # the last is taken first
     while pending or running:
         while pending and len(running) < options.jobs:
             running.append(start(pending.pop(), options))
@@ -157,7 +157,7 @@ def machine() -> str:
 
 def summary(nets: list[Net], records: dict[str, Record]) -> str:
     """Return the table of what passed, and a line for each network that did not."""
-    lines = [f"{'':>12} {'nets':>5} {'swept':>6} {'passed':>7} {'with plans':>11} {'symbolic_trace':>15} {'slowest s':>10}"]
+    lines = [f"{'':>12}  nets  swept  passed  with plans  symbolic_trace  slowest s"]
     for library in ("torchvision", "timm"):
         swept = [records[net.key] for net in nets if net.library == library and net.key in records]
         total = sum(net.library == library for net in nets)

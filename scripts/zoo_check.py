@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import time
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,8 @@ from fx_passes import Span, capture, enumerate_spans, linearize, merge, random_p
 CAPTURE_TOLERANCE, MERGE_TOLERANCE = 1e-5, 1e-9  # relative to the largest output; in the model's type, in float64
 SLOWEST_S = {"torchvision:mobilenet_v2": 3.0, "timm:mobilenetv2_035": 3.0}
 SLOWEST_ELSE_S = 10.0  # processor time of one thread for capturing a network and enumerating its spans
-MANY_WEIGHTS = 200_000_000  # more than this, and a network is captured again for each plan, to hold fewer copies
+
+_FUNCTIONS = ("call_function", "call_method")  # what is no layer in a captured graph
 
 Record = dict[str, Any]
 
@@ -37,6 +39,8 @@ def check(net: Net, seeds: int) -> Record:
         stage = "compare"
         record["capture_error"] = _error(_outputs(gm, _fresh(x)), _outputs(model, _fresh(x)))
         record["unshaped"] = [node.name for node in gm.graph.nodes if not _has_shape(node)]
+        if record["captured_norms"] < record["norms"]:
+            record["cause"] = f"{record['norms'] - record['captured_norms']} norms are no nn.BatchNorm2d once captured"
         stage = "plans"
         del model
         record["plans"] = []
@@ -53,7 +57,6 @@ def check(net: Net, seeds: int) -> Record:
 def _describe(model: nn.Module) -> Record:
     modules = list(model.modules())
     return {
-        "parameters": sum(p.numel() for p in model.parameters()),
         "convolutions": sum(isinstance(module, nn.Conv2d) for module in modules),
         "norms": sum(isinstance(module, nn.BatchNorm2d) for module in modules),
     }
@@ -76,19 +79,25 @@ def _capture(model: nn.Module, x: Tensor, record: Record) -> tuple[fx.GraphModul
     record["capture_s"] = round(captured - started, 3)
     record["enumerate_s"] = round(time.process_time() - captured, 3)
     record["wall_s"] = round(time.perf_counter() - began, 3)
+    record["captured_norms"] = sum(isinstance(module, nn.BatchNorm2d) for module in gm.modules())
+    record["functions"] = Counter(_title(node.target) for node in gm.graph.nodes if node.op in _FUNCTIONS)
     record["spans"] = len(spans)
     record["candidates"] = sum(bool(span.choices) for span in spans)
     record["choices"] = sum(len(span.choices) for span in spans)
     return gm, spans
 
 
+def _title(target: Any) -> str:
+    return str(getattr(target, "__name__", target))
+
+
 def _carry_out(gm: fx.GraphModule, seed: int, x: Tensor) -> Record:
     """Return how a random plan went in float64: its length, the convolutions left, the merged network's error."""
-    gm.double()
     plan = random_plan(gm, np.random.default_rng(seed))
-    linearized = linearize(gm, plan)
+    linearized = linearize(gm, plan).double()
     wanted = _outputs(linearized, x.double())
     merged = merge(linearized, plan)
+    del linearized  # the largest networks leave no room for one copy more
     left = sum(isinstance(module, nn.Conv2d) for module in merged.modules())
     error = _error(_outputs(merged, x.double()), wanted)
     return {"seed": seed, "choices": len(plan), "convolutions": left, "merge_error": error}

@@ -17,10 +17,11 @@ LEAST_CONVOLUTIONS, LEAST_NORMS = 5, 3  # of a timm model; fewer make no convolu
 
 @dataclass(frozen=True, slots=True)
 class Net:
-    """One network: the library that builds it, its name there, and the size that it is made for."""
+    """One network: the library that builds it, its name there, its weights, and the size that it is made for."""
 
     library: str
     name: str
+    parameters: int
     size: int
     fixed: bool = False
 
@@ -41,8 +42,8 @@ class Net:
 
     def images(self, model: nn.Module, seed: int) -> Tensor:
         """Return one random image of the smallest size that the network takes, (1, 3, size, size)."""
-        sizes = (self.size,) if self.fixed else tuple(s for s in SIZES if s < self.size) + (self.size,)
-        for size in sizes:
+        smaller = [] if self.fixed else [size for size in SIZES if size < self.size]
+        for size in (*smaller, self.size):
             x = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(seed))
             if size == self.size or _takes(model, x):
                 return x
@@ -52,8 +53,9 @@ class Net:
 def torchvision_nets() -> Iterator[Net]:
     """Yield every classification model of torchvision that has a convolution."""
     for name in torchvision.models.list_models(module=torchvision.models):
-        if any(isinstance(module, nn.Conv2d) for module in _skeleton("torchvision", name).modules()):
-            yield Net("torchvision", name, 224, fixed=name.startswith(("vit_", "maxvit")))
+        model = _skeleton("torchvision", name)
+        if any(isinstance(module, nn.Conv2d) for module in model.modules()):
+            yield Net("torchvision", name, _weights(model), 224, fixed=name.startswith(("vit_", "maxvit")))
 
 
 def timm_nets() -> Iterator[Net]:
@@ -62,12 +64,17 @@ def timm_nets() -> Iterator[Net]:
     for name in timm.list_models():
         first.setdefault(re.split(r"\d", name)[0], name)
     for name in first.values():
-        modules = list(_skeleton("timm", name).modules())
-        convolutions = sum(isinstance(module, nn.Conv2d) for module in modules)
-        norms = sum(isinstance(module, nn.BatchNorm2d) for module in modules)
+        model = _skeleton("timm", name)
+        convolutions = sum(isinstance(module, nn.Conv2d) for module in model.modules())
+        norms = sum(isinstance(module, nn.BatchNorm2d) for module in model.modules())
         if convolutions >= LEAST_CONVOLUTIONS and norms >= LEAST_NORMS:
-            configuration = modules[0].pretrained_cfg
-            yield Net("timm", name, configuration["input_size"][-1], bool(configuration.get("fixed_input_size")))
+            made_for = model.pretrained_cfg
+            size, fixed = made_for["input_size"][-1], bool(made_for.get("fixed_input_size"))
+            yield Net("timm", name, _weights(model), size, fixed)
+
+
+def _weights(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
 
 
 def _build(library: str, name: str) -> nn.Module:

@@ -9,10 +9,10 @@ import timm
 import torch
 import torch.nn.functional as F
 from torch import nn
-from toy_nets import Chain, image, randomise, relative_error
+from toy_nets import Chain, image, plan_of, randomise, relative_error
 
 from depthcomp_errors import CaptureError
-from fx_passes import capture, enumerate_spans, find_span
+from fx_passes import capture, enumerate_spans, find_span, linearize, merge
 from fx_passes.operators import image_shape
 
 
@@ -306,3 +306,37 @@ def test_unused_weights_are_left_behind():
 def test_several_example_inputs_and_one_in_double_precision():
     gm = capture(Chain().double(), image())
     assert next(gm.parameters()).dtype == torch.float64
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_model_of_another_precision_stays_in_it(dtype):
+    torch.manual_seed(0)
+    model, x = randomise(Chain()).to(dtype), image().to(dtype)
+    gm = capture(model, x)
+    with torch.no_grad():
+        assert torch.equal(gm(x), model(x))
+    assert {tensor.dtype for tensor in gm.state_dict().values() if tensor.is_floating_point()} == {dtype}
+    plan = plan_of(("x", "act2", "merge", (5, 3)))
+    merged = merge(linearize(gm, plan), plan)
+    assert merged(x).dtype == dtype
+    assert {parameter.dtype for parameter in merged.parameters()} == {dtype}
+
+
+class SizeDependentNorm(SizeDependent):
+    """Branches on sizes, and holds layers that behave differently in training."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.act = nn.BatchNorm2d(5), nn.Dropout(0.5)
+
+    def forward(self, x):
+        return self.act(F.relu(self.norm(super().forward(x))))
+
+
+def test_a_graph_of_concrete_sizes_trains():
+    torch.manual_seed(0)
+    gm = capture(SizeDependentNorm().train(), torch.randn(2, 3, 7, 5)).train()
+    mean = gm.norm.running_mean.clone()
+    gm(torch.randn(2, 3, 7, 5)).sum().backward()
+    assert all(parameter.grad is not None for parameter in gm.parameters())
+    assert not torch.equal(gm.norm.running_mean, mean)
