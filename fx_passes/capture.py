@@ -19,6 +19,7 @@ from fx_passes.graph_edit import preserve_attributes, tidy
 from fx_passes.normalise.additions import UnifyAdditions
 from fx_passes.normalise.arguments import PositionalInputs
 from fx_passes.normalise.asserts import DropAsserts
+from fx_passes.normalise.casts import DropCasts
 from fx_passes.normalise.functional import FunctionalToModules
 from fx_passes.normalise.inplace import DropInplace
 from fx_passes.normalise.modules import CloneSharedModules, DropIdentities
@@ -66,6 +67,7 @@ def capture(model: nn.Module, example_inputs: Tensor | Sequence[Tensor]) -> fx.G
     preserve_attributes(copied, gm)
     tidy(gm).eval()
     _require_equal(type(model).__name__, expected, _run_with_shapes(gm, inputs))
+    DropCasts()(gm)  # reads the types that the run left at the nodes
     return gm
 
 
