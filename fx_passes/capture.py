@@ -74,7 +74,7 @@ def capture(model: nn.Module, example_inputs: Tensor | Sequence[Tensor]) -> fx.G
 def _run_with_shapes(gm: fx.GraphModule, inputs: Sequence[Tensor]) -> list[Tensor]:
     """Return the outputs of `gm`, and write `meta["tensor_meta"]` at each of its nodes on the way."""
     with torch.no_grad():
-        output = ShapeProp(gm).propagate(*inputs)  # type: ignore[no-untyped-call]
+        output = ShapeProp(gm).propagate(*inputs)
     return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
 
 

@@ -22,7 +22,7 @@ class DropCasts(PassBase):
         """Rewrite `graph_module` in place."""
         found = [node for node in graph_module.graph.nodes if _is_cast(node) and _changes_nothing(node)]
         for node in found:
-            node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
+            node.replace_all_uses_with(node.args[0])
             graph_module.graph.erase_node(node)
         if found:
             graph_module.recompile()
