@@ -141,6 +141,8 @@ def from_batch_norm(norm: nn.BatchNorm2d, *, device: str = "cpu") -> AffineConv:
     """Return the evaluation-mode map of `norm`, y = gamma (x - mean) / sqrt(var + eps) + beta."""
     if norm.running_mean is None or norm.running_var is None:
         raise ValueError("a BatchNorm2d without running statistics is no fixed operator")
+    if device == "meta":
+        return identity(norm.num_features, device=device)
     mean = norm.running_mean.detach().to(device, torch.float64)
     scale = torch.rsqrt(norm.running_var.detach().to(device, torch.float64) + norm.eps)
     if norm.weight is not None:
@@ -177,14 +179,10 @@ def compose(first: AffineConv, second: AffineConv) -> AffineConv:
     groups = math.gcd(first.groups, second.groups)
     inner = widen_groups(first.weight, first.groups, groups)  # (m, i/g, k1h, k1w)
     weight = _compose_weights(inner, second.weight, second.groups, first.stride)
-    taps = second.weight.sum(dim=(2, 3)).reshape(
-        second.groups, second.out_channels // second.groups, -1
-    )  # (g2, o/g2, m/g2)
-    moved = taps @ first.bias.reshape(second.groups, -1, 1)
     stride = (first.stride[0] * second.stride[0], first.stride[1] * second.stride[1])
     steps = (first.stride[0], first.stride[0], first.stride[1], first.stride[1])
     top, bottom, left, right = (p + s * q for p, s, q in zip(first.padding, steps, second.padding, strict=True))
-    return AffineConv(weight, second.bias + moved.flatten(), stride, (top, bottom, left, right), groups)
+    return AffineConv(weight, _compose_biases(first, second), stride, (top, bottom, left, right), groups)
 
 
 def add(terms: Sequence[AffineConv]) -> AffineConv:
@@ -264,6 +262,8 @@ def widen_groups(weight: Tensor, groups: int, wanted: int) -> Tensor:
     ratio = groups // wanted
     if ratio == 1:
         return weight
+    if weight.is_meta:
+        return weight.new_empty(weight.shape[0], ratio * weight.shape[1], *weight.shape[2:])
     blocks = weight.reshape(wanted, ratio, -1, *weight.shape[1:])  # (g, r, o, i, kh, kw)
     eye = torch.eye(ratio, dtype=weight.dtype, device=weight.device)
     wide = torch.einsum("groihw,rs->grosihw", blocks, eye)
@@ -275,11 +275,22 @@ def _ungrouped(operator: AffineConv) -> AffineConv:
     return AffineConv(weight, operator.bias, operator.stride, operator.padding, 1)
 
 
+def _compose_biases(first: AffineConv, second: AffineConv) -> Tensor:
+    """Return the bias of `second` after `first`, (c_out,)."""
+    if second.weight.is_meta:  # a bias has the shape of a bias: nothing to compute
+        return second.bias
+    taps = second.weight.sum(dim=(2, 3)).reshape(second.groups, second.out_channels // second.groups, -1)
+    moved = taps @ first.bias.reshape(second.groups, -1, 1)  # taps: (g2, o/g2, m/g2)
+    return second.bias + moved.flatten()
+
+
 def _compose_weights(first: Tensor, second: Tensor, groups: int, stride: Pair) -> Tensor:
     """Correlate the taps of two kernels: (m, i, k1h, k1w), (o, m/groups, k2h, k2w) -> (o, i, kh, kw)."""
     mid, c_in, height, width = first.shape
     c_out, _, rows, columns = second.shape
     kernel = (height + stride[0] * (rows - 1), width + stride[1] * (columns - 1))
+    if first.is_meta:
+        return first.new_empty(c_out, c_in, *kernel)
     result = first.new_zeros(c_out, c_in, *kernel)
     inner = first.reshape(groups, mid // groups, -1)
     outer = second.reshape(groups, c_out // groups, -1, rows, columns)  # (g2, o/g2, m/g2, k2h, k2w)

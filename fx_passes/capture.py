@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.passes.shape_prop import ShapeProp
 from torch.utils._pytree import tree_leaves
 
@@ -20,13 +19,14 @@ from fx_passes.graph_edit import preserve_attributes, tidy
 from fx_passes.normalise.additions import UnifyAdditions
 from fx_passes.normalise.arguments import PositionalInputs
 from fx_passes.normalise.asserts import DropAsserts
+from fx_passes.normalise.casts import DropCasts
 from fx_passes.normalise.functional import FunctionalToModules
 from fx_passes.normalise.inplace import DropInplace
 from fx_passes.normalise.modules import CloneSharedModules, DropIdentities
 from fx_passes.preconditions import as_tensors, require_capturable
 from fx_passes.tracing import trace
 
-__all__ = ["capture", "propagate_shapes"]
+__all__ = ["capture"]
 
 _PASSES = (
     DropAsserts(),
@@ -66,15 +66,16 @@ def capture(model: nn.Module, example_inputs: Tensor | Sequence[Tensor]) -> fx.G
         normalise(gm)
     preserve_attributes(copied, gm)
     tidy(gm).eval()
-    _require_equal(type(model).__name__, expected, _run(gm, inputs))
-    return propagate_shapes(gm, inputs)
-
-
-def propagate_shapes(gm: fx.GraphModule, example_inputs: Sequence[Tensor]) -> fx.GraphModule:
-    """Write `meta["tensor_meta"]` at every node of `gm`, without computing anything; return `gm`."""
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    ShapeProp(gm, fake_mode=mode).propagate(*(mode.from_tensor(x) for x in example_inputs))
+    _require_equal(type(model).__name__, expected, _run_with_shapes(gm, inputs))
+    DropCasts()(gm)  # reads the types that the run left at the nodes
     return gm
+
+
+def _run_with_shapes(gm: fx.GraphModule, inputs: Sequence[Tensor]) -> list[Tensor]:
+    """Return the outputs of `gm`, and write `meta["tensor_meta"]` at each of its nodes on the way."""
+    with torch.no_grad():
+        output = ShapeProp(gm).propagate(*inputs)
+    return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
 
 
 def _run(module: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:

@@ -20,7 +20,7 @@ from fx_passes.collapse import collapse
 from fx_passes.graph_edit import add_module, redirect, tidy
 from fx_passes.operators import Role, called_module, image_shape, role, zero_padding
 from fx_passes.plan import Plan, SpanChoice
-from fx_passes.spans import Span, find_span
+from fx_passes.spans import Span, find_spans
 
 __all__ = ["PlacedConvolution", "core_of", "insert_convolution", "linearize", "placed_convolutions"]
 
@@ -38,7 +38,7 @@ def linearize(gm: fx.GraphModule, plan: Plan) -> fx.GraphModule:
         PlanError: a span of the plan does not exist in the graph, cannot be rewritten so, or overlaps
             another.
     """
-    spans = [find_span(gm, choice.entry, choice.exit) for choice in plan]
+    spans = find_spans(gm, [(choice.entry, choice.exit) for choice in plan])
     _require_disjoint(spans)
     for choice, span in zip(plan, spans, strict=True):
         _require_choice(choice, span)

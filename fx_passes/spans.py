@@ -8,7 +8,7 @@ without touching a weight.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +22,7 @@ from fx_passes.operators import Role, called_module, image_shape, role
 from fx_passes.plan import Plan, SpanChoice
 from fx_passes.structure import Level, Unit, structure_tree
 
-__all__ = ["Span", "SpanLimits", "enumerate_spans", "find_span", "random_plan"]
+__all__ = ["Span", "SpanLimits", "enumerate_spans", "find_span", "find_spans", "random_plan"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,12 +95,22 @@ def find_span(gm: fx.GraphModule, entry: str, exit_: str) -> Span:
     Raises:
         PlanError: the two are not cuts of one level, or what stands between them is not one convolution.
     """
-    for level in structure_tree(gm).levels():
+    return find_spans(gm, [(entry, exit_)])[0]
+
+
+def find_spans(gm: fx.GraphModule, ends: Iterable[tuple[str, str]]) -> list[Span]:
+    """Return the span for each pair of `ends`, as `find_span` does, with the structure analysed once."""
+    levels = list(structure_tree(gm).levels())
+    longest = max(len(level.cuts) for level in levels)
+    walker = _Walker(gm, SpanLimits(longest_span=longest, largest_kernel=10**9, largest_mac_growth=math.inf))
+    return [_find(levels, walker, entry, exit_) for entry, exit_ in ends]
+
+
+def _find(levels: list[Level], walker: _Walker, entry: str, exit_: str) -> Span:
+    for level in levels:
         cuts = level.cuts
         if entry in cuts and exit_ in cuts and cuts.index(entry) < cuts.index(exit_):
-            start, stop = cuts.index(entry), cuts.index(exit_)
-            unlimited = SpanLimits(longest_span=len(cuts), largest_kernel=10**9, largest_mac_growth=math.inf)
-            span = _Walker(gm, unlimited).span(level, start, stop)
+            span = walker.span(level, cuts.index(entry), cuts.index(exit_))
             if span.choices:
                 return span
             raise PlanError(f"the span ({entry}, {exit_}] cannot be compressed: {span.refusal}")

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.fx
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode, unset_fake_temporarily
 from torch.utils._pytree import tree_any, tree_map
 
 from depthcomp_errors import CaptureError
@@ -22,7 +22,8 @@ def trace(model: nn.Module, example_inputs: Sequence[Tensor]) -> fx.GraphModule:
     """Return the fx graph of `model`, its modules shared with the model.
 
     A plain symbolic trace is tried first: it keeps every size symbolic. A forward that branches on sizes is
-    traced again with the sizes of `example_inputs` as constants.
+    traced again with the sizes of `example_inputs` as constants; there, a module without convolutions that cannot
+    be traced (a gate that branches on values, an autograd function) stays one call of that module.
 
     Raises:
         CaptureError: neither works; the message names the line of the model that stands in the way.
@@ -49,6 +50,7 @@ class ConcreteShapeTracer(fx.Tracer):
         self._fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
         self._inputs: Iterator[Tensor] = iter([self._fake_mode.from_tensor(x) for x in example_inputs])
         self._evaluating = False
+        self._fetched: dict[str, Any] = {}  # fx's own cache of the nodes that fetch parameters
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """Return a proxy that answers questions about its shape."""
@@ -70,11 +72,28 @@ class ConcreteShapeTracer(fx.Tracer):
         """Trace the call of a module, or just call it while an example value is computed."""
         if self._evaluating:
             return forward(*args, **kwargs)
-        return super().call_module(m, forward, args, kwargs)
+        traced = len(self.graph.nodes)
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        except Exception:
+            if any(isinstance(part, nn.Conv2d) for part in m.modules()):
+                raise
+            self._forget(list(self.graph.nodes)[traced:])
+            return self.create_proxy("call_module", self.path_of_module(m), args, kwargs)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         """Trace the access to a parameter, or just fetch it while an example value is computed."""
-        return attr_val if self._evaluating else super().getattr(attr, attr_val, parameter_proxy_cache)
+        if self._evaluating:
+            return attr_val
+        self._fetched = parameter_proxy_cache
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def _forget(self, nodes: list[fx.Node]) -> None:
+        """Take the last nodes out of the graph again."""
+        for node in reversed(nodes):
+            self.graph.erase_node(node)
+        for path in [path for path, proxy in self._fetched.items() if proxy.node in nodes]:
+            del self._fetched[path]
 
     def _evaluate(self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if kind == "placeholder":
@@ -82,10 +101,19 @@ class ConcreteShapeTracer(fx.Tracer):
         if kind == "get_attr":
             return _fetch(self.root, target)
         if kind == "call_module":
-            return self.root.get_submodule(target)(*args, **kwargs)
+            return self._evaluate_module(self.root.get_submodule(target), args, kwargs)
         if kind == "call_method":
             return getattr(args[0], target)(*args[1:], **kwargs)
         return target(*args, **kwargs)
+
+    def _evaluate_module(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Return what a module makes of fake tensors; one that asks for values is given zeros."""
+        try:
+            return module(*args, **kwargs)
+        except DataDependentOutputException:
+            with unset_fake_temporarily(), torch.no_grad():
+                value = module(*tree_map(_zeros, args), **tree_map(_zeros, kwargs))
+            return tree_map(lambda leaf: self._fake_mode.from_tensor(leaf) if isinstance(leaf, Tensor) else leaf, value)
 
 
 class ShapedProxy(fx.Proxy):
@@ -106,6 +134,10 @@ class ShapedProxy(fx.Proxy):
 
 def _value(leaf: Any) -> Any:
     return leaf.node.meta["example"] if isinstance(leaf, fx.Proxy) else leaf
+
+
+def _zeros(leaf: Any) -> Any:
+    return torch.zeros(leaf.shape, dtype=leaf.dtype, device=leaf.device) if isinstance(leaf, Tensor) else leaf
 
 
 def _fetch(root: nn.Module, path: str) -> Any:

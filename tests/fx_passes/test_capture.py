@@ -9,10 +9,10 @@ import timm
 import torch
 import torch.nn.functional as F
 from torch import nn
-from toy_nets import Chain, image, randomise, relative_error
+from toy_nets import Chain, image, plan_of, randomise, relative_error
 
 from depthcomp_errors import CaptureError
-from fx_passes import capture, enumerate_spans, find_span
+from fx_passes import capture, enumerate_spans, find_span, linearize, merge
 from fx_passes.operators import image_shape
 
 
@@ -306,3 +306,117 @@ def test_unused_weights_are_left_behind():
 def test_several_example_inputs_and_one_in_double_precision():
     gm = capture(Chain().double(), image())
     assert next(gm.parameters()).dtype == torch.float64
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_model_of_another_precision_stays_in_it(dtype):
+    torch.manual_seed(0)
+    model, x = randomise(Chain()).to(dtype), image().to(dtype)
+    gm = capture(model, x)
+    with torch.no_grad():
+        assert torch.equal(gm(x), model(x))
+    assert {tensor.dtype for tensor in gm.state_dict().values() if tensor.is_floating_point()} == {dtype}
+    plan = plan_of(("x", "act2", "merge", (5, 3)))
+    merged = merge(linearize(gm, plan), plan)
+    assert merged(x).dtype == dtype
+    assert {parameter.dtype for parameter in merged.parameters()} == {dtype}
+
+
+class SizeDependentNorm(SizeDependent):
+    """Branches on sizes, and holds layers that behave differently in training."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.act = nn.BatchNorm2d(5), nn.Dropout(0.5)
+
+    def forward(self, x):
+        return self.act(F.relu(self.norm(super().forward(x))))
+
+
+def test_a_graph_of_concrete_sizes_trains():
+    torch.manual_seed(0)
+    gm = capture(SizeDependentNorm().train(), torch.randn(2, 3, 7, 5)).train()
+    mean = gm.norm.running_mean.clone()
+    gm(torch.randn(2, 3, 7, 5)).sum().backward()
+    assert all(parameter.grad is not None for parameter in gm.parameters())
+    assert not torch.equal(gm.norm.running_mean, mean)
+
+
+class Doubling(torch.autograd.Function):
+    """Twice the input, by a function that torch.fx cannot look into."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return 2 * gradient
+
+
+class Gate(nn.Module):
+    """Reads a parameter, calls an autograd function and branches on values."""
+
+    def __init__(self, scale):
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, x):
+        x = Doubling.apply(x * self.scale)
+        return x if x.sum() > 0 else -x
+
+
+class Gated(nn.Module):
+    """Convolutions around a gate that shares a parameter with the network."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.randn(5, 1, 1))
+        self.before = nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU(), nn.Conv2d(5, 5, 3))
+        self.gate, self.after = Gate(self.scale), nn.Conv2d(5, 5, 3)
+
+    def forward(self, x):
+        return self.after(self.gate(self.before(x)) + self.scale)
+
+
+def test_a_layer_that_cannot_be_traced_stays_a_layer():
+    torch.manual_seed(0)
+    gm = check(Gated(), torch.randn(2, 3, 11, 13))
+    assert called(gm) == [nn.Conv2d, nn.ReLU, nn.Conv2d, Gate, nn.Conv2d]
+    assert find_span(gm, "x", "before_2").choices
+    gate = next(node for node in gm.graph.nodes if node.target == "gate")
+    assert image_shape(gate) == (2, 5, 7, 9)
+
+
+class Branching(Chain):
+    """Branches on values between convolutions."""
+
+    def forward(self, x):
+        return super().forward(x) if x.sum() > 0 else self.conv1(x)
+
+
+def test_a_part_with_convolutions_that_cannot_be_traced_is_refused():
+    line = inspect.getsourcelines(Branching.forward)[1] + 1
+    with pytest.raises(CaptureError, match=rf"Sequential cannot be traced at .*test_capture\.py:{line}"):
+        capture(nn.Sequential(Branching()), torch.ones(1, 3, 11, 13))
+
+
+class Cautious(nn.Module):
+    """Computes its gate in single precision, whatever the type of the image."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.gate = nn.Conv2d(3, 5, 3), nn.Parameter(torch.randn(1, 5, 1, 1))
+
+    def forward(self, x):
+        y = self.conv(x)
+        gated = (y.float() * self.gate.to(torch.float32)).softmax(1)
+        return gated.to(y.dtype) + y.to(torch.bfloat16).to(dtype=torch.float32)
+
+
+def test_casts_that_change_nothing_are_dropped():
+    torch.manual_seed(0)
+    gm = check(Cautious(), torch.randn(2, 3, 7, 5))
+    assert functions(gm).count("to") == 3  # to and from bfloat16, and to whatever type the image has
+    assert "float" not in functions(gm)
+    assert gm.double()(image(3, 7, 5)).dtype == torch.float64

@@ -1,0 +1,139 @@
+"""What is checked of one network of the zoo."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves
+from zoo_nets import Net
+
+from fx_passes import Span, capture, enumerate_spans, linearize, merge, random_plan
+
+CAPTURE_TOLERANCE, MERGE_TOLERANCE = 1e-5, 1e-9  # relative to the largest output; in the model's type, in float64
+SLOWEST_S = {"torchvision:mobilenet_v2": 3.0, "timm:mobilenetv2_035": 3.0}
+SLOWEST_ELSE_S = 10.0  # processor time of one thread for capturing a network and enumerating its spans
+
+_FUNCTIONS = ("call_function", "call_method")  # what is no layer in a captured graph
+
+Record = dict[str, Any]
+
+
+def check(net: Net, seeds: int) -> Record:
+    """Return what became of one network: figures, and `cause` where a check failed (empty where none did)."""
+    record: Record = {"key": net.key, "cause": ""}
+    stage = "build"
+    try:
+        model = net.build()
+        record |= _describe(model)
+        x = net.images(model, seed=1)
+        record["input"] = list(x.shape)
+        record["symbolic_trace"] = _symbolic_trace(model)
+        stage = "capture"
+        gm, spans = _capture(model, x, record)
+        stage = "compare"
+        record["capture_error"] = _error(_outputs(gm, _fresh(x)), _outputs(model, _fresh(x)))
+        record["unshaped"] = [node.name for node in gm.graph.nodes if not _has_shape(node)]
+        if record["captured_norms"] < record["norms"]:
+            record["cause"] = f"{record['norms'] - record['captured_norms']} norms are no nn.BatchNorm2d once captured"
+        stage = "plans"
+        del model
+        record["plans"] = []
+        if any(span.choices for span in spans):
+            for seed in range(seeds):
+                record["plans"].append(_carry_out(gm, seed, x))
+    except Exception as error:
+        record["cause"] = f"{stage}: {type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
+    record["cause"] = record["cause"] or _verdict(record)
+    record["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    return record
+
+
+def _describe(model: nn.Module) -> Record:
+    modules = list(model.modules())
+    return {
+        "convolutions": sum(isinstance(module, nn.Conv2d) for module in modules),
+        "norms": sum(isinstance(module, nn.BatchNorm2d) for module in modules),
+    }
+
+
+def _symbolic_trace(model: nn.Module) -> bool:
+    """Say whether torch.fx traces the network as it is, for comparison."""
+    try:
+        fx.symbolic_trace(model)
+    except Exception:
+        return False
+    return True
+
+
+def _capture(model: nn.Module, x: Tensor, record: Record) -> tuple[fx.GraphModule, list[Span]]:
+    started, began = time.process_time(), time.perf_counter()
+    gm = capture(model, x)
+    captured = time.process_time()
+    spans = enumerate_spans(gm)
+    record["capture_s"] = round(captured - started, 3)
+    record["enumerate_s"] = round(time.process_time() - captured, 3)
+    record["wall_s"] = round(time.perf_counter() - began, 3)
+    record["captured_norms"] = sum(isinstance(module, nn.BatchNorm2d) for module in gm.modules())
+    record["functions"] = Counter(_title(node.target) for node in gm.graph.nodes if node.op in _FUNCTIONS)
+    record["spans"] = len(spans)
+    record["candidates"] = sum(bool(span.choices) for span in spans)
+    record["choices"] = sum(len(span.choices) for span in spans)
+    return gm, spans
+
+
+def _title(target: Any) -> str:
+    return str(getattr(target, "__name__", target))
+
+
+def _carry_out(gm: fx.GraphModule, seed: int, x: Tensor) -> Record:
+    """Return how a random plan went in float64: its length, the convolutions left, the merged network's error."""
+    plan = random_plan(gm, np.random.default_rng(seed))
+    linearized = linearize(gm, plan).double()
+    wanted = _outputs(linearized, x.double())
+    merged = merge(linearized, plan)
+    del linearized  # the largest networks leave no room for one copy more
+    left = sum(isinstance(module, nn.Conv2d) for module in merged.modules())
+    error = _error(_outputs(merged, x.double()), wanted)
+    return {"seed": seed, "choices": len(plan), "convolutions": left, "merge_error": error}
+
+
+def _outputs(module: nn.Module, x: Tensor) -> list[Tensor]:
+    with torch.no_grad():
+        return [leaf for leaf in tree_leaves(module(x)) if isinstance(leaf, Tensor)]
+
+
+def _fresh(x: Tensor) -> Tensor:
+    return torch.randn(x.shape, generator=torch.Generator().manual_seed(2))
+
+
+def _error(found: list[Tensor], wanted: list[Tensor]) -> float:
+    """Return the largest deviation of any output relative to its largest wanted value."""
+    errors = [
+        float((a.double() - b.double()).abs().max() / b.double().abs().max().clamp_min(1e-12))
+        for a, b in zip(found, wanted, strict=True)
+    ]
+    return float(np.max(errors))  # NaN where one is
+
+
+def _has_shape(node: fx.Node) -> bool:
+    return node.op == "output" or "tensor_meta" in node.meta or not issubclass(node.meta.get("type", Tensor), Tensor)
+
+
+def _verdict(record: Record) -> str:
+    """Return the first check that the figures fail, as a clause; nothing where all pass."""
+    if not record["capture_error"] <= CAPTURE_TOLERANCE:
+        return f"captured differs from the original by {record['capture_error']:.1e}"
+    if record["unshaped"]:
+        return f"{len(record['unshaped'])} nodes have no known shape, {record['unshaped'][0]} among them"
+    for plan in record["plans"]:
+        if not plan["merge_error"] <= MERGE_TOLERANCE:
+            return f"merged differs from linearized by {plan['merge_error']:.1e} (seed {plan['seed']})"
+    limit = SLOWEST_S.get(record["key"], SLOWEST_ELSE_S)
+    seconds = record["capture_s"] + record["enumerate_s"]
+    return f"capture and enumeration took {seconds:.1f} s, and {limit:g} s are allowed" if seconds > limit else ""
