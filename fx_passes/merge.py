@@ -120,5 +120,5 @@ def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
 def _drop_dropout(gm: fx.GraphModule) -> None:
     for node in list(gm.graph.nodes):
         if role(gm, node) is Role.PASS:
-            node.replace_all_uses_with(node.args[0])
+            node.replace_all_uses_with(node.all_input_nodes[0])
             gm.graph.erase_node(node)

@@ -128,6 +128,8 @@ def _judge_join(node: fx.Node) -> tuple[Role, str]:
                 Role.BARRIER,
                 "a sum that broadcasts, or is not of images, cannot be merged into a convolution",
             )
+        if len(operands) == 1 and 0 in node.args and None not in shapes:
+            return Role.PASS, ""
         return Role.BARRIER, "a sum with a constant is not merged"
     axis = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
     if axis in (1, -3) and None not in shapes:
