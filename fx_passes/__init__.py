@@ -9,7 +9,7 @@ function.
 from fx_passes.capture import capture
 from fx_passes.free_merges import free_merges
 from fx_passes.linearize import PlacedConvolution, linearize, placed_convolutions
-from fx_passes.merge import fold_batch_norms, merge
+from fx_passes.merge import collapse_spans, fold_batch_norms, merge
 from fx_passes.plan import Plan, SpanChoice
 from fx_passes.spans import Span, SpanLimits, enumerate_spans, find_span, random_plan
 from fx_passes.structure import Level, Unit, structure_tree
@@ -23,6 +23,7 @@ __all__ = [
     "SpanLimits",
     "Unit",
     "capture",
+    "collapse_spans",
     "enumerate_spans",
     "find_span",
     "fold_batch_norms",
