@@ -10,6 +10,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import fx, nn
 from torch.nn.utils import skip_init
@@ -66,11 +67,11 @@ def insert_convolution(
     """
     top, bottom, left, right = operator.padding
     symmetric = top == bottom >= 0 and left == right >= 0
-    like = next((p for p in gm.parameters() if p.is_floating_point()), None)
+    device, dtype = _number_kind(gm, source)
     conv: nn.Conv2d = skip_init(  # type: ignore[no-untyped-call]  # draws no random numbers, unlike nn.Conv2d
         nn.Conv2d, operator.in_channels, operator.out_channels, operator.kernel, operator.stride,
         padding=(top, left) if symmetric else 0, groups=operator.groups,
-        device="cpu" if like is None else like.device, dtype=None if like is None else like.dtype,
+        device=device, dtype=dtype,
     )  # fmt: skip
     conv.weight.data.copy_(operator.weight)
     assert conv.bias is not None  # built with one
@@ -79,6 +80,14 @@ def insert_convolution(
         source = pad(gm, node, source, operator.padding)
     redirect(node, target=add_module(gm, hint, conv), args=(source,))
     return conv
+
+
+def _number_kind(gm: fx.GraphModule, source: fx.Node) -> tuple[torch.device, torch.dtype]:
+    """Return the device and type of a graph's weights; without any, the CPU and the type captured at `source`."""
+    for tensor in (*gm.parameters(), *gm.buffers()):
+        if tensor.is_floating_point():
+            return tensor.device, tensor.dtype
+    return torch.device("cpu"), source.meta["tensor_meta"].dtype
 
 
 @dataclass(frozen=True, slots=True)
