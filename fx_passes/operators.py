@@ -108,7 +108,7 @@ def _obstacle(module: nn.Module | None, node: fx.Node) -> str:
         if module.running_mean is None or module.running_var is None:
             return "it keeps no running statistics, so its output depends on the whole batch"
     elif isinstance(module, nn.AvgPool2d):
-        if module.ceil_mode:
+        if module.ceil_mode and module.stride not in (1, (1, 1)):
             return "it rounds its output size up (ceil_mode=True), so its last windows are cut short"
         if module.padding not in (0, (0, 0)) and not module.count_include_pad:
             return "it averages fewer pixels at the border (count_include_pad=False)"

@@ -149,7 +149,9 @@ class _Builder:
         return Dense(shape[0], self.number(1, 2), self.number(1, 2))
 
     def barrier(self, shape):
-        kinds = ["max", "gate", "border", "ceil", "circular", "group", "reflect"]
+        kinds = ["max", "gate", "border", "circular", "group", "reflect"]
+        if min(shape[1:]) >= 2 * LEAST_SIZE:
+            kinds.append("ceil")
         if max(shape[1:]) < 9:
             kinds.append("upsample")
         kind = self.pick(*kinds)
@@ -157,7 +159,7 @@ class _Builder:
             "max": lambda: nn.MaxPool2d(3, 1, 1),
             "gate": lambda: Gate(shape[0]),
             "border": lambda: nn.AvgPool2d(3, 1, 1, count_include_pad=False),
-            "ceil": lambda: nn.AvgPool2d(2, 1, ceil_mode=True),
+            "ceil": lambda: nn.AvgPool2d(2, self.number(1, 2), ceil_mode=True),
             "circular": lambda: nn.Conv2d(shape[0], shape[0], 3, padding=1, padding_mode="circular"),
             "group": lambda: nn.GroupNorm(1, shape[0]),
             "reflect": lambda: nn.ReflectionPad2d(1),
@@ -216,15 +218,19 @@ def is_activation(module):
     return isinstance(module, (*ACTIVATIONS, nn.Sigmoid))
 
 
-def is_convolution(function, channels, size=64, patch=4, largest_stride=LARGEST_STRIDE):
+def is_convolution(function, shape, least=64, patch=4):
     """Say by numbers alone whether `function` of images is one convolution away from the border.
+
+    `shape` (channels, height, width) is what it was captured with; larger images, of the same remainder by every
+    stride, are judged.
 
     It must be affine, have a bias that does not depend on the place, answer a patch in the middle only near the
     middle, and move its answer by one pixel when the patch moves by some number of pixels: its stride.
     """
+    large = shape[0], least + shape[1] % LARGEST_STRIDE, least + shape[2] % LARGEST_STRIDE
     try:
-        nothing = function(_noise(channels, size, 0) * 0)
-        one, other = _noise(channels, size, 1), _noise(channels, size, 2)
+        nothing = function(_noise(large, 0) * 0)
+        one, other = _noise(large, 1), _noise(large, 2)
         linear = function(one + other) + nothing, function(one) + function(other)
     except RuntimeError:
         return False  # at another size its branches do not fit together
@@ -233,16 +239,16 @@ def is_convolution(function, channels, size=64, patch=4, largest_stride=LARGEST_
     middle = (slice(None), slice(None), *(slice(n // 2 - 1, n // 2 + 2) for n in nothing.shape[2:]))
     if not _same(nothing[middle], nothing[middle][:, :, :1, :1].expand_as(nothing[middle])):
         return False
-    spot = torch.zeros(1, channels, size, size, dtype=torch.float64)
-    centre = slice((size - patch) // 2, (size + patch) // 2)
-    spot[:, :, centre, centre] = _noise(channels, patch, 3)
+    spot = torch.zeros(1, *large, dtype=torch.float64)
+    centre = slice((least - patch) // 2, (least + patch) // 2)
+    spot[:, :, centre, centre] = _noise((shape[0], patch, patch), 3)
     answer = function(spot) - nothing
     frame = answer.clone()
     frame[:, :, 2:-2, 2:-2] = 0
     return _same(frame, frame * 0, answer.abs().max()) and all(
         any(
             _same(function(spot.roll(step, axis)) - nothing, answer.roll(1, axis))
-            for step in range(1, largest_stride + 1)
+            for step in range(1, LARGEST_STRIDE + 1)
         )
         for axis in (2, 3)
     )
@@ -254,7 +260,7 @@ def is_convolution_to_the_border(function, channels, sizes=(12, 13, 14, 15), mar
     The margin is a multiple of every stride up to 4, so that adding it moves no pixel against the grid.
     """
     for size in sizes:
-        x = _noise(channels, size, 4)
+        x = _noise((channels, size, size), 4)
         try:
             inner, outer = function(x), function(F.pad(x, (margin,) * 4))
         except RuntimeError:
@@ -266,12 +272,12 @@ def is_convolution_to_the_border(function, channels, sizes=(12, 13, 14, 15), mar
         window = outer[:, :, start : start + inner.shape[2], start : start + inner.shape[3]]
         if window.shape != inner.shape or not _same(window, inner):
             return False
-    return is_convolution(function, channels)
+    return is_convolution(function, (channels, *sizes[:2]))
 
 
-def _noise(channels, size, seed):
+def _noise(shape, seed):
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(1, channels, size, size, generator=generator, dtype=torch.float64)
+    return torch.randn(1, *shape, generator=generator, dtype=torch.float64)
 
 
 def _same(a, b, scale=None):
