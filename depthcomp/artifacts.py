@@ -362,6 +362,7 @@ def result_json(result: CompressionResult) -> dict[str, Any]:
         "rank_correlation": result.rank_correlation,
         "original_depth": result.original_depth,
         "depth": result.depth,
+        "free_merges": [asdict(choice) for choice in result.free_merges],
         "spans": [_span(record) for record in result.spans],
         "refusals": _refusals_by_reason(result.refusals),
         "frontier": [_frontier_point(point) for point in result.frontier],

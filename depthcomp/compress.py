@@ -18,7 +18,7 @@ from depthcomp.importance import calibrated
 from depthcomp.preparation import Prepared, prepare
 from depthcomp.pricing import Candidate, Pricing
 from depthcomp.progress import Progress, Stages
-from depthcomp.result import CompressionResult, FrontierPoint, Refusal, SpanRecord
+from depthcomp.result import CompressionResult, FrontierPoint, SpanRecord
 from depthcomp.search import Found, Search
 from depthcomp.table_store import TableStore
 from depthcomp.timing import LatencyPredictor, NetworkTimer
@@ -94,11 +94,11 @@ def compress_depth(
         prepared = prepare(model, example_inputs, data, val_data, seed)
         _announce(prepared.notes)
     with stages("measuring the original"):
-        timer = NetworkTimer(prepared.network, (prepared.example,), runtime, seed=seed, progress=stages.report)
-        _require_room(wanted, timer.original.median_ms, prepared.candidates, prepared.refusals)
+        timer = NetworkTimer(prepared.original, (prepared.example,), runtime, seed=seed, progress=stages.report)
+        _require_room(wanted, timer.original.median_ms, prepared.candidates, prepared)
     with stages("measuring operators"):
         offer = _offer(prepared, _complete(store, prepared, runtime, seed, stages.report))
-        _require_room(wanted, timer.original.median_ms, offer.candidates, prepared.refusals)
+        _require_room(wanted, timer.original.median_ms, offer.candidates, prepared)
     with stages("scoring choices"):
         losses = _losses(prepared, offer, seed, stages.report)
     with stages("searching"):
@@ -152,15 +152,16 @@ def _announce(notes: Iterable[str]) -> None:
 
 def _complete(store: TableStore, prepared: Prepared, backend: Backend, seed: int, progress: Progress) -> LatencyTable:
     """Return a table with every operator that the plans may need."""
+    needed = {*prepared.pricing.signatures(prepared.candidates), *Pricing(prepared.original).kept.values()}
     return store.complete(
-        prepared.pricing.signatures(prepared.candidates), backend, seed=seed,
+        sorted(needed), backend, seed=seed,
         progress=lambda done, total, key: progress("measuring operators", done, total),
     )  # fmt: skip
 
 
 def _offer(prepared: Prepared, table: LatencyTable) -> _Offer:
-    pricing = prepared.pricing
-    total_ms = pricing.kept_ms(pricing.kept, table.ms)
+    pricing, original = prepared.pricing, Pricing(prepared.original)
+    total_ms = original.kept_ms(original.kept, table.ms)
     savings_ms = {candidate.choice: pricing.saving_ms(candidate, table.ms) for candidate in prepared.candidates}
     worthwhile = [c for c in prepared.candidates if savings_ms[c.choice] > LEAST_SAVING * total_ms]
     return _Offer(table, worthwhile, savings_ms, total_ms)
@@ -188,15 +189,13 @@ def _search(
     return Search(prepared.network, problem, predictor, prepared.calibration, seed=seed, progress=progress)
 
 
-def _require_room(
-    budget: Budget, original_ms: float, candidates: Sequence[Candidate], refusals: Sequence[Refusal]
-) -> None:
+def _require_room(budget: Budget, original_ms: float, candidates: Sequence[Candidate], prepared: Prepared) -> None:
     if budget.target_ms(original_ms) >= original_ms:
         raise BudgetError(
             f"budget {budget} is met by the original already, measured at {original_ms:.3f} ms; ask for less"
         )
-    if not candidates:
-        reason = refusals[0].reason if refusals else "no rewrite of a span is faster than the span"
+    if not candidates and not prepared.free:
+        reason = prepared.refusals[0].reason if prepared.refusals else "no rewrite of a span is faster than the span"
         raise BudgetInfeasibleError(
             f"nothing in this network can be made faster, so {original_ms:.3f} ms is the best; for example: {reason}",
             best_ms=original_ms,
@@ -230,7 +229,7 @@ def _result(
         predicted_ms=found.predicted_ms,
         loss=found.loss,
         rank_correlation=search.rank_correlation(),
-        original_depth=convolution_depth(prepared.network),
+        original_depth=convolution_depth(prepared.original),
         depth=convolution_depth(model),
         spans=tuple(_record(by_choice[c], prepared.pricing, offer.table, losses[c]) for c in found.plan),
         refusals=prepared.refusals,
@@ -240,6 +239,7 @@ def _result(
         example_inputs=(prepared.example,),
         seed=seed,
         seconds=seconds,
+        free_merges=prepared.free,
     )
 
 

@@ -16,7 +16,18 @@ from depthcomp.importance import LARGEST_SYSTEM, unknowns
 from depthcomp.inputs import infer_example
 from depthcomp.pricing import Candidate, Pricing
 from depthcomp.result import Refusal
-from fx_passes import Level, Span, capture, enumerate_spans, fold_batch_norms, structure_tree
+from fx_passes import (
+    Level,
+    Plan,
+    Span,
+    capture,
+    collapse_spans,
+    enumerate_spans,
+    fold_batch_norms,
+    free_merges,
+    linearize,
+    structure_tree,
+)
 from fx_passes.preconditions import require_capturable
 
 __all__ = ["Prepared", "prepare"]
@@ -34,8 +45,10 @@ class Prepared:
     """A model, ready to be measured and compressed.
 
     Attributes:
-        captured: the canonical graph of the model.
-        network: the same with its norms folded, as runtimes run it.
+        original: the canonical graph of the model, its norms folded, as runtimes run it.
+        free: the merges that change nothing but the latency; all that follows builds on them.
+        captured: the canonical graph with the free merges carried out.
+        network: the same with its norms folded.
         example: the example input (n, c, h, w), at whose shape latency is measured.
         calibration: the images to fit and to judge on.
         tree: the structure of `network`.
@@ -45,6 +58,8 @@ class Prepared:
         notes: what the user should know.
     """
 
+    original: fx.GraphModule
+    free: Plan
     captured: fx.GraphModule
     network: fx.GraphModule
     example: Tensor
@@ -72,12 +87,14 @@ def prepare(
     require_capturable(model)  # before its data are read
     example, data, guess = infer_example(model, example_inputs, data)
     captured = capture(model, example)
+    original, free = _folded(captured), free_merges(captured)
+    captured = collapse_spans(linearize(captured, free), free)
     network = _folded(captured)
     calibration, note = _calibration(data, val_data, example, seed)
     spans, pricing = enumerate_spans(network), Pricing(network)
     candidates, too_large = _solvable(pricing.candidates(spans))
     return Prepared(
-        captured, network, example, calibration, structure_tree(network), pricing, candidates,
+        original, free, captured, network, example, calibration, structure_tree(network), pricing, candidates,
         refusals=(*_refusals(spans), *too_large), notes=tuple(text for text in (guess, note) if text),
     )  # fmt: skip
 

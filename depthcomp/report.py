@@ -60,6 +60,7 @@ def _page(result: CompressionResult, svg: str, folder: str) -> str:
         plans=len(result.frontier),
         spans=[_span_row(record) for record in _in_plan_order(result)],
         totals=_totals(result.spans),
+        free=_free(result),
         refusals=_grouped(result.refusals),
         rounds=_rounds(result),
         agreement=_agreement(result),
@@ -83,13 +84,13 @@ class _Line(NamedTuple):
 
 
 def _comparison(result: CompressionResult) -> list[_Line]:
-    kept_ms = next((point.predicted_ms for point in result.frontier if not point.plan), None)
+    unchanged = [point.predicted_ms for point in result.frontier if not point.plan and not result.free_merges]
     parameters = f"{_parameters(result.model):,}"
     return [
         _Line("Latency, measured", _timed(result.original_timing), _timed(result.measured_timing)),
         _Line(
             "Latency, predicted",
-            NOT_KNOWN if kept_ms is None else _foretold(kept_ms, result.original_ms),
+            _foretold(unchanged[0], result.original_ms) if unchanged else NOT_KNOWN,
             _foretold(result.predicted_ms, result.measured_ms),
         ),
         _Line("Speed-up, round by round", NOT_KNOWN, _speedups(result)),
@@ -131,6 +132,15 @@ def _agreement(result: CompressionResult) -> str:
 
 def _parameters(gm: fx.GraphModule) -> int:
     return sum(parameter.numel() for parameter in gm.parameters())
+
+
+def _free(result: CompressionResult) -> str:
+    """Say how many spans cost nothing to merge; nothing where there were none."""
+    count = len(result.free_merges)
+    if not count:
+        return ""
+    spans = "1 span was" if count == 1 else f"{count} spans were"
+    return f"Merged for free, before anything else: {spans} one convolution already, and nothing but latency changed."
 
 
 @dataclass(frozen=True, slots=True)

@@ -92,6 +92,8 @@ class CompressionResult:
         example_inputs: the inputs that the network was captured and measured with.
         seed: the seed of everything random.
         seconds: wall time of each stage.
+        free_merges: spans of the original that were one convolution already and were merged first, at no loss;
+            `plan` is for the network after that.
     """
 
     model: fx.GraphModule
@@ -115,6 +117,7 @@ class CompressionResult:
     example_inputs: tuple[Tensor, ...]
     seed: int
     seconds: dict[str, float] = field(default_factory=dict)
+    free_merges: Plan = field(default_factory=Plan)
 
     @property
     def original_ms(self) -> float:

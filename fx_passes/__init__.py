@@ -1,13 +1,15 @@
 """Graph in, graph out: capture a network, understand its structure, rewrite it by a plan.
 
 `capture` makes a canonical graph of any traceable network, `structure_tree` and `enumerate_spans` say what
-can be compressed and why the rest cannot, `linearize` carries a plan out in trainable form and `merge`
-collapses the result into a shallower network that computes the same function.
+can be compressed and why the rest cannot, `free_merges` finds what collapses at no price, `linearize` carries a
+plan out in trainable form and `merge` collapses the result into a shallower network that computes the same
+function.
 """
 
 from fx_passes.capture import capture
+from fx_passes.free_merges import free_merges
 from fx_passes.linearize import PlacedConvolution, linearize, placed_convolutions
-from fx_passes.merge import fold_batch_norms, merge
+from fx_passes.merge import collapse_spans, fold_batch_norms, merge
 from fx_passes.plan import Plan, SpanChoice
 from fx_passes.spans import Span, SpanLimits, enumerate_spans, find_span, random_plan
 from fx_passes.structure import Level, Unit, structure_tree
@@ -21,9 +23,11 @@ __all__ = [
     "SpanLimits",
     "Unit",
     "capture",
+    "collapse_spans",
     "enumerate_spans",
     "find_span",
     "fold_batch_norms",
+    "free_merges",
     "linearize",
     "merge",
     "placed_convolutions",

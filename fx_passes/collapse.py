@@ -6,6 +6,7 @@ Activations and dropout inside the piece count as identity.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from torch import fx
 
@@ -13,7 +14,7 @@ from fx_passes import affine
 from fx_passes.affine import AffineConv, NotAffineError
 from fx_passes.operators import Role, affine_operator, describe, role
 
-__all__ = ["collapse", "collapse_node"]
+__all__ = ["collapse", "collapse_node", "operands"]
 
 
 def collapse(
@@ -60,17 +61,24 @@ def collapse_node(
     kind = role(gm, node)
     if kind is Role.BARRIER:
         raise NotAffineError(f"{node.name}: {describe(gm, node)}")
-    operands = [node.args[0]] if kind is not Role.ADD else list(node.args)
-    if kind is Role.CONCAT:
-        operands = list(node.args[0])  # type: ignore[arg-type]
-    missing = [operand for operand in operands if operand not in values]
+    read = operands(node, kind)
+    missing = [operand for operand in read if operand not in values]
     if missing:
         raise NotAffineError(f"{node.name} also reads {missing[0]}, which does not come from the span's entry")
-    terms = [values[operand] for operand in operands]  # type: ignore[index]
+    terms = [values[operand] for operand in read]
     try:
         return _combine(gm, node, kind, terms, device)
     except NotAffineError as reason:
         raise NotAffineError(f"{node.name}: {reason}") from reason
+
+
+def operands(node: fx.Node, kind: Role) -> list[Any]:
+    """Return the tensors that a node of this role reads, each as often as it reads it."""
+    if kind is Role.ADD:
+        return list(node.args)
+    if kind is Role.CONCAT:
+        return list(node.args[0])  # type: ignore[arg-type]
+    return node.all_input_nodes
 
 
 def _combine(gm: fx.GraphModule, node: fx.Node, kind: Role, terms: list[AffineConv], device: str) -> AffineConv:

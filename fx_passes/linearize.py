@@ -10,6 +10,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import fx, nn
 from torch.nn.utils import skip_init
@@ -22,9 +23,17 @@ from fx_passes.operators import Role, called_module, image_shape, role, zero_pad
 from fx_passes.plan import Plan, SpanChoice
 from fx_passes.spans import Span, find_spans
 
-__all__ = ["PlacedConvolution", "core_of", "insert_convolution", "linearize", "placed_convolutions"]
+__all__ = [
+    "NO_BORDER",
+    "PlacedConvolution",
+    "border_needed",
+    "core_of",
+    "insert_convolution",
+    "linearize",
+    "placed_convolutions",
+]
 
-_NO_BORDER: Sides = (0, 0, 0, 0)
+NO_BORDER: Sides = (0, 0, 0, 0)
 
 
 def linearize(gm: fx.GraphModule, plan: Plan) -> fx.GraphModule:
@@ -58,11 +67,11 @@ def insert_convolution(
     """
     top, bottom, left, right = operator.padding
     symmetric = top == bottom >= 0 and left == right >= 0
-    like = next((p for p in gm.parameters() if p.is_floating_point()), None)
+    device, dtype = _number_kind(gm, source)
     conv: nn.Conv2d = skip_init(  # type: ignore[no-untyped-call]  # draws no random numbers, unlike nn.Conv2d
         nn.Conv2d, operator.in_channels, operator.out_channels, operator.kernel, operator.stride,
         padding=(top, left) if symmetric else 0, groups=operator.groups,
-        device="cpu" if like is None else like.device, dtype=None if like is None else like.dtype,
+        device=device, dtype=dtype,
     )  # fmt: skip
     conv.weight.data.copy_(operator.weight)
     assert conv.bias is not None  # built with one
@@ -71,6 +80,14 @@ def insert_convolution(
         source = pad(gm, node, source, operator.padding)
     redirect(node, target=add_module(gm, hint, conv), args=(source,))
     return conv
+
+
+def _number_kind(gm: fx.GraphModule, source: fx.Node) -> tuple[torch.device, torch.dtype]:
+    """Return the device and type of a graph's weights; without any, the CPU and the type captured at `source`."""
+    for tensor in (*gm.parameters(), *gm.buffers()):
+        if tensor.is_floating_point():
+            return tensor.device, tensor.dtype
+    return torch.device("cpu"), source.meta["tensor_meta"].dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +133,7 @@ def placed_convolutions(linearized: fx.GraphModule, plan: Plan) -> list[PlacedCo
 def core_of(gm: fx.GraphModule, exit_: fx.Node) -> fx.Node:
     """Return the node before the activation and dropout at the end of a linearized span."""
     while role(gm, exit_) in (Role.ACTIVATION, Role.PASS):
-        exit_ = exit_.args[0]  # type: ignore[assignment]
+        exit_ = exit_.all_input_nodes[0]
     return exit_
 
 
@@ -145,7 +162,7 @@ def _require_choice(choice: SpanChoice, span: Span) -> None:
 
 def _rewrite(gm: fx.GraphModule, nodes: dict[str, fx.Node], choice: SpanChoice, span: Span) -> None:
     entry, core, exit_ = nodes[span.entry], nodes[span.core], nodes[span.exit]
-    inner = [nodes[name] for name in span.nodes[: span.nodes.index(span.core) + 1]]
+    inner = [nodes[name] for name in span.inner]
     if choice.kind == "drop":
         redirect(exit_, target=add_module(gm, f"dropped_{exit_.name}", nn.Identity()), args=(entry,))
     elif choice.kind == "fit":
@@ -162,7 +179,7 @@ def _drop_activations(gm: fx.GraphModule, inner: list[fx.Node]) -> list[fx.Node]
     kept = []
     for node in inner:
         if role(gm, node) in (Role.ACTIVATION, Role.PASS):
-            node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
+            node.replace_all_uses_with(node.all_input_nodes[0])
             gm.graph.erase_node(node)
         else:
             kept.append(node)
@@ -175,14 +192,14 @@ def _hoist_padding(gm: fx.GraphModule, entry: fx.Node, inner: list[fx.Node]) -> 
     Walking backwards, each tensor learns the border that its readers need beyond its own frame; each edge is
     cropped where its reader needs less than the tensor has.
     """
-    border: dict[fx.Node, Sides] = {inner[-1]: _NO_BORDER}
+    border: dict[fx.Node, Sides] = {inner[-1]: NO_BORDER}
     needed: dict[fx.Node, Sides] = {}
     for node in reversed(inner):
-        needed[node] = _border_needed(gm, node, border[node])
+        needed[node] = border_needed(gm, node, border[node])
         for source in node.all_input_nodes:
             border[source] = _widest(border.get(source, needed[node]), needed[node])
     first = inner[0]
-    padded = entry if border[entry] == _NO_BORDER else pad(gm, first, entry, border[entry])
+    padded = entry if border[entry] == NO_BORDER else pad(gm, first, entry, border[entry])
     for node in inner:
         for source in node.all_input_nodes:
             reader = padded if source is entry else source
@@ -193,7 +210,7 @@ def _hoist_padding(gm: fx.GraphModule, entry: fx.Node, inner: list[fx.Node]) -> 
         _stop_padding(gm, node)
 
 
-def _border_needed(gm: fx.GraphModule, node: fx.Node, border: Sides) -> Sides:
+def border_needed(gm: fx.GraphModule, node: fx.Node, border: Sides) -> Sides:
     """Return the border that `node` reads beyond its input's frame to have `border` beyond its own."""
     module = called_module(gm, node)
     if role(gm, node) is not Role.AFFINE or isinstance(module, nn.BatchNorm2d):

@@ -16,7 +16,7 @@ from fx_passes.normalise.modules import DropIdentities
 from fx_passes.operators import Role, called_module, image_shape, role
 from fx_passes.plan import Plan, SpanChoice
 
-__all__ = ["fold_batch_norms", "merge"]
+__all__ = ["collapse_spans", "fold_batch_norms", "merge"]
 
 
 def merge(linearized: fx.GraphModule, plan: Plan) -> fx.GraphModule:
@@ -32,13 +32,22 @@ def merge(linearized: fx.GraphModule, plan: Plan) -> fx.GraphModule:
     Raises:
         PlanError: the graph is not the plan's linearized form.
     """
-    merged = copy.deepcopy(linearized).eval()
-    for choice in plan:
-        _merge_span(merged, choice)
+    merged = collapse_spans(linearized, plan)
     fold_batch_norms(merged)
     _drop_dropout(merged)
     DropIdentities()(merged)
     return tidy(merged)
+
+
+def collapse_spans(linearized: fx.GraphModule, plan: Plan) -> fx.GraphModule:
+    """Return a copy in evaluation mode in which only the spans of `plan` collapse; norms and dropout elsewhere stay.
+
+    The result is a captured graph like any other. Arguments and errors are those of `merge`.
+    """
+    collapsed = copy.deepcopy(linearized).eval()
+    for choice in plan:
+        _merge_span(collapsed, choice)
+    return tidy(collapsed)
 
 
 def fold_batch_norms(gm: fx.GraphModule) -> None:
@@ -120,5 +129,5 @@ def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
 def _drop_dropout(gm: fx.GraphModule) -> None:
     for node in list(gm.graph.nodes):
         if role(gm, node) is Role.PASS:
-            node.replace_all_uses_with(node.args[0])
+            node.replace_all_uses_with(node.all_input_nodes[0])
             gm.graph.erase_node(node)

@@ -108,7 +108,7 @@ def _obstacle(module: nn.Module | None, node: fx.Node) -> str:
         if module.running_mean is None or module.running_var is None:
             return "it keeps no running statistics, so its output depends on the whole batch"
     elif isinstance(module, nn.AvgPool2d):
-        if module.ceil_mode:
+        if module.ceil_mode and module.stride not in (1, (1, 1)):
             return "it rounds its output size up (ceil_mode=True), so its last windows are cut short"
         if module.padding not in (0, (0, 0)) and not module.count_include_pad:
             return "it averages fewer pixels at the border (count_include_pad=False)"
@@ -128,6 +128,8 @@ def _judge_join(node: fx.Node) -> tuple[Role, str]:
                 Role.BARRIER,
                 "a sum that broadcasts, or is not of images, cannot be merged into a convolution",
             )
+        if len(operands) == 1 and 0 in node.args and None not in shapes:
+            return Role.PASS, ""
         return Role.BARRIER, "a sum with a constant is not merged"
     axis = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
     if axis in (1, -3) and None not in shapes:

@@ -17,12 +17,12 @@ from torch import fx, nn
 from depthcomp_errors import PlanError
 from fx_passes import affine
 from fx_passes.affine import AffineConv, NotAffineError
-from fx_passes.collapse import collapse_node
+from fx_passes.collapse import collapse_node, operands
 from fx_passes.operators import Role, called_module, image_shape, role
 from fx_passes.plan import Plan, SpanChoice
 from fx_passes.structure import Level, Unit, structure_tree
 
-__all__ = ["Span", "SpanLimits", "enumerate_spans", "find_span", "find_spans", "random_plan"]
+__all__ = ["Span", "SpanLimits", "SpanWalker", "enumerate_spans", "find_span", "find_spans", "random_plan"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +78,11 @@ class Span:
         """Name of the node whose tensor the span produces."""
         return self.level.cuts[self.stop]
 
+    @property
+    def inner(self) -> tuple[str, ...]:
+        """Names of the nodes up to the core, that is, without the end activation."""
+        return self.nodes[: self.nodes.index(self.core) + 1] if self.core in self.nodes else ()
+
 
 def enumerate_spans(gm: fx.GraphModule, limits: SpanLimits | None = None) -> list[Span]:
     """Return the candidate spans of a captured graph, level by level, outermost first.
@@ -85,7 +90,7 @@ def enumerate_spans(gm: fx.GraphModule, limits: SpanLimits | None = None) -> lis
     A unit that cannot be part of any span appears once, refused; longer spans across it are not listed.
     The graph is not changed. Complexity: O(units x longest_span) compositions without weights.
     """
-    walker = _Walker(gm, limits or SpanLimits())
+    walker = SpanWalker(gm, limits or SpanLimits())
     return [span for level in structure_tree(gm).levels() for span in walker.spans(level)]
 
 
@@ -102,11 +107,11 @@ def find_spans(gm: fx.GraphModule, ends: Iterable[tuple[str, str]]) -> list[Span
     """Return the span for each pair of `ends`, as `find_span` does, with the structure analysed once."""
     levels = list(structure_tree(gm).levels())
     longest = max(len(level.cuts) for level in levels)
-    walker = _Walker(gm, SpanLimits(longest_span=longest, largest_kernel=10**9, largest_mac_growth=math.inf))
+    walker = SpanWalker(gm, SpanLimits(longest_span=longest, largest_kernel=10**9, largest_mac_growth=math.inf))
     return [_find(levels, walker, entry, exit_) for entry, exit_ in ends]
 
 
-def _find(levels: list[Level], walker: _Walker, entry: str, exit_: str) -> Span:
+def _find(levels: list[Level], walker: SpanWalker, entry: str, exit_: str) -> Span:
     for level in levels:
         cuts = level.cuts
         if entry in cuts and exit_ in cuts and cuts.index(entry) < cuts.index(exit_):
@@ -142,7 +147,7 @@ def _draw(level: Level, spans: dict[tuple[Level, int], list[Span]], rng: np.rand
             cut += 1
 
 
-class _Walker:
+class SpanWalker:
     """Walks levels; holds the graph, the limits and what was computed for a node once."""
 
     def __init__(self, gm: fx.GraphModule, limits: SpanLimits) -> None:
@@ -152,6 +157,7 @@ class _Walker:
         self._roles = {node.name: role(gm, node) for node in gm.graph.nodes}
 
     def spans(self, level: Level) -> Iterator[Span]:
+        """Yield the spans of a level, by the cut that they read."""
         for start in range(len(level.units)):
             yield from self.spans_from(level, start)
 
@@ -225,7 +231,8 @@ class _Walker:
             return
         allowed = self._limits.largest_mac_growth * macs
         height, width = operator.kernel
-        if weighted > 1 and self._fits(operator.kernel) and _macs(operator, operator.kernel, shape) <= allowed:
+        several = weighted > 1 or any(self._joins(name) for name in nodes)
+        if several and self._fits(operator.kernel) and _macs(operator, operator.kernel, shape) <= allowed:
             yield SpanChoice(entry, exit_, "merge", operator.kernel)
         for size in range(1, min(max(height, width), self._limits.largest_kernel) + 1, 2):
             kernel = min(size, _odd(height)), min(size, _odd(width))
@@ -236,6 +243,12 @@ class _Walker:
 
     def _fits(self, kernel: tuple[int, int]) -> bool:
         return max(kernel) <= self._limits.largest_kernel
+
+    def _joins(self, name: str) -> bool:
+        """Say whether a node makes one tensor out of several."""
+        if self._roles[name] is Role.CONCAT:
+            return len(operands(self._nodes[name], Role.CONCAT)) > 1
+        return self._roles[name] is Role.ADD
 
     def _weighted(self, nodes: tuple[str, ...]) -> int:
         modules = [called_module(self._gm, self._nodes[name]) for name in nodes]

@@ -534,3 +534,26 @@ def test_messages_have_no_trailing_tuple(arithmetic_backend):
         compress_depth(tiny_net(), "1000ms", data=[images(8)], backend=arithmetic_backend())
     assert len(caught.value.args) == 1
     assert not re.match(r"^\(", str(caught.value))
+
+
+class Branched(nn.Module):
+    """Parallel branches without activations, in training form."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.three, self.one = nn.Conv2d(channels, channels, 3, padding=1), nn.Conv2d(channels, channels, 1)
+        self.norm, self.act = nn.BatchNorm2d(channels), nn.ReLU()
+
+    def forward(self, x):
+        return self.act(self.three(x) + self.one(x) + self.norm(x))
+
+
+def test_what_can_be_merged_for_free_is_and_counts_against_the_original(arithmetic_backend):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.MaxPool2d(1), Branched(3), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(3 * 16 * 16, 5)).eval()
+    result = compress_depth(net, "95%", data=images(), backend=arithmetic_backend())
+    assert len(result.free_merges) == 1
+    assert result.plan == Plan()
+    assert result.measured_ms <= 0.95 * result.original_ms
+    with torch.no_grad():
+        assert torch.allclose(result.model(images()), net(images()), atol=1e-5)

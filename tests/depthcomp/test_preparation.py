@@ -31,9 +31,13 @@ def judging(prepared):
     return in_order(batch for _, batch in prepared.calibration.judging())
 
 
+def called(gm, kind):
+    modules = [gm.get_submodule(node.target) for node in gm.graph.nodes if node.op == "call_module"]
+    return sum(isinstance(module, kind) for module in modules)
+
+
 def norms(gm):
-    called = [gm.get_submodule(node.target) for node in gm.graph.nodes if node.op == "call_module"]
-    return sum(isinstance(module, nn.BatchNorm2d) for module in called)
+    return called(gm, nn.BatchNorm2d)
 
 
 def test_norms_are_folded_in_the_network_and_not_in_the_captured_graph():
@@ -50,6 +54,29 @@ def test_candidates_and_refusals():
     assert any("MaxPool2d" in refusal.reason for refusal in prepared.refusals)
     assert prepared.notes == ()
     assert prepared.example.shape == (1, 3, 7, 11)
+
+
+class Branches(nn.Module):
+    """Two parallel convolutions with norms, as in training form, in front of another network."""
+
+    def __init__(self, after):
+        super().__init__()
+        self.three = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1, bias=False), nn.BatchNorm2d(3))
+        self.one, self.after = nn.Sequential(nn.Conv2d(3, 3, 1, bias=False), nn.BatchNorm2d(3)), after
+
+    def forward(self, x):
+        return self.after(torch.relu(self.three(x) + self.one(x)))
+
+
+def test_free_merges_come_before_everything_else():
+    prepared = prepare(Branches(net()), None, [images(8)], None, seed=0)
+    (choice,) = prepared.free
+    assert choice.kind == "merge"
+    graphs = prepared.original, prepared.captured, prepared.network
+    assert [called(gm, nn.Conv2d) for gm in graphs] == [4, 3, 3]
+    assert [norms(gm) for gm in graphs] == [0, 1, 0]
+    with torch.no_grad():
+        assert torch.allclose(prepared.original(images(8)), prepared.network(images(8)), atol=1e-5)
 
 
 def test_a_fit_that_is_too_large_is_refused_with_its_size(monkeypatch):

@@ -179,6 +179,15 @@ def test_trust_in_importance_is_said(tmp_path, correlation, said):
     assert said in page_of(make_result(rank_correlation=correlation), tmp_path).text
 
 
+def test_free_merges_are_said_and_the_original_is_then_not_predicted(tmp_path):
+    free = Plan((SpanChoice("x", "act", "merge", (3, 3)),) * 2)
+    page = page_of(make_result(free_merges=free), tmp_path)
+    assert "before anything else: 2 spans were one convolution already" in page.text
+    rows = {row[0]: row[1:] for row in page.rows}
+    assert rows["Latency, predicted"][0] == "\N{EM DASH}"
+    assert "before anything else" not in page_of(make_result(), tmp_path).text
+
+
 def test_nothing_to_report_is_said(tmp_path):
     result = make_result(spans=(), plan=Plan(), refusals=(), warnings=(), frontier=(), seconds={})
     text = page_of(result, tmp_path).text

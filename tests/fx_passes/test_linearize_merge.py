@@ -399,6 +399,18 @@ def test_a_norm_whose_convolution_feeds_another_layer_is_not_folded():
     assert any(isinstance(module, nn.BatchNorm2d) for module in merged.modules())
 
 
+@pytest.mark.parametrize(
+    "layers",
+    [[nn.BatchNorm2d(3, affine=False), nn.BatchNorm2d(3, affine=False)], [nn.AvgPool2d(2, 1), nn.AvgPool2d(3)]],
+    ids=["norms without weights", "pools"],
+)
+def test_spans_without_any_parameter_take_the_networks_type(layers):
+    x = image()
+    gm = captured(nn.Sequential(*layers), x)
+    for choice in every_choice(gm):
+        carry_out(gm, Plan((choice,)), x)
+
+
 def test_linearizing_does_not_draw_random_numbers():
     gm, _ = toy("residual")
     torch.manual_seed(7)

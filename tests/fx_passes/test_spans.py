@@ -107,6 +107,13 @@ def test_barriers_end_spans_and_say_why(name):
     assert not [span for span in enumerate_spans(gm, GENEROUS) if "body_2" in span.nodes and span.choices]
 
 
+@pytest.mark.parametrize("stride", [1, (1, 1)])
+def test_rounding_up_is_in_nobodys_way_where_there_is_nothing_to_round(stride):
+    body = nn.Sequential(nn.Conv2d(5, 5, 1), nn.ReLU(), nn.AvgPool2d(2, stride, ceil_mode=True))
+    gm = captured(Sandwich(body), image())
+    assert "merge" in kinds(spans_by_ends(gm, GENEROUS)["stem", "end"])
+
+
 def test_the_gate_of_squeeze_and_excite_is_a_barrier():
     gm = captured(SqueezeExcite(), image(5))
     refusals = [span.refusal for span in enumerate_spans(gm)]

@@ -1,0 +1,120 @@
+"""Merges that cost nothing: spans that are one convolution already, whatever their weights.
+
+Networks trained with parallel branches or with linear convolutions in a row hold such spans, RepVGG and MobileOne
+in every block. A merge is free where
+
+- no activation stands inside, so that nothing has to be given up;
+- no zeros are added to a tensor inside, so that the padding that a merge moves to the entry was there before.
+  Adding zeros to a tensor that is zero beyond its frame anyway changes nothing: so it is with the entry, with what
+  pads it, and with 1x1 convolutions of it that have no bias;
+- the one convolution takes no more multiply-adds than what it replaces.
+
+The first two make it exact at every pixel (Ding et al. 2021, RepVGG, section 3.3, for branches without inner layers).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from torch import fx, nn
+
+from fx_passes.linearize import NO_BORDER, border_needed
+from fx_passes.operators import Role, called_module, role
+from fx_passes.plan import Plan, SpanChoice
+from fx_passes.spans import Span, SpanLimits, SpanWalker
+from fx_passes.structure import Level, structure_tree
+
+__all__ = ["free_merges"]
+
+_UNLIMITED = 10**9
+
+
+def free_merges(gm: fx.GraphModule) -> Plan:
+    """Return the merges that change nothing about a captured graph but its depth and its latency.
+
+    They do not overlap, and no other set of free merges leaves fewer multiply-adds or, among equals, fewer
+    operators. The graph is not changed. `merge(linearize(gm, plan), plan)` carries them out.
+
+    Example:
+        >>> import torch
+        >>> from fx_passes import capture
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 1), nn.ReLU())
+        >>> [str(choice) for choice in free_merges(capture(net, torch.zeros(1, 3, 8, 8)))]
+        ['merge 3x3 (input_1 -> _2]']
+    """
+    limits = SpanLimits(longest_span=_UNLIMITED, largest_kernel=_UNLIMITED, largest_mac_growth=1.0)
+    return Plan.of(_Finder(gm, SpanWalker(gm, limits)).best(structure_tree(gm)).choices)
+
+
+@dataclass(frozen=True, slots=True)
+class _Saving:
+    """Free merges and what they save together: multiply-adds, then operators."""
+
+    macs: int = 0
+    operators: int = 0
+    choices: tuple[SpanChoice, ...] = ()
+
+    def __add__(self, other: _Saving) -> _Saving:
+        return _Saving(self.macs + other.macs, self.operators + other.operators, self.choices + other.choices)
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        return self.macs, self.operators
+
+
+class _Finder:
+    """Finds the best free merges of a level by dynamic programming over its cuts."""
+
+    def __init__(self, gm: fx.GraphModule, walker: SpanWalker) -> None:
+        self._gm = gm
+        self._walker = walker
+        self._nodes = {node.name: node for node in gm.graph.nodes}
+
+    def best(self, level: Level) -> _Saving:
+        """Return the free merges of a level and of all levels inside it that save most."""
+        upto: dict[int, _Saving] = {0: _Saving()}  # per cut: the best free merges before it
+        for start, unit in enumerate(level.units):
+            kept = sum(map(self.best, unit.branches), _Saving())
+            for stop, saving in [(start + 1, kept), *self._merged(level, start)]:
+                upto[stop] = max(upto.get(stop, _Saving(-1)), upto[start] + saving, key=lambda s: s.rank)
+        return upto[len(level.units)]
+
+    def _merged(self, level: Level, start: int) -> Iterator[tuple[int, _Saving]]:
+        """Yield where the free spans that begin at a cut end, and what each saves."""
+        for span in self._walker.spans_from(level, start):
+            if not self._is_exact(span):
+                return  # nor is any longer span
+            for choice in span.choices:
+                if choice.kind == "merge" and span.operator is not None and span.in_shape is not None:
+                    macs = span.in_shape[0] * span.operator.macs(span.in_shape[2:])
+                    yield span.stop, _Saving(span.macs - macs, len(span.inner) - 1, (choice,))
+
+    def _is_exact(self, span: Span) -> bool:
+        """Say whether the span's collapse computes the same, at the border too."""
+        return span.operator is not None and self._pads_only_zeros(
+            self._nodes[span.entry], [self._nodes[name] for name in span.inner]
+        )
+
+    def _pads_only_zeros(self, entry: fx.Node, inner: Iterable[fx.Node]) -> bool:
+        vanishing = {entry}  # tensors that are zero beyond their frame when only the entry is padded
+        for node in inner:
+            if role(self._gm, node) is Role.ACTIVATION:
+                return False
+            if vanishing.issuperset(node.all_input_nodes):
+                if self._keeps_zeros(node):
+                    vanishing.add(node)
+            elif max(border_needed(self._gm, node, NO_BORDER)) > 0:
+                return False
+        return True
+
+    def _keeps_zeros(self, node: fx.Node) -> bool:
+        """Say whether a node's tensor is zero beyond its frame where all tensors that it reads are."""
+        module = called_module(self._gm, node)
+        if isinstance(module, nn.Conv2d):
+            padded = any(border_needed(self._gm, node, NO_BORDER))
+            return module.kernel_size == (1, 1) and module.bias is None and not padded
+        if role(self._gm, node) is not Role.AFFINE:
+            return True
+        learned = isinstance(module, nn.BatchNorm2d | nn.AvgPool2d)
+        return not learned and min(border_needed(self._gm, node, NO_BORDER)) >= 0

@@ -1,0 +1,285 @@
+"""Random small networks: every operator that a span may hold, every way to join, and every kind of barrier."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from hypothesis import strategies as st
+from torch import nn
+from toy_nets import randomise
+
+ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.SiLU, nn.Tanh, nn.LeakyReLU, nn.GELU)
+LARGEST_STRIDE = 4  # of a whole network, per axis
+LEAST_SIZE = 3  # of an image inside, per axis
+
+
+class Sum(nn.Module):
+    """The sum of branches; an empty branch is a skip."""
+
+    def __init__(self, branches):
+        super().__init__()
+        self.branches = nn.ModuleList(branches)
+
+    def forward(self, x):
+        total = self.branches[0](x)
+        for branch in self.branches[1:]:
+            total = total + branch(x)
+        return total
+
+
+class Concat(nn.Module):
+    """The outputs of branches, one after another."""
+
+    def __init__(self, branches):
+        super().__init__()
+        self.branches = nn.ModuleList(branches)
+
+    def forward(self, x):
+        return torch.cat([branch(x) for branch in self.branches], dim=1)
+
+
+class Gate(nn.Module):
+    """Squeeze-and-excitation."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.squeeze, self.excite = nn.AdaptiveAvgPool2d(1), nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x):
+        return x * torch.sigmoid(self.excite(self.squeeze(x)))
+
+
+class Dense(nn.Module):
+    """Each layer reads all tensors before it, so that the branches are tangled."""
+
+    def __init__(self, channels, growth, count):
+        super().__init__()
+        self.layers = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(channels + index * growth, growth, 1), nn.ReLU(), nn.Conv2d(growth, growth, 1))
+            for index in range(count)
+        )
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = torch.cat([x, layer(x)], dim=1)
+        return x
+
+
+class _Builder:
+    """Draws modules that fit the shape (channels, height, width) of what stands before them."""
+
+    def __init__(self, draw):
+        self._draw = draw
+
+    def pick(self, *options):
+        return self._draw(st.sampled_from(options))
+
+    def number(self, low, high):
+        return self._draw(st.integers(low, high))
+
+    def body(self, shape, strides, depth, longest=4):
+        """Return a chain of modules, its output's shape and the strides that are left to use."""
+        modules = []
+        for _ in range(self.number(1, longest)):
+            module, shape, strides = self.step(shape, strides, depth)
+            modules.append(module)
+        return nn.Sequential(*modules), shape, strides
+
+    def step(self, shape, strides, depth):
+        kinds = ["layer"] * 6 + ["norm", "activation", "pool", "pad", "dropout", "barrier"]
+        if depth > 0:
+            kinds += ["skip"] * 3 + ["sum"] * 2 + ["concat"] * 2 + ["dense"]
+        kind = self.pick(*kinds)
+        if kind in ("skip", "sum", "concat"):
+            return self.joined(kind, shape, strides, depth)
+        if kind in ("layer", "pool"):
+            return getattr(self, kind)(shape, strides)
+        module = getattr(self, kind)(shape)
+        return module, _out_shape(module, shape), strides
+
+    def layer(self, shape, strides):
+        conv, strides = self.conv(shape, strides)
+        norm = [self.norm((conv.out_channels,))] if self.number(0, 1) else []
+        activation = [self.activation(shape)] if self.number(0, 1) else []
+        module = nn.Sequential(conv, *norm, *activation)
+        return module, _out_shape(module, shape), strides
+
+    def conv(self, shape, strides):
+        c_in = shape[0]
+        groups = self.pick(1, 1, *(g for g in range(2, c_in + 1) if c_in % g == 0), c_in)
+        c_out = groups * self.number(1, max(1, 6 // groups))
+        padding = [self.number(0, 2) for _ in "hw"]
+        dilation = [self.number(1, 2) for _ in "hw"]
+        room = [size + 2 * p - LEAST_SIZE for size, p in zip(shape[1:], padding, strict=True)]
+        kernel = [min(self.number(1, 4), 1 + max(r, 0) // d) for r, d in zip(room, dilation, strict=True)]
+        stride = [
+            self.stride(left, room[axis] - dilation[axis] * (kernel[axis] - 1)) for axis, left in enumerate(strides)
+        ]
+        conv = nn.Conv2d(
+            c_in, c_out, kernel, stride, padding, dilation, groups, bias=bool(self.number(0, 1)),
+        )  # fmt: skip
+        return conv, tuple(left // s for left, s in zip(strides, stride, strict=True))
+
+    def stride(self, left, room):
+        return self.pick(1, 1, 2) if left > 1 and room >= LEAST_SIZE else 1
+
+    def pool(self, shape, strides):
+        kernel = [min(self.number(1, 3), size - LEAST_SIZE + 1) for size in shape[1:]]
+        padding = [self.number(0, k // 2) for k in kernel]
+        stride = [
+            self.stride(left, size - k - LEAST_SIZE) for left, size, k in zip(strides, shape[1:], kernel, strict=True)
+        ]
+        module = nn.AvgPool2d(kernel, stride, padding)
+        return module, _out_shape(module, shape), tuple(a // b for a, b in zip(strides, stride, strict=True))
+
+    def norm(self, shape):
+        return nn.BatchNorm2d(shape[0], eps=self.pick(1e-5, 0.013, 0.7), affine=bool(self.number(0, 1)))
+
+    def activation(self, shape):
+        return self.pick(*ACTIVATIONS)()
+
+    def dropout(self, shape):
+        return nn.Dropout(0.3)
+
+    def pad(self, shape):
+        low = [min(0, LEAST_SIZE + 1 - size) for size in (shape[2], shape[2], shape[1], shape[1])]
+        return nn.ZeroPad2d(tuple(self.number(max(-1, bound // 2), 2) for bound in low))
+
+    def dense(self, shape):
+        return Dense(shape[0], self.number(1, 2), self.number(1, 2))
+
+    def barrier(self, shape):
+        kinds = ["max", "gate", "border", "circular", "group", "reflect"]
+        if min(shape[1:]) >= 2 * LEAST_SIZE:
+            kinds.append("ceil")
+        if max(shape[1:]) < 9:
+            kinds.append("upsample")
+        kind = self.pick(*kinds)
+        return {
+            "max": lambda: nn.MaxPool2d(3, 1, 1),
+            "gate": lambda: Gate(shape[0]),
+            "border": lambda: nn.AvgPool2d(3, 1, 1, count_include_pad=False),
+            "ceil": lambda: nn.AvgPool2d(2, self.number(1, 2), ceil_mode=True),
+            "circular": lambda: nn.Conv2d(shape[0], shape[0], 3, padding=1, padding_mode="circular"),
+            "group": lambda: nn.GroupNorm(1, shape[0]),
+            "reflect": lambda: nn.ReflectionPad2d(1),
+            "upsample": lambda: nn.Upsample(scale_factor=2),
+        }[kind]()
+
+    def joined(self, kind, shape, strides, depth):
+        """Return branches that were fitted to the first one's output, and how they are joined."""
+        body, wanted, left = self.body(shape, strides, depth - 1, longest=3)
+        if kind == "skip":
+            others = [nn.Identity() if wanted == shape else self.projection(shape, wanted, strides, left)]
+        else:
+            others = [self.fitted(shape, wanted, strides, left, depth, kind) for _ in range(self.number(1, 2))]
+        module = (Concat if kind == "concat" else Sum)(self._draw(st.permutations([body, *others])))
+        return module, _out_shape(module, shape), left
+
+    def projection(self, shape, wanted, strides, left):
+        stride = tuple(a // b for a, b in zip(strides, left, strict=True))
+        conv = nn.Conv2d(shape[0], wanted[0], 1, stride, bias=False)
+        norm = [self.norm(wanted)] if self.number(0, 1) else []
+        return nn.Sequential(*self.margin(shape, wanted, stride), conv, *norm)
+
+    def margin(self, shape, wanted, stride=(1, 1)):
+        """Return padding at the bottom and right after which a 1x1 convolution of a stride has the wanted size."""
+        rows, columns = (s * (out - 1) + 1 - size for s, out, size in zip(stride, wanted[1:], shape[1:], strict=True))
+        return [nn.ZeroPad2d((0, columns, 0, rows))] if rows or columns else []
+
+    def fitted(self, shape, wanted, strides, left, depth, kind):
+        """Return a branch whose output has the wanted size, of whatever stride it has."""
+        body, found, _ = self.body(shape, strides, depth - 1, longest=2)
+        modules = [*body, *self.margin(found, wanted)]
+        if kind == "sum" and found[0] != wanted[0]:
+            modules.append(nn.Conv2d(found[0], wanted[0], 1))
+        return nn.Sequential(*modules)
+
+
+def _out_shape(module, shape):
+    module.eval()
+    with torch.no_grad():
+        return tuple(module(torch.zeros(1, *shape)).shape[1:])
+
+
+@st.composite
+def networks(draw):
+    """A float64 network in evaluation mode with random statistics, and an image for it."""
+    channels, height, width = draw(st.tuples(st.integers(1, 6), st.integers(7, 13), st.integers(7, 13)))
+    seed = draw(st.integers(0, 2**16))
+    torch.manual_seed(seed)
+    builder = _Builder(draw)
+    body, _, _ = builder.body((channels, height, width), (LARGEST_STRIDE, LARGEST_STRIDE), depth=2, longest=6)
+    net = randomise(nn.Sequential(*body), seed).double()
+    return net, torch.randn(2, channels, height, width, dtype=torch.float64)
+
+
+def is_activation(module):
+    return isinstance(module, (*ACTIVATIONS, nn.Sigmoid))
+
+
+def is_convolution(function, shape, least=64, patch=4):
+    """Say by numbers alone whether `function` of images is one convolution away from the border.
+
+    `shape` (channels, height, width) is what it was captured with; larger images, of the same remainder by every
+    stride, are judged.
+
+    It must be affine, have a bias that does not depend on the place, answer a patch in the middle only near the
+    middle, and move its answer by one pixel when the patch moves by some number of pixels: its stride.
+    """
+    large = shape[0], least + shape[1] % LARGEST_STRIDE, least + shape[2] % LARGEST_STRIDE
+    try:
+        nothing = function(_noise(large, 0) * 0)
+        one, other = _noise(large, 1), _noise(large, 2)
+        linear = function(one + other) + nothing, function(one) + function(other)
+    except RuntimeError:
+        return False  # at another size its branches do not fit together
+    if nothing.dim() != 4 or not _same(*linear):
+        return False
+    middle = (slice(None), slice(None), *(slice(n // 2 - 1, n // 2 + 2) for n in nothing.shape[2:]))
+    if not _same(nothing[middle], nothing[middle][:, :, :1, :1].expand_as(nothing[middle])):
+        return False
+    spot = torch.zeros(1, *large, dtype=torch.float64)
+    centre = slice((least - patch) // 2, (least + patch) // 2)
+    spot[:, :, centre, centre] = _noise((shape[0], patch, patch), 3)
+    answer = function(spot) - nothing
+    frame = answer.clone()
+    frame[:, :, 2:-2, 2:-2] = 0
+    return _same(frame, frame * 0, answer.abs().max()) and all(
+        any(
+            _same(function(spot.roll(step, axis)) - nothing, answer.roll(1, axis))
+            for step in range(1, LARGEST_STRIDE + 1)
+        )
+        for axis in (2, 3)
+    )
+
+
+def is_convolution_to_the_border(function, channels, sizes=(12, 13, 14, 15), margin=12):
+    """Say whether `function` is one convolution of the image with zeros around it, at every pixel and size.
+
+    The margin is a multiple of every stride up to 4, so that adding it moves no pixel against the grid.
+    """
+    for size in sizes:
+        x = _noise((channels, size, size), 4)
+        try:
+            inner, outer = function(x), function(F.pad(x, (margin,) * 4))
+        except RuntimeError:
+            return False
+        stride = next((s for s in (1, 2, 3, 4) if outer.shape[2] - inner.shape[2] == 2 * margin // s), None)
+        if stride is None:
+            return False
+        start = margin // stride
+        window = outer[:, :, start : start + inner.shape[2], start : start + inner.shape[3]]
+        if window.shape != inner.shape or not _same(window, inner):
+            return False
+    return is_convolution(function, (channels, *sizes[:2]))
+
+
+def _noise(shape, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(1, *shape, generator=generator, dtype=torch.float64)
+
+
+def _same(a, b, scale=None):
+    scale = max(float(a.abs().max()), float(b.abs().max())) if scale is None else float(scale)
+    return a.shape == b.shape and bool((a - b).abs().max() <= 1e-8 * max(scale, 1e-9)) and math.isfinite(scale)

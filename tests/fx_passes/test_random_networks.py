@@ -1,0 +1,155 @@
+"""Random networks: any plan merges exactly, and what counts as a span agrees with an independent judge."""
+
+import itertools
+
+import networkx as nx
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from random_nets import is_activation, is_convolution, is_convolution_to_the_border, networks
+from torch import fx, nn
+from toy_nets import largest_error, outputs
+
+from fx_passes import SpanLimits, capture, enumerate_spans, free_merges, linearize, merge, random_plan, structure_tree
+from fx_passes.operators import called_module, image_shape
+
+SAME = 1e-9  # of the largest value, in float64
+GENEROUS = SpanLimits(longest_span=4, largest_kernel=25, largest_mac_growth=1e9)
+LARGEST_JUDGED = 40  # kernels beyond this would reach the border of the judge's image
+SEEDS = st.integers(0, 2**16)
+
+
+def examples(count):
+    """Run a property on `count` networks, the same ones every time."""
+    health = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
+    return settings(max_examples=count, deadline=None, derandomize=True, suppress_health_check=health, database=None)
+
+
+def merges_exactly(drawn, seed):
+    net, x = drawn
+    gm = capture(net, x)
+    plan = random_plan(gm, np.random.default_rng(seed), GENEROUS)
+    linearized = linearize(gm, plan)
+    merged = merge(linearized, plan)
+    wanted = outputs(linearized, x)
+    assert largest_error(outputs(merged, x), wanted) < SAME
+    assert [y.shape for y in wanted] == [y.shape for y in outputs(gm, x)]
+
+
+def free_merges_change_nothing(drawn):
+    net, x = drawn
+    gm = capture(net, x)
+    plan = free_merges(gm)
+    assert largest_error(outputs(merge(linearize(gm, plan), plan), x), outputs(gm, x)) < SAME
+
+
+@given(networks())
+@examples(30)
+def test_free_merges_of_any_network_change_nothing(drawn):
+    free_merges_change_nothing(drawn)
+
+
+@pytest.mark.slow
+@given(networks())
+@examples(1000)
+def test_free_merges_of_a_thousand_networks_change_nothing(drawn):
+    free_merges_change_nothing(drawn)
+
+
+@given(networks(), SEEDS)
+@examples(200)
+def test_any_plan_for_any_network_merges_exactly(drawn, seed):
+    merges_exactly(drawn, seed)
+
+
+@pytest.mark.slow
+@given(networks(), SEEDS)
+@examples(2000)
+def test_any_plan_for_any_of_two_thousand_networks_merges_exactly(drawn, seed):
+    merges_exactly(drawn, seed)
+
+
+def flow_of(gm):
+    flow = nx.DiGraph()
+    flow.add_nodes_from(node.name for node in gm.graph.nodes)
+    flow.add_edges_from((source.name, node.name) for node in gm.graph.nodes for source in node.all_input_nodes)
+    return flow
+
+
+def between(flow, entry, exit_):
+    """Return the nodes on paths from `entry` (excluded) to `exit_` (included)."""
+    return (nx.descendants(flow, entry) & nx.ancestors(flow, exit_)) | {exit_}
+
+
+def is_closed(flow, entry, exit_):
+    """Say by reachability whether what stands between two tensors reads only the one and gives only the other."""
+    inner = between(flow, entry, exit_)
+    reads = all(source in inner | {entry} for name in inner for source in flow.predecessors(name))
+    return reads and all(user in inner for name in inner - {exit_} for user in flow.successors(name))
+
+
+def run_between(gm, entry, names):
+    """Return the function that some nodes of a graph compute from one tensor, their activations left out."""
+
+    def function(x):
+        values = {entry: x}
+        for node in gm.graph.nodes:
+            if node.name in names:
+                args, kwargs = fx.map_arg((node.args, node.kwargs), lambda read: values[read.name])
+                module = called_module(gm, node)
+                if is_activation(module) or isinstance(module, nn.Dropout):
+                    values[node.name] = args[0]
+                else:
+                    values[node.name] = (module or node.target)(*args, **kwargs)
+        with torch.no_grad():
+            return values[max(names, key=order.__getitem__)]
+
+    order = {node.name: place for place, node in enumerate(gm.graph.nodes)}
+    return torch.no_grad()(function)
+
+
+def agrees_with_the_judge(drawn):
+    net, x = drawn
+    gm = capture(net, x)
+    flow, nodes = flow_of(gm), {node.name: node for node in gm.graph.nodes}
+    for span in enumerate_spans(gm, GENEROUS):
+        shape = None if span.entry not in nodes else image_shape(nodes[span.entry])
+        if shape is None or "output" in (span.entry, span.exit):
+            continue
+        whole = run_between(gm, span.entry, between(flow, span.entry, span.exit))
+        if span.operator is not None:
+            assert is_closed(flow, span.entry, span.exit), span
+            assert max(span.operator.kernel) > LARGEST_JUDGED or is_convolution(whole, shape[1:]), span
+        elif is_closed(flow, span.entry, span.exit) and is_convolution(whole, shape[1:]):
+            culprit = nodes[span.refusal.partition(":")[0]]  # then one operator of it must be none
+            (source,) = culprit.all_input_nodes
+            alone = run_between(gm, source.name, {culprit.name})
+            assert not is_convolution_to_the_border(alone, image_shape(source)[1]), span
+
+
+@given(networks())
+@examples(30)
+def test_spans_are_what_an_independent_judge_takes_for_convolutions(drawn):
+    agrees_with_the_judge(drawn)
+
+
+@pytest.mark.slow
+@given(networks())
+@examples(1000)
+def test_spans_of_a_thousand_networks_are_what_an_independent_judge_takes_for_convolutions(drawn):
+    agrees_with_the_judge(drawn)
+
+
+@given(networks())
+@examples(60)
+def test_any_two_cuts_with_a_closed_part_between_them_belong_to_one_level(drawn):
+    net, x = drawn
+    gm = capture(net, x)
+    flow, levels = flow_of(gm), list(structure_tree(gm).levels())
+    together = {pair for level in levels for pair in itertools.combinations([c for c in level.cuts if c in flow], 2)}
+    cuts = sorted({name for pair in together for name in pair})
+    for entry, exit_ in itertools.permutations(cuts, 2):
+        closed = nx.has_path(flow, entry, exit_) and is_closed(flow, entry, exit_)
+        assert ((entry, exit_) in together) == closed, (entry, exit_)
