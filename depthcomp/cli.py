@@ -60,7 +60,7 @@ def compress(
     weights: Annotated[Path | None, typer.Option(help="A .safetensors file or a torch state dict.")] = None,
     data: Annotated[Path | None, typer.Option(help="A folder of images to fit on; labels are not used.")] = None,
     val_data: Annotated[
-        Path | None, typer.Option(help="Other images, to estimate the loss on; else a quarter of --data.")
+        Path | None, typer.Option(help="Other images, to estimate the loss on; else each third of --data in turn.")
     ] = None,
     backend: Annotated[str, typer.Option(help="What runs the network: auto or onnxruntime.")] = "auto",
     threads: Annotated[int, typer.Option(help="Threads that one inference may use.")] = 1,

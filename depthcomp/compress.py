@@ -28,6 +28,7 @@ from latency_tables import Backend, Environment, LatencyTable, as_backend
 
 __all__ = ["compress_depth"]
 
+_TOO_LITTLE = "no rewrite of a span saves more than 0.5 % of the network's time"
 LEAST_SAVING = 0.005  # of the network's latency; what saves less is lost in the noise of measuring
 
 
@@ -56,8 +57,8 @@ def compress_depth(
             or else from the model's own configuration, where absent.
         data: calibration images, normalised as for training: a DataLoader or an iterable of x, (x, y) or dicts;
             labels are not used. Absent: synthetic images with the spectrum of natural ones, and a warning.
-        val_data: other images, on which the loss is estimated; absent: each third of `data` in turn, by fits on
-            the other two.
+        val_data: other images, on which the loss is estimated and nothing is fitted; absent: each third of `data`
+            in turn, by fits on the other two.
         backend: "auto", "onnxruntime", or an instance such as `create_backend("onnxruntime", threads=4)`.
         table: a latency table of this machine, or its path; what it lacks is measured and, given a path, added.
         precision: "fp32".
@@ -95,10 +96,10 @@ def compress_depth(
         _announce(prepared.notes)
     with stages("measuring the original"):
         timer = NetworkTimer(prepared.original, (prepared.example,), runtime, seed=seed, progress=stages.report)
-        _require_room(wanted, timer.original.median_ms, prepared.candidates, prepared)
+        _require_room(wanted, timer.original.median_ms, prepared.candidates, prepared, _refusal(prepared))
     with stages("measuring operators"):
         offer = _offer(prepared, _complete(store, prepared, runtime, seed, stages.report))
-        _require_room(wanted, timer.original.median_ms, offer.candidates, prepared)
+        _require_room(wanted, timer.original.median_ms, offer.candidates, prepared, _TOO_LITTLE)
     with stages("scoring choices"):
         losses = _losses(prepared, offer, seed, stages.report)
     with stages("searching"):
@@ -189,15 +190,21 @@ def _search(
     return Search(prepared.network, problem, predictor, prepared.calibration, seed=seed, progress=progress)
 
 
-def _require_room(budget: Budget, original_ms: float, candidates: Sequence[Candidate], prepared: Prepared) -> None:
+def _refusal(prepared: Prepared) -> str:
+    """Return why nothing can be rewritten."""
+    return f"for example, {prepared.refusals[0].reason}" if prepared.refusals else "it holds no span of convolutions"
+
+
+def _require_room(
+    budget: Budget, original_ms: float, candidates: Sequence[Candidate], prepared: Prepared, reason: str
+) -> None:
     if budget.target_ms(original_ms) >= original_ms:
         raise BudgetError(
             f"budget {budget} is met by the original already, measured at {original_ms:.3f} ms; ask for less"
         )
     if not candidates and not prepared.free:
-        reason = prepared.refusals[0].reason if prepared.refusals else "no rewrite of a span is faster than the span"
         raise BudgetInfeasibleError(
-            f"nothing in this network can be made faster, so {original_ms:.3f} ms is the best; for example: {reason}",
+            f"nothing in this network can be made faster, so {original_ms:.3f} ms is the best: {reason}",
             best_ms=original_ms,
         )
 

@@ -92,7 +92,7 @@ def _rows(result: CompressionResult) -> list[tuple[str, str, str]]:
         ("predicted latency", "", milliseconds(result.predicted_ms)),
         (f"budget {result.budget}", milliseconds(result.budget_ms), verdict(result)),
         ("convolutions on the longest path", str(result.original_depth), str(result.depth)),
-        ("loss against the original, held out", "0", f"{result.loss:.4g}"),
+        ("loss against the original, cross-fitted", "0", f"{result.loss:.4g}"),
         *([("spans merged for free", "", str(len(result.free_merges)))] if result.free_merges else []),
         ("spans rewritten", "", _deeds(result)),
         ("spans refused", "", str(len(result.refusals))),

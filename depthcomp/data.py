@@ -43,9 +43,9 @@ def calibration_batches(data: Iterable[Any], example: Tensor, *, argument: str =
     return in_batches(torch.cat(batches))
 
 
-def in_batches(images: Tensor) -> list[Tensor]:
-    """Return images (n, c, h, w) as batches of at most 8, as equal as can be."""
-    return list(torch.tensor_split(images, -(-len(images) // BATCH_SIZE)))
+def in_batches(images: Tensor, largest: int = BATCH_SIZE) -> list[Tensor]:
+    """Return images (n, c, h, w) as batches of at most `largest`, as equal as can be."""
+    return list(torch.tensor_split(images, -(-len(images) // largest)))
 
 
 def first_images(data: Iterable[Any], *, argument: str = "data") -> Tensor:

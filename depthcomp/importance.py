@@ -52,8 +52,14 @@ def divergence(original: Any, changed: Any) -> float:
     if len(pairs) == 1 and pairs[0][0].ndim == 2 and pairs[0][0].shape[1] > 1:
         scores, other = (F.log_softmax(t.double(), dim=1) for t in pairs[0])
         return float(F.kl_div(other, scores, log_target=True, reduction="batchmean"))
-    errors = [(a - b).square().mean() / a.var(correction=0).clamp_min(1e-12) for a, b in pairs]
+    errors = [(a - b).square().mean() / _power(a) for a, b in pairs]
     return float(torch.stack(errors).mean()) if errors else 0.0
+
+
+def _power(values: Tensor) -> Tensor:
+    """Return the variance of values, or their mean square where they do not vary."""
+    variance, square = values.var(correction=0), values.square().mean()
+    return torch.where(variance > 1e-6 * square, variance, square).clamp_min(1e-12)
 
 
 def calibrated(
@@ -70,7 +76,7 @@ def calibrated(
     Args:
         gm: the captured graph, in evaluation mode; it is not changed.
         candidates: what to score.
-        calibration: images. Losses are taken on each judging batch by fits that have not seen its fold, by
+        calibration: images. Losses are taken on each judging batch with weights that have not seen its fold, by
             successive halving: all candidates see the first batch, and of each batch's candidates the half with
             the lower loss per saved ms sees the next.
         savings_ms: what each choice saves, in ms.
@@ -119,7 +125,7 @@ def fit_candidates(
         systems = _systems(group)
         generator = torch.Generator().manual_seed(seed)
         for done, (batch, fold) in enumerate(zip(calibration.batches, calibration.folds, strict=True)):
-            _accumulate(gm, systems, batch, len(calibration.batches), generator, fold)
+            _accumulate(gm, systems, batch, calibration.least_fitted, generator, fold)
             report(f"fitting, pass {number + 1} of {len(groups)}", done + 1, len(calibration.batches))
         together = _same_shape(group)
         for done, members in enumerate(together):
@@ -148,7 +154,7 @@ def _accumulate(
     generator: torch.Generator,
     fold: int,
 ) -> None:
-    """Add one of several batches to the sums of all systems."""
+    """Add one of `batches` that make up a fit to the sums of all systems."""
     names = {name for design, (_, cores) in systems.items() for name in (design.entry, *cores)}
     tensors = record(gm, batch, names)
     for design, (system, cores) in systems.items():

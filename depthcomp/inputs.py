@@ -24,11 +24,11 @@ def infer_example(
     """Return the model's one example input, the data untouched, and a warning where the shape is a guess.
 
     Raises:
-        CaptureError: the model is not in single precision, `example_inputs` is no batch of images, or nothing
-            tells what shape they have.
+        CaptureError: the model is not in single precision or not on the CPU, `example_inputs` is no batch of
+            images, or nothing tells what shape they have.
         DataError: the data hold no images.
     """
-    _require_single_precision(model)
+    _require_single_precision_on_cpu(model)
     if example_inputs is not None:
         return _images(as_tensors(example_inputs)), data, ""
     if data is not None:
@@ -40,8 +40,13 @@ def infer_example(
     return torch.randn(1, *size, generator=generator).to(like), None, warning
 
 
-def _require_single_precision(model: nn.Module) -> None:
+def _require_single_precision_on_cpu(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
+        if parameter.device.type != "cpu":
+            raise CaptureError(
+                f"{name} of {type(model).__name__} is on {parameter.device}, and compression works on the CPU; "
+                "pass model.cpu()"
+            )
         if parameter.is_floating_point() and parameter.dtype != torch.float32:
             raise CaptureError(
                 f"{name} of {type(model).__name__} is of {parameter.dtype}, and compression works in torch.float32; "

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from depthcomp.calibration import CalibrationSet, cross_validated, separate
+from depthcomp.calibration import LAYOUTS, CalibrationSet, Layout, cross_validated, separate
 from depthcomp.data import calibration_batches, synthetic_batches
+from depthcomp.errors import CaptureError
 from depthcomp.importance import LARGEST_SYSTEM, unknowns
 from depthcomp.inputs import infer_example
 from depthcomp.pricing import Candidate, Pricing
@@ -90,7 +91,7 @@ def prepare(
     original, free = _folded(captured), free_merges(captured)
     captured = collapse_spans(linearize(captured, free), free)
     network = _folded(captured)
-    calibration, note = _calibration(data, val_data, example, seed)
+    calibration, note = _calibration(network, data, val_data, example, seed)
     spans, pricing = enumerate_spans(network), Pricing(network)
     candidates, too_large = _solvable(pricing.candidates(spans))
     return Prepared(
@@ -100,7 +101,11 @@ def prepare(
 
 
 def _calibration(
-    data: Iterable[Any] | None, val_data: Iterable[Any] | None, example: Tensor, seed: int
+    network: fx.GraphModule,
+    data: Iterable[Any] | None,
+    val_data: Iterable[Any] | None,
+    example: Tensor,
+    seed: int,
 ) -> tuple[CalibrationSet, str]:
     """Return the images to work with, synthetic where there are none, and what the user should know of them."""
     if data is None:
@@ -109,8 +114,30 @@ def _calibration(
         images, note = torch.cat(calibration_batches(data, example)), ""
     if val_data is not None:
         judging = torch.cat(calibration_batches(val_data, example, argument="val_data"))
-        return separate(images, judging, seed), note
-    return cross_validated(images, seed), _ONE_IMAGE if len(images) == 1 else note
+        return separate(images, judging, seed, _layout(network, images)), note
+    return cross_validated(images, seed, _layout(network, images)), _ONE_IMAGE if len(images) == 1 else note
+
+
+def _layout(network: fx.GraphModule, images: Tensor) -> Layout:
+    """Return the fastest layout that a network takes: `view` needs contiguous images, a fixed size batches of one.
+
+    Raises:
+        CaptureError: the network takes no batch of another size than the one that it was captured for.
+    """
+    for layout in LAYOUTS:
+        try:
+            with torch.no_grad():
+                for size in {min(layout.largest, len(images)), 1}:
+                    network(images[:size].to(memory_format=layout.memory))
+        except RuntimeError as error:
+            reason = error
+        else:
+            return layout
+    why = str(reason).splitlines()[0]
+    raise CaptureError(
+        f"the network was captured for a batch of a fixed size and takes no single image ({why}); "
+        "pass example_inputs with one image, or reshape with x.shape[0] left symbolic"
+    ) from reason
 
 
 def _folded(captured: fx.GraphModule) -> fx.GraphModule:

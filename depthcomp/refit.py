@@ -45,7 +45,8 @@ class Refitter:
 
         Args:
             plan: what to do with the network.
-            unseen: a fold that is left out of the fits and only judges how strongly they lean to their prior.
+            unseen: a fold that is left out of the fits and only judges how strongly they lean to their prior;
+                None for the one that is withheld from all fits, if there is one.
             progress: called as (what, done, total).
         """
         linearized = linearize(self._gm, plan)
@@ -60,7 +61,7 @@ class Refitter:
         return linearized
 
     def loss(self, plan: Plan) -> float:
-        """Return the divergence under `plan`, on each judging fold after a refit that has not seen it."""
+        """Return the divergence under `plan`, on each judging fold after a refit whose weights have not seen it."""
         judges = self._calibration.judges
         networks = {fold: merge(self.refit(plan, unseen=fold if judges else None), plan) for fold in judges or (0,)}
         total, images = 0.0, 0
@@ -84,6 +85,7 @@ class Refitter:
         ):
             system.accumulate(entry, {place.core: pixels}, positions, fold=fold)
         targets, prior, matched = [place.core], starting_point(place.operator), whole_states(self._gm, [place.core])
+        unseen = self._calibration.withheld if unseen is None else unseen
         if unseen is None:
             return system.solve(targets, prior, judges=self._calibration.judges, match_variance=matched)[0]
         return system.solve_without([unseen], targets, prior, match_variance=matched)[unseen][0]
@@ -100,7 +102,7 @@ class Refitter:
 
     def _key(self, place: PlacedConvolution) -> tuple[str, int]:
         """Return whose pixels a place aims at, and how many of them are sampled in a batch."""
-        return place.core, samples_per_batch(_system(place).unknowns, len(self._calibration.batches))
+        return place.core, samples_per_batch(_system(place).unknowns, self._calibration.least_fitted)
 
 
 def _system(place: PlacedConvolution) -> RidgeSystem:

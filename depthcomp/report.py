@@ -97,7 +97,7 @@ def _comparison(result: CompressionResult) -> list[_Line]:
         _Line(f"Budget ({result.budget})", milliseconds(result.budget_ms), verdict(result)),
         _Line("Convolutions on the longest path", str(result.original_depth), str(result.depth)),
         _Line("Parameters", NOT_KNOWN, parameters),
-        _Line("Loss against the original on held-out images", "0", f"{result.loss:.4g}"),
+        _Line("Loss against the original on images left out of the fits", "0", f"{result.loss:.4g}"),
     ]
 
 

@@ -79,7 +79,8 @@ class CompressionResult:
         original_timing: the original, measured whole, side by side with `measured_timing`.
         measured_timing: `model`, measured whole.
         predicted_ms: what the calibrated table predicted for `plan` before it was measured.
-        loss: divergence of `model` from the original on held-out images (KL in nats for class scores).
+        loss: divergence from the original (KL in nats for class scores), estimated by refits of `plan` on images that
+            their weights have not seen; `model` itself is fitted on all of `data`.
         rank_correlation: Spearman's, between importance and true loss of the whole plans that were tried; None
             where fewer than three were.
         original_depth: convolutions on the longest path of the original.

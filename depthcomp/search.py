@@ -22,9 +22,10 @@ __all__ = ["Found", "Search"]
 
 COMPARED_BATCHES = 20  # for plans that are only compared; the chosen one is refitted on all
 FINALISTS = 4  # frontier neighbours that are compared by their true loss
-NEIGHBOURHOOD = 0.05  # of the budget: neighbours that give away more speed are not worth a refit
+NEIGHBOURHOOD = 0.05  # of a plan's sum: neighbours that give away more speed are not worth a refit
 CLIMBS = 2  # rounds in which each choice of the best plan is given up in turn
 ATTEMPTS = 6
+LESS = 1 - 1e-9  # of the original's sum: what sums to all of it is the original
 UNUSED = 0.98  # of the budget: a plan that is faster than this leaves accuracy on the table
 CALIBRATION_SHARES = (0.5, 1.4)  # of the saving that the budget asks for: one plan on either side of it
 
@@ -51,8 +52,8 @@ class Found:
     Attributes:
         plan: the plan.
         linearized: its refitted graph.
-        loss: true divergence on judging images, of refits that have not seen them.
-        predicted_ms: what was predicted before this plan was measured, at the original's speed in this run.
+        loss: true divergence on judging images, of refits whose weights have not seen them.
+        predicted_ms: what was predicted before its refitted network was measured, at the original's speed in this run.
         original: the original's timing in the same run.
         measured: the timing of the merged network.
     """
@@ -94,6 +95,7 @@ class Search:
         self._comparer = Refitter(network, calibration.thinned(COMPARED_BATCHES), seed=seed)
         self._report = progress or (lambda what, done, total: None)
         self._true_losses: dict[Option, float] = {}
+        self._found: dict[Option, Found] = {}
 
     def option(self, index: int) -> Option:
         """Return the frontier's plan number `index`."""
@@ -110,7 +112,7 @@ class Search:
             BudgetInfeasibleError: the fastest plan, measured, misses the budget.
         """
         self._calibrate(budget)
-        slack, limit_ms, best, tried = 1.0, np.inf, None, set[Option]()
+        slack, limit_ms, best, tried = 1.0, LESS * self.predictor.original_sum_ms, None, set[Option]()
         for _ in range(ATTEMPTS):
             sum_ms = self.predictor.invert(budget.target_ms(self.predictor.original.median_ms)) * slack
             chosen = self._choose(min(sum_ms, limit_ms))
@@ -193,7 +195,7 @@ class Search:
             yield Option(_plan_of(answer.keys), answer.cost, answer.loss)
 
     def _loss(self, option: Option) -> float:
-        """Return the true loss of a plan on the held-out images, computed once."""
+        """Return the true loss of a plan on the judging images, computed once."""
         if option not in self._true_losses:
             self._report("comparing plans", 0, 1)
             self._true_losses[option] = self._comparer.loss(option.plan)
@@ -201,6 +203,12 @@ class Search:
         return self._true_losses[option]
 
     def _try(self, option: Option) -> Found:
+        """Return a plan's refitted network with its measured latency, measured once."""
+        if option not in self._found:
+            self._found[option] = self._measured(option)
+        return self._found[option]
+
+    def _measured(self, option: Option) -> Found:
         plan, loss = option.plan, self._loss(option)
         predicted_share = self.predictor.predict(option.sum_ms) / self.predictor.original.median_ms
         linearized = self._refitter.refit(plan, progress=self._report)

@@ -136,6 +136,11 @@ def test_other_outputs_are_compared_by_their_relative_error():
     assert divergence(a, 3 * a) == pytest.approx(divergence(10 * a, 30 * a), rel=1e-5)
 
 
+def test_outputs_that_do_not_vary_are_compared_by_their_mean_square():
+    assert divergence(torch.full((1, 1), 2.0), torch.full((1, 1), 2.5)) == pytest.approx(0.25 / 4)
+    assert divergence(torch.full((3, 1), 2.0), torch.full((3, 1), 2.5)) == pytest.approx(0.25 / 4)
+
+
 def test_what_is_no_floating_point_tensor_is_passed_over():
     a, b = torch.randn(2, 3, 5, 7), torch.randn(2, 3, 5, 7)
     assert divergence((a, torch.zeros(2, dtype=torch.long), 3), (b, torch.ones(2, dtype=torch.long), 4)) == (

@@ -58,6 +58,11 @@ def test_a_model_in_another_precision_is_refused(dtype, given, data):
         infer_example(net().to(dtype), given, data)
 
 
+def test_a_model_on_another_device_is_refused():
+    with pytest.raises(CaptureError, match=r"0\.weight of Sequential is on meta, .* pass model\.cpu\(\)"):
+        infer_example(net().to("meta"), X, None)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
 def test_data_in_another_floating_point_type_give_an_example_in_the_models(dtype):
     example, _, _ = infer_example(net(), None, [X.to(dtype)])

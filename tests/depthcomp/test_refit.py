@@ -190,7 +190,7 @@ def test_the_loss_is_taken_on_each_fold_after_a_refit_without_it(network, in_a_r
 
 def test_the_loss_is_taken_on_separate_images_alone(network, in_a_row):
     calibration = separate(images(12), images(11, seed=2), seed=0)
-    fitted = replace(calibration, batches=calibration.batches[:2], folds=(0, 0), judges=())
+    fitted = replace(calibration, batches=calibration.batches[:2], folds=(0, 0), judges=(), withheld=None)
     refitter = Refitter(network, calibration)
     changed = merge(refitter.refit(in_a_row, unseen=1), in_a_row)
     wanted = mean_loss(network, changed, images(11, seed=2).split(1))
@@ -241,3 +241,19 @@ def test_progress_is_reported_to_the_end(network, calibration, in_a_row):
     calls = []
     Refitter(network, calibration).refit(in_a_row, progress=lambda *call: calls.append(call))
     assert calls == [("refitting", 1, 2), ("refitting", 2, 2)]
+
+
+def test_separate_images_are_never_fitted_on(network, in_a_row, one_strength):
+    one, other = (
+        operators(Refitter(network, separate(images(12), images(11, seed=s), seed=0)).refit(in_a_row), in_a_row)
+        for s in (2, 3)
+    )
+    assert largest_difference(one, other) == 0
+
+
+def test_many_judging_images_leave_the_fits_their_pixels(network, in_a_row):
+    """As many pixels are sampled from each fitted batch, however many images judge."""
+    few, many = (Refitter(network, separate(images(12), images(n, seed=2), seed=0)) for n in (3, 90))
+    few.refit(in_a_row)
+    many.refit(in_a_row)
+    assert set(few._pixels) == set(many._pixels)

@@ -136,7 +136,7 @@ def test_before_and_after_carry_spread_samples_and_prediction_error(tmp_path):
     assert rows["Budget (80%)"] == ["10.27 ms", "met, 0.472 ms to spare"]
     assert rows["Convolutions on the longest path"] == ["52", "43"]
     assert rows["Parameters"] == ["—", "140"]
-    assert rows["Loss against the original on held-out images"] == ["0", "0.287"]
+    assert rows["Loss against the original on images left out of the fits"] == ["0", "0.287"]
 
 
 def test_missed_budget_is_said(tmp_path):

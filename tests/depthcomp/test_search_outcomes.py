@@ -106,3 +106,18 @@ def test_where_every_plan_misses_the_fastest_is_named(known_search):
     with pytest.raises(BudgetInfeasibleError, match=r"the fastest was measured at 8\.500 ms") as caught:
         searching.meet(Budget(8, "ms"))
     assert caught.value.best_ms == pytest.approx(8.5)
+
+
+def test_the_original_itself_is_no_compressed_network(known_search):
+    """Noise may measure its twin within a budget near the whole; a plan that rewrites something is returned."""
+    plans = [(9.7, 0.1, 0.1), (5.0, 1.0, 1.0)]
+    found = known_search(plans, {10.0: 9.88, 9.7: 9.6})[0].meet(Budget(99, "%"))
+    assert found.plan == plan_of(1)
+
+
+def test_no_plan_is_measured_until_it_fits(known_search):
+    """A budget is not met by luck: the fastest plan, refitted, is measured once."""
+    searching, predictor = known_search([(6.0, 1.0, 1.0)], {6.0: 8.5})
+    with pytest.raises(BudgetInfeasibleError, match="the fastest was measured"):
+        searching.meet(Budget(8, "ms"))
+    assert predictor.tried == [6.0, 6.0, 6.0]  # twice before its weights are refitted, once with them
