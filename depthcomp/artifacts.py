@@ -378,8 +378,8 @@ def result_json(result: CompressionResult) -> dict[str, Any]:
 
 def _timing(timing: Timing) -> dict[str, Any]:
     return {
-        "ms": timing.ms,
-        "median_ms": timing.median_ms,
+        "ms": timing.median_ms,
+        "least_ms": timing.ms,
         "spread": timing.spread,
         "n": timing.n,
         "rounds_ms": list(timing.rounds_ms),

@@ -87,7 +87,7 @@ def prepare(
     """
     require_capturable(model)  # before its data are read
     example, data, guess = infer_example(model, example_inputs, data)
-    captured = capture(model, example)
+    captured = _captured(model, example, guess)
     original, free = _folded(captured), free_merges(captured)
     captured = collapse_spans(linearize(captured, free), free)
     network = _folded(captured)
@@ -98,6 +98,18 @@ def prepare(
         original, free, captured, network, example, calibration, structure_tree(network), pricing, candidates,
         refusals=(*_refusals(spans), *too_large), notes=tuple(text for text in (guess, note) if text),
     )  # fmt: skip
+
+
+def _captured(model: nn.Module, example: Tensor, guess: str) -> fx.GraphModule:
+    try:
+        return capture(model, example)
+    except CaptureError as error:
+        if not guess:
+            raise
+        raise CaptureError(
+            f"neither example_inputs nor data were given, so images of shape {tuple(example.shape)} were tried, and "
+            f"{type(model).__name__} does not take them; pass example_inputs of the right shape"
+        ) from error
 
 
 def _calibration(
@@ -128,7 +140,7 @@ def _layout(network: fx.GraphModule, images: Tensor) -> Layout:
         try:
             with torch.no_grad():
                 for size in {min(layout.largest, len(images)), 1}:
-                    network(images[:size].to(memory_format=layout.memory))
+                    fx.Interpreter(network).run(images[:size].to(memory_format=layout.memory))  # it prints no traceback
         except RuntimeError as error:
             reason = error
         else:

@@ -65,7 +65,7 @@ class Refusal:
     reason: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CompressionResult:
     """A compressed network with its evidence. Latencies are in ms, of one forward at the example's batch size.
 
@@ -119,6 +119,13 @@ class CompressionResult:
     seed: int
     seconds: dict[str, float] = field(default_factory=dict)
     free_merges: Plan = field(default_factory=Plan)
+
+    def __repr__(self) -> str:
+        return (
+            f"CompressionResult({self.original_ms:.3f} ms -> {self.measured_ms:.3f} ms measured, predicted "
+            f"{self.predicted_ms:.3f} ms, budget {self.budget_ms:.3f} ms ({self.budget}); depth {self.original_depth} "
+            f"-> {self.depth}, loss {self.loss:.3g})"
+        )
 
     @property
     def original_ms(self) -> float:

@@ -103,7 +103,7 @@ def test_json_is_all_of_stdout():
     content = json.loads(result.stdout)
     assert content["files"] == ["out/plan.json"]
     assert content["budget"]["text"] == "80%"
-    assert content["original"]["median_ms"] == 12.84
+    assert content["original"]["ms"] == 12.84
 
 
 @pytest.mark.usefixtures("calls")

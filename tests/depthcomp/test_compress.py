@@ -190,6 +190,12 @@ def test_refusals_are_sentences(run):
     assert all(refusal.reason and refusal.entry and refusal.exit for refusal in run.result.refusals)
 
 
+def test_a_result_prints_in_one_line(run):
+    text = repr(run.result)
+    assert f"{run.result.original_ms:.3f} ms -> {run.result.measured_ms:.3f} ms measured" in text
+    assert len(text) < 200
+
+
 def test_other_fields(run):
     result = run.result
     assert result.warnings == ()
@@ -249,7 +255,7 @@ def test_the_folder_has_everything(run):
     assert not [name for name in names if name.endswith(".tmp") or name.startswith("latency_journal")]
     assert Plan.from_json((run.folder / "out" / "plan.json").read_text()) == run.result.plan
     numbers = json.loads((run.folder / "out" / "result.json").read_text())
-    assert numbers["measured"]["median_ms"] == run.result.measured_ms
+    assert numbers["measured"]["ms"] == run.result.measured_ms
     exits = [choice.exit for choice in run.result.plan.choices]
     assert [span["exit"] for span in numbers["spans"]] == exits
 
@@ -385,12 +391,13 @@ class Fixed(nn.Module):
 
 
 @pytest.mark.parametrize("shape", [lambda x: (x.size(0), -1), lambda x: (1, 12 * 36)], ids=["contiguous", "one image"])
-def test_networks_that_are_particular_about_their_input(arithmetic_backend, shape):
+def test_networks_that_are_particular_about_their_input(arithmetic_backend, shape, capsys):
     torch.manual_seed(0)
     model = Fixed(shape).eval()
     model(EXAMPLE[:1])
     result = compress_depth(model, "80%", example_inputs=EXAMPLE[:1], data=images(8), backend=arithmetic_backend())
     assert result.measured_ms <= result.budget_ms
+    assert capsys.readouterr() == ("", "")
 
 
 def test_a_table_of_another_machine_is_refused(run, arithmetic_backend, macs_of):

@@ -6,6 +6,7 @@ from torch import nn
 
 from depthcomp import preparation
 from depthcomp.calibration import cross_validated, separate
+from depthcomp.errors import CaptureError
 from depthcomp.preparation import prepare
 
 EXAMPLE = torch.zeros(1, 3, 7, 11)
@@ -142,3 +143,9 @@ def test_a_guessed_shape_is_said_first():
     prepared = prepare(net(), None, None, None, seed=0)
     assert prepared.example.shape == (1, 3, 224, 224)
     assert [note.partition(":")[0] for note in prepared.notes] == ["no example_inputs and no data", "no data"]
+
+
+def test_a_guessed_shape_that_does_not_fit_is_said_to_be_a_guess():
+    model = nn.Sequential(nn.Conv2d(3, 5, 3), nn.Flatten(), nn.Linear(5 * 5 * 9, 2)).eval()
+    with pytest.raises(CaptureError, match=r"neither example_inputs nor data were given, so .* \(1, 3, 224, 224\)"):
+        prepare(model, None, None, None, 0)
