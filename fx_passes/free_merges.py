@@ -60,6 +60,7 @@ class _Saving:
 
     @property
     def rank(self) -> tuple[int, int]:
+        """By what two savings compare: multiply-adds first, then operators."""
         return self.macs, self.operators
 
 
