@@ -22,7 +22,7 @@ from depthcomp.calibration import CalibrationSet
 from depthcomp.execution import Tail, record
 from depthcomp.fit import Design, RidgeSystem, design_of, sample_positions, starting_point
 from depthcomp.pricing import Candidate
-from depthcomp.progress import Progress
+from depthcomp.progress import Progress, silent
 from fx_passes import SpanChoice
 from fx_passes.affine import AffineConv
 from fx_passes.collapse import collapse
@@ -83,7 +83,7 @@ def calibrated(
         seed: for the sampled pixels.
         progress: called as (what, done, total).
     """
-    report = progress or (lambda what, done, total: None)
+    report = progress or silent
     operators = fit_candidates(gm, candidates, calibration, seed=seed, progress=report)
     losses: dict[SpanChoice, list[float]] = {choice: [] for choice in operators}
     scored = [candidate for candidate in candidates if candidate.choice in operators]
@@ -113,7 +113,7 @@ def fit_candidates(
     The operator of a dropped span is None. Fits whose system has more than 3,000 unknowns are left out. Memory for
     the sums is bounded by 1.5 GiB: where that is not enough, the images pass through the network several times.
     """
-    report = progress or (lambda what, done, total: None)
+    report = progress or silent
     fits = [c for c in candidates if c.choice.kind == "fit" and unknowns(c) <= LARGEST_SYSTEM]
     operators: dict[SpanChoice, Mapping[int, AffineConv | None]] = {}
     for candidate in candidates:

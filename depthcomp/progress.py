@@ -6,10 +6,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-__all__ = ["Progress", "Stages"]
+__all__ = ["Progress", "Stages", "silent"]
 
 Progress = Callable[[str, int, int], None]
 """Called as (stage, done, total) after each piece of work."""
+
+
+def silent(what: str, done: int, total: int) -> None:
+    """Tell nobody."""
 
 
 class Stages:
@@ -33,7 +37,7 @@ class Stages:
     """
 
     def __init__(self, progress: Progress | None) -> None:
-        self.report: Progress = progress or (lambda stage, done, total: None)
+        self.report: Progress = progress or silent
         self.seconds: dict[str, float] = {}
 
     @contextmanager

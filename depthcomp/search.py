@@ -11,7 +11,7 @@ from torch import fx
 from depthcomp.budget import Budget
 from depthcomp.calibration import CalibrationSet
 from depthcomp.errors import BudgetInfeasibleError
-from depthcomp.progress import Progress
+from depthcomp.progress import Progress, silent
 from depthcomp.refit import Refitter
 from depthcomp.timing import LatencyPredictor
 from dp_solver import Chain, Frontier, frontier, solve
@@ -93,7 +93,7 @@ class Search:
         self._network = network
         self._refitter = Refitter(network, calibration, seed=seed)
         self._comparer = Refitter(network, calibration.thinned(COMPARED_BATCHES), seed=seed)
-        self._report = progress or (lambda what, done, total: None)
+        self._report = progress or silent
         self._true_losses: dict[Option, float] = {}
         self._found: dict[Option, Found] = {}
 

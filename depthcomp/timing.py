@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, fx
 
 from depthcomp.export import to_onnx
-from depthcomp.progress import Progress
+from depthcomp.progress import Progress, silent
 from latency_tables import Backend, Calibration, Runner, Timing, fit_affine, time_interleaved
 from latency_tables.measure import EXTRA_ATTEMPTS, STABLE_SPREAD
 
@@ -33,7 +33,7 @@ class NetworkTimer:
         self._example_inputs = example_inputs
         self._backend = backend
         self._seed = seed
-        self._report = progress or (lambda what, done, total: None)
+        self._report = progress or silent
         self._model = to_onnx(original, example_inputs)
         self.original = self._time({"original": self._model}, rounds=5)["original"]
 

@@ -2,60 +2,28 @@
 
 import copy
 import json
-import re
 import time
 
 import onnxruntime
 import pytest
 import torch
+from tiny_network import EXAMPLE, images, tiny_net
 from torch import nn
-from torchvision.models.mobilenetv2 import InvertedResidual
-from torchvision.models.resnet import BasicBlock
 
 import depthcomp
 from depthcomp import Budget, CompressionResult, compress_depth
 from depthcomp.calibration import cross_validated, separate
 from depthcomp.depth import convolution_depth
 from depthcomp.errors import (
-    ArtifactError,
-    BackendUnavailableError,
     BudgetError,
     BudgetInfeasibleError,
-    CaptureError,
-    DataError,
-    DepthCompError,
-    TableError,
     TableMismatchError,
 )
 from depthcomp.export import to_onnx
 from depthcomp.importance import divergence
 from depthcomp.refit import Refitter
 from fx_passes import Plan, capture, fold_batch_norms, merge
-from latency_tables import Environment, LatencyTable, create_backend
-
-EXAMPLE = torch.zeros(1, 3, 32, 32)
-
-
-def tiny_net():
-    torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Conv2d(3, 8, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
-        InvertedResidual(8, 8, 1, 3), BasicBlock(8, 8), nn.MaxPool2d(2), nn.Conv2d(8, 12, 3), nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 5),
-    )  # fmt: skip
-    with torch.no_grad():
-        model[-1].weight.mul_(10)
-        for norm in model.modules():
-            if isinstance(norm, nn.BatchNorm2d):
-                norm.running_mean.normal_(0, 0.2)
-                norm.running_var.uniform_(0.5, 2)
-                norm.weight.uniform_(0.5, 1.5)
-                norm.bias.normal_(0, 0.2)
-    return model.eval()
-
-
-def images(count=32, seed=1):
-    return torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
+from latency_tables import LatencyTable
 
 
 def whole_networks(backend, macs_of):
@@ -430,138 +398,6 @@ def test_a_run_that_was_killed_elsewhere_leaves_its_journal_aside(arithmetic_bac
     assert result.environment.device == "abacus"
     assert list(tmp_path.glob("*.jsonl")) == [journal]
     assert journal.read_text() == kept
-
-
-class Untouchable:
-    """A backend that knows where it is, and fails the test when it is asked to measure."""
-
-    def environment(self):
-        return Environment(
-            backend="none", backend_version="1.0", device="nowhere", threads=1, precision="fp32",
-            os="none", python="3.11", machine="none",
-        )  # fmt: skip
-
-    def build(self, onnx_model):
-        raise AssertionError("the backend was asked to measure")
-
-
-def untouchable_data():
-    raise AssertionError("the data were read")
-    yield
-
-
-@pytest.mark.parametrize("inside", ["", "deeper"])
-def test_an_unwritable_folder_is_refused_before_any_work(tmp_path, inside):
-    (tmp_path / "file").write_text("in the way")
-    with pytest.raises(ArtifactError, match="cannot create the folder"):
-        compress_depth(
-            tiny_net(), "75%", data=untouchable_data(), backend=Untouchable(), output_dir=tmp_path / "file" / inside
-        )
-    assert (tmp_path / "file").read_text() == "in the way"
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"precision": "int4"}, "precision .='int4'. must be"),
-        ({"importance": "guessed"}, "importance .='guessed'. must be"),
-        ({"finetune": 3}, "finetune .=3. must be None"),
-    ],
-)
-def test_values_that_are_not_supported(options, message):
-    with pytest.raises(DepthCompError, match=message):
-        compress_depth(tiny_net(), "75%", data=untouchable_data(), backend=Untouchable(), **options)
-
-
-@pytest.mark.parametrize("budget", [0.7, "70", "120%"])
-def test_a_malformed_budget_is_refused_before_any_work(budget):
-    with pytest.raises(BudgetError, match="budget"):
-        compress_depth(tiny_net(), budget, data=untouchable_data(), backend=Untouchable())
-
-
-def test_an_unknown_backend_is_refused_before_any_work():
-    with pytest.raises(DepthCompError, match="abacus"):
-        compress_depth(tiny_net(), "75%", data=untouchable_data(), backend="abacus")
-
-
-@pytest.mark.parametrize("backend", [3, None, torch.device("cpu"), type(create_backend("onnxruntime"))])
-def test_what_is_no_backend_is_refused_before_any_work(backend):
-    sentence = r"backend .=.*. must be one of auto, onnxruntime, or an instance such as create_backend\("
-    with pytest.raises(BackendUnavailableError, match=sentence):
-        compress_depth(tiny_net(), "75%", data=untouchable_data(), backend=backend)
-
-
-@pytest.mark.parametrize(
-    ("table", "sentence"),
-    [
-        ("absent/table.json", r"cannot write the latency table .*: its folder does not exist; create that first"),
-        (".", "cannot write the latency table .*: it is a folder; add a file name to it"),
-        (3, r"table .=3. must be a LatencyTable or the path of one"),
-    ],
-)
-def test_a_table_that_cannot_be_kept_is_refused_before_any_work(tmp_path, monkeypatch, table, sentence):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(TableError, match=sentence):
-        compress_depth(tiny_net(), "75%", data=untouchable_data(), backend=Untouchable(), table=table)
-
-
-@pytest.mark.parametrize("model", [3, nn.DataParallel(tiny_net()), nn.Sequential(nn.LazyConv2d(5, 3), nn.ReLU())])
-def test_a_model_that_cannot_be_captured_is_refused_before_the_data_are_read(model):
-    with pytest.raises(CaptureError, match=r"must be a torch.nn.Module|use model\.module|run model\(example\) once"):
-        compress_depth(model, "75%", data=untouchable_data(), backend=Untouchable())
-
-
-@pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_weights_that_are_not_finite(value):
-    model = tiny_net()
-    with torch.no_grad():
-        model[0].weight[0, 0, 0, 0] = value
-    with pytest.raises(CaptureError, match=r"(?i)nan|inf|finite"):
-        compress_depth(model, "75%", data=[images(8)], backend=Untouchable())
-
-
-@pytest.mark.parametrize(
-    "example",
-    [
-        torch.zeros(3, 32, 32),
-        torch.zeros(1, 4, 32, 32),
-        torch.zeros(1, 3, 2, 2),
-        (EXAMPLE, EXAMPLE),
-        "x",
-        EXAMPLE.numpy(),
-        32,
-        (1, 3, 32, 32),
-    ],
-)
-def test_example_inputs_that_do_not_fit(example):
-    with pytest.raises(CaptureError, match="example_inputs"):
-        compress_depth(tiny_net(), "75%", example_inputs=example, data=[images(8)], backend=Untouchable())
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"data": []}, "data holds no images"),
-        ({"data": [], "example_inputs": EXAMPLE}, "data holds no images"),
-        ({"data": [images(8)], "val_data": iter([])}, "val_data holds no images"),
-        ({"data": [images(8)], "example_inputs": torch.zeros(1, 3, 40, 40)}, r"data holds images of shape \(3, 32"),
-        ({"data": [torch.full((2, 3, 32, 32), torch.nan)], "example_inputs": EXAMPLE}, "data holds NaN"),
-        ({"data": ["photo.png"]}, "an item of data holds a str"),
-        ({"data": [images(8).to(torch.uint8)], "example_inputs": EXAMPLE}, "data holds images of torch.uint8"),
-        ({"data": [images(8)], "val_data": [images(8).long()]}, "val_data holds images of torch.int64"),
-    ],
-)
-def test_unusable_data(options, message):
-    with pytest.raises(DataError, match=message):
-        compress_depth(tiny_net(), "75%", backend=Untouchable(), **options)
-
-
-def test_messages_have_no_trailing_tuple(arithmetic_backend):
-    """`raise X("a", b)` would print a tuple."""
-    with pytest.raises(BudgetError) as caught:  # its text is looked at below
-        compress_depth(tiny_net(), "1000ms", data=[images(8)], backend=arithmetic_backend())
-    assert len(caught.value.args) == 1
-    assert not re.match(r"^\(", str(caught.value))
 
 
 class Branched(nn.Module):

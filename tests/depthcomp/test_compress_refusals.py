@@ -1,0 +1,152 @@
+"""What the one call refuses, in one sentence and before any work."""
+
+import re
+
+import pytest
+import torch
+from tiny_network import EXAMPLE, images, tiny_net
+from torch import nn
+
+from depthcomp import compress_depth
+from depthcomp.errors import (
+    ArtifactError,
+    BackendUnavailableError,
+    BudgetError,
+    CaptureError,
+    DataError,
+    DepthCompError,
+    TableError,
+)
+from latency_tables import Environment, create_backend
+
+
+class Untouchable:
+    """A backend that knows where it is, and fails the test when it is asked to measure."""
+
+    def environment(self):
+        return Environment(
+            backend="none", backend_version="1.0", device="nowhere", threads=1, precision="fp32",
+            os="none", python="3.11", machine="none",
+        )  # fmt: skip
+
+    def build(self, onnx_model):
+        raise AssertionError("the backend was asked to measure")
+
+
+def untouchable_data():
+    raise AssertionError("the data were read")
+    yield
+
+
+@pytest.mark.parametrize("inside", ["", "deeper"])
+def test_an_unwritable_folder_is_refused_before_any_work(tmp_path, inside):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(ArtifactError, match="cannot create the folder"):
+        compress_depth(
+            tiny_net(), "75%", data=untouchable_data(), backend=Untouchable(), output_dir=tmp_path / "file" / inside
+        )
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"precision": "int4"}, "precision .='int4'. must be"),
+        ({"importance": "guessed"}, "importance .='guessed'. must be"),
+        ({"finetune": 3}, "finetune .=3. must be None"),
+    ],
+)
+def test_values_that_are_not_supported(options, message):
+    with pytest.raises(DepthCompError, match=message):
+        compress_depth(tiny_net(), "75%", data=untouchable_data(), backend=Untouchable(), **options)
+
+
+@pytest.mark.parametrize("budget", [0.7, "70", "120%"])
+def test_a_malformed_budget_is_refused_before_any_work(budget):
+    with pytest.raises(BudgetError, match="budget"):
+        compress_depth(tiny_net(), budget, data=untouchable_data(), backend=Untouchable())
+
+
+def test_an_unknown_backend_is_refused_before_any_work():
+    with pytest.raises(DepthCompError, match="abacus"):
+        compress_depth(tiny_net(), "75%", data=untouchable_data(), backend="abacus")
+
+
+@pytest.mark.parametrize("backend", [3, None, torch.device("cpu"), type(create_backend("onnxruntime"))])
+def test_what_is_no_backend_is_refused_before_any_work(backend):
+    sentence = r"backend .=.*. must be one of auto, onnxruntime, or an instance such as create_backend\("
+    with pytest.raises(BackendUnavailableError, match=sentence):
+        compress_depth(tiny_net(), "75%", data=untouchable_data(), backend=backend)
+
+
+@pytest.mark.parametrize(
+    ("table", "sentence"),
+    [
+        ("absent/table.json", r"cannot write the latency table .*: its folder does not exist; create that first"),
+        (".", "cannot write the latency table .*: it is a folder; add a file name to it"),
+        (3, r"table .=3. must be a LatencyTable or the path of one"),
+    ],
+)
+def test_a_table_that_cannot_be_kept_is_refused_before_any_work(tmp_path, monkeypatch, table, sentence):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(TableError, match=sentence):
+        compress_depth(tiny_net(), "75%", data=untouchable_data(), backend=Untouchable(), table=table)
+
+
+@pytest.mark.parametrize("model", [3, nn.DataParallel(tiny_net()), nn.Sequential(nn.LazyConv2d(5, 3), nn.ReLU())])
+def test_a_model_that_cannot_be_captured_is_refused_before_the_data_are_read(model):
+    with pytest.raises(CaptureError, match=r"must be a torch.nn.Module|use model\.module|run model\(example\) once"):
+        compress_depth(model, "75%", data=untouchable_data(), backend=Untouchable())
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_weights_that_are_not_finite(value):
+    model = tiny_net()
+    with torch.no_grad():
+        model[0].weight[0, 0, 0, 0] = value
+    with pytest.raises(CaptureError, match=r"(?i)nan|inf|finite"):
+        compress_depth(model, "75%", data=[images(8)], backend=Untouchable())
+
+
+@pytest.mark.parametrize(
+    "example",
+    [
+        torch.zeros(3, 32, 32),
+        torch.zeros(1, 4, 32, 32),
+        torch.zeros(1, 3, 2, 2),
+        (EXAMPLE, EXAMPLE),
+        "x",
+        EXAMPLE.numpy(),
+        32,
+        (1, 3, 32, 32),
+    ],
+)
+def test_example_inputs_that_do_not_fit(example):
+    with pytest.raises(CaptureError, match="example_inputs"):
+        compress_depth(tiny_net(), "75%", example_inputs=example, data=[images(8)], backend=Untouchable())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"data": []}, "data holds no images"),
+        ({"data": [], "example_inputs": EXAMPLE}, "data holds no images"),
+        ({"data": [images(8)], "val_data": iter([])}, "val_data holds no images"),
+        ({"data": [images(8)], "example_inputs": torch.zeros(1, 3, 40, 40)}, r"data holds images of shape \(3, 32"),
+        ({"data": [torch.full((2, 3, 32, 32), torch.nan)], "example_inputs": EXAMPLE}, "data holds NaN"),
+        ({"data": ["photo.png"]}, "an item of data holds a str"),
+        ({"data": [images(8).to(torch.uint8)], "example_inputs": EXAMPLE}, "data holds images of torch.uint8"),
+        ({"data": [images(8)], "val_data": [images(8).long()]}, "val_data holds images of torch.int64"),
+    ],
+)
+def test_unusable_data(options, message):
+    with pytest.raises(DataError, match=message):
+        compress_depth(tiny_net(), "75%", backend=Untouchable(), **options)
+
+
+def test_messages_have_no_trailing_tuple(arithmetic_backend):
+    """`raise X("a", b)` would print a tuple."""
+    with pytest.raises(BudgetError) as caught:  # its text is looked at below
+        compress_depth(tiny_net(), "1000ms", data=[images(8)], backend=arithmetic_backend())
+    assert len(caught.value.args) == 1
+    assert not re.match(r"^\(", str(caught.value))
