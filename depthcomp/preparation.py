@@ -21,6 +21,7 @@ from fx_passes import (
     Level,
     Plan,
     Span,
+    SpanLimits,
     capture,
     collapse_spans,
     enumerate_spans,
@@ -31,9 +32,12 @@ from fx_passes import (
 )
 from fx_passes.preconditions import require_capturable
 
-__all__ = ["Prepared", "prepare"]
+__all__ = ["OFFERED", "Prepared", "prepare"]
 
 SYNTHETIC_IMAGES = 64
+OFFERED = SpanLimits(
+    layer_pruning=False, ends=("original",)
+)  # a fit does what pruning would, and aims at the original end
 _NO_DATA = (
     "no data: importance comes from the weights alone, on synthetic images; pass data=, even a few dozen "
     "unlabelled images, for a far better choice"
@@ -92,7 +96,7 @@ def prepare(
     captured = collapse_spans(linearize(captured, free), free)
     network = _folded(captured)
     calibration, note = _calibration(network, data, val_data, example, seed)
-    spans, pricing = enumerate_spans(network), Pricing(network)
+    spans, pricing = enumerate_spans(network, OFFERED), Pricing(network)
     candidates, too_large = _solvable(pricing.candidates(spans))
     return Prepared(
         original, free, captured, network, example, calibration, structure_tree(network), pricing, candidates,

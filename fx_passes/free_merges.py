@@ -19,10 +19,11 @@ from dataclasses import dataclass
 
 from torch import fx, nn
 
+from fx_passes.choices import SpanLimits
 from fx_passes.linearize import NO_BORDER, border_needed
 from fx_passes.operators import Role, called_module, role
 from fx_passes.plan import Plan, SpanChoice
-from fx_passes.spans import Span, SpanLimits, SpanWalker
+from fx_passes.spans import Span, SpanWalker
 from fx_passes.structure import Level, structure_tree
 
 __all__ = ["free_merges"]
@@ -43,7 +44,7 @@ def free_merges(gm: fx.GraphModule) -> Plan:
         >>> [str(choice) for choice in free_merges(capture(net, torch.zeros(1, 3, 8, 8)))]
         ['merge 3x3 (input_1 -> _2]']
     """
-    limits = SpanLimits(longest_span=_UNLIMITED, largest_kernel=_UNLIMITED, largest_mac_growth=1.0)
+    limits = SpanLimits(_UNLIMITED, _UNLIMITED, largest_mac_growth=1.0, layer_pruning=False, ends=("original",))
     return Plan.of(_Finder(gm, SpanWalker(gm, limits)).best(structure_tree(gm)).choices)
 
 

@@ -18,7 +18,9 @@ from torch.nn.utils import skip_init
 from depthcomp_errors import PlanError
 from fx_passes.affine import AffineConv, Sides, conv_padding
 from fx_passes.collapse import collapse
+from fx_passes.ends import core_of, set_end
 from fx_passes.graph_edit import add_module, redirect, tidy
+from fx_passes.layer_pruning import with_norms
 from fx_passes.operators import Role, called_module, image_shape, role, zero_padding
 from fx_passes.plan import Plan, SpanChoice
 from fx_passes.spans import Span, find_spans
@@ -27,7 +29,6 @@ __all__ = [
     "NO_BORDER",
     "PlacedConvolution",
     "border_needed",
-    "core_of",
     "insert_convolution",
     "linearize",
     "placed_convolutions",
@@ -39,9 +40,9 @@ NO_BORDER: Sides = (0, 0, 0, 0)
 def linearize(gm: fx.GraphModule, plan: Plan) -> fx.GraphModule:
     """Return a copy of a captured graph in which `plan` is carried out, but nothing is merged yet.
 
-    Spans to merge keep their convolutions and norms; spans to fit hold one convolution, the centre of the
-    merged kernel until a fit or training replaces it; dropped spans hold nn.Identity. The names of the spans'
-    entry and exit nodes stay. `gm` is not changed.
+    Spans to merge keep their convolutions and norms, with nn.Identity in the place of pruned ones; spans to fit
+    hold one convolution, the centre of the merged kernel until a fit or training replaces it; dropped spans hold
+    nn.Identity. The names of the spans' entry and exit nodes stay. `gm` is not changed.
 
     Raises:
         PlanError: a span of the plan does not exist in the graph, cannot be rewritten so, or overlaps
@@ -130,13 +131,6 @@ def placed_convolutions(linearized: fx.GraphModule, plan: Plan) -> list[PlacedCo
     return sorted(placed, key=lambda place: order[place.core])
 
 
-def core_of(gm: fx.GraphModule, exit_: fx.Node) -> fx.Node:
-    """Return the node before the activation and dropout at the end of a linearized span."""
-    while role(gm, exit_) in (Role.ACTIVATION, Role.PASS):
-        exit_ = exit_.all_input_nodes[0]
-    return exit_
-
-
 def pad(gm: fx.GraphModule, before: fx.Node, source: fx.Node, sides: Sides) -> fx.Node:
     """Return a new node, placed before another, that pads (where negative: crops) the tensor at `source`."""
     top, bottom, left, right = sides
@@ -161,24 +155,33 @@ def _require_choice(choice: SpanChoice, span: Span) -> None:
 
 
 def _rewrite(gm: fx.GraphModule, nodes: dict[str, fx.Node], choice: SpanChoice, span: Span) -> None:
-    entry, core, exit_ = nodes[span.entry], nodes[span.core], nodes[span.exit]
-    inner = [nodes[name] for name in span.inner]
+    entry, exit_ = nodes[span.entry], nodes[span.exit]
     if choice.kind == "drop":
         redirect(exit_, target=add_module(gm, f"dropped_{exit_.name}", nn.Identity()), args=(entry,))
-    elif choice.kind == "fit":
+        return
+    _prune(gm, [nodes[name] for name in choice.pruned])
+    inner = set_end(gm, choice.end, [nodes[name] for name in span.inner], exit_)
+    if choice.kind == "fit":
         assert span.in_shape is not None  # a span with choices has one
         assert choice.kernel is not None  # a fit has one
+        core = inner[-1]
         guess = collapse(gm, entry, inner, span.in_shape[1], largest_kernel=choice.kernel)[core]
         insert_convolution(gm, core, entry, guess, f"fitted_{core.name}")
     else:
         _hoist_padding(gm, entry, _drop_activations(gm, inner))
 
 
+def _prune(gm: fx.GraphModule, convolutions: Sequence[fx.Node]) -> None:
+    for node in with_norms(gm, convolutions):
+        redirect(node, target=add_module(gm, f"pruned_{node.name}", nn.Identity()), args=node.args[:1])
+
+
 def _drop_activations(gm: fx.GraphModule, inner: list[fx.Node]) -> list[fx.Node]:
     """Take activations and dropout out of a span; return the nodes that stay."""
     kept = []
     for node in inner:
-        if role(gm, node) in (Role.ACTIVATION, Role.PASS):
+        pruned = isinstance(called_module(gm, node), nn.Identity)  # may be the core, which others look for by name
+        if role(gm, node) in (Role.ACTIVATION, Role.PASS) and not pruned:
             node.replace_all_uses_with(node.all_input_nodes[0])
             gm.graph.erase_node(node)
         else:

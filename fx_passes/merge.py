@@ -10,8 +10,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from depthcomp_errors import PlanError
 from fx_passes.affine import AffineConv, NotAffineError
 from fx_passes.collapse import collapse
+from fx_passes.ends import core_of
 from fx_passes.graph_edit import redirect, tidy
-from fx_passes.linearize import core_of, insert_convolution
+from fx_passes.linearize import insert_convolution
 from fx_passes.normalise.modules import DropIdentities
 from fx_passes.operators import Role, called_module, image_shape, role
 from fx_passes.plan import Plan, SpanChoice

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
 from depthcomp_errors import PlanError
 
-__all__ = ["Plan", "SpanChoice"]
+__all__ = ["End", "Plan", "SpanChoice"]
 
 Kind = Literal["merge", "fit", "drop"]
+End = Literal["original", "inserted", "none"]
 SCHEMA_VERSION = 1
 
 
@@ -25,16 +26,25 @@ class SpanChoice:
         kind: "merge" (activations inside become identity and all collapses exactly into one convolution),
             "fit" (one convolution of size `kernel`, its weights fitted), or "drop" (identity).
         kernel: height and width of the convolution; None for "drop".
+        end: what follows the convolution: the span's "original" activation or, where it ends without one, nothing;
+            an "inserted" activation, of the kind that stands last inside the span; or "none", the original removed.
+            After a "drop" nothing follows.
+        pruned: names of the nodes whose convolutions become identity before the others merge into the smaller
+            `kernel`, each together with the normalisation that follows it.
     """
 
     entry: str
     exit: str
     kind: Kind
     kernel: tuple[int, int] | None = None
+    end: End = "original"
+    pruned: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         size = "" if self.kernel is None else f" {self.kernel[0]}x{self.kernel[1]}"
-        return f"{self.kind}{size} ({self.entry} -> {self.exit}]"
+        without = f" without {', '.join(self.pruned)}" if self.pruned else ""
+        end = {"original": "", "inserted": " + activation", "none": " - activation"}[self.end]
+        return f"{self.kind}{size} ({self.entry} -> {self.exit}]{without}{end}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +96,9 @@ class Plan:
 
 
 def _parse(entry: Any) -> SpanChoice:
-    fields = {"entry", "exit", "kind", "kernel"}
-    if not isinstance(entry, dict) or set(entry) != fields or entry["kind"] not in get_args(Kind):
-        raise PlanError(f"{entry!r} is no choice of a plan: it needs the fields {sorted(fields)} and a known kind")
+    names = [field.name for field in fields(SpanChoice)]
+    if not isinstance(entry, dict) or not {*names[:4]} <= set(entry) <= {*names} or entry["kind"] not in get_args(Kind):
+        raise PlanError(f"{entry!r} is no choice of a plan: it needs the fields {names[:4]} and a known kind")
     ends = entry["entry"], entry["exit"]
     if not all(isinstance(end, str) for end in ends):
         raise PlanError(f"entry and exit of a choice (={ends!r}) must be names of nodes")
@@ -96,4 +106,9 @@ def _parse(entry: Any) -> SpanChoice:
     sized = isinstance(kernel, list) and len(kernel) == 2 and all(type(k) is int and k > 0 for k in kernel)
     if (entry["kind"] == "drop") != (kernel is None) or not (kernel is None or sized):
         raise PlanError(f"kernel (={kernel!r}) of a {entry['kind']!r} choice must be two sizes, or null for 'drop'")
-    return SpanChoice(*ends, entry["kind"], None if kernel is None else (kernel[0], kernel[1]))
+    end, pruned = entry.get("end", "original"), entry.get("pruned", [])
+    if end not in get_args(End):
+        raise PlanError(f"end (={end!r}) of a choice must be one of {', '.join(get_args(End))}")
+    if not isinstance(pruned, list) or not all(isinstance(name, str) for name in pruned):
+        raise PlanError(f"pruned (={pruned!r}) of a choice must be a list of names of nodes")
+    return SpanChoice(*ends, entry["kind"], None if kernel is None else (kernel[0], kernel[1]), end, tuple(pruned))

@@ -12,32 +12,19 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from torch import fx, nn
+from torch import fx
 
 from depthcomp_errors import PlanError
 from fx_passes import affine
 from fx_passes.affine import AffineConv, NotAffineError
-from fx_passes.collapse import collapse_node, operands
-from fx_passes.operators import Role, called_module, image_shape, role
+from fx_passes.choices import Offers, Piece, SpanLimits
+from fx_passes.collapse import collapse_node
+from fx_passes.layer_pruning import UNPRUNED, LayerPruner, Prunings
+from fx_passes.operators import Role, image_shape, role
 from fx_passes.plan import Plan, SpanChoice
 from fx_passes.structure import Level, Unit, structure_tree
 
 __all__ = ["Span", "SpanLimits", "SpanWalker", "enumerate_spans", "find_span", "find_spans", "random_plan"]
-
-
-@dataclass(frozen=True, slots=True)
-class SpanLimits:
-    """What is offered as a choice; the number of candidates grows linearly with depth.
-
-    Attributes:
-        longest_span: most units that one convolution may replace.
-        largest_kernel: largest height or width of a new convolution's kernel.
-        largest_mac_growth: most multiply-adds of a new convolution, relative to those of its span.
-    """
-
-    longest_span: int = 6
-    largest_kernel: int = 7
-    largest_mac_growth: float = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +142,8 @@ class SpanWalker:
         self._limits = limits
         self._nodes = {node.name: node for node in gm.graph.nodes}
         self._roles = {node.name: role(gm, node) for node in gm.graph.nodes}
+        self._offers = Offers(gm, limits)
+        self._pruner = LayerPruner(gm)
 
     def spans(self, level: Level) -> Iterator[Span]:
         """Yield the spans of a level, by the cut that they read."""
@@ -173,6 +162,7 @@ class SpanWalker:
         entry = self._nodes.get(level.cuts[start])
         shape = None if entry is None else image_shape(entry)
         values = {} if shape is None or entry is None else {entry: affine.identity(shape[1], device="meta")}
+        prunings = UNPRUNED if self._limits.layer_pruning else None
         nodes: list[str] = []
         for stop in range(start + 1, min(start + self._limits.longest_span, len(level.units)) + 1):
             unit = level.units[stop - 1]
@@ -182,7 +172,12 @@ class SpanWalker:
                 if stop == start + 1:
                     yield Span(level, start, stop, tuple(nodes), nodes[-1], None, shape, 0, (), reason)
                 return
-            yield self._span(level, start, stop, tuple(nodes), values)
+            assert shape is not None  # values would be empty
+            prunings = self._prune(prunings, unit)
+            core = self._core(level, stop)
+            operator = values[self._nodes[core]]
+            piece = Piece(level.cuts[start], level.cuts[stop], core, tuple(nodes), operator, shape, prunings)
+            yield self._span(level, start, stop, piece)
 
     def _extend(self, values: dict[fx.Node, AffineConv], unit: Unit) -> str:
         """Add the operators of a unit's nodes to `values`; return why that is impossible, or nothing."""
@@ -199,18 +194,16 @@ class SpanWalker:
                 return str(reason)
         return ""
 
-    def _span(
-        self, level: Level, start: int, stop: int, nodes: tuple[str, ...], values: dict[fx.Node, AffineConv]
-    ) -> Span:
-        core = self._core(level, stop)
-        operator = values[self._nodes[core]]
-        entry, exit_ = level.cuts[start], level.cuts[stop]
-        shape = image_shape(self._nodes[entry])
-        assert shape is not None  # values would be empty
-        macs = sum(self._macs(name) for name in nodes)
-        choices = tuple(self._choices(entry, exit_, nodes, operator, shape, macs))
-        refusal = "" if choices else self._excuse(nodes, operator)
-        return Span(level, start, stop, nodes, core, operator, shape, macs, choices, refusal)
+    def _prune(self, before: Prunings | None, unit: Unit) -> Prunings | None:
+        """Return the prunings of a span that goes on by a unit of affine operators."""
+        following = None if before is None else self._pruner.of_unit(unit)
+        return None if before is None or following is None else before.then(following)
+
+    def _span(self, level: Level, start: int, stop: int, piece: Piece) -> Span:
+        choices = tuple(self._offers.choices(piece))
+        refusal = "" if choices else self._offers.refusal(piece)
+        macs = self._offers.macs(piece.nodes)
+        return Span(level, start, stop, piece.nodes, piece.core, piece.operator, piece.in_shape, macs, choices, refusal)
 
     def _core(self, level: Level, stop: int) -> str:
         """Return the node before the activation and dropout at the end of the unit before cut `stop`."""
@@ -221,75 +214,3 @@ class SpanWalker:
             if self._roles[name] is not Role.PASS:
                 before = name
         return before
-
-    def _choices(
-        self, entry: str, exit_: str, nodes: tuple[str, ...], operator: AffineConv,
-        shape: tuple[int, int, int, int], macs: int,
-    ) -> Iterator[SpanChoice]:  # fmt: skip
-        weighted = self._weighted(nodes)
-        if weighted == 0:
-            return
-        allowed = self._limits.largest_mac_growth * macs
-        height, width = operator.kernel
-        several = weighted > 1 or any(self._joins(name) for name in nodes)
-        if several and self._fits(operator.kernel) and _macs(operator, operator.kernel, shape) <= allowed:
-            yield SpanChoice(entry, exit_, "merge", operator.kernel)
-        for size in range(1, min(max(height, width), self._limits.largest_kernel) + 1, 2):
-            kernel = min(size, _odd(height)), min(size, _odd(width))
-            if (weighted > 1 or kernel != operator.kernel) and _macs(operator, kernel, shape) <= allowed:
-                yield SpanChoice(entry, exit_, "fit", kernel)
-        if image_shape(self._nodes[exit_]) == shape:
-            yield SpanChoice(entry, exit_, "drop")
-
-    def _fits(self, kernel: tuple[int, int]) -> bool:
-        return max(kernel) <= self._limits.largest_kernel
-
-    def _joins(self, name: str) -> bool:
-        """Say whether a node makes one tensor out of several."""
-        if self._roles[name] is Role.CONCAT:
-            return len(operands(self._nodes[name], Role.CONCAT)) > 1
-        return self._roles[name] is Role.ADD
-
-    def _weighted(self, nodes: tuple[str, ...]) -> int:
-        modules = [called_module(self._gm, self._nodes[name]) for name in nodes]
-        return sum(isinstance(module, nn.Conv2d | nn.AvgPool2d | nn.BatchNorm2d) for module in modules) - sum(
-            self._follows_conv(name) for name in nodes
-        )
-
-    def _follows_conv(self, name: str) -> bool:
-        """Say whether a node is a normalisation that any runtime folds into the convolution before it."""
-        node = self._nodes[name]
-        if not isinstance(called_module(self._gm, node), nn.BatchNorm2d):
-            return False
-        source = node.args[0]
-        return isinstance(source, fx.Node) and isinstance(called_module(self._gm, source), nn.Conv2d)
-
-    def _macs(self, name: str) -> int:
-        node = self._nodes[name]
-        module, shape = called_module(self._gm, node), image_shape(node)
-        if shape is None or not isinstance(module, nn.Conv2d):
-            return 0 if shape is None or self._roles[name] is not Role.AFFINE else math.prod(shape)
-        return shape[0] * shape[2] * shape[3] * module.weight.numel()
-
-    def _excuse(self, nodes: tuple[str, ...], operator: AffineConv) -> str:
-        if self._weighted(nodes) == 0:
-            return f"{nodes[-1]}: there is no convolution between these cuts"
-        if self._weighted(nodes) == 1 and operator.kernel == (1, 1):
-            return f"{nodes[0]}: a lone 1x1 convolution that changes its tensor's shape is as small as it can be"
-        height, width = operator.kernel
-        return (
-            f"{nodes[0]} to {nodes[-1]}: one convolution ({height}x{width}, {operator.in_channels} to "
-            f"{operator.out_channels} channels) would cost more than {self._limits.largest_mac_growth:g} "
-            "times the multiply-adds of what it replaces, at every kernel size, and shapes forbid identity"
-        )
-
-
-def _odd(size: int) -> int:
-    """Return the largest odd number up to `size`: a fitted kernel has a middle."""
-    return size - 1 + size % 2
-
-
-def _macs(operator: AffineConv, kernel: tuple[int, int], shape: tuple[int, int, int, int]) -> int:
-    """Return the multiply-adds of `operator` with a kernel of another size."""
-    per_pixel = operator.weight.numel() // math.prod(operator.kernel) * math.prod(kernel)
-    return shape[0] * math.prod(operator.out_size((shape[2], shape[3]))) * per_pixel

@@ -73,7 +73,9 @@ def fidelity(model: nn.Module, result: CompressionResult, held_out: Tensor) -> d
 def _identity_merge(captured: fx.GraphModule, choice: SpanChoice) -> list[SpanChoice]:
     """Return the choice that merges a planned span exactly; none for a lone convolution, which has nothing to merge."""
     span = find_span(captured, choice.entry, choice.exit)
-    return [option for option in span.choices if option.kind == "merge"]
+    return [
+        option for option in span.choices if option.kind == "merge" and option.end == "original" and not option.pruned
+    ]
 
 
 def tell(result: CompressionResult, scores: dict[str, float], seconds: float) -> None:

@@ -15,6 +15,7 @@ from torchvision.models.mobilenetv2 import InvertedResidual
 from depthcomp import fit, importance
 from depthcomp.calibration import CalibrationSet, cross_validated, separate
 from depthcomp.importance import calibrated, divergence, fit_candidates
+from depthcomp.preparation import OFFERED
 from depthcomp.pricing import Pricing
 from fx_passes import Plan, capture, enumerate_spans, linearize, merge, placed_convolutions
 from fx_passes.merge import fold_batch_norms
@@ -59,7 +60,7 @@ def network():
 
 @pytest.fixture(scope="module")
 def candidates(network):
-    return Pricing(network).candidates(enumerate_spans(network))
+    return Pricing(network).candidates(enumerate_spans(network, OFFERED))
 
 
 EQUAL_SAVINGS = defaultdict(lambda: 1.0)
@@ -231,7 +232,9 @@ def test_channels_that_light_up_in_the_first_fold_alone():
     photos = 0.05 * torch.rand(24, 3, 26, 26)
     photos[:8] += 1
     gm = capture(model, photos[:1])
-    found = calibrated(gm, Pricing(gm).candidates(enumerate_spans(gm)), cross_validated(photos, seed=0), EQUAL_SAVINGS)
+    found = calibrated(
+        gm, Pricing(gm).candidates(enumerate_spans(gm, OFFERED)), cross_validated(photos, seed=0), EQUAL_SAVINGS
+    )
     assert all(math.isfinite(loss) for loss in found.values())
 
 

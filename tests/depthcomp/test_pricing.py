@@ -11,6 +11,7 @@ from torch import nn
 from torchvision.models.mobilenetv2 import InvertedResidual
 from torchvision.models.resnet import BasicBlock
 
+from depthcomp.preparation import OFFERED
 from depthcomp.pricing import Pricing
 from dp_solver import frontier
 from fx_passes import capture, enumerate_spans, structure_tree
@@ -195,7 +196,7 @@ def toy():
 @pytest.fixture(scope="module")
 def priced(toy):
     pricing = Pricing(toy)
-    return pricing, pricing.candidates(enumerate_spans(toy))
+    return pricing, pricing.candidates(enumerate_spans(toy, OFFERED))
 
 
 def test_candidates_have_the_sizes_of_the_spans_that_they_replace(toy, priced):

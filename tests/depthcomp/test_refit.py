@@ -11,6 +11,7 @@ from depthcomp import fit
 from depthcomp.calibration import cross_validated, separate
 from depthcomp.fit import RidgeSystem, design_of, sample_positions, starting_point
 from depthcomp.importance import divergence, fit_candidates, whole_states
+from depthcomp.preparation import OFFERED
 from depthcomp.pricing import Pricing
 from depthcomp.refit import Refitter
 from fx_passes import Plan, capture, enumerate_spans, linearize, merge, placed_convolutions
@@ -48,7 +49,7 @@ def network():
 
 @pytest.fixture(scope="module")
 def candidates(network):
-    return Pricing(network).candidates(enumerate_spans(network))
+    return Pricing(network).candidates(enumerate_spans(network, OFFERED))
 
 
 @pytest.fixture(scope="module")

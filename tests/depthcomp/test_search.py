@@ -9,6 +9,7 @@ from depthcomp import Budget
 from depthcomp.calibration import cross_validated
 from depthcomp.errors import BudgetInfeasibleError
 from depthcomp.importance import calibrated
+from depthcomp.preparation import OFFERED
 from depthcomp.pricing import Pricing
 from depthcomp.search import Search
 from depthcomp.timing import LatencyPredictor, NetworkTimer
@@ -46,7 +47,7 @@ def price(signature):
 def offered(network, calibration):
     """What the search chooses from: the pricing, the candidates that save time, and their losses; and the images."""
     pricing = Pricing(network)
-    candidates = [c for c in pricing.candidates(enumerate_spans(network)) if pricing.saving_ms(c, price) > 0]
+    candidates = [c for c in pricing.candidates(enumerate_spans(network, OFFERED)) if pricing.saving_ms(c, price) > 0]
     losses = calibrated(network, candidates, calibration, {candidate.choice: 1.0 for candidate in candidates})
     return pricing, candidates, losses, calibration
 

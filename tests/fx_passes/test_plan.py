@@ -1,6 +1,7 @@
 """A plan: JSON both ways, and the errors of malformed text."""
 
 import json
+from typing import get_args
 
 import pytest
 from hypothesis import given
@@ -8,11 +9,13 @@ from hypothesis import strategies as st
 
 from depthcomp_errors import PlanError
 from fx_passes import Plan, SpanChoice
+from fx_passes.plan import End
 
 names = st.text(min_size=1, max_size=11)
 kernels = st.tuples(st.integers(1, 99), st.integers(1, 99))
 choices = st.one_of(
-    st.builds(SpanChoice, names, names, st.sampled_from(["merge", "fit"]), kernels),
+    st.builds(SpanChoice, names, names, st.sampled_from(["merge", "fit"]), kernels, st.sampled_from(get_args(End))),
+    st.builds(SpanChoice, names, names, st.just("merge"), kernels, pruned=st.lists(names, max_size=3).map(tuple)),
     st.builds(SpanChoice, names, names, st.just("drop"), st.none()),
 )
 
@@ -29,7 +32,8 @@ def test_json_both_ways(listed):
 def written(**changes):
     """Return the JSON of a plan of one choice, some of its fields changed; None takes a field away."""
     content = json.loads(Plan((SpanChoice("a", "b", "fit", (3, 3)),)).to_json())
-    (content["choices"][0] if set(changes) & {"entry", "exit", "kind", "kernel", "extra"} else content).update(changes)
+    choice = content["choices"][0]
+    (choice if set(changes) & {*choice, "extra"} else content).update(changes)
     return json.dumps(content)
 
 
@@ -57,6 +61,10 @@ def test_text_that_is_not_json_is_refused():
         (written(kernel=[3, 0]), "two sizes"),
         (written(kernel=[3, 1.5]), "two sizes"),
         (written(kernel=[True, 3]), "two sizes"),
+        (written(end="softmax"), r"end \(='softmax'\) of a choice must be one of original, inserted, none"),
+        (written(end=["none"]), r"end \(=\['none'\]\)"),
+        (written(pruned="conv"), r"pruned \(='conv'\) of a choice must be a list"),
+        (written(pruned=[1]), r"pruned \(=\[1\]\)"),
     ],
 )
 def test_malformed_plans_say_what_is_wrong(text, message):
@@ -71,3 +79,15 @@ def test_choices_sort_also_with_and_without_a_kernel():
         SpanChoice("a", "b", "fit", (1, 1)),
     ]
     assert [choice.kernel for choice in sorted(listed)] == [None, (1, 1), (3, 3)]
+
+
+def test_end_and_pruned_may_be_left_out():
+    text = json.dumps({"schema_version": 1, "choices": [{"entry": "a", "exit": "b", "kind": "drop", "kernel": None}]})
+    assert Plan.from_json(text) == Plan((SpanChoice("a", "b", "drop"),))
+
+
+def test_a_choice_reads_as_what_it_does():
+    assert str(SpanChoice("a", "b", "fit", (3, 3), "inserted")) == "fit 3x3 (a -> b] + activation"
+    assert (
+        str(SpanChoice("a", "b", "merge", (3, 3), "none", ("c", "d"))) == "merge 3x3 (a -> b] without c, d - activation"
+    )

@@ -1,0 +1,163 @@
+"""Which convolutions of a span become identity so that the others merge into one smaller kernel.
+
+How far a merged kernel reaches from its output's pixel follows from the operators on its paths: reaches add up along
+a path, each times the stride before it, and of parallel paths the furthest counts. So, walking along a span, it is
+enough to remember for each reach the best set of pruned convolutions: as many sets as there are reaches, where subsets
+would be 2 to the number of convolutions. Between convolutions of one size this is sorting by weight.
+
+Source: LayerMerge (Kim et al., ICML 2024, arXiv 2406.12837), section 3: for each kernel size, those convolutions stay
+that have the largest sum of absolute weights.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from torch import fx, nn
+
+from fx_passes.affine import Sides
+from fx_passes.operators import Role, affine_operator, called_module, image_shape, role
+from fx_passes.structure import Level, Unit
+
+__all__ = ["UNPRUNED", "LayerPruner", "Pruning", "Prunings", "with_norms"]
+
+Pair = tuple[int, int]
+Key = TypeVar("Key")
+
+
+@dataclass(frozen=True, slots=True)
+class Pruning:
+    """Convolutions that become identity.
+
+    Attributes:
+        kept: sum of the absolute weights of those that could be pruned too, and stay.
+        names: names of the nodes that call the pruned ones, in the graph's order.
+    """
+
+    kept: float = 0.0
+    names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Prunings:
+    """The best pruning of a piece of graph for each reach of its merged kernel.
+
+    Attributes:
+        stride: step on the piece's input per pixel of its output.
+        best: by the pixels that the kernel reaches beyond the output's own pixel at (top, bottom, left, right).
+    """
+
+    stride: Pair
+    best: Mapping[Sides, Pruning]
+
+    def then(self, other: Prunings) -> Prunings:
+        """Return the prunings of this piece followed by another."""
+        vertical, horizontal = self.stride
+        steps = (vertical, vertical, horizontal, horizontal)
+        pairs = (
+            (_sides(a + s * b for a, s, b in zip(near, steps, far, strict=True)), _both(one, two))
+            for near, one in self.best.items()
+            for far, two in other.best.items()
+        )
+        return Prunings((vertical * other.stride[0], horizontal * other.stride[1]), _best(pairs))
+
+    def beside(self, other: Prunings) -> Prunings:
+        """Return the prunings of this piece and another that runs in parallel, their outputs joined."""
+        pairs = (
+            (_sides(map(max, here, there)), _both(one, two))
+            for here, one in self.best.items()
+            for there, two in other.best.items()
+        )
+        return Prunings(self.stride, _best(pairs))
+
+    def by_kernel(self) -> dict[Pair, Pruning]:
+        """Return the best pruning for each size of the merged kernel, the smallest first."""
+        kernels = (
+            ((top + bottom + 1, left + right + 1), pruning) for (top, bottom, left, right), pruning in self.best.items()
+        )
+        return dict(sorted(_best(kernels).items()))
+
+
+UNPRUNED = Prunings((1, 1), {(0, 0, 0, 0): Pruning()})
+
+
+class LayerPruner:
+    """Finds the best prunings of the units of one graph, each once.
+
+    Args:
+        gm: a captured graph; it is not changed.
+    """
+
+    def __init__(self, gm: fx.GraphModule) -> None:
+        self._gm = gm
+        self._nodes = {node.name: node for node in gm.graph.nodes}
+        self.of_unit = functools.cache(self._of_unit)
+
+    def _of_unit(self, unit: Unit) -> Prunings | None:
+        """Return the prunings of a unit of affine operators; None where tangled branches share convolutions."""
+        if unit.tangled:
+            return None
+        branches = [self._of_level(branch) for branch in unit.branches]
+        found = [prunings for prunings in branches if prunings is not None]
+        if len(found) < len(branches):
+            return None
+        joined = functools.reduce(Prunings.beside, found) if found else UNPRUNED
+        return functools.reduce(Prunings.then, map(self._of_node, unit.nodes), joined)
+
+    def _of_level(self, level: Level) -> Prunings | None:
+        found = UNPRUNED
+        for unit in level.units:
+            following = self.of_unit(unit)
+            if following is None:
+                return None
+            found = found.then(following)
+        return found
+
+    def _of_node(self, name: str) -> Prunings:
+        node = self._nodes[name]
+        if role(self._gm, node) is not Role.AFFINE:
+            return UNPRUNED
+        shape = image_shape(node.all_input_nodes[0])
+        assert shape is not None  # an affine operator reads images
+        operator = affine_operator(self._gm, node, shape[1], device="meta")
+        (height, width), (top, _, left, _) = operator.kernel, operator.padding
+        reach = top, height - 1 - top, left, width - 1 - left
+        module = called_module(self._gm, node)
+        if not isinstance(module, nn.Conv2d) or operator.stride != (1, 1) or image_shape(node) != shape:
+            return Prunings(operator.stride, {reach: Pruning()})
+        staying = Pruning(float(module.weight.detach().double().abs().sum()))
+        return Prunings((1, 1), _best([((0, 0, 0, 0), Pruning(names=(name,))), (reach, staying)]))
+
+
+def with_norms(gm: fx.GraphModule, convolutions: Sequence[fx.Node]) -> list[fx.Node]:
+    """Return convolutions and the normalisations that follow them alone: these are pruned with them."""
+    found = []
+    for node in convolutions:
+        found.append(node)
+        while len(found[-1].users) == 1:
+            (user,) = found[-1].users
+            if not isinstance(called_module(gm, user), nn.BatchNorm2d):
+                break
+            found.append(user)
+    return found
+
+
+def _both(one: Pruning, other: Pruning) -> Pruning:
+    return Pruning(one.kept + other.kept, one.names + other.names)
+
+
+def _best(pairs: Iterable[tuple[Key, Pruning]]) -> dict[Key, Pruning]:
+    """Return for each key the pruning that keeps the largest weights, the first of equals."""
+    best: dict[Key, Pruning] = {}
+    for key, pruning in pairs:
+        if key not in best or pruning.kept > best[key].kept:
+            best[key] = pruning
+    return best
+
+
+def _sides(values: Iterable[int]) -> Sides:
+    top, bottom, left, right = values
+    return top, bottom, left, right
