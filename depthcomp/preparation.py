@@ -35,9 +35,7 @@ from fx_passes.preconditions import require_capturable
 __all__ = ["OFFERED", "Prepared", "prepare"]
 
 SYNTHETIC_IMAGES = 64
-OFFERED = SpanLimits(
-    layer_pruning=False, ends=("original",)
-)  # a fit does what pruning would, and aims at the original end
+OFFERED = SpanLimits(layer_pruning=False, other_ends=())  # a fit does what pruning would, and aims at the original end
 _NO_DATA = (
     "no data: importance comes from the weights alone, on synthetic images; pass data=, even a few dozen "
     "unlabelled images, for a far better choice"

@@ -27,14 +27,14 @@ class SpanLimits:
         largest_kernel: largest height or width of a new convolution's kernel.
         largest_mac_growth: most multiply-adds of a new convolution, relative to those of its span.
         layer_pruning: whether convolutions may be pruned so that the others merge into a smaller kernel.
-        ends: what may follow a new convolution.
+        other_ends: what may follow a new convolution besides what follows its span.
     """
 
     longest_span: int = 6
     largest_kernel: int = 7
     largest_mac_growth: float = 2.0
     layer_pruning: bool = True
-    ends: tuple[End, ...] = ("original", "inserted", "none")
+    other_ends: tuple[End, ...] = ("inserted", "none")
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,12 +123,9 @@ class Offers:
         core, exit_ = self._nodes[piece.core], self._nodes[piece.exit]
         active = end_activation(self._gm, core, exit_) is not None
         inner = [self._nodes[name] for name in piece.nodes]
-        for end in self._limits.ends:
-            if (
-                end == "original"
-                or (end == "none" and active)
-                or (end == "inserted" and not active and activation_to_insert(self._gm, inner, core) is not None)
-            ):
+        yield "original"
+        for end in self._limits.other_ends:
+            if active if end == "none" else not active and activation_to_insert(self._gm, inner, core):
                 yield end
 
     def _allows(self, piece: Piece, kernel: tuple[int, int]) -> bool:

@@ -44,7 +44,7 @@ def free_merges(gm: fx.GraphModule) -> Plan:
         >>> [str(choice) for choice in free_merges(capture(net, torch.zeros(1, 3, 8, 8)))]
         ['merge 3x3 (input_1 -> _2]']
     """
-    limits = SpanLimits(_UNLIMITED, _UNLIMITED, largest_mac_growth=1.0, layer_pruning=False, ends=("original",))
+    limits = SpanLimits(_UNLIMITED, _UNLIMITED, largest_mac_growth=1.0, layer_pruning=False, other_ends=())
     return Plan.of(_Finder(gm, SpanWalker(gm, limits)).best(structure_tree(gm)).choices)
 
 

@@ -94,11 +94,9 @@ def test_every_end_of_every_toy_net_merges_exactly(name):
 
 def test_limits_restrict_the_ends():
     gm = captured(Chain(), image())
-    for ends in (("original",), ("none",), ("original", "inserted")):
-        offered = {
-            c.end for span in enumerate_spans(gm, SpanLimits(ends=ends)) for c in span.choices if c.kind != "drop"
-        }
-        assert offered == set(ends) - {"inserted"}
+    for ends in ((), ("none",), ("inserted",)):
+        spans = enumerate_spans(gm, SpanLimits(other_ends=ends))
+        assert {choice.end for span in spans for choice in span.choices} == {"original", *ends} - {"inserted"}
 
 
 def test_an_end_that_is_not_offered_is_refused():

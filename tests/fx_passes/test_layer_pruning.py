@@ -14,7 +14,7 @@ from fx_passes import Plan, SpanChoice, SpanLimits, enumerate_spans, linearize, 
 from fx_passes.collapse import collapse
 
 SAME = 1e-9  # of the largest value, in float64
-LIMITS = SpanLimits(longest_span=12, largest_kernel=60, largest_mac_growth=1e9, ends=("original",))
+LIMITS = SpanLimits(longest_span=12, largest_kernel=60, largest_mac_growth=1e9, other_ends=())
 
 
 def random_chain(seed, length=6):
