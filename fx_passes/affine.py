@@ -27,9 +27,11 @@ __all__ = [
     "AffineConv",
     "NotAffineError",
     "add",
+    "bias_to_last_channel",
     "compose",
     "concat",
     "crop_kernel",
+    "first_channels",
     "from_avg_pool",
     "from_batch_norm",
     "from_conv",
@@ -107,6 +109,19 @@ def identity(channels: int, *, dtype: torch.dtype = torch.float64, device: str =
     weight = torch.ones(channels, 1, 1, 1, dtype=dtype, device=device)
     bias = torch.zeros(channels, dtype=dtype, device=device)
     return AffineConv(weight, bias, (1, 1), (0, 0, 0, 0), channels)
+
+
+def first_channels(channels: int, *, of: int) -> AffineConv:
+    """Return the operator that keeps the first `channels` channels of images that have more."""
+    weight = torch.eye(channels, of, dtype=torch.float64).reshape(channels, of, 1, 1)
+    return AffineConv(weight, torch.zeros(channels, dtype=torch.float64), (1, 1), (0, 0, 0, 0), 1)
+
+
+def bias_to_last_channel(operator: AffineConv) -> AffineConv:
+    """Return an ungrouped 1x1 `operator` that reads its bias from its last input channel, which must hold ones."""
+    last = operator.bias.reshape(-1, 1, 1, 1) + operator.weight[:, -1:]
+    weight = torch.cat([operator.weight[:, :-1], last], dim=1)
+    return AffineConv(weight, torch.zeros_like(operator.bias), operator.stride, operator.padding, operator.groups)
 
 
 def from_padding(channels: int, padding: Sides, *, device: str = "cpu") -> AffineConv:

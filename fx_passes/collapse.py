@@ -5,16 +5,17 @@ Activations and dropout inside the piece count as identity.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import fx
 
 from fx_passes import affine
 from fx_passes.affine import AffineConv, NotAffineError
+from fx_passes.borders import zero_beyond_frame
 from fx_passes.operators import Role, affine_operator, describe, role
 
-__all__ = ["collapse", "collapse_node", "operands"]
+__all__ = ["collapse", "collapse_carrying_biases", "collapse_node", "operands"]
 
 
 def collapse(
@@ -47,6 +48,21 @@ def collapse(
             height, width = value.kernel
             value = affine.crop_kernel(value, (min(height, largest_kernel[0]), min(width, largest_kernel[1])))
         values[node] = value
+    return values
+
+
+def collapse_carrying_biases(
+    gm: fx.GraphModule, entry: fx.Node, nodes: Sequence[fx.Node], channels: int
+) -> dict[fx.Node, AffineConv]:
+    """Return what `collapse` does, as operators on the tensor at `entry` with a last channel of ones after its own.
+
+    Tensors that padding must find zero beyond their frame read their bias from that channel.
+    """
+    values = {entry: affine.first_channels(channels, of=channels + 1)}
+    zero = zero_beyond_frame(gm, entry, nodes, carry_biases=True)
+    for node in nodes:
+        value = collapse_node(gm, node, values)
+        values[node] = affine.bias_to_last_channel(value) if node in zero else value
     return values
 
 

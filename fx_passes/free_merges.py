@@ -14,14 +14,14 @@ The first two make it exact at every pixel (Ding et al. 2021, RepVGG, section 3.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from torch import fx, nn
+from torch import fx
 
+from fx_passes.borders import pads_only_zeros
 from fx_passes.choices import SpanLimits
-from fx_passes.linearize import NO_BORDER, border_needed
-from fx_passes.operators import Role, called_module, role
+from fx_passes.operators import Role, role
 from fx_passes.plan import Plan, SpanChoice
 from fx_passes.spans import Span, SpanWalker
 from fx_passes.structure import Level, structure_tree
@@ -94,29 +94,8 @@ class _Finder:
 
     def _is_exact(self, span: Span) -> bool:
         """Say whether the span's collapse computes the same, at the border too."""
-        return span.operator is not None and self._pads_only_zeros(
-            self._nodes[span.entry], [self._nodes[name] for name in span.inner]
-        )
-
-    def _pads_only_zeros(self, entry: fx.Node, inner: Iterable[fx.Node]) -> bool:
-        vanishing = {entry}  # tensors that are zero beyond their frame when only the entry is padded
-        for node in inner:
-            if role(self._gm, node) is Role.ACTIVATION:
-                return False
-            if vanishing.issuperset(node.all_input_nodes):
-                if self._keeps_zeros(node):
-                    vanishing.add(node)
-            elif max(border_needed(self._gm, node, NO_BORDER)) > 0:
-                return False
-        return True
-
-    def _keeps_zeros(self, node: fx.Node) -> bool:
-        """Say whether a node's tensor is zero beyond its frame where all tensors that it reads are."""
-        module = called_module(self._gm, node)
-        if isinstance(module, nn.Conv2d):
-            padded = any(border_needed(self._gm, node, NO_BORDER))
-            return module.kernel_size == (1, 1) and module.bias is None and not padded
-        if role(self._gm, node) is not Role.AFFINE:
-            return True
-        learned = isinstance(module, nn.BatchNorm2d | nn.AvgPool2d)
-        return not learned and min(border_needed(self._gm, node, NO_BORDER)) >= 0
+        if span.operator is None:
+            return False
+        inner = [self._nodes[name] for name in span.inner]
+        active = any(role(self._gm, node) is Role.ACTIVATION for node in inner)
+        return not active and pads_only_zeros(self._gm, self._nodes[span.entry], inner)

@@ -16,33 +16,38 @@ from torch import fx, nn
 from torch.nn.utils import skip_init
 
 from depthcomp_errors import PlanError
-from fx_passes.affine import AffineConv, Sides, conv_padding
+from fx_passes.affine import AffineConv, Sides
+from fx_passes.borders import NO_BORDER, border_needed, pads_only_zeros
 from fx_passes.collapse import collapse
 from fx_passes.ends import core_of, set_end
 from fx_passes.graph_edit import add_module, redirect, tidy
 from fx_passes.layer_pruning import with_norms
-from fx_passes.operators import Role, called_module, image_shape, role, zero_padding
+from fx_passes.operators import Role, called_module, image_shape, role
 from fx_passes.plan import Plan, SpanChoice
 from fx_passes.spans import Span, find_spans
 
 __all__ = [
-    "NO_BORDER",
     "PlacedConvolution",
-    "border_needed",
     "insert_convolution",
     "linearize",
     "placed_convolutions",
 ]
 
-NO_BORDER: Sides = (0, 0, 0, 0)
 
-
-def linearize(gm: fx.GraphModule, plan: Plan) -> fx.GraphModule:
+def linearize(gm: fx.GraphModule, plan: Plan, *, exact_border: bool = False) -> fx.GraphModule:
     """Return a copy of a captured graph in which `plan` is carried out, but nothing is merged yet.
 
     Spans to merge keep their convolutions and norms, with nn.Identity in the place of pruned ones; spans to fit
     hold one convolution, the centre of the merged kernel until a fit or training replaces it; dropped spans hold
     nn.Identity. The names of the spans' entry and exit nodes stay. `gm` is not changed.
+
+    Args:
+        gm: what `capture` returned.
+        plan: what to do.
+        exact_border: leave the padding of a merged span where it is, if only the entry and 1x1 convolutions of it
+            are padded. The span then computes at the border, too, what the network would with its activations as
+            identity; its merged convolution reads one constant channel more. Padding of other spans moves to their
+            entry all the same, and so does that of spans that merge into a grouped convolution.
 
     Raises:
         PlanError: a span of the plan does not exist in the graph, cannot be rewritten so, or overlaps
@@ -55,7 +60,7 @@ def linearize(gm: fx.GraphModule, plan: Plan) -> fx.GraphModule:
     copied = copy.deepcopy(gm)
     nodes = {node.name: node for node in copied.graph.nodes}
     for choice, span in zip(plan, spans, strict=True):
-        _rewrite(copied, nodes, choice, span)
+        _rewrite(copied, nodes, choice, span, exact_border)
     return tidy(copied)
 
 
@@ -154,7 +159,7 @@ def _require_choice(choice: SpanChoice, span: Span) -> None:
         raise PlanError(f"{choice} is not possible; this span offers {offered}")
 
 
-def _rewrite(gm: fx.GraphModule, nodes: dict[str, fx.Node], choice: SpanChoice, span: Span) -> None:
+def _rewrite(gm: fx.GraphModule, nodes: dict[str, fx.Node], choice: SpanChoice, span: Span, exact_border: bool) -> None:
     entry, exit_ = nodes[span.entry], nodes[span.exit]
     if choice.kind == "drop":
         redirect(exit_, target=add_module(gm, f"dropped_{exit_.name}", nn.Identity()), args=(entry,))
@@ -168,7 +173,15 @@ def _rewrite(gm: fx.GraphModule, nodes: dict[str, fx.Node], choice: SpanChoice, 
         guess = collapse(gm, entry, inner, span.in_shape[1], largest_kernel=choice.kernel)[core]
         insert_convolution(gm, core, entry, guess, f"fitted_{core.name}")
     else:
-        _hoist_padding(gm, entry, _drop_activations(gm, inner))
+        linear = _drop_activations(gm, inner)
+        if not (exact_border and _has_exact_border(gm, entry, linear, span)):
+            _hoist_padding(gm, entry, linear)
+
+
+def _has_exact_border(gm: fx.GraphModule, entry: fx.Node, inner: list[fx.Node], span: Span) -> bool:
+    """Say whether a span can be merged with its padding where it is, at the price of a constant channel."""
+    assert span.operator is not None  # a span with choices has one
+    return span.operator.groups == 1 and pads_only_zeros(gm, entry, inner, carry_biases=True)
 
 
 def _prune(gm: fx.GraphModule, convolutions: Sequence[fx.Node]) -> None:
@@ -213,23 +226,6 @@ def _hoist_padding(gm: fx.GraphModule, entry: fx.Node, inner: list[fx.Node]) -> 
         _stop_padding(gm, node)
 
 
-def border_needed(gm: fx.GraphModule, node: fx.Node, border: Sides) -> Sides:
-    """Return the border that `node` reads beyond its input's frame to have `border` beyond its own."""
-    module = called_module(gm, node)
-    if role(gm, node) is not Role.AFFINE or isinstance(module, nn.BatchNorm2d):
-        return border
-    if isinstance(module, nn.Conv2d):
-        padding, (vertical, horizontal) = conv_padding(module), module.stride
-    elif isinstance(module, nn.AvgPool2d):
-        rows, columns = _pair(module.padding)
-        padding, (vertical, horizontal) = (rows, rows, columns, columns), _pair(module.stride)
-    else:
-        padding, (vertical, horizontal) = zero_padding(module, node), (1, 1)
-    steps = (vertical, vertical, horizontal, horizontal)
-    top, bottom, left, right = (p + s * b for p, s, b in zip(padding, steps, border, strict=True))
-    return top, bottom, left, right
-
-
 def _stop_padding(gm: fx.GraphModule, node: fx.Node) -> None:
     module = called_module(gm, node)
     if isinstance(module, nn.Conv2d):
@@ -243,7 +239,3 @@ def _stop_padding(gm: fx.GraphModule, node: fx.Node) -> None:
 def _widest(one: Sides, other: Sides) -> Sides:
     top, bottom, left, right = (max(a, b) for a, b in zip(one, other, strict=True))
     return top, bottom, left, right
-
-
-def _pair(value: int | Sequence[int]) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else (value[0], value[-1])

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 
+import torch.nn.functional as F
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from depthcomp_errors import PlanError
-from fx_passes.affine import AffineConv, NotAffineError
-from fx_passes.collapse import collapse
+from fx_passes.affine import NotAffineError
+from fx_passes.borders import pads_only_zeros
+from fx_passes.collapse import collapse, collapse_carrying_biases
 from fx_passes.ends import core_of
 from fx_passes.graph_edit import redirect, tidy
 from fx_passes.linearize import insert_convolution
@@ -79,25 +81,37 @@ def _merge_span(gm: fx.GraphModule, choice: SpanChoice) -> None:
             raise _not_linearized(choice, f"{choice.exit} is not an identity of {choice.entry}")
         return
     core = core_of(gm, exit_)
-    insert_convolution(gm, core, entry, _operator(gm, choice, entry, core), f"merged_{core.name}")
+    inner, channels = _inner(gm, choice, entry, core)
+    try:
+        if pads_only_zeros(gm, entry, inner):
+            operator, source = collapse(gm, entry, inner, channels)[core], entry
+        elif pads_only_zeros(gm, entry, inner, carry_biases=True):
+            operator, source = collapse_carrying_biases(gm, entry, inner, channels)[core], _with_ones(gm, core, entry)
+        else:
+            raise _not_linearized(choice, "tensors inside are padded")
+    except NotAffineError as reason:
+        raise _not_linearized(choice, str(reason)) from reason
+    if operator.kernel != choice.kernel:
+        height, width = operator.kernel
+        raise _not_linearized(choice, f"its kernel is {height}x{width}")
+    insert_convolution(gm, core, source, operator, f"merged_{core.name}")
 
 
-def _operator(gm: fx.GraphModule, choice: SpanChoice, entry: fx.Node, core: fx.Node) -> AffineConv:
-    """Return the one convolution that a linearized span computes."""
+def _inner(gm: fx.GraphModule, choice: SpanChoice, entry: fx.Node, core: fx.Node) -> tuple[list[fx.Node], int]:
+    """Return the nodes of a linearized span and the number of channels that it reads."""
     inner, shape = _between(entry, core), image_shape(entry)
     if shape is None:
         raise PlanError(f"the shape at {choice.entry} is not known: linearize a graph that `capture` returned")
     active = [node.name for node in inner if role(gm, node) is Role.ACTIVATION]
     if active:
         raise _not_linearized(choice, f"the activation {active[0]} stands inside")
-    try:
-        operator = collapse(gm, entry, inner, shape[1])[core]
-    except NotAffineError as reason:
-        raise _not_linearized(choice, str(reason)) from reason
-    if operator.kernel != choice.kernel:
-        height, width = operator.kernel
-        raise _not_linearized(choice, f"its kernel is {height}x{width}")
-    return operator
+    return inner, shape[1]
+
+
+def _with_ones(gm: fx.GraphModule, before: fx.Node, source: fx.Node) -> fx.Node:
+    """Return a new node, placed before another, that gives the tensor at `source` a last channel of ones."""
+    with gm.graph.inserting_before(before):
+        return gm.graph.call_function(F.pad, (source, (0, 0, 0, 0, 0, 1), "constant", 1.0))
 
 
 def _not_linearized(choice: SpanChoice, found: str) -> PlanError:

@@ -12,7 +12,7 @@ from torch import nn
 
 from depthcomp import export
 from depthcomp.errors import ArtifactError
-from fx_passes import capture, linearize, merge, random_plan
+from fx_passes import Plan, SpanChoice, capture, linearize, merge, random_plan
 
 
 def small_net():
@@ -78,6 +78,15 @@ def test_a_merged_network_is_written_and_agrees_with_torch(create, size, tmp_pat
     assert "BatchNormalization" not in {node.op_type for node in graph.node}
     assert [d.dim_value for d in graph.input[0].type.tensor_type.shape.dim] == [2, 3, *size]
     assert [entry.name for entry in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_the_constant_channel_of_an_exact_border_is_written(tmp_path):
+    x = torch.randn(2, 3, 11, 13)
+    layers = nn.Conv2d(3, 5, 1), nn.ReLU(), nn.Conv2d(5, 7, 3, padding=1)
+    gm = capture(nn.Sequential(*layers), x)
+    plan = Plan((SpanChoice("input_1", "_2", "merge", (3, 3)),))
+    path = export.export_onnx(merge(linearize(gm, plan, exact_border=True), plan), (x,), tmp_path / "model.onnx")
+    assert [node.op_type for node in onnx.load(path).graph.node] == ["Pad", "Conv"]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,81 @@
+"""What lies beyond the frame of a tensor inside a span, where padding adds zeros.
+
+A span merges exactly where zeros are only added to tensors that are zero beyond their frame once the span's entry
+is: the entry itself, what pads it, and 1x1 convolutions of it. A 1x1 convolution with a bias is zero there only if
+the bias is read from an input channel that is 1 inside the frame and 0 beyond: one constant channel carries the
+biases of all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from torch import fx, nn
+
+from fx_passes.affine import Sides, conv_padding
+from fx_passes.operators import Role, called_module, role, zero_padding
+
+__all__ = ["NO_BORDER", "border_needed", "pads_only_zeros", "zero_beyond_frame"]
+
+NO_BORDER: Sides = (0, 0, 0, 0)
+
+
+def pads_only_zeros(
+    gm: fx.GraphModule, entry: fx.Node, inner: Iterable[fx.Node], *, carry_biases: bool = False
+) -> bool:
+    """Say whether a span adds zeros only to tensors that are zero beyond their frame.
+
+    Args:
+        gm: the graph; it is not changed.
+        entry: the node whose tensor the span reads.
+        inner: the span's nodes in order.
+        carry_biases: whether a constant channel at the entry carries the biases of 1x1 convolutions.
+    """
+    inner = list(inner)
+    zero = {entry, *zero_beyond_frame(gm, entry, inner, carry_biases=carry_biases)}
+    adding = (node for node in inner if max(border_needed(gm, node, NO_BORDER)) > 0)
+    return all(zero.issuperset(node.all_input_nodes) for node in adding)
+
+
+def zero_beyond_frame(
+    gm: fx.GraphModule, entry: fx.Node, inner: Sequence[fx.Node], *, carry_biases: bool = False
+) -> set[fx.Node]:
+    """Return the nodes of a span whose tensors are zero beyond their frame; arguments as for `pads_only_zeros`."""
+    zero = {entry}
+    for node in inner:
+        if zero.issuperset(node.all_input_nodes) and _keeps_zeros(gm, node, carry_biases):
+            zero.add(node)
+    return zero - {entry}
+
+
+def border_needed(gm: fx.GraphModule, node: fx.Node, border: Sides) -> Sides:
+    """Return the border that `node` reads beyond its input's frame to have `border` beyond its own."""
+    module = called_module(gm, node)
+    if role(gm, node) is not Role.AFFINE or isinstance(module, nn.BatchNorm2d):
+        return border
+    if isinstance(module, nn.Conv2d):
+        padding, (vertical, horizontal) = conv_padding(module), module.stride
+    elif isinstance(module, nn.AvgPool2d):
+        rows, columns = _pair(module.padding)
+        padding, (vertical, horizontal) = (rows, rows, columns, columns), _pair(module.stride)
+    else:
+        padding, (vertical, horizontal) = zero_padding(module, node), (1, 1)
+    steps = (vertical, vertical, horizontal, horizontal)
+    top, bottom, left, right = (p + s * b for p, s, b in zip(padding, steps, border, strict=True))
+    return top, bottom, left, right
+
+
+def _keeps_zeros(gm: fx.GraphModule, node: fx.Node, carry_biases: bool) -> bool:
+    """Say whether a node's tensor is zero beyond its frame where all tensors that it reads are."""
+    module, padding = called_module(gm, node), border_needed(gm, node, NO_BORDER)
+    if isinstance(module, nn.Conv2d):
+        return module.kernel_size == (1, 1) and not any(padding) and (carry_biases or module.bias is None)
+    if isinstance(module, nn.BatchNorm2d):
+        return carry_biases
+    if carry_biases:  # the constant channel has one tap: nothing may shift it
+        return not any(padding) and not isinstance(module, nn.AvgPool2d)
+    return min(padding) >= 0 and not isinstance(module, nn.AvgPool2d)
+
+
+def _pair(value: int | Sequence[int]) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (value[0], value[-1])
