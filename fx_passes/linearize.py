@@ -70,6 +70,9 @@ def insert_convolution(
     """Make `node` the convolution `operator` of the tensor at `source`, and return the new module.
 
     Padding that nn.Conv2d cannot express becomes a node of its own. The node keeps its name and users.
+
+    Raises:
+        PlanError: the weights are beyond the range of the graph's type.
     """
     top, bottom, left, right = operator.padding
     symmetric = top == bottom >= 0 and left == right >= 0
@@ -82,10 +85,20 @@ def insert_convolution(
     conv.weight.data.copy_(operator.weight)
     assert conv.bias is not None  # built with one
     conv.bias.data.copy_(operator.bias)
+    _require_finite(conv, operator, node)
     if not symmetric:
         source = pad(gm, node, source, operator.padding)
     redirect(node, target=add_module(gm, hint, conv), args=(source,))
     return conv
+
+
+def _require_finite(conv: nn.Conv2d, operator: AffineConv, node: fx.Node) -> None:
+    if not all(bool(tensor.isfinite().all()) for tensor in conv.parameters()):
+        largest = max(float(operator.weight.abs().max()), float(operator.bias.abs().max()))
+        raise PlanError(
+            f"the one convolution at {node.name} has weights up to {largest:.3g}, and {conv.weight.dtype} ends at "
+            f"{torch.finfo(conv.weight.dtype).max:.3g}; plan shorter spans there, or merge in float32 first"
+        )
 
 
 def _number_kind(gm: fx.GraphModule, source: fx.Node) -> tuple[torch.device, torch.dtype]:

@@ -33,7 +33,7 @@ def merge(linearized: fx.GraphModule, plan: Plan) -> fx.GraphModule:
         plan: that plan.
 
     Raises:
-        PlanError: the graph is not the plan's linearized form.
+        PlanError: the graph is not the plan's linearized form, or a merged weight leaves the range of its type.
     """
     merged = collapse_spans(linearized, plan)
     fold_batch_norms(merged)
