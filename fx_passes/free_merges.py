@@ -39,6 +39,7 @@ def free_merges(gm: fx.GraphModule) -> Plan:
 
     Example:
         >>> import torch
+        >>> from torch import nn
         >>> from fx_passes import capture
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 1), nn.ReLU())
         >>> [str(choice) for choice in free_merges(capture(net, torch.zeros(1, 3, 8, 8)))]
