@@ -3,7 +3,8 @@
 A cut is a tensor through which all data of its level passes (it dominates the level's exit). Between two cuts
 stands one *unit*: an operator with the normalisation and activation that follow it, or a region of parallel
 branches with the node that joins them. Each branch is a level of its own. Where branches are tangled so that
-they have no single exit, the region is irreducible; its simple chains are levels all the same.
+they have no single exit, the region is irreducible; the longest chains of cuts in it are levels all the same,
+whose regions hold levels of their own like any other.
 
 Source: Johnson, Pearson and Pingali, The Program Structure Tree, PLDI 1994; dominators by networkx.
 """
@@ -17,6 +18,7 @@ import networkx as nx
 from torch import fx, nn
 
 from fx_passes.operators import Role, called_module, role
+from fx_passes.regions import cut_chains
 
 __all__ = ["Level", "Unit", "structure_tree"]
 
@@ -31,7 +33,8 @@ class Unit:
         nodes: names of the nodes in the chain from the first operator or join to the cut, in order.
         region: names of all nodes that `nodes[0]` joins, in order; empty for a plain operator.
         branches: the levels that run in parallel inside the region.
-        tangled: whether branches are only the simple chains of an irreducible region.
+        tangled: whether the branches are chains of an irreducible region: one may begin where another ends or
+            branches off, and nodes may stand in none of them.
     """
 
     nodes: tuple[str, ...]
@@ -116,7 +119,7 @@ class _Builder:
         units: list[Unit] = []
         for before, after, nodes in zip(steps, steps[1:], inner, strict=False):
             branches, tangled = self._region(flow, before, after, nodes)
-            if units and not branches and self._belongs(units[-1], after):
+            if units and not nodes and self._belongs(units[-1], after):
                 units[-1] = replace(units[-1], nodes=(*units[-1].nodes, after))
             else:
                 region = tuple(sorted(nodes, key=self._order.__getitem__))
@@ -135,24 +138,18 @@ class _Builder:
                 branches.append(self.level(flow.subgraph(part | {entry}), entry, ends[0]))
             else:
                 tangled = True
-                branches.extend(self._simple_chains(flow, part))
+                branches.extend(self._chains(flow.subgraph(part | {entry, exit_}), entry, exit_))
         return tuple(branches), tangled
 
     def _components(self, flow: nx.DiGraph[str], inner: set[str]) -> list[set[str]]:
         parts = [set(part) for part in nx.weakly_connected_components(flow.subgraph(inner))]
         return sorted(parts, key=lambda part: min(self._order[name] for name in part))
 
-    def _simple_chains(self, flow: nx.DiGraph[str], part: set[str]) -> Iterator[Level]:
-        """Yield the maximal chains in which each tensor but the first is read by the next node alone."""
-        links: nx.DiGraph[str] = nx.DiGraph()
-        links.add_edges_from(
-            (a, b) for a, b in flow.subgraph(part).edges if flow.out_degree(a) == 1 and flow.in_degree(b) == 1
-        )
-        for chain in nx.weakly_connected_components(links):
-            names = sorted(chain, key=self._order.__getitem__)
-            before = list(flow.predecessors(names[0]))
-            nodes = [*before, *names] if len(before) == 1 else names
-            yield self.level(nx.path_graph(nodes, create_using=nx.DiGraph), nodes[0], nodes[-1])
+    def _chains(self, flow: nx.DiGraph[str], entry: str, exit_: str) -> Iterator[Level]:
+        """Yield the chains of cuts of a tangled part, in the program's order."""
+        chains = cut_chains(flow, entry, exit_)
+        for chain in sorted(chains, key=lambda chain: self._order[chain.cuts[1]]):
+            yield self.level(flow.subgraph(chain.nodes), chain.cuts[0], chain.cuts[-1])
 
     def _belongs(self, unit: Unit, name: str) -> bool:
         """Say whether a node goes with the unit before it: norms and one activation follow an operator."""

@@ -260,19 +260,22 @@ def problem(toy, priced):
     return losses, frontier(pricing.problem(structure_tree(toy), candidates, losses, price))
 
 
-def test_every_plan_costs_what_its_operators_cost(priced, problem):
+def assert_plans_add_up(pricing, candidates, losses, plans):
     """By hand: what the plan's choices cost, and every operator that no choice covers."""
-    pricing, candidates = priced
-    losses, plans = problem
     by_choice = {candidate.choice: candidate for candidate in candidates}
     assert len(plans) > 5
     for index in range(len(plans)):
         chosen = [key for key in plans.plan(index) if key is not None]
-        covered = {name for choice in chosen for name in by_choice[choice].span.nodes}
+        covered = Counter(name for choice in chosen for name in by_choice[choice].span.nodes)
+        assert not covered or max(covered.values()) == 1
         new = [by_choice[choice].signature for choice in chosen if by_choice[choice].signature is not None]
         kept = [s for name, s in pricing.kept.items() if name not in covered]
         assert plans.costs[index] == pytest.approx(sum(map(price, [*new, *kept])), rel=1e-9)
         assert plans.losses[index] == pytest.approx(sum(losses[choice] for choice in chosen), abs=1e-9)
+
+
+def test_every_plan_costs_what_its_operators_cost(priced, problem):
+    assert_plans_add_up(*priced, *problem)
 
 
 def test_the_dearest_plan_keeps_everything(priced, problem):
@@ -299,3 +302,62 @@ def test_whole_networks_add_up(name, request):
     pricing = Pricing(gm)
     plans = frontier(pricing.problem(structure_tree(gm), [], {}, price))
     assert plans.costs.tolist() == [pytest.approx(math.fsum(map(price, pricing.kept.values())), rel=1e-9)]
+
+
+class Pyramid(nn.Module):
+    """A residual trunk whose stages laterals read, summed from coarse to fine; every level of it is returned."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.pool, self.up = nn.Conv2d(3, 6, 3, padding=1), nn.MaxPool2d(2), nn.Upsample(scale_factor=2)
+        self.stages = nn.ModuleList(nn.Sequential(BasicBlock(6, 6), BasicBlock(6, 6)) for _ in range(3))
+        self.laterals = nn.ModuleList(nn.Conv2d(6, 5, 1) for _ in range(3))
+        self.smooth = nn.ModuleList(nn.Sequential(nn.Conv2d(5, 5, 3, padding=1), nn.ReLU()) for _ in range(3))
+
+    def forward(self, x):
+        fine = self.stages[0](self.stem(x))
+        middle = self.stages[1](self.pool(fine))
+        coarse = self.stages[2](self.pool(middle))
+        top = self.laterals[2](coarse)
+        between = self.laterals[1](middle) + self.up(top)
+        bottom = self.laterals[0](fine) + self.up(between)
+        return self.smooth[0](bottom), self.smooth[1](between), self.smooth[2](top), coarse
+
+
+@pytest.fixture(scope="module")
+def pyramid():
+    torch.manual_seed(0)
+    return network_of(Pyramid(), 2, 3, 16, 12)
+
+
+def test_tangled_levels_hold_parallel_regions_and_each_operator_once(pyramid):
+    tree = structure_tree(pyramid)
+    tangled = [unit for level in tree.levels() for unit in level.units if unit.tangled]
+    assert any(inner.branches for unit in tangled for branch in unit.branches for inner in branch.units)
+    entries = Counter(branch.entry for unit in tangled for branch in unit.branches)
+    assert max(entries.values()) > 1  # several levels start at one tensor
+    pricing = Pricing(pyramid)
+    plans = frontier(pricing.problem(tree, [], {}, price))
+    assert plans.costs.tolist() == [pytest.approx(math.fsum(map(price, pricing.kept.values())), rel=1e-12)]
+
+
+def test_each_choice_of_a_tangled_network_saves_what_it_says(pyramid):
+    pricing, tree = Pricing(pyramid), structure_tree(pyramid)
+    candidates = pricing.candidates(enumerate_spans(pyramid))
+    assert {c.span.nodes[-1] for c in candidates} >= {"stages_2_0_relu_1", "smooth_1_1"}
+    whole = math.fsum(map(price, pricing.kept.values()))
+    for candidate in candidates:
+        plans = frontier(pricing.problem(tree, candidates, {candidate.choice: -1.0}, price))
+        (index,) = [i for i in range(len(plans)) if plans.plan(i).count(candidate.choice) == 1]
+        covered = [price(pricing.kept[name]) for name in candidate.span.nodes if name in pricing.kept]
+        new = 0.0 if candidate.signature is None else price(candidate.signature)
+        assert pricing.saving_ms(candidate, price) == pytest.approx(math.fsum(covered) - new, abs=1e-12)
+        assert plans.costs[index] == pytest.approx(whole - math.fsum(covered) + new, rel=1e-9)
+
+
+def test_every_plan_of_a_tangled_network_costs_what_its_operators_cost(pyramid):
+    pricing = Pricing(pyramid)
+    candidates = pricing.candidates(enumerate_spans(pyramid))
+    losses = {c.choice: 0.01 + zlib.crc32(repr(c.choice).encode()) / 2**32 for c in candidates}
+    plans = frontier(pricing.problem(structure_tree(pyramid), candidates, losses, price))
+    assert_plans_add_up(pricing, candidates, losses, plans)

@@ -65,6 +65,36 @@ class Dense(nn.Module):
         return x
 
 
+class Web(nn.Module):
+    """Steps that each read some of the tensors before them, numbered from the input; several tensors are returned.
+
+    A network whose tensors are tapped in the middle, such as a feature pyramid, is a web; so are tangles of any kind.
+    """
+
+    def __init__(self, steps, returned):
+        super().__init__()
+        self.reads, self.returned = [reads for reads, _ in steps], returned
+        self.steps = nn.ModuleList(module for _, module in steps)
+
+    def forward(self, x):
+        known = [x]
+        for reads, step in zip(self.reads, self.steps, strict=True):
+            known.append(step(*[known[place] for place in reads]))
+        return tuple(known[place] for place in self.returned)
+
+
+class Meet(nn.Module):
+    """Tensors, each through a module of its own, then summed or concatenated."""
+
+    def __init__(self, branches, how):
+        super().__init__()
+        self.branches, self.how = nn.ModuleList(branches), how
+
+    def forward(self, *tensors):
+        ready = [branch(x) for branch, x in zip(self.branches, tensors, strict=True)]
+        return torch.cat(ready, dim=1) if self.how == "concat" else sum(ready[1:], ready[0])
+
+
 class _Builder:
     """Draws modules that fit the shape (channels, height, width) of what stands before them."""
 
@@ -196,6 +226,86 @@ class _Builder:
         return nn.Sequential(*modules)
 
 
+class _Weaver:
+    """Draws webs: a list of steps, and the shape and the strides that are left of each tensor so far."""
+
+    def __init__(self, builder, shape, strides):
+        self._builder = builder
+        self._steps = []
+        self._tensors = [(shape, strides)]
+
+    def grow(self, source, longest, depth=1):
+        """Add a chain of modules on one tensor, and return the new tensor's number."""
+        shape, strides = self._tensors[source]
+        module, shape, strides = self._builder.body(shape, strides, depth, longest)
+        return self._add((source,), module, shape, strides)
+
+    def meet(self, sources, how):
+        """Add what joins several tensors at the size, and for a sum the channels, of the first."""
+        (shape, strides), *_ = [self._tensors[source] for source in sources]
+        branches = [self._adapter(self._tensors[source][0], shape, how) for source in sources]
+        channels = sum(_out_shape(branch, self._tensors[s][0])[0] for branch, s in zip(branches, sources, strict=True))
+        joined = (channels if how == "concat" else shape[0], *shape[1:])
+        return self._add(sources, Meet(branches, how), joined, strides)
+
+    def returning(self, *always):
+        """Return the web with what nobody reads, what is asked for, and some of the rest as outputs."""
+        last = len(self._tensors) - 1
+        unread = set(range(1, last + 1)) - {place for reads, _ in self._steps for place in reads}
+        tapped = {place for place in range(1, last + 1) if self._builder.pick(False, False, True)}
+        return Web(self._steps, sorted(unread | tapped | set(always)))
+
+    def _add(self, sources, module, shape, strides):
+        self._steps.append((sources, module))
+        self._tensors.append((shape, strides))
+        return len(self._tensors) - 1
+
+    def _adapter(self, shape, wanted, how):
+        """Return what brings a tensor to the wanted size: an upsampling as in pyramids, or padding and cropping."""
+        modules = []
+        if shape[1:] != wanted[1:]:
+            upsampled = [nn.Upsample(size=wanted[1:])]
+            modules += self._builder.pick(upsampled, self._builder.margin(shape, wanted))
+        if how == "sum" and shape[0] != wanted[0]:
+            modules.append(nn.Conv2d(shape[0], wanted[0], 1))
+        return modules[0] if len(modules) == 1 else nn.Sequential(*modules) if modules else nn.Identity()
+
+
+def _tapped(builder, weaver):
+    """Return a trunk of blocks of which any tensor may be an output."""
+    for place in range(builder.number(2, 4)):
+        weaver.grow(place, longest=2)
+    return weaver.returning(1)
+
+
+def _pyramid(builder, weaver):
+    """Return a trunk whose stages are read by laterals, joined from coarse to fine: a feature pyramid or a U-Net."""
+    how = builder.pick("sum", "sum", "concat")
+    stages = [0]
+    for _ in range(builder.number(2, 3)):
+        stages.append(weaver.grow(stages[-1], longest=2))
+    top = weaver.grow(stages.pop(), longest=1, depth=0)
+    for stage in reversed(stages[1:]):
+        lateral = weaver.grow(stage, longest=1, depth=0)
+        top = weaver.meet((lateral, top), how)
+        if builder.number(0, 1):
+            weaver.grow(top, longest=1)
+    return weaver.returning()
+
+
+def _tangle(builder, weaver):
+    """Return a web whose every step reads any of the tensors before it."""
+    last = weaver.grow(0, longest=1)
+    for _ in range(builder.number(2, 4)):
+        sources = tuple(builder.number(0, last) for _ in range(builder.pick(1, 1, 2, 2, 3)))
+        several = len(set(sources)) > 1
+        last = weaver.meet(sources, builder.pick("sum", "concat")) if several else weaver.grow(sources[0], longest=2)
+    return weaver.returning()
+
+
+WEBS = {"tapped": _tapped, "pyramid": _pyramid, "tangle": _tangle}
+
+
 def _out_shape(module, shape):
     module.eval()
     with torch.no_grad():
@@ -209,8 +319,14 @@ def networks(draw):
     seed = draw(st.integers(0, 2**16))
     torch.manual_seed(seed)
     builder = _Builder(draw)
-    body, _, _ = builder.body((channels, height, width), (LARGEST_STRIDE, LARGEST_STRIDE), depth=2, longest=6)
-    net = randomise(nn.Sequential(*body), seed).double()
+    shape, strides = (channels, height, width), (LARGEST_STRIDE, LARGEST_STRIDE)
+    kind = draw(st.sampled_from(["chain", "chain", *WEBS]))
+    body = (
+        builder.body(shape, strides, depth=2, longest=6)[0]
+        if kind == "chain"
+        else WEBS[kind](builder, _Weaver(builder, shape, strides))
+    )
+    net = randomise(body, seed).double()
     return net, torch.randn(2, channels, height, width, dtype=torch.float64)
 
 

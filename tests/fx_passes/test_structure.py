@@ -5,7 +5,9 @@ import torch
 from torch import nn
 from toy_nets import TOYS, Residual, Sandwich, TwoInputs, captured, image, straight, toy
 
-from fx_passes import structure_tree
+from fx_passes import SpanLimits, enumerate_spans, structure_tree
+
+NO_LIMITS = SpanLimits(longest_span=20, largest_kernel=99, largest_mac_growth=1e9)
 
 
 def tree(name):
@@ -92,6 +94,71 @@ def test_several_outputs_leave_the_chains_between_them():
     assert ("x", "stages_0_1", "stages_0_3", "output") in found
     assert ("stages_0_3", "stages_1_1", "stages_1_3") in found
     assert ("stages_1_3", "stages_2_1", "stages_2_3") in found
+
+
+def spans_with_choices(name):
+    return {(span.entry, span.exit) for span in enumerate_spans(toy(name)[0], NO_LIMITS) if span.choices}
+
+
+def test_stages_that_laterals_read_keep_their_residual_blocks():
+    found = chains(tree("pyramid"))
+    assert found[0] == ("x", "stem", "fine_0_act2", "fine_1_act2", "output")
+    assert ("fine_1_act2", "down", "coarse_0_act2", "coarse_1_act2") in found
+    assert ("coarse_0_act2", "coarse_1_act1", "coarse_1_bn2") in found  # inside the second block
+    assert {("coarse_1_act2", "laterals_1"), ("fine_1_act2", "laterals_0"), ("add_4", "smooth")} < set(found)
+    spans = spans_with_choices("pyramid")
+    assert {("fine_0_act2", "fine_1_act2"), ("coarse_0_act2", "coarse_1_act2"), ("down", "coarse_1_act2")} < spans
+
+
+def test_no_span_crosses_a_tensor_that_is_also_read_elsewhere():
+    spans = spans_with_choices("pyramid")
+    assert max(len(level.cuts) for level in tree("pyramid").levels()) <= NO_LIMITS.longest_span
+    crossing = {
+        ("fine_0_act2", "down"),  # fine_1_act2, in between, is read by a lateral
+        ("stem", "coarse_0_act2"),
+        ("coarse_0_act2", "laterals_1"),  # coarse_1_act2 is returned
+        ("fine_1_act2", "laterals_1"),
+        ("fine_1_act2", "add_4"),  # one of its operands is returned
+        ("fine_1_act2", "smooth"),
+        ("laterals_1", "add_4"),  # the other operand comes from elsewhere
+        ("laterals_0", "smooth"),
+    }
+    assert not spans & crossing
+
+
+def test_a_trunk_with_heads_and_outputs_in_the_middle_keeps_its_blocks():
+    found = chains(tree("heads"))
+    assert found[0] == ("x", "first_0_act2", "first_1_act2", "output")
+    assert {
+        ("first_1_act2", "heads_0_1", "heads_0_2"),
+        ("first_1_act2", "second_0_act2", "second_1_act2"),
+        ("second_1_act2", "heads_1_1", "heads_1_2"),
+        ("second_0_act2", "second_1_act1", "second_1_bn2"),
+    } < set(found)
+    spans = spans_with_choices("heads")
+    assert ("first_1_act2", "second_1_act2") in spans
+    assert not spans & {("first_0_act2", "heads_0_1"), ("second_0_act2", "heads_1_1"), ("x", "second_0_act2")}
+
+
+def test_encoders_that_decoders_also_read_keep_their_blocks():
+    found = chains(tree("unet"))
+    outer = ("encoders_0_act2", "pool", "encoders_1_act2", "cat", "mixes_0", "decoders_0_act2")
+    assert found[:2] == [("x", "stem", "encoders_0_act2", "output"), ("stem", "encoders_0_act1", "encoders_0_bn2")]
+    assert outer in found
+    assert ("encoders_1_act2", "pool_1", "bottom_0_act2", "bottom_1_act2") in found
+    assert ("cat_1", "mixes_1", "decoders_1_act2") in found
+    spans = spans_with_choices("unet")
+    assert {("stem", "encoders_0_act2"), ("pool", "encoders_1_act2"), ("pool_1", "bottom_1_act2")} < spans
+    assert not spans & {("mixes_0", "decoders_1_act2"), ("bottom_0_act2", "mixes_0")}
+
+
+@pytest.mark.parametrize("name", sorted(TOYS))
+def test_branches_share_no_nodes(name):
+    for level in tree(name).levels():
+        for unit in level.units:
+            inside = [node for branch in unit.branches for u in branch.units for node in (*u.region, *u.nodes)]
+            assert len(inside) == len(set(inside))
+            assert set(inside) <= set(unit.region)
 
 
 class Lonely(nn.Module):

@@ -224,6 +224,55 @@ class Backbone(nn.Module):
         return features
 
 
+class Pyramid(nn.Module):
+    """Two residual stages, each also read by a lateral convolution; the coarse lateral is added to the fine one."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.fine = nn.Conv2d(3, 5, 3, padding=1), nn.Sequential(Residual(), Residual())
+        self.down, self.coarse = nn.Conv2d(5, 7, 3, padding=1), nn.Sequential(Residual(7), Residual(7))
+        self.laterals = nn.ModuleList([nn.Conv2d(5, 2, 3, padding=1), nn.Conv2d(7, 2, 3, padding=1)])
+        self.smooth = nn.Conv2d(2, 2, 3, padding=1)
+
+    def forward(self, x):
+        fine = self.fine(self.stem(x))
+        coarse = self.coarse(self.down(fine))
+        bottom = self.laterals[1](coarse)
+        return self.smooth(self.laterals[0](fine) + bottom), bottom, coarse
+
+
+class Heads(nn.Module):
+    """Two heads, one on the middle and one on the end of a residual trunk, whose end is returned as well."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Sequential(Residual(), Residual()), nn.Sequential(Residual(), Residual())
+        self.heads = nn.ModuleList(nn.Sequential(nn.Conv2d(5, 3, 3), nn.ReLU(), nn.Conv2d(3, 2, 3)) for _ in "ab")
+
+    def forward(self, x):
+        middle = self.first(x)
+        end = self.second(middle)
+        return self.heads[0](middle), self.heads[1](end), end
+
+
+class UNet(nn.Module):
+    """Residual encoder and decoder blocks; decoders also read what the encoders of their size gave."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.encoders = nn.Conv2d(3, 5, 3, padding=1), nn.ModuleList([Residual(), Residual()])
+        self.pool, self.bottom = nn.MaxPool2d(3, 1, 1), nn.Sequential(Residual(), Residual())
+        self.mixes = nn.ModuleList([nn.Conv2d(10, 5, 1), nn.Conv2d(10, 5, 1)])
+        self.decoders = nn.ModuleList([Residual(), Residual()])
+
+    def forward(self, x):
+        fine = self.encoders[0](self.stem(x))
+        coarse = self.encoders[1](self.pool(fine))
+        x = self.bottom(self.pool(coarse))
+        x = self.decoders[0](self.mixes[0](torch.cat([x, coarse], 1)))
+        return self.decoders[1](self.mixes[1](torch.cat([x, fine], 1))), x
+
+
 class DepthwiseChain(nn.Module):
     """Two depthwise convolutions in a row, the first with a channel multiplier."""
 
@@ -299,6 +348,9 @@ TOYS = {
     "squeeze_excite": (SqueezeExcite, 5),
     "dense": (Dense, 5),
     "backbone": (Backbone, 3),
+    "pyramid": (Pyramid, 3),
+    "heads": (Heads, 5),
+    "unet": (UNet, 3),
     "depthwise": (DepthwiseChain, 5),
     "inverted": (Inverted, 5),
     "same_padded": (SamePadded, 3),
