@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 from toy_nets import captured, convolutions, image, outputs, plan_of, relative_error
 
-from fx_passes import SpanLimits, affine, enumerate_spans, linearize, merge
+from fx_passes import SpanLimits, affine, enumerate_spans, find_span, linearize, merge
 from fx_passes.operators import image_shape
 
 SAME = 1e-9  # of the largest value, in float64
@@ -138,3 +138,15 @@ def test_candidates_are_not_enumerated_as_subsets(monkeypatch):
         compositions.clear()
         counts.append((len(enumerate_spans(gm)), len(compositions)))
     assert all(large <= 2.5 * small for small, large in zip(*counts, strict=True))
+
+
+def test_which_of_forty_convolutions_to_prune_is_found_as_by_sorting():
+    convs = [nn.Conv2d(3, 3, 3, padding=1) for _ in range(40)]
+    gm = captured(nn.Sequential(*(layer for conv in convs for layer in (conv, nn.ReLU()))), image())
+    pruned = {choice.kernel: choice.pruned for choice in find_span(gm, "input_1", "_79").choices if choice.pruned}
+    weights = {f"_{2 * index}": float(conv.weight.detach().abs().sum()) for index, conv in enumerate(convs)}
+    smallest_first = sorted(weights, key=weights.__getitem__)
+    assert len(pruned) == 39
+    for count in range(1, 40):
+        size = 2 * (40 - count) + 1
+        assert set(pruned[size, size]) == set(smallest_first[:count])
