@@ -85,8 +85,8 @@ def extended_importance(
     """
     best: dict[Entry, float] = {}
     for i, j, a, b in sorted(I, key=lambda key: key[1]):
-        parts = [best[i, m, a, 0] + I[m, j, 0, b] for m in range(i + 1, j) if (i, m, a, 0) in I and (m, j, 0, b) in I]
-        best[i, j, a, b] = max(I[i, j, a, b], *parts)
+        parts = [best[i, m, a, 0] + I[m, j, 0, b] for m in range(i + 1, j) if {(i, m, a, 0), (m, j, 0, b)} <= I.keys()]
+        best[i, j, a, b] = max([I[i, j, a, b], *parts])
     return {key: best[key] for key in I}
 
 
