@@ -19,7 +19,7 @@ same cut in the same state, and `kept` holds places among them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -39,15 +39,12 @@ class Solved(NamedTuple):
     """The labels of a chain at its last cut, with all that is needed to read their plans.
 
     Attributes:
+        points: (3, n) costs, losses and changes of the plans, as the pruning ordered them.
         tables: the labels of every place that plans reach, those of the last cut last.
     """
 
+    points: FloatArray
     tables: Sequence[_Labels]
-
-    @property
-    def points(self) -> FloatArray:
-        """(3, n): costs, losses and changes of the plans, as the pruning ordered them."""
-        return self.tables[-1].points
 
     def plan(self, k: int) -> Keys:
         """Returns the keys of plan `k` in order along the chain, those of a `Parallel` branch by branch.
@@ -73,7 +70,6 @@ class Solved(NamedTuple):
 class _Labels(NamedTuple):
     """The partial plans that are gone on with from one place; n of them."""
 
-    points: FloatArray  # (3, n): costs, losses, changes
     kept: IntArray  # (n,), places among the candidates, which stand block after block
     ends: IntArray  # (blocks,), the place after each block's last candidate
     blocks: Sequence[_Block]
@@ -110,17 +106,27 @@ def solve_labels(chain: Chain, prune: Prune) -> Solved:
         >>> solved.points[:2].tolist(), solved.plan(0)
         ([[1.0, 2.0], [0.5, 0.0]], ('merge',))
     """
-    none = np.zeros(0, dtype=np.intp)
-    tables = [_Labels(np.zeros((3, 1)), np.zeros(1, dtype=np.intp), none, ())]
+    arrivals = _arrivals(chain)
+    last_use = {start: place for place, starts in arrivals.items() for start in starts}
     numbers: dict[Place, int] = {(0, chain.start): 0}
-    for place, arrivals in _arrivals(chain).items():
-        blocks = [
-            _block(numbers[start], items, prune) for start, items in arrivals.items() if start in numbers
-        ]  # what starts where no plan stands is left out
-        if blocks:
+    points = np.zeros((3, 1))
+    tables, live = [_origin()], {0: points}  # `live`: the points of each table that are still to be extended
+    for place, starts in arrivals.items():
+        reached = {start: items for start, items in starts.items() if start in numbers}
+        if reached:
+            blocks = [_block(numbers[start], items, prune) for start, items in reached.items()]
+            labels, points = _extend(live, blocks, prune)
             numbers[place] = len(tables)
-            tables.append(_extend(tables, blocks, prune))
-    return Solved(tables)
+            live[len(tables)] = points
+            tables.append(labels)
+        for start in reached:
+            if last_use[start] == place:
+                del live[numbers[start]]
+    return Solved(points, tables)
+
+
+def _origin() -> _Labels:
+    return _Labels(np.zeros(1, dtype=np.intp), np.zeros(0, dtype=np.intp), ())
 
 
 def _arrivals(chain: Chain) -> dict[Place, dict[Place, list[Choice | Parallel]]]:
@@ -162,13 +168,13 @@ def _join(parallel: Parallel, prune: Prune) -> _Joined:
     return _Joined(points, picks, branches)
 
 
-def _extend(tables: Sequence[_Labels], blocks: Sequence[_Block], prune: Prune) -> _Labels:
-    """Returns the labels of the next place: each step extends each label that it may, the best stay."""
-    parts = [_sums(block.points, tables[block.table].points) for block in blocks]
+def _extend(live: Mapping[int, FloatArray], blocks: Sequence[_Block], prune: Prune) -> tuple[_Labels, FloatArray]:
+    """Returns the labels of the next place and their points: each step extends each label, the best stay."""
+    parts = [_sums(block.points, live[block.table]) for block in blocks]
     candidates = np.concatenate(parts, axis=1)
     kept = prune(candidates)
     ends = np.cumsum([part.shape[1] for part in parts])
-    return _Labels(candidates[:, kept], kept, ends, blocks)
+    return _Labels(kept, ends, blocks), candidates[:, kept]
 
 
 def _sums(first: FloatArray, second: FloatArray) -> FloatArray:
