@@ -179,7 +179,7 @@ def frontier(chain: Chain, *, resolution_ms: float | None = None) -> Frontier:
 
     Ties. Of plans that are equal in cost and loss the one with fewer changes wins: fewer keys that are not None.
     Between equal ones the first in this order wins, read from the plan's end: smallest start cut of its last span;
-    place of the item in that span (of its state before, where there are several); cheapest point of a `Parallel`;
+    place of the item in that span; cheapest point of a `Parallel`;
     cheapest plan up to the start cut. A tie is a tie of the rounded sums; where rounding alone made two sums equal,
     the fewer changes are not searched for.
 

@@ -13,8 +13,8 @@ into the pruned sums of one point from each branch's answer, which then extend l
 Which labels are worth going on with is the caller's to say (`Prune`): those that no other beats give the frontier,
 those that fewer than k others beat give the k best plans, and on a grid of costs there are few.
 
-A label's number is found, not stored: candidates stand in blocks, one for each pair of labels and items that leave the
-same cut in the same state, and `kept` holds places among them.
+How a label arose is read off its place among the candidates, which stand step after step: each step into a cut extends
+all labels that it may, in their order.
 """
 
 from __future__ import annotations
@@ -52,35 +52,34 @@ class Solved(NamedTuple):
         Complexity: O(items log(items into a cut)).
         """
         steps = reversed(list(self._walk_back(k)))
-        return tuple(key for item, point in steps for key in _keys(item, point))
+        return tuple(key for step in steps for key in _keys(step))
 
-    def _walk_back(self, k: int) -> Iterator[tuple[Choice | _Joined, int]]:
-        """Yields the items of one plan, last first, each with the number of its point."""
+    def _walk_back(self, k: int) -> Iterator[_Step]:
+        """Yields the steps of one plan, last first."""
         labels, k = self.tables[-1], range(len(self.tables[-1].kept))[k]
-        while labels.blocks:
+        while labels.steps:
             candidate = int(labels.kept[k])
-            place = int(np.searchsorted(labels.ends, candidate, side="right"))
-            block = labels.blocks[place]
-            first = int(labels.ends[place - 1]) if place else 0
-            labels = self.tables[block.table]
-            step, k = divmod(candidate - first, len(labels.kept))
-            yield block.steps[step]
+            number = int(np.searchsorted(labels.ends, candidate, side="right"))
+            step = labels.steps[number]
+            k = candidate - (int(labels.ends[number - 1]) if number else 0)
+            labels = self.tables[step.table]
+            yield step
 
 
 class _Labels(NamedTuple):
     """The partial plans that are gone on with from one place; n of them."""
 
-    kept: IntArray  # (n,), places among the candidates, which stand block after block
-    ends: IntArray  # (blocks,), the place after each block's last candidate
-    blocks: Sequence[_Block]
+    kept: IntArray  # (n,), places among the candidates
+    ends: IntArray  # (steps,), the place after each step's last candidate
+    steps: Sequence[_Step]
 
 
-class _Block(NamedTuple):
-    """What leaves one place for one other: each of p steps extends each label, all labels of the first step first."""
+class _Step(NamedTuple):
+    """A choice, or one point of a parallel region, as it leaves the place of a table."""
 
-    table: int  # whose labels are extended
-    points: FloatArray  # (3, p)
-    steps: Sequence[tuple[Choice | _Joined, int]]  # the item, and the number of its point
+    table: int
+    item: Choice | _Joined
+    point: int  # 0 for a choice
 
 
 class _Joined(NamedTuple):
@@ -107,21 +106,20 @@ def solve_labels(chain: Chain, prune: Prune) -> Solved:
         ([[1.0, 2.0], [0.5, 0.0]], ('merge',))
     """
     arrivals = _arrivals(chain)
-    last_use = {start: place for place, starts in arrivals.items() for start in starts}
+    last_use = {start: place for place, items in arrivals.items() for start, _ in items}
     numbers: dict[Place, int] = {(0, chain.start): 0}
     points = np.zeros((3, 1))
     tables, live = [_origin()], {0: points}  # `live`: the points of each table that are still to be extended
-    for place, starts in arrivals.items():
-        reached = {start: items for start, items in starts.items() if start in numbers}
+    for place, items in arrivals.items():
+        reached = {start: numbers[start] for start, _ in items if start in numbers}
         if reached:
-            blocks = [_block(numbers[start], items, prune) for start, items in reached.items()]
-            labels, points = _extend(live, blocks, prune)
+            labels, points = _extend(live, [(reached[start], item) for start, item in items if start in reached], prune)
             numbers[place] = len(tables)
             live[len(tables)] = points
             tables.append(labels)
-        for start in reached:
+        for start, table in reached.items():
             if last_use[start] == place:
-                del live[numbers[start]]
+                del live[table]
     return Solved(points, tables)
 
 
@@ -129,31 +127,36 @@ def _origin() -> _Labels:
     return _Labels(np.zeros(1, dtype=np.intp), np.zeros(0, dtype=np.intp), ())
 
 
-def _arrivals(chain: Chain) -> dict[Place, dict[Place, list[Choice | Parallel]]]:
-    """Returns the items by the place where they end and the place where they start, in the order that settles ties."""
-    arrivals: dict[Place, dict[Place, list[Choice | Parallel]]] = {}
+def _arrivals(chain: Chain) -> dict[Place, list[tuple[Place, Choice | Parallel]]]:
+    """Returns the items by the place where they end, each with the place where it starts, as ties are broken."""
+    arrivals: dict[Place, list[tuple[Place, Choice | Parallel]]] = {}
     for (start, end), items in chain.spans.items():
         for item in items:
             if chain.accepts(end, item.after):
                 place = (end, item.after if end < chain.length else _ANY_END)
-                arrivals.setdefault(place, {}).setdefault((start, item.before), []).append(item)
+                arrivals.setdefault(place, []).append(((start, item.before), item))
     return arrivals
 
 
-def _block(table: int, items: Sequence[Choice | Parallel], prune: Prune) -> _Block:
-    if len(items) == 1 and isinstance(items[0], Choice):  # most blocks of a plain chain
-        return _Block(table, _point(items[0]), ((items[0], 0),))
-    parts, steps = list[FloatArray](), list[tuple[Choice | _Joined, int]]()
-    for item in items:
-        step = item if isinstance(item, Choice) else _join(item, prune)
-        points = _point(step) if isinstance(step, Choice) else step.points
-        parts.append(points)
-        steps.extend((step, number) for number in range(points.shape[1]))
-    return _Block(table, np.concatenate(parts, axis=1), steps)
-
-
-def _point(choice: Choice) -> FloatArray:
-    return np.array(((choice.cost,), (choice.loss,), (choice.key is not None,)), dtype=np.float64)
+def _extend(
+    live: Mapping[int, FloatArray], arrivals: Sequence[tuple[int, Choice | Parallel]], prune: Prune
+) -> tuple[_Labels, FloatArray]:
+    """Returns the labels of the next place and their points: each step extends each label, the best stay."""
+    steps, added = list[_Step](), list[tuple[float, float, float]]()
+    for table, item in arrivals:
+        if isinstance(item, Choice):
+            steps.append(_Step(table, item, 0))
+            added.append((item.cost, item.loss, item.key is not None))
+        else:
+            joined = _join(item, prune)
+            steps.extend(_Step(table, joined, point) for point in range(joined.points.shape[1]))
+            added.extend(joined.points.T.tolist())
+    extended = [live[step.table] for step in steps]
+    sizes = [points.shape[1] for points in extended]
+    candidates = np.concatenate(extended, axis=1)
+    candidates += np.array(added).T.repeat(sizes, axis=1)
+    kept = prune(candidates)
+    return _Labels(kept, np.cumsum(sizes), steps), candidates[:, kept]
 
 
 def _join(parallel: Parallel, prune: Prune) -> _Joined:
@@ -161,31 +164,15 @@ def _join(parallel: Parallel, prune: Prune) -> _Joined:
     branches = tuple(solve_labels(branch, prune) for branch in parallel.branches)
     points, picks = np.array([[parallel.join_cost], [0.0], [0.0]]), np.zeros((1, 0), dtype=np.intp)
     for branch in branches:
-        sums = _sums(points, branch.points)
+        sums = (points[:, :, np.newaxis] + branch.points[:, np.newaxis, :]).reshape(3, -1)
         kept = prune(sums)
         before, pick = np.divmod(kept, branch.points.shape[1])
         points, picks = sums[:, kept], np.column_stack((picks[before], pick))
     return _Joined(points, picks, branches)
 
 
-def _extend(live: Mapping[int, FloatArray], blocks: Sequence[_Block], prune: Prune) -> tuple[_Labels, FloatArray]:
-    """Returns the labels of the next place and their points: each step extends each label, the best stay."""
-    parts = [_sums(block.points, live[block.table]) for block in blocks]
-    candidates = np.concatenate(parts, axis=1)
-    kept = prune(candidates)
-    ends = np.cumsum([part.shape[1] for part in parts])
-    return _Labels(kept, ends, blocks), candidates[:, kept]
-
-
-def _sums(first: FloatArray, second: FloatArray) -> FloatArray:
-    """Returns (3, n * m), each of n points added to each of m, all of the second for the first of the first."""
-    if first.shape[1] == 1:
-        return second + first
-    return (first[:, :, np.newaxis] + second[:, np.newaxis, :]).reshape(3, -1)
-
-
-def _keys(item: Choice | _Joined, point: int) -> Keys:
-    if isinstance(item, Choice):
-        return (item.key,)
-    picks = zip(item.branches, item.picks[point].tolist(), strict=True)
+def _keys(step: _Step) -> Keys:
+    if isinstance(step.item, Choice):
+        return (step.item.key,)
+    picks = zip(step.item.branches, step.item.picks[step.point].tolist(), strict=True)
     return tuple(key for branch, pick in picks for key in branch.plan(pick))
