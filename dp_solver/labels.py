@@ -46,6 +46,11 @@ class Solved(NamedTuple):
     points: FloatArray
     tables: Sequence[_Labels]
 
+    @property
+    def size(self) -> int:
+        """How many labels were gone on with in all, those inside of `Parallel` items left out."""
+        return sum(len(labels.kept) for labels in self.tables)
+
     def plan(self, k: int) -> Keys:
         """Returns the keys of plan `k` in order along the chain, those of a `Parallel` branch by branch.
 

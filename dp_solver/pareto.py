@@ -35,11 +35,13 @@ def nondominated(points: FloatArray) -> IntArray:
     np.less(losses[1:], lowest[:-1], out=record[1:])
     kept = order[record]
     costs = points[0][kept]
-    last_of_its_cost = np.append(costs[1:] != costs[:-1], True)
-    if not last_of_its_cost.all():
-        kept = kept[last_of_its_cost]
-    level = np.flatnonzero((losses == lowest) & ~record)  # as low as the record before: a tie if it costs the same
-    return _with_fewest_changes(points, kept, order[level]) if len(level) else kept
+    same_cost = costs[1:] == costs[:-1]
+    if same_cost.any():
+        kept = kept[np.append(~same_cost, True)]  # the last of them has the least loss
+    level = losses == lowest  # as low as the record before, or that record: a tie if it costs the same
+    if np.count_nonzero(level) == len(costs):
+        return kept
+    return _with_fewest_changes(points, kept, order[level & ~record])
 
 
 def _with_fewest_changes(points: FloatArray, kept: IntArray, level: IntArray) -> IntArray:
