@@ -33,7 +33,7 @@ def nondominated(points: FloatArray) -> IntArray:
     record = np.empty(len(order), dtype=bool)
     record[:1] = True
     np.less(losses[1:], lowest[:-1], out=record[1:])
-    kept = order[record]
+    kept: IntArray = order[record]
     costs = points[0][kept]
     same_cost = costs[1:] == costs[:-1]
     if same_cost.any():
