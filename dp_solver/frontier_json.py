@@ -83,8 +83,9 @@ def frontier_from_json(text: str) -> FrontierContent:
 
 
 def _key_text(key: Hashable) -> str:
+    value = _jsonable(key)
     try:
-        return json.dumps(_jsonable(key), allow_nan=False)
+        return json.dumps(value, allow_nan=False)
     except ValueError as error:
         raise ProblemError(f"key {key!r} holds a number that is not finite, which JSON cannot hold") from error
 

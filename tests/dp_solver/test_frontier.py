@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from random_trees import WHOLE, all_plans, best_of, points, trees
 
 from depthcomp_errors import BudgetInfeasibleError, ProblemError
-from dp_solver import Chain, Choice, Parallel, enumerate_plans, frontier
+from dp_solver import Chain, Choice, Parallel, frontier
 
 
 def random_chain(length: int, seed: int) -> Chain:
