@@ -242,14 +242,14 @@ def _dump(content: Record) -> str:
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
-def main() -> None:
-    """Time what the arguments ask for and write the results."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Time what the arguments (the command line's where none are given) ask for and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tables", type=Path, help="folder with mbv2_1.0 and reference_solutions.json")
     parser.add_argument("--rounds", type=int, default=50, help="repetitions for MobileNetV2")
     parser.add_argument("--scaling-rounds", type=int, default=5, help="repetitions for the growing chains")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "solver.json", help="results, a plot beside them")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     content: Record = json.loads(options.out.read_text()) if options.out.exists() else {}
     if options.tables is not None:
         content["mobilenet_v2"] = bench_mobilenet(options.tables, options.rounds)

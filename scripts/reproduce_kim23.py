@@ -18,11 +18,12 @@ import argparse
 import json
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from depthcomp.errors import BudgetInfeasibleError
 from depthcomp.importance_table import import_importance
 from dp_solver import Frontier, TwoStageProblem, TwoStageResult, frontier, optimal_latency, two_stage_problem
 from latency_tables import PublishedLatencies, import_kim23
@@ -37,12 +38,12 @@ class Row:
     Attributes:
         reference: the entry of `reference_solutions.json`.
         same_latency: our optimum within the latency of the reference's solution.
-        same_budget: our optimum within the budget.
+        same_budget: our optimum within the budget; None where no plan meets it.
     """
 
     reference: dict[str, Any]
     same_latency: TwoStageResult
-    same_budget: TwoStageResult
+    same_budget: TwoStageResult | None
 
     @property
     def agrees(self) -> bool:
@@ -51,13 +52,13 @@ class Row:
 
     @property
     def holds(self) -> bool:
-        """Whether our plan is within the budget."""
-        return self.same_budget.cost_ms <= self.reference["budget_ms"]
+        """Whether our plan is within the budget; to say that there is none exceeds nothing."""
+        return self.same_budget is None or self.same_budget.cost_ms <= self.reference["budget_ms"]
 
     @property
-    def overshoots(self) -> bool:
-        """Whether the reference's plan is above the budget."""
-        return bool(self.reference["time_ms"] > self.reference["budget_ms"])
+    def over(self) -> float:
+        """By how many percent of the budget the reference's plan is above it."""
+        return 100 * float(self.reference["time_ms"] / self.reference["budget_ms"] - 1)
 
     @property
     def same_sets(self) -> bool:
@@ -67,11 +68,11 @@ class Row:
 
     def __str__(self) -> str:
         given, ours, held = self.reference, self.same_latency, self.same_budget
-        over = 100 * (given["time_ms"] / given["budget_ms"] - 1)
+        shown = f"{held.value:.6f} {held.cost_ms:>9.4f}" if held else "no plan          "
         return (
             f"{given['net']:>13} {_seed(given['importance']):>5} {given['budget_ms']:>6} {given['prec']:>4}  "
-            f"{given['value']:.6f} {given['time_ms']:>9.4f} {over:>+6.2f}%  {ours.value:.6f}  "
-            f"{held.value:.6f} {held.cost_ms:>9.4f}  {'ok' if self.agrees and self.holds else 'FAILED'}"
+            f"{given['value']:.6f} {given['time_ms']:>9.4f} {self.over:>+6.2f}%  {ours.value:.6f}  "
+            f"{shown}  {'ok' if self.agrees and self.holds else 'FAILED'}"
         )
 
 
@@ -122,15 +123,25 @@ def compare(tables: Path, references: list[dict[str, Any]]) -> Iterator[Row]:
             solved[name] = problem, frontier(problem.chain)
         problem, front = solved[name]
         same_latency = problem.result(front, given["time_ms"] + TOLERANCE)  # the sums may be rounded differently
-        yield Row(given, same_latency, problem.result(front, given["budget_ms"]))
+        yield Row(given, same_latency, _within(problem, front, given["budget_ms"]))
 
 
-def main() -> int:
-    """Print every comparison and return the exit code."""
+def _within(problem: TwoStageProblem, front: Frontier, budget_ms: float) -> TwoStageResult | None:
+    try:
+        return problem.result(front, budget_ms)
+    except BudgetInfeasibleError:
+        return None
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print every comparison and return the exit code; the arguments are the command line's where none are given."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tables", type=Path, required=True, help="folder of the tables and reference_solutions.json")
-    tables = parser.parse_args().tables
-    references = json.loads((tables / "reference_solutions.json").read_text())
+    tables = parser.parse_args(arguments).tables
+    answers = tables / "reference_solutions.json"
+    if not answers.exists():
+        parser.error(f"{answers} does not exist; give the folder that holds it and the tables")
+    references = json.loads(answers.read_text())
     nets = dict.fromkeys(given["net"] for given in references)
     optimal = [check_optimal_latency(tables / net) for net in nets]
     print(f"\n{HEADER}")
@@ -142,8 +153,7 @@ def main() -> int:
         f"\n{len(rows)} answers. At the reference's own latency our optimum equals its value in "
         f"{sum(row.agrees for row in rows)} (same A and S in {sum(row.same_sets for row in rows)}).\n"
         f"At the budget: ours exceeds it in {sum(not row.holds for row in rows)}, the reference in "
-        f"{sum(row.overshoots for row in rows)}, by up to "
-        f"{max(100 * (row.reference['time_ms'] / row.reference['budget_ms'] - 1) for row in rows):.2f} %."
+        f"{sum(row.over > 0 for row in rows)}, by up to {max(row.over for row in rows):.2f} %."
     )
     return 0 if all(optimal) and all(row.agrees and row.holds for row in rows) else 1
 
