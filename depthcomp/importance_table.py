@@ -35,9 +35,8 @@ def import_importance(path: str | os.PathLike[str], *, column: str | None = None
         LayerMerge's tables, whose ends all have state 1.
 
     Raises:
-        TableError: the file cannot be read, a column is missing, a line is truncated, a field is no number or out of
-        its
-            range, or a key stands there twice; the message names the file and the line.
+        TableError: the file cannot be read, a column is missing, a line is truncated, a field is no number or out
+            of its range, or a key stands there twice; the message names the file and the line.
 
     Example:
         >>> import_importance("ext_importance.csv")[0, 1, 1, 1]  # doctest: +SKIP

@@ -27,9 +27,9 @@ kept, as if each were a choice.
 `frontier` answers every budget at once, `solve` one, `best_plans` gives the runners-up as well, and `two_stage` takes
 the tables of the method's authors. `labels` holds the recursion, and `two_stage` tells it in the paper's own terms.
 
-The source is Kim et al. 2023 (ICML, arXiv 2301.12187; latency table T, importance I, budget T_0). There the
-recursion runs over a grid of budgets with each cost rounded down to the grid, so that a budget can be
-overshot. Labels hold real costs: they need no grid and keep every budget.
+The source is Kim et al. 2023 (ICML, arXiv 2301.12187; latency table T, importance I, budget T_0). Their
+solver runs over a grid of budgets with each cost rounded down to the grid, so that a budget can be overshot.
+Labels hold real costs: they need no grid and keep every budget.
 
     >>> from dp_solver import Chain, Choice, frontier, solve
     >>> spans = {

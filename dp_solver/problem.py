@@ -75,8 +75,7 @@ class Parallel:
 
     Raises:
         ProblemError: there is no branch, a branch is not a `Chain`, a state is not hashable, or the join cost is
-        negative
-            or not finite.
+            negative or not finite.
 
     Example:
         >>> body = Chain(1, {(0, 1): [Choice("keep", 1.0, 0.0)]})

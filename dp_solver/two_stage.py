@@ -23,7 +23,7 @@ The importance is extended likewise: what was measured for a whole span may be w
 
 since the activation at m, inside of the span, is gone. Entries are scores against the original network, each the worse
 for the short training that it was measured with, and a plan of many spans adds that up many times. So the mean score of
-single layers, to which nothing was done, is taken off all entries first: `normalized`.
+single layers, which lose no activation, is taken off all entries first: `normalized`.
 
 Stage 2 walks over positions and states. With D[j, b](t) for the most importance of a plan from position 0 to position j
 that ends there in state b and takes at most t,

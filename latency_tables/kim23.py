@@ -68,9 +68,8 @@ def import_kim23(path: str | os.PathLike[str]) -> PublishedLatencies:
     """Return the latencies of a published CSV table, of Kim et al. 2023 or of LayerMerge.
 
     Raises:
-        TableError: the file cannot be read, a column is missing, a line is truncated, a field is no number or out of
-        its
-            range, or a key stands there twice; the message names the file and the line.
+        TableError: the file cannot be read, a column is missing, a line is truncated, a field is no number or out
+            of its range, or a key stands there twice; the message names the file and the line.
 
     Warns:
         UserWarning: rows have a spread above 15 %; they are kept.
@@ -78,7 +77,7 @@ def import_kim23(path: str | os.PathLike[str]) -> PublishedLatencies:
     Example:
         >>> table = import_kim23("time_fish_gpu1_1228.csv")  # doctest: +SKIP
         >>> table.ms[0, 1], len(table.noisy)                 # doctest: +SKIP
-        (1.1677890269160272, 52)
+        (1.1677890269160272, 21)
     """
     ms, spread, breaks, noisy = {}, {}, {}, []
     for row in read_rows(path, ("st", "end", "time", "stdev")):

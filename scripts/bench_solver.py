@@ -9,6 +9,7 @@ timed
   connection (a `Parallel`) where its input and output may be added. Timed in turns, memory measured in a run of its
   own.
 
+NumPy runs on one thread or many as the environment says; nothing here is multiplied, so that it does not matter.
 Results go to docs/solver.json with a plot beside it; without `--tables` the first part of an earlier run is kept.
 """
 
@@ -206,7 +207,7 @@ def plot(records: Sequence[Record], path: Path) -> None:
 
 def report(content: Record) -> str:
     """Return the results as text."""
-    lines = []
+    lines = [f"{content['machine']}; load of the machine in the minute before the chains {content['load']}"]
     if "mobilenet_v2" in content:
         net = content["mobilenet_v2"]
         found, reference, ratio = net["frontier"], net["reference_s_per_budget"], net["ratio_of_frontier"]
@@ -253,7 +254,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     content: Record = json.loads(options.out.read_text()) if options.out.exists() else {}
     if options.tables is not None:
         content["mobilenet_v2"] = bench_mobilenet(options.tables, options.rounds)
-    content |= {"machine": machine(), "date": f"{datetime.now(UTC):%Y-%m-%d}"}
+    content |= {"machine": machine(), "date": f"{datetime.now(UTC):%Y-%m-%d}", "load": round(os.getloadavg()[0], 1)}
     content["scaling"] = bench_scaling(options.scaling_rounds)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(_dump(content))
