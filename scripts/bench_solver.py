@@ -53,8 +53,8 @@ def in_turns(tasks: dict[str, Task], rounds: int) -> dict[str, list[float]]:
     """Return the seconds that each task took, in rounds so that drift hits all alike; one round warms up."""
     seconds: dict[str, list[float]] = {name: [] for name in tasks}
     for turn in range(rounds + 1):
+        gc.collect()
         for name, task in tasks.items():
-            gc.collect()
             start = time.perf_counter()
             task()
             if turn:
@@ -103,15 +103,14 @@ def bench_mobilenet(tables: Path, rounds: int) -> Record:
 def mobilenet_like(length: int, seed: int, *, skips: bool) -> Chain:
     """Return a chain like MobileNet's with random prices; `skips` puts every second block into a residual region."""
     rng = np.random.default_rng(seed)
-    length -= length % BLOCK
     spans: dict[tuple[int, int], list[Choice | Parallel]] = {}
     for start in range(length):
         for end in range(start + 1, min(start + BLOCK * LONGEST, length) + 1):
             crosses = start // BLOCK != (end - 1) // BLOCK
-            if not crosses or start % BLOCK == end % BLOCK == 0:
+            if not crosses or (start % BLOCK == 0 and (end % BLOCK == 0 or end == length)):
                 spans[start, end] = list(_choices(rng, start, end))
     if skips:
-        for start in range(BLOCK, length, 2 * BLOCK):
+        for start in range(BLOCK, length - BLOCK + 1, 2 * BLOCK):
             spans[start, start + BLOCK].append(_residual_block(rng))
     return Chain(length, spans, start=1)
 

@@ -103,7 +103,7 @@ def test_the_benchmark_writes_numbers_and_a_plot_and_no_path(
     bench.main(["--tables", str(tmp_path), "--rounds", "2", "--scaling-rounds", "2", "--out", str(out)])
     content = json.loads(out.read_text())
     assert content["mobilenet_v2"]["frontier"]["n"] == 2
-    assert {row["cuts"] for row in content["scaling"]} == {6, 12}
+    assert {row["cuts"] for row in content["scaling"]} == {6, 13}
     assert all(row["n"] == 2 and row["labels"] >= row["points"] for row in content["scaling"])
     assert str(tmp_path) not in out.read_text()
     assert "<svg" in out.with_suffix(".svg").read_text()
