@@ -1,14 +1,16 @@
 import copy
+import itertools
 import math
 import pickle
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from random_trees import WHOLE, all_plans, best_of, points, trees
 
 from depthcomp_errors import BudgetInfeasibleError, ProblemError
-from dp_solver import Chain, Choice, Parallel, frontier
+from dp_solver import Chain, Choice, Parallel, enumerate_plans, frontier
 
 
 def random_chain(length: int, seed: int) -> Chain:
@@ -34,6 +36,24 @@ def test_ties_go_to_the_fewest_changes(tree: Chain) -> None:
         fewest[cost, loss] = min(changes(keys), fewest.get((cost, loss), len(keys)))
     front = frontier(tree)
     assert [changes(front.plan(k)) for k in range(len(front))] == [fewest[point] for point in points(front)]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.tuples(*[st.integers(0, 2)] * 3), min_size=30, max_size=30), st.integers(1, 4))
+def test_remaining_ties_go_to_the_first_in_order(drawn: list[tuple[int, int, int]], length: int) -> None:
+    numbers = iter(drawn)
+    spans: dict[tuple[int, int], list[Choice]] = {}
+    for i, j in itertools.combinations(range(length + 1), 2):
+        for place in range(3):
+            cost, loss, state = next(numbers)
+            spans.setdefault((i, j), []).append(Choice((i, place), cost, loss, None if i == 0 else 0, state // 2))
+    spans[0, length].append(Choice((0, 3), 9, 9, None, 0))
+    chain = Chain(length, spans)
+    best: dict[tuple[float, float], list[tuple[int, list[object], tuple[object, ...]]]] = {}
+    for cost, loss, keys in enumerate_plans(chain):
+        best.setdefault((cost, loss), []).append((len(keys), list(reversed(keys)), keys))  # read from the plan's end
+    front = frontier(chain)
+    assert [front.plan(k) for k in range(len(front))] == [min(best[point])[2] for point in points(front)]
 
 
 def changes(keys: tuple[object, ...]) -> int:
