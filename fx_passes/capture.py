@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.passes.shape_prop import ShapeProp
+from torch.fx.passes.infra.pass_base import PassBase
 from torch.utils._pytree import tree_leaves
 
 from depthcomp_errors import CaptureError
@@ -24,6 +24,7 @@ from fx_passes.normalise.functional import FunctionalToModules
 from fx_passes.normalise.inplace import DropInplace
 from fx_passes.normalise.modules import CloneSharedModules, DropIdentities
 from fx_passes.preconditions import as_tensors, require_capturable
+from fx_passes.shapes import run_with_shapes
 from fx_passes.tracing import trace
 
 __all__ = ["capture"]
@@ -62,20 +63,26 @@ def capture(model: nn.Module, example_inputs: Tensor | Sequence[Tensor]) -> fx.G
     expected = _run(copied, inputs)
     _require_finite_outputs(type(model).__name__, expected)
     gm = trace(copied, inputs)
-    for normalise in _PASSES:
-        normalise(gm)
+    _normalise(gm, _PASSES)
     preserve_attributes(copied, gm)
     tidy(gm).eval()
-    _require_equal(type(model).__name__, expected, _run_with_shapes(gm, inputs))
-    DropCasts()(gm)  # reads the types that the run left at the nodes
+    _require_equal(type(model).__name__, expected, run_with_shapes(gm, inputs))
+    _normalise(gm, [DropCasts()])  # reads the types that the run left at the nodes
     return gm
 
 
-def _run_with_shapes(gm: fx.GraphModule, inputs: Sequence[Tensor]) -> list[Tensor]:
-    """Return the outputs of `gm`, and write `meta["tensor_meta"]` at each of its nodes on the way."""
-    with torch.no_grad():
-        output = ShapeProp(gm).propagate(*inputs)
-    return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+def _normalise(gm: fx.GraphModule, passes: Sequence[PassBase]) -> None:
+    """Run passes over a graph in place, in their order."""
+    for normalise in passes:
+        try:
+            normalise(gm)
+        except Exception as error:
+            raise CaptureError(
+                f"{type(gm).__name__} was traced, but {type(normalise).__name__} could not bring its graph to the "
+                f"canonical form ({type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}); "
+                "this is a fault of depthcomp, so please report it with the model; capturing a part of the network "
+                "that leaves out the layer concerned gets around it"
+            ) from error
 
 
 def _run(module: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:

@@ -13,6 +13,7 @@ from toy_nets import Chain, image, plan_of, randomise, relative_error
 
 from depthcomp_errors import CaptureError
 from fx_passes import capture, enumerate_spans, find_span, linearize, merge
+from fx_passes.normalise.additions import UnifyAdditions
 from fx_passes.operators import image_shape
 
 
@@ -239,6 +240,34 @@ class Random(nn.Module):
 def test_a_random_forward_is_refused():
     with pytest.raises(CaptureError, match=r"Random differs from the model.*draws random numbers"):
         capture(Random(), torch.zeros(1, 3, 5, 5))
+
+
+class Counting(nn.Module):
+    """Computes something else each time, as it counts its calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return x.reshape(self.calls, -1)
+
+
+def test_a_graph_that_fails_where_the_model_did_not_names_the_node(capfd):
+    with pytest.raises(CaptureError, match=r"Counting was traced, but .* node reshape .*invalid.*keep no counters"):
+        capture(Counting(), torch.zeros(1, 1, 5, 5))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_pass_that_fails_is_named(monkeypatch, capfd):
+    def fail(self, gm):
+        raise KeyError("conv1")
+
+    monkeypatch.setattr(UnifyAdditions, "call", fail)
+    with pytest.raises(CaptureError, match=r"Chain was traced, but UnifyAdditions could not .*'conv1'.*report it"):
+        capture(Chain(), torch.zeros(1, 3, 11, 13))
+    assert capfd.readouterr() == ("", "")
 
 
 class Masked(nn.Module):
