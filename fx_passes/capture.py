@@ -20,8 +20,10 @@ from fx_passes.normalise.additions import UnifyAdditions
 from fx_passes.normalise.arguments import PositionalInputs
 from fx_passes.normalise.asserts import DropAsserts
 from fx_passes.normalise.casts import DropCasts
+from fx_passes.normalise.channel_arithmetic import ChannelArithmetic
 from fx_passes.normalise.functional import FunctionalToModules
 from fx_passes.normalise.inplace import DropInplace
+from fx_passes.normalise.layer_constants import FoldLayerConstants
 from fx_passes.normalise.modules import CloneSharedModules, DropIdentities
 from fx_passes.preconditions import as_tensors, require_capturable
 from fx_passes.shapes import run_with_shapes
@@ -34,10 +36,12 @@ _PASSES = (
     PositionalInputs(),
     DropInplace(),
     UnifyAdditions(),
+    FoldLayerConstants(),
     FunctionalToModules(),
     DropIdentities(),
     CloneSharedModules(),
 )
+_SHAPED_PASSES = (DropCasts(), ChannelArithmetic())  # these read the shapes and types that a run leaves at the nodes
 _TOLERANCE = 1e-5  # relative to the largest output; the captured graph runs the same kernels in the same order
 
 
@@ -65,17 +69,20 @@ def capture(model: nn.Module, example_inputs: Tensor | Sequence[Tensor]) -> fx.G
     gm = trace(copied, inputs)
     _normalise(gm, _PASSES)
     preserve_attributes(copied, gm)
-    tidy(gm).eval()
-    _require_equal(type(model).__name__, expected, run_with_shapes(gm, inputs))
-    _normalise(gm, [DropCasts()])  # reads the types that the run left at the nodes
+    found = run_with_shapes(tidy(gm).eval(), inputs)
+    if _normalise(gm, _SHAPED_PASSES):
+        found = run_with_shapes(tidy(gm), inputs)
+    _require_equal(type(model).__name__, expected, found)
     return gm
 
 
-def _normalise(gm: fx.GraphModule, passes: Sequence[PassBase]) -> None:
-    """Run passes over a graph in place, in their order."""
+def _normalise(gm: fx.GraphModule, passes: Sequence[PassBase]) -> bool:
+    """Run passes over a graph in place, in their order, and say whether any changed it."""
+    modified = False
     for normalise in passes:
         try:
-            normalise(gm)
+            result = normalise(gm)
+            modified |= result is not None and result.modified
         except Exception as error:
             raise CaptureError(
                 f"{type(gm).__name__} was traced, but {type(normalise).__name__} could not bring its graph to the "
@@ -83,12 +90,13 @@ def _normalise(gm: fx.GraphModule, passes: Sequence[PassBase]) -> None:
                 "this is a fault of depthcomp, so please report it with the model; capturing a part of the network "
                 "that leaves out the layer concerned gets around it"
             ) from error
+    return modified
 
 
 def _run(module: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
     try:
         with torch.no_grad():
-            output = module(*inputs)
+            output = module(*(x.clone() for x in inputs))  # a forward may overwrite what it is given
     except Exception as error:
         shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
         raise CaptureError(

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from torch import fx, nn
 
 from fx_passes.linearize import NO_BORDER, border_needed
-from fx_passes.operators import Role, called_module, role
+from fx_passes.operators import NORMS, Role, called_module, role
 from fx_passes.plan import Plan, SpanChoice
 from fx_passes.spans import Span, SpanLimits, SpanWalker
 from fx_passes.structure import Level, structure_tree
@@ -117,5 +117,5 @@ class _Finder:
             return module.kernel_size == (1, 1) and module.bias is None and not padded
         if role(self._gm, node) is not Role.AFFINE:
             return True
-        learned = isinstance(module, nn.BatchNorm2d | nn.AvgPool2d)
+        learned = isinstance(module, (nn.AvgPool2d, *NORMS))
         return not learned and min(border_needed(self._gm, node, NO_BORDER)) >= 0

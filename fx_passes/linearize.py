@@ -10,7 +10,6 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import fx, nn
 from torch.nn.utils import skip_init
@@ -18,8 +17,8 @@ from torch.nn.utils import skip_init
 from depthcomp_errors import PlanError
 from fx_passes.affine import AffineConv, Sides, conv_padding
 from fx_passes.collapse import collapse
-from fx_passes.graph_edit import add_module, redirect, tidy
-from fx_passes.operators import Role, called_module, image_shape, role, zero_padding
+from fx_passes.graph_edit import add_module, number_kind, redirect, tidy
+from fx_passes.operators import NORMS, Role, called_module, image_shape, role, zero_padding
 from fx_passes.plan import Plan, SpanChoice
 from fx_passes.spans import Span, find_spans
 
@@ -67,7 +66,7 @@ def insert_convolution(
     """
     top, bottom, left, right = operator.padding
     symmetric = top == bottom >= 0 and left == right >= 0
-    device, dtype = _number_kind(gm, source)
+    device, dtype = number_kind(gm, source)
     conv: nn.Conv2d = skip_init(  # type: ignore[no-untyped-call]  # draws no random numbers, unlike nn.Conv2d
         nn.Conv2d, operator.in_channels, operator.out_channels, operator.kernel, operator.stride,
         padding=(top, left) if symmetric else 0, groups=operator.groups,
@@ -80,14 +79,6 @@ def insert_convolution(
         source = pad(gm, node, source, operator.padding)
     redirect(node, target=add_module(gm, hint, conv), args=(source,))
     return conv
-
-
-def _number_kind(gm: fx.GraphModule, source: fx.Node) -> tuple[torch.device, torch.dtype]:
-    """Return the device and type of a graph's weights; without any, the CPU and the type captured at `source`."""
-    for tensor in (*gm.parameters(), *gm.buffers()):
-        if tensor.is_floating_point():
-            return tensor.device, tensor.dtype
-    return torch.device("cpu"), source.meta["tensor_meta"].dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +204,7 @@ def _hoist_padding(gm: fx.GraphModule, entry: fx.Node, inner: list[fx.Node]) -> 
 def border_needed(gm: fx.GraphModule, node: fx.Node, border: Sides) -> Sides:
     """Return the border that `node` reads beyond its input's frame to have `border` beyond its own."""
     module = called_module(gm, node)
-    if role(gm, node) is not Role.AFFINE or isinstance(module, nn.BatchNorm2d):
+    if role(gm, node) is not Role.AFFINE or isinstance(module, NORMS):
         return border
     if isinstance(module, nn.Conv2d):
         padding, (vertical, horizontal) = conv_padding(module), module.stride
@@ -233,7 +224,7 @@ def _stop_padding(gm: fx.GraphModule, node: fx.Node) -> None:
         module.padding = (0, 0)
     elif isinstance(module, nn.AvgPool2d):
         module.padding = 0
-    elif role(gm, node) is Role.AFFINE and not isinstance(module, nn.BatchNorm2d):
+    elif role(gm, node) is Role.AFFINE and not isinstance(module, NORMS):
         redirect(node, target=add_module(gm, f"unpadded_{node.name}", nn.Identity()), args=node.args[:1])
 
 

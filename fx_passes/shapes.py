@@ -24,7 +24,7 @@ def run_with_shapes(gm: fx.GraphModule, inputs: Sequence[Tensor]) -> list[Tensor
     recorder = _Recorder(gm)
     try:
         with torch.no_grad():
-            output = recorder.run(*inputs)
+            output = recorder.run(*(x.clone() for x in inputs))  # a forward may overwrite what it is given
     except Exception as error:
         raise CaptureError(
             f"{type(gm).__name__} was traced, but its graph fails at {_readable(recorder.running)} "
