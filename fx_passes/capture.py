@@ -25,6 +25,7 @@ from fx_passes.normalise.functional import FunctionalToModules
 from fx_passes.normalise.inplace import DropInplace
 from fx_passes.normalise.layer_constants import FoldLayerConstants
 from fx_passes.normalise.modules import CloneSharedModules, DropIdentities
+from fx_passes.normalise.pixel_layers import PixelLinears
 from fx_passes.preconditions import as_tensors, require_capturable
 from fx_passes.shapes import run_with_shapes
 from fx_passes.tracing import trace
@@ -41,7 +42,11 @@ _PASSES = (
     DropIdentities(),
     CloneSharedModules(),
 )
-_SHAPED_PASSES = (DropCasts(), ChannelArithmetic())  # these read the shapes and types that a run leaves at the nodes
+_SHAPED_PASSES = (
+    DropCasts(),
+    ChannelArithmetic(),
+    PixelLinears(),
+)  # these read the shapes and types that a run leaves at the nodes
 _TOLERANCE = 1e-5  # relative to the largest output; the captured graph runs the same kernels in the same order
 
 

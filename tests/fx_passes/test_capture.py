@@ -43,6 +43,7 @@ class Functional(nn.Module):
         self.conv, self.norm = nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5, eps=0.1)
         self.kernel = nn.Parameter(torch.randn(5, 1, 3, 3))
         self.shift = nn.Parameter(torch.randn(5))
+        self.columns = nn.Parameter(torch.randn(2, 4))
 
     def forward(self, x):
         x = F.relu(self.norm(self.conv(x)), inplace=True)
@@ -54,7 +55,7 @@ class Functional(nn.Module):
         x = F.leaky_relu(F.hardtanh(x, -0.5, 2.0), 0.3)
         x = F.dropout(F.softplus(x, 2.0), 0.4, self.training)
         x = torch.sigmoid(F.silu(x).tanh())
-        return F.avg_pool2d(F.gelu(x, approximate="tanh"), 3, padding=1)
+        return F.linear(F.avg_pool2d(F.gelu(x, approximate="tanh"), 3, padding=1), self.columns)
 
 
 def test_functional_layers_become_modules():
@@ -62,7 +63,7 @@ def test_functional_layers_become_modules():
     gm = check(randomise(Functional()), torch.randn(2, 3, 11, 13))
     assert called(gm) == [
         nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.Conv2d, nn.BatchNorm2d, nn.Hardtanh, nn.LeakyReLU, nn.Softplus,
-        nn.Dropout, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.AvgPool2d,
+        nn.Dropout, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.AvgPool2d, nn.Linear,
     ]  # fmt: skip
     assert functions(gm) == []
     dropout = next(m for m in gm.modules() if isinstance(m, nn.Dropout))
