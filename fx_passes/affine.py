@@ -23,6 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fx_passes.channel_affine import ChannelAffine
+
 __all__ = [
     "AffineConv",
     "NotAffineError",
@@ -34,6 +36,7 @@ __all__ = [
     "first_channels",
     "from_avg_pool",
     "from_batch_norm",
+    "from_channel_affine",
     "from_conv",
     "from_padding",
     "identity",
@@ -166,6 +169,16 @@ def from_batch_norm(norm: nn.BatchNorm2d, *, device: str = "cpu") -> AffineConv:
     if norm.bias is not None:
         bias = bias + norm.bias.detach().to(device, torch.float64)
     return AffineConv(scale.reshape(-1, 1, 1, 1), bias, (1, 1), (0, 0, 0, 0), norm.num_features)
+
+
+def from_channel_affine(layer: ChannelAffine, *, device: str = "cpu") -> AffineConv:
+    """Return y = weight x + bias per channel as a depthwise operator."""
+    base = identity(layer.channels, device=device)
+    if device == "meta":
+        return base
+    weight, bias = (None if t is None else t.detach().to(device, torch.float64) for t in (layer.weight, layer.bias))
+    scale = base.weight if weight is None else weight.reshape(-1, 1, 1, 1)
+    return AffineConv(scale, base.bias if bias is None else bias, (1, 1), (0, 0, 0, 0), layer.channels)
 
 
 def from_avg_pool(pool: nn.AvgPool2d, channels: int, *, device: str = "cpu") -> AffineConv:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.passes.shape_prop import ShapeProp
+from torch.fx.passes.infra.pass_base import PassBase
 from torch.utils._pytree import tree_leaves
 
 from depthcomp_errors import CaptureError
@@ -20,10 +20,14 @@ from fx_passes.normalise.additions import UnifyAdditions
 from fx_passes.normalise.arguments import PositionalInputs
 from fx_passes.normalise.asserts import DropAsserts
 from fx_passes.normalise.casts import DropCasts
+from fx_passes.normalise.channel_arithmetic import ChannelArithmetic
 from fx_passes.normalise.functional import FunctionalToModules
 from fx_passes.normalise.inplace import DropInplace
+from fx_passes.normalise.layer_constants import FoldLayerConstants
 from fx_passes.normalise.modules import CloneSharedModules, DropIdentities
+from fx_passes.normalise.pixel_layers import PixelLinears
 from fx_passes.preconditions import as_tensors, require_capturable
+from fx_passes.shapes import run_with_shapes
 from fx_passes.tracing import trace
 
 __all__ = ["capture"]
@@ -33,10 +37,16 @@ _PASSES = (
     PositionalInputs(),
     DropInplace(),
     UnifyAdditions(),
+    FoldLayerConstants(),
     FunctionalToModules(),
     DropIdentities(),
     CloneSharedModules(),
 )
+_SHAPED_PASSES = (
+    DropCasts(),
+    ChannelArithmetic(),
+    PixelLinears(),
+)  # these read the shapes and types that a run leaves at the nodes
 _TOLERANCE = 1e-5  # relative to the largest output; the captured graph runs the same kernels in the same order
 
 
@@ -62,26 +72,36 @@ def capture(model: nn.Module, example_inputs: Tensor | Sequence[Tensor]) -> fx.G
     expected = _run(copied, inputs)
     _require_finite_outputs(type(model).__name__, expected)
     gm = trace(copied, inputs)
-    for normalise in _PASSES:
-        normalise(gm)
+    _normalise(gm, _PASSES)
     preserve_attributes(copied, gm)
-    tidy(gm).eval()
-    _require_equal(type(model).__name__, expected, _run_with_shapes(gm, inputs))
-    DropCasts()(gm)  # reads the types that the run left at the nodes
+    found = run_with_shapes(tidy(gm).eval(), inputs)
+    if _normalise(gm, _SHAPED_PASSES):
+        found = run_with_shapes(tidy(gm), inputs)
+    _require_equal(type(model).__name__, expected, found)
     return gm
 
 
-def _run_with_shapes(gm: fx.GraphModule, inputs: Sequence[Tensor]) -> list[Tensor]:
-    """Return the outputs of `gm`, and write `meta["tensor_meta"]` at each of its nodes on the way."""
-    with torch.no_grad():
-        output = ShapeProp(gm).propagate(*inputs)
-    return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+def _normalise(gm: fx.GraphModule, passes: Sequence[PassBase]) -> bool:
+    """Run passes over a graph in place, in their order, and say whether any changed it."""
+    modified = False
+    for normalise in passes:
+        try:
+            result = normalise(gm)
+            modified |= result is not None and result.modified
+        except Exception as error:
+            raise CaptureError(
+                f"{type(gm).__name__} was traced, but {type(normalise).__name__} could not bring its graph to the "
+                f"canonical form ({type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}); "
+                "this is a fault of depthcomp, so please report it with the model; capturing a part of the network "
+                "that leaves out the layer concerned gets around it"
+            ) from error
+    return modified
 
 
 def _run(module: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
     try:
         with torch.no_grad():
-            output = module(*inputs)
+            output = module(*(x.clone() for x in inputs))  # a forward may overwrite what it is given
     except Exception as error:
         shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
         raise CaptureError(

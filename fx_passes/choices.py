@@ -12,7 +12,7 @@ from fx_passes.affine import AffineConv
 from fx_passes.collapse import operands
 from fx_passes.ends import activation_to_insert, end_activation
 from fx_passes.layer_pruning import Prunings
-from fx_passes.operators import Role, called_module, image_shape, role
+from fx_passes.operators import NORMS, Role, called_module, follows_convolution, image_shape, role
 from fx_passes.plan import End, SpanChoice
 
 __all__ = ["Offers", "Piece", "SpanLimits"]
@@ -141,17 +141,14 @@ class Offers:
     def _weighted(self, nodes: tuple[str, ...]) -> int:
         """Return how many operators a runtime computes one after another at these nodes."""
         modules = [called_module(self._gm, self._nodes[name]) for name in nodes]
-        return sum(isinstance(module, nn.Conv2d | nn.AvgPool2d | nn.BatchNorm2d) for module in modules) - sum(
+        return sum(isinstance(module, (nn.Conv2d, nn.AvgPool2d, *NORMS)) for module in modules) - sum(
             self._follows_conv(name) for name in nodes
         )
 
     def _follows_conv(self, name: str) -> bool:
         """Say whether a node is a normalisation that any runtime folds into the convolution before it."""
         node = self._nodes[name]
-        if not isinstance(called_module(self._gm, node), nn.BatchNorm2d):
-            return False
-        source = node.args[0]
-        return isinstance(source, fx.Node) and isinstance(called_module(self._gm, source), nn.Conv2d)
+        return isinstance(called_module(self._gm, node), NORMS) and follows_convolution(self._gm, node)
 
     def _macs(self, name: str) -> int:
         node = self._nodes[name]

@@ -13,6 +13,8 @@ from toy_nets import Chain, image, plan_of, randomise, relative_error
 
 from depthcomp_errors import CaptureError
 from fx_passes import capture, enumerate_spans, find_span, linearize, merge
+from fx_passes.channel_affine import ChannelAffine
+from fx_passes.normalise.additions import UnifyAdditions
 from fx_passes.operators import image_shape
 
 
@@ -41,6 +43,7 @@ class Functional(nn.Module):
         self.conv, self.norm = nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5, eps=0.1)
         self.kernel = nn.Parameter(torch.randn(5, 1, 3, 3))
         self.shift = nn.Parameter(torch.randn(5))
+        self.columns = nn.Parameter(torch.randn(2, 4))
 
     def forward(self, x):
         x = F.relu(self.norm(self.conv(x)), inplace=True)
@@ -52,7 +55,7 @@ class Functional(nn.Module):
         x = F.leaky_relu(F.hardtanh(x, -0.5, 2.0), 0.3)
         x = F.dropout(F.softplus(x, 2.0), 0.4, self.training)
         x = torch.sigmoid(F.silu(x).tanh())
-        return F.avg_pool2d(F.gelu(x, approximate="tanh"), 3, padding=1)
+        return F.linear(F.avg_pool2d(F.gelu(x, approximate="tanh"), 3, padding=1), self.columns)
 
 
 def test_functional_layers_become_modules():
@@ -60,7 +63,7 @@ def test_functional_layers_become_modules():
     gm = check(randomise(Functional()), torch.randn(2, 3, 11, 13))
     assert called(gm) == [
         nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.Conv2d, nn.BatchNorm2d, nn.Hardtanh, nn.LeakyReLU, nn.Softplus,
-        nn.Dropout, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.AvgPool2d,
+        nn.Dropout, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.AvgPool2d, nn.Linear,
     ]  # fmt: skip
     assert functions(gm) == []
     dropout = next(m for m in gm.modules() if isinstance(m, nn.Dropout))
@@ -130,6 +133,27 @@ def test_what_an_in_place_layer_overwrites_is_read_as_overwritten():
     gm = check(Overwriting(), torch.randn(2, 3, 7, 5))
     assert not any(getattr(module, "inplace", False) for module in gm.modules())
     assert operator.iadd not in functions(gm)
+
+
+class OverwritingItsInput(nn.Module):
+    """Normalises the image in place, and only then looks at it."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3)
+
+    def forward(self, x):
+        x.sub_(0.5).div_(0.2)
+        return self.conv(x)
+
+
+def test_a_forward_that_overwrites_its_input_is_captured_without_changing_the_example():
+    torch.manual_seed(0)
+    net, x = OverwritingItsInput(), torch.randn(2, 3, 7, 5)
+    before = x.clone()
+    gm = capture(net, x)
+    assert torch.equal(x, before)
+    assert relative_error(gm(x), net(before)) < 1e-6
 
 
 def test_shared_modules_are_cloned_with_equal_weights():
@@ -239,6 +263,34 @@ class Random(nn.Module):
 def test_a_random_forward_is_refused():
     with pytest.raises(CaptureError, match=r"Random differs from the model.*draws random numbers"):
         capture(Random(), torch.zeros(1, 3, 5, 5))
+
+
+class Counting(nn.Module):
+    """Computes something else each time, as it counts its calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return x.reshape(self.calls, -1)
+
+
+def test_a_graph_that_fails_where_the_model_did_not_names_the_node(capfd):
+    with pytest.raises(CaptureError, match=r"Counting was traced, but .* node reshape .*invalid.*keep no counters"):
+        capture(Counting(), torch.zeros(1, 1, 5, 5))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_pass_that_fails_is_named(monkeypatch, capfd):
+    def fail(self, gm):
+        raise KeyError("conv1")
+
+    monkeypatch.setattr(UnifyAdditions, "call", fail)
+    with pytest.raises(CaptureError, match=r"Chain was traced, but UnifyAdditions could not .*'conv1'.*report it"):
+        capture(Chain(), torch.zeros(1, 3, 11, 13))
+    assert capfd.readouterr() == ("", "")
 
 
 class Masked(nn.Module):
@@ -382,7 +434,7 @@ class Gated(nn.Module):
 def test_a_layer_that_cannot_be_traced_stays_a_layer():
     torch.manual_seed(0)
     gm = check(Gated(), torch.randn(2, 3, 11, 13))
-    assert called(gm) == [nn.Conv2d, nn.ReLU, nn.Conv2d, Gate, nn.Conv2d]
+    assert called(gm) == [nn.Conv2d, nn.ReLU, nn.Conv2d, Gate, ChannelAffine, nn.Conv2d]
     assert find_span(gm, "x", "before_2").choices
     gate = next(node for node in gm.graph.nodes if node.target == "gate")
     assert image_shape(gate) == (2, 5, 7, 9)
