@@ -26,6 +26,7 @@ from fx_passes.normalise.inplace import DropInplace
 from fx_passes.normalise.layer_constants import FoldLayerConstants
 from fx_passes.normalise.modules import CloneSharedModules, DropIdentities
 from fx_passes.normalise.pixel_layers import PixelLinears
+from fx_passes.parts import suggest_part
 from fx_passes.preconditions import as_tensors, require_capturable
 from fx_passes.shapes import run_with_shapes
 from fx_passes.tracing import trace
@@ -104,6 +105,7 @@ def _run(module: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
         with torch.no_grad():
             output = module(*(x.clone() for x in inputs))  # a forward may overwrite what it is given
     except Exception as error:
+        _require_tensors_taken(module, inputs)
         shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
         raise CaptureError(
             f"example_inputs of shape {shapes} do not fit {type(module).__name__}: its forward raised "
@@ -111,6 +113,19 @@ def _run(module: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
             "pass one tensor per forward argument, of the shape, dtype and device that the model takes"
         ) from error
     return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+
+
+def _require_tensors_taken(module: nn.Module, inputs: Sequence[Tensor]) -> None:
+    """Refuse a forward that takes a list of images where others take a batch."""
+    try:
+        with torch.no_grad():
+            module([x.clone() for x in inputs])
+    except Exception:
+        return  # then it is not that
+    raise CaptureError(
+        f"the forward of {type(module).__name__} takes a list of tensors, and only one that takes tensors can be "
+        f"captured; write one that does{suggest_part(module)}"
+    )
 
 
 def _require_finite_outputs(name: str, outputs: list[Tensor]) -> None:
