@@ -18,8 +18,8 @@ QUICK = [
     "fasterrcnn_mobilenet_v3_large_fpn",
 ]
 SLOW = [
-    "fcn_resnet50", "deeplabv3_resnet50", "fasterrcnn_resnet50_fpn", "retinanet_resnet50_fpn", "fcos_resnet50_fpn", "ssd300_vgg16",
-    "maskrcnn_resnet50_fpn", "keypointrcnn_resnet50_fpn",
+    "fcn_resnet50", "deeplabv3_resnet50", "fasterrcnn_resnet50_fpn", "retinanet_resnet50_fpn", "fcos_resnet50_fpn",
+    "ssd300_vgg16", "maskrcnn_resnet50_fpn", "keypointrcnn_resnet50_fpn",
 ]  # fmt: skip
 
 
