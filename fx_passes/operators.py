@@ -84,14 +84,22 @@ def describe(gm: fx.GraphModule, node: fx.Node) -> str:
     return _judge(gm, node)[1]
 
 
-def affine_operator(gm: fx.GraphModule, node: fx.Node, channels: int, *, device: str = "cpu") -> AffineConv:
+def affine_operator(
+    gm: fx.GraphModule,
+    node: fx.Node,
+    channels: int,
+    *,
+    device: str = "cpu",
+    largest_kernel: tuple[int, int] | None = None,
+) -> AffineConv:
     """Return the float64 operator of an AFFINE node that reads `channels` channels.
 
-    It is computed on `device`; on "meta" only its shapes are.
+    It is computed on `device`; on "meta" only its shapes are. With `largest_kernel`, only taps in the middle of a
+    dilated kernel count.
     """
     module = called_module(gm, node)
     if isinstance(module, nn.Conv2d):
-        return affine.from_conv(module, device=device)
+        return affine.from_conv(module, device=device, largest_kernel=largest_kernel)
     if isinstance(module, nn.BatchNorm2d):
         return affine.from_batch_norm(module, device=device)
     if isinstance(module, ChannelAffine):

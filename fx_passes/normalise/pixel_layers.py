@@ -113,8 +113,8 @@ def _readers(node: fx.Node) -> list[fx.Node]:
 def _asks_leading_size(node: fx.Node) -> bool:
     if node.op == "call_method" and node.target == "size":
         return bool(node.args[1:] in ((0,), (1,)))
-    asks = node.target is getattr and bool(node.args[1] == "shape")
-    return asks and all(user.target is operator.getitem and user.args[1] in (0, 1) for user in node.users)
+    asks = node.target is getattr and node.args[1] == "shape"
+    return bool(asks and all(user.target is operator.getitem and user.args[1] in (0, 1) for user in node.users))
 
 
 def _on_images(module: nn.Module | None) -> nn.Module | None:
