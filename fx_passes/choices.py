@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from torch import fx, nn
@@ -48,6 +48,7 @@ class Piece:
         nodes: names of its nodes in order.
         operator: its collapse into one convolution, weights on the meta device.
         in_shape: (batch, channels, height, width) at the entry.
+        macs: multiply-adds of its convolutions as they are, for the whole batch.
         prunings: which convolutions to prune for a smaller kernel; None where that is not known.
     """
 
@@ -57,6 +58,7 @@ class Piece:
     nodes: tuple[str, ...]
     operator: AffineConv
     in_shape: tuple[int, int, int, int]
+    macs: int
     prunings: Prunings | None
 
 
@@ -98,7 +100,7 @@ class Offers:
             "times the multiply-adds of what it replaces, at every kernel size, and shapes forbid identity"
         )
 
-    def macs(self, names: tuple[str, ...]) -> int:
+    def macs(self, names: Iterable[str]) -> int:
         """Return the multiply-adds of nodes as they are, for the whole batch."""
         return sum(map(self._macs, names))
 
@@ -129,7 +131,7 @@ class Offers:
                 yield end
 
     def _allows(self, piece: Piece, kernel: tuple[int, int]) -> bool:
-        allowed = self._limits.largest_mac_growth * self.macs(piece.nodes)
+        allowed = self._limits.largest_mac_growth * piece.macs
         return max(kernel) <= self._limits.largest_kernel and _macs(piece.operator, kernel, piece.in_shape) <= allowed
 
     def _joins(self, name: str) -> bool:
