@@ -26,6 +26,7 @@ from fx_passes.normalise.inplace import DropInplace
 from fx_passes.normalise.layer_constants import FoldLayerConstants
 from fx_passes.normalise.modules import CloneSharedModules, DropIdentities
 from fx_passes.normalise.pixel_layers import PixelLinears
+from fx_passes.parametrizations import remove_parametrizations
 from fx_passes.parts import suggest_part
 from fx_passes.preconditions import as_tensors, require_capturable
 from fx_passes.shapes import run_with_shapes
@@ -70,7 +71,8 @@ def capture(model: nn.Module, example_inputs: Tensor | Sequence[Tensor]) -> fx.G
     """
     require_capturable(model)
     inputs = as_tensors(example_inputs)
-    copied = copy.deepcopy(model).eval()
+    copied = _copy(model).eval()
+    remove_parametrizations(copied)
     expected = _run(copied, inputs)
     _require_finite_outputs(type(model).__name__, expected)
     gm = trace(copied, inputs)
@@ -81,6 +83,17 @@ def capture(model: nn.Module, example_inputs: Tensor | Sequence[Tensor]) -> fx.G
         found = run_with_shapes(tidy(gm), inputs)
     _require_equal(type(model).__name__, expected, found, _tolerance(gm))
     return gm
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:
+        raise CaptureError(
+            f"{type(model).__name__} cannot be copied ({type(error).__name__}: "
+            f"{(str(error).strip() or 'no message').splitlines()[0]}); take off hooks that compute its weights, as "
+            "torch.nn.utils.remove_weight_norm does, and keep only parameters and buffers as its tensors"
+        ) from error
 
 
 def _normalise(gm: fx.GraphModule, passes: Sequence[PassBase]) -> bool:

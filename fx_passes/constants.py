@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from fx_passes.operators import called_module
+
 __all__ = ["Constants"]
 
 
@@ -25,10 +27,10 @@ class Constants:
             if node.op == "get_attr":
                 tensor = _fetch(gm, node)
                 self._learned[node] = isinstance(tensor, nn.Parameter) and tensor.requires_grad
-            elif node.op in ("call_function", "call_method"):
+            elif node.op in ("call_function", "call_method", "call_module"):
                 sources = [self._learned.get(source) for source in node.all_input_nodes]
                 if sources and None not in sources:
-                    self._learned[node] = any(sources)
+                    self._learned[node] = any(sources) or _is_trained(called_module(gm, node))
 
     def __contains__(self, node: object) -> bool:
         """Say whether a node's value depends on no input."""
@@ -52,8 +54,15 @@ class Constants:
             return value.detach() if isinstance(value, Tensor) else value
         if node.op == "call_method":
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        module = called_module(self._gm, node)
+        if module is not None:
+            return module(*args, **kwargs)
         assert callable(node.target)  # a function: fx knows no other nodes that compute
         return node.target(*args, **kwargs)
+
+
+def _is_trained(module: nn.Module | None) -> bool:
+    return module is not None and any(parameter.requires_grad for parameter in module.parameters())
 
 
 def _fetch(gm: fx.GraphModule, node: fx.Node) -> Any:

@@ -5,9 +5,10 @@ import timm
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import parametrizations, parametrize
 from toy_nets import image, outputs, relative_error
 
-from fx_passes import capture, enumerate_spans, linearize, merge
+from fx_passes import capture, enumerate_spans, free_merges, linearize, merge
 from fx_passes.plan import Plan
 
 
@@ -61,6 +62,45 @@ def test_a_frozen_weight_stays_frozen(frozen):
     gm = capture(nn.Sequential(net), image().float())
     (conv,) = (m for m in gm.modules() if isinstance(m, nn.Conv2d))
     assert conv.weight.requires_grad != frozen
+
+
+class Mixed(nn.Module):
+    """A convolution and a skip, mixed in a proportion that is learned."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.share = nn.Conv2d(3, 3, 3, padding=1), nn.Parameter(torch.randn(()))
+
+    def forward(self, x):
+        share = torch.sigmoid(self.share)
+        return self.conv(x) * share + x * (1 - share)
+
+
+def test_a_factor_that_an_activation_computes_is_a_constant_like_any_other():
+    torch.manual_seed(0)
+    net, x = Mixed().double(), image()
+    gm = capture(net, x)
+    assert [choice.kind for choice in free_merges(gm)] == ["merge"]
+    merged = merge(linearize(gm, free_merges(gm)), free_merges(gm))
+    assert relative_error(outputs(merged, x)[0], net(x)) < 1e-12
+
+
+@pytest.mark.parametrize("normalise", [parametrizations.weight_norm, parametrizations.spectral_norm])
+def test_a_parametrized_convolution_becomes_a_plain_one(normalise):
+    torch.manual_seed(0)
+    net, x = nn.Sequential(normalise(nn.Conv2d(3, 5, 3)), nn.Conv2d(5, 5, 3)).double().eval(), image()
+    gm = capture(net, x)
+    assert [type(layer) for layer in gm.children()] == [nn.Conv2d, nn.Conv2d]
+    assert relative_error(outputs(gm, x)[0], net(x)) < 1e-12
+    assert all(parameter.requires_grad for parameter in gm.parameters())
+    assert parametrize.is_parametrized(net[0])  # the model itself is not changed
+
+
+def test_a_model_that_cannot_be_copied_is_refused():
+    with pytest.warns(FutureWarning, match="deprecated"):
+        net = nn.Sequential(torch.nn.utils.weight_norm(nn.Conv2d(3, 5, 3)))
+    with pytest.raises(ValueError, match=r"Sequential cannot be copied \(RuntimeError: .*remove_weight_norm"):
+        capture(net, image().float())
 
 
 class Biased(nn.Module):
