@@ -18,7 +18,6 @@ from fx_passes import Span, capture, enumerate_spans, linearize, merge, random_p
 CAPTURE_TOLERANCE, MERGE_TOLERANCE = 1e-5, 1e-9  # relative to the largest output; in the model's type, in float64
 SLOWEST_S = {"torchvision:mobilenet_v2": 3.0, "timm:mobilenetv2_035": 3.0}
 SLOWEST_ELSE_S = 10.0  # processor time of one thread for capturing a network and enumerating its spans
-SETTLING_IMAGES = 8  # enough for a variance where a norm sees one pixel an image
 
 _FUNCTIONS = ("call_function", "call_method")  # what is no layer in a captured graph
 
@@ -114,19 +113,21 @@ def _carry_out(gm: fx.GraphModule, seed: int, x: Tensor) -> Record:
 
 
 def _settle(linearized: fx.GraphModule, x: Tensor) -> None:
-    """Give each norm the statistics of what it reads on random images, as training would.
+    """Give each norm the scale of what it reads, as training would.
 
     A random plan may replace a squeeze-and-excitation gate by the pooled image that it reads: its block then squares
     its values, a stage of such blocks overflows even float64, and there is nothing left to compare.
     """
+
+    def match_scale(norm: nn.Module, args: tuple[Tensor, ...]) -> None:
+        norm.get_buffer("running_mean").zero_()
+        norm.get_buffer("running_var").fill_(args[0].square().mean())
+
     norms = [module for module in linearized.modules() if isinstance(module, nn.BatchNorm2d)]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # the plain average over the batches seen
-        norm.train()
-    images = torch.randn(SETTLING_IMAGES, *x.shape[1:], generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    _outputs(linearized, images)
-    linearized.eval()
+    hooks = [norm.register_forward_pre_hook(match_scale) for norm in norms]
+    _outputs(linearized, x.double())
+    for hook in hooks:
+        hook.remove()
 
 
 def _outputs(module: nn.Module, x: Tensor) -> list[Tensor]:
