@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import time
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -99,38 +100,41 @@ def _title(target: Any) -> str:
 def _carry_out(gm: fx.GraphModule, seed: int, x: Tensor) -> Record:
     """Return how a random plan went in float64: its length, the convolutions left, the merged network's error."""
     plan = random_plan(gm, np.random.default_rng(seed))
-    linearized = linearize(gm, plan).double()
-    wanted = _outputs(linearized, x.double())
-    settled = not all(bool(output.isfinite().all()) for output in wanted)
-    if settled:
-        _settle(linearized, x)
-        wanted = _outputs(linearized, x.double())
+    linearized, x = linearize(gm, plan).double(), x.double()
     merged = merge(linearized, plan)
-    del linearized  # the largest networks leave no room for one copy more
+    wanted, found = _outputs(linearized, x), _outputs(merged, x)
+    overflows = not all(bool(output.isfinite().all()) for output in wanted)
+    if overflows:
+        shared = {node.name for node in merged.graph.nodes if node.op == "call_module"}
+        wanted, found = (_outputs(_UnitScale(graph, shared).run, x) for graph in (linearized, merged))
     left = sum(isinstance(module, nn.Conv2d) for module in merged.modules())
-    error = _error(_outputs(merged, x.double()), wanted)
-    return {"seed": seed, "choices": len(plan), "convolutions": left, "merge_error": error, "settled": settled}
+    return {
+        "seed": seed, "choices": len(plan), "convolutions": left, "merge_error": _error(found, wanted),
+        "rescaled": overflows,
+    }  # fmt: skip
 
 
-def _settle(linearized: fx.GraphModule, x: Tensor) -> None:
-    """Give each norm the scale of what it reads, as training would.
+class _UnitScale(fx.Interpreter):
+    """Runs a graph with the tensors at some nodes divided by their root mean square.
 
     A random plan may replace a squeeze-and-excitation gate by the pooled image that it reads: its block then squares
-    its values, a stage of such blocks overflows even float64, and there is nothing left to compare.
+    its values, a row of such blocks overflows even float64, and there is nothing left to compare. With the scale
+    taken out at the nodes that two graphs share, both still compute the same if, and only if, each piece does.
     """
 
-    def match_scale(norm: nn.Module, args: tuple[Tensor, ...]) -> None:
-        norm.get_buffer("running_mean").zero_()
-        norm.get_buffer("running_var").fill_(args[0].square().mean())
+    def __init__(self, gm: fx.GraphModule, names: set[str]) -> None:
+        super().__init__(gm)
+        self._names = names
 
-    norms = [module for module in linearized.modules() if isinstance(module, nn.BatchNorm2d)]
-    hooks = [norm.register_forward_pre_hook(match_scale) for norm in norms]
-    _outputs(linearized, x.double())
-    for hook in hooks:
-        hook.remove()
+    def run_node(self, n: fx.Node) -> Any:
+        """Return what a node computes, at unit scale where that is asked for."""
+        result = super().run_node(n)
+        if n.name not in self._names or not isinstance(result, Tensor):
+            return result
+        return result / result.square().mean().sqrt().clamp_min(1e-12)
 
 
-def _outputs(module: nn.Module, x: Tensor) -> list[Tensor]:
+def _outputs(module: Callable[[Tensor], Any], x: Tensor) -> list[Tensor]:
     with torch.no_grad():
         return [leaf for leaf in tree_leaves(module(x)) if isinstance(leaf, Tensor)]
 
