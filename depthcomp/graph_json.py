@@ -1,8 +1,8 @@
 """A network's structure as plain JSON, both ways, from closed lists of what may appear in it.
 
-Nothing in a file decides what is imported or looked up: layers come from `torch.nn`, functions, methods and
-attributes from the lists below, and every name that ends up in generated code is checked against a pattern.
-Tensors are kept apart; the JSON only names them.
+Nothing in a file decides what is imported or looked up: layers come from `torch.nn` and a list of this package's
+own, functions, methods and attributes from the lists below, and every name that ends up in generated code is checked
+against a pattern. Tensors are kept apart; the JSON only names them.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 from torch import Tensor, fx, nn
 
+from fx_passes.channel_affine import ChannelAffine
 from latency_tables.table_file import first_fault
 
 __all__ = [
@@ -60,7 +61,7 @@ class StoredNode(_Stored):
 
 
 class StoredModule(_Stored):
-    """A layer of `torch.nn` by the name of its class and the arguments of its constructor."""
+    """A layer of `torch.nn`, or of captured graphs, by the name of its class and the arguments of its constructor."""
 
     kind: Identifier
     arguments: dict[Identifier, Any]
@@ -147,6 +148,7 @@ _MEMORY_FORMATS = {
         torch.channels_last_3d,
     )
 }
+_OWN_LAYERS = {layer.__name__: layer for layer in (ChannelAffine,)}  # of captured graphs, beside those of torch.nn
 _DEVICE = re.compile(r"(cpu|cuda|xpu|mps|meta)(:[0-9]+)?")
 
 
@@ -411,7 +413,7 @@ def build_module(stored: StoredModule) -> nn.Module:
 
 
 def _layer(kind: str) -> type[nn.Module] | None:
-    layer = vars(nn).get(kind)
+    layer = _OWN_LAYERS.get(kind) or vars(nn).get(kind)
     return layer if isinstance(layer, type) and issubclass(layer, nn.Module) else None
 
 

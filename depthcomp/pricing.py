@@ -15,7 +15,15 @@ from torch import fx, nn
 from dp_solver import Chain, Choice, Parallel
 from fx_passes import Level, Span, SpanChoice, Unit
 from fx_passes.affine import AffineConv, conv_padding, crop_kernel
-from fx_passes.operators import Role, affine_operator, called_module, image_shape, role
+from fx_passes.operators import (
+    NORMS,
+    Role,
+    affine_operator,
+    called_module,
+    follows_convolution,
+    image_shape,
+    role,
+)
 from latency_tables import OperatorSignature
 
 __all__ = ["Candidate", "Pricing", "candidates_of"]
@@ -121,7 +129,7 @@ class Pricing:
                 return _ACTIVATION_NAMES[type(called_module(self._gm, user))], residual  # type: ignore[index]
             if kind is Role.ADD and not residual and self._computed_last(node, user):
                 residual = True
-            elif kind is not Role.PASS and not isinstance(called_module(self._gm, user), nn.BatchNorm2d):
+            elif kind is not Role.PASS and not isinstance(called_module(self._gm, user), NORMS):
                 break
             node = user
         return None, residual
@@ -142,13 +150,9 @@ class Pricing:
         operator = affine_operator(self._gm, node, shape[1], device="meta")
         if isinstance(module, nn.AvgPool2d):
             return _signature("avg_pool", operator, shape, epilogue)
-        if isinstance(module, nn.BatchNorm2d) and not self._folds(node):
+        if isinstance(module, NORMS) and not follows_convolution(self._gm, node):
             return _signature("scale", operator, shape, epilogue)
         return None
-
-    def _folds(self, norm: fx.Node) -> bool:
-        source = norm.args[0]
-        return isinstance(source, fx.Node) and isinstance(called_module(self._gm, source), nn.Conv2d)
 
 
 def candidates_of(span: Span, epilogue: Callable[[str], tuple[str | None, bool]]) -> list[Candidate]:

@@ -23,6 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fx_passes.channel_affine import ChannelAffine
+
 __all__ = [
     "AffineConv",
     "NotAffineError",
@@ -34,6 +36,7 @@ __all__ = [
     "first_channels",
     "from_avg_pool",
     "from_batch_norm",
+    "from_channel_affine",
     "from_conv",
     "from_padding",
     "identity",
@@ -130,15 +133,29 @@ def from_padding(channels: int, padding: Sides, *, device: str = "cpu") -> Affin
     return AffineConv(base.weight, base.bias, (1, 1), padding, channels)
 
 
-def from_conv(conv: nn.Conv2d, *, device: str = "cpu") -> AffineConv:
-    """Return zero-padded `conv` as an operator in float64, its dilated taps spread over a dense kernel."""
-    weight = _spread_taps(conv.weight.detach().to(device, torch.float64), _pair(conv.dilation))
+def from_conv(conv: nn.Conv2d, *, device: str = "cpu", largest_kernel: Pair | None = None) -> AffineConv:
+    """Return zero-padded `conv` as an operator in float64, its dilated taps spread over a dense kernel.
+
+    With `largest_kernel`, a dilated kernel's taps outside a window of that size in its middle are left out, as by
+    `crop_kernel` but without ever holding the dense kernel: of dilation 36 and size 3 that has 73 x 73 taps.
+    """
+    spread = [d * (k - 1) + 1 for d, k in zip(_pair(conv.dilation), conv.kernel_size, strict=True)]
+    if largest_kernel is not None and _pair(conv.dilation) != (1, 1):
+        window = min(spread[0], largest_kernel[0]), min(spread[1], largest_kernel[1])
+    else:
+        window = spread[0], spread[1]
+    rows, columns = spread[0] - window[0], spread[1] - window[1]
+    weight = _spread_taps(
+        conv.weight.detach().to(device, torch.float64), _pair(conv.dilation), (rows // 2, columns // 2), window
+    )
     bias = (
         torch.zeros(conv.out_channels, dtype=torch.float64, device=device)
         if conv.bias is None
         else conv.bias.detach().to(device, torch.float64)
     )
-    return AffineConv(weight, bias, _pair(conv.stride), conv_padding(conv), conv.groups)
+    cropped = (rows // 2, rows - rows // 2, columns // 2, columns - columns // 2)
+    top, bottom, left, right = (p - c for p, c in zip(conv_padding(conv), cropped, strict=True))
+    return AffineConv(weight, bias, _pair(conv.stride), (top, bottom, left, right), conv.groups)
 
 
 def conv_padding(conv: nn.Conv2d) -> Sides:
@@ -166,6 +183,16 @@ def from_batch_norm(norm: nn.BatchNorm2d, *, device: str = "cpu") -> AffineConv:
     if norm.bias is not None:
         bias = bias + norm.bias.detach().to(device, torch.float64)
     return AffineConv(scale.reshape(-1, 1, 1, 1), bias, (1, 1), (0, 0, 0, 0), norm.num_features)
+
+
+def from_channel_affine(layer: ChannelAffine, *, device: str = "cpu") -> AffineConv:
+    """Return y = weight x + bias per channel as a depthwise operator."""
+    base = identity(layer.channels, device=device)
+    if device == "meta":
+        return base
+    weight, bias = (None if t is None else t.detach().to(device, torch.float64) for t in (layer.weight, layer.bias))
+    scale = base.weight if weight is None else weight.reshape(-1, 1, 1, 1)
+    return AffineConv(scale, base.bias if bias is None else bias, (1, 1), (0, 0, 0, 0), layer.channels)
 
 
 def from_avg_pool(pool: nn.AvgPool2d, channels: int, *, device: str = "cpu") -> AffineConv:
@@ -328,12 +355,16 @@ def _common_frame(axes: Sequence[tuple[int, int, int]]) -> tuple[int, list[int],
     return last - first + 1, [-before - first for _, before, _ in axes], -first, last + slack
 
 
-def _spread_taps(weight: Tensor, dilation: Pair) -> Tensor:
+def _spread_taps(weight: Tensor, dilation: Pair, start: Pair, size: Pair) -> Tensor:
+    """Return the window of `size` that begins at tap `start` of a dilated kernel, zeros between the taps."""
     if dilation == (1, 1):
         return weight
-    height, width = weight.shape[2:]
-    dense = weight.new_zeros(*weight.shape[:2], dilation[0] * (height - 1) + 1, dilation[1] * (width - 1) + 1)
-    dense[:, :, :: dilation[0], :: dilation[1]] = weight
+    first = [-(-s // d) for s, d in zip(start, dilation, strict=True)]  # of the kernel's taps, the first in the window
+    row, column = (d * f - s for d, f, s in zip(dilation, first, start, strict=True))
+    dense = weight.new_zeros(*weight.shape[:2], *size)
+    places = dense[:, :, row :: dilation[0], column :: dilation[1]]
+    height, width = places.shape[2:]
+    places.copy_(weight[:, :, first[0] : first[0] + height, first[1] : first[1] + width])
     return dense
 
 

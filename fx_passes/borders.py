@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from torch import fx, nn
 
 from fx_passes.affine import Sides, conv_padding
-from fx_passes.operators import Role, called_module, role, zero_padding
+from fx_passes.operators import NORMS, Role, called_module, role, zero_padding
 
 __all__ = ["NO_BORDER", "border_needed", "pads_only_zeros", "zero_beyond_frame"]
 
@@ -51,7 +51,7 @@ def zero_beyond_frame(
 def border_needed(gm: fx.GraphModule, node: fx.Node, border: Sides) -> Sides:
     """Return the border that `node` reads beyond its input's frame to have `border` beyond its own."""
     module = called_module(gm, node)
-    if role(gm, node) is not Role.AFFINE or isinstance(module, nn.BatchNorm2d):
+    if role(gm, node) is not Role.AFFINE or isinstance(module, NORMS):
         return border
     if isinstance(module, nn.Conv2d):
         padding, (vertical, horizontal) = conv_padding(module), module.stride
@@ -70,7 +70,7 @@ def _keeps_zeros(gm: fx.GraphModule, node: fx.Node, carry_biases: bool) -> bool:
     module, padding = called_module(gm, node), border_needed(gm, node, NO_BORDER)
     if isinstance(module, nn.Conv2d):
         return module.kernel_size == (1, 1) and not any(padding) and (carry_biases or module.bias is None)
-    if isinstance(module, nn.BatchNorm2d):
+    if isinstance(module, NORMS):
         return carry_biases
     if carry_biases:  # the constant channel has one tap: nothing may shift it
         return not any(padding) and not isinstance(module, nn.AvgPool2d)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from torch import fx, nn
@@ -12,7 +12,7 @@ from fx_passes.affine import AffineConv
 from fx_passes.collapse import operands
 from fx_passes.ends import activation_to_insert, end_activation
 from fx_passes.layer_pruning import Prunings
-from fx_passes.operators import Role, called_module, image_shape, role
+from fx_passes.operators import NORMS, Role, called_module, follows_convolution, image_shape, role
 from fx_passes.plan import End, SpanChoice
 
 __all__ = ["Offers", "Piece", "SpanLimits"]
@@ -48,6 +48,7 @@ class Piece:
         nodes: names of its nodes in order.
         operator: its collapse into one convolution, weights on the meta device.
         in_shape: (batch, channels, height, width) at the entry.
+        macs: multiply-adds of its convolutions as they are, for the whole batch.
         prunings: which convolutions to prune for a smaller kernel; None where that is not known.
     """
 
@@ -57,6 +58,7 @@ class Piece:
     nodes: tuple[str, ...]
     operator: AffineConv
     in_shape: tuple[int, int, int, int]
+    macs: int
     prunings: Prunings | None
 
 
@@ -98,7 +100,7 @@ class Offers:
             "times the multiply-adds of what it replaces, at every kernel size, and shapes forbid identity"
         )
 
-    def macs(self, names: tuple[str, ...]) -> int:
+    def macs(self, names: Iterable[str]) -> int:
         """Return the multiply-adds of nodes as they are, for the whole batch."""
         return sum(map(self._macs, names))
 
@@ -129,7 +131,7 @@ class Offers:
                 yield end
 
     def _allows(self, piece: Piece, kernel: tuple[int, int]) -> bool:
-        allowed = self._limits.largest_mac_growth * self.macs(piece.nodes)
+        allowed = self._limits.largest_mac_growth * piece.macs
         return max(kernel) <= self._limits.largest_kernel and _macs(piece.operator, kernel, piece.in_shape) <= allowed
 
     def _joins(self, name: str) -> bool:
@@ -141,17 +143,14 @@ class Offers:
     def _weighted(self, nodes: tuple[str, ...]) -> int:
         """Return how many operators a runtime computes one after another at these nodes."""
         modules = [called_module(self._gm, self._nodes[name]) for name in nodes]
-        return sum(isinstance(module, nn.Conv2d | nn.AvgPool2d | nn.BatchNorm2d) for module in modules) - sum(
+        return sum(isinstance(module, (nn.Conv2d, nn.AvgPool2d, *NORMS)) for module in modules) - sum(
             self._follows_conv(name) for name in nodes
         )
 
     def _follows_conv(self, name: str) -> bool:
         """Say whether a node is a normalisation that any runtime folds into the convolution before it."""
         node = self._nodes[name]
-        if not isinstance(called_module(self._gm, node), nn.BatchNorm2d):
-            return False
-        source = node.args[0]
-        return isinstance(source, fx.Node) and isinstance(called_module(self._gm, source), nn.Conv2d)
+        return isinstance(called_module(self._gm, node), NORMS) and follows_convolution(self._gm, node)
 
     def _macs(self, name: str) -> int:
         node = self._nodes[name]

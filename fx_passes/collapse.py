@@ -43,7 +43,7 @@ def collapse(
     """
     values = {entry: affine.identity(channels, device=device)}
     for node in nodes:
-        value = collapse_node(gm, node, values, device=device)
+        value = collapse_node(gm, node, values, device=device, largest_kernel=largest_kernel)
         if largest_kernel is not None:
             height, width = value.kernel
             value = affine.crop_kernel(value, (min(height, largest_kernel[0]), min(width, largest_kernel[1])))
@@ -67,9 +67,16 @@ def collapse_carrying_biases(
 
 
 def collapse_node(
-    gm: fx.GraphModule, node: fx.Node, values: Mapping[fx.Node, AffineConv], *, device: str = "cpu"
+    gm: fx.GraphModule,
+    node: fx.Node,
+    values: Mapping[fx.Node, AffineConv],
+    *,
+    device: str = "cpu",
+    largest_kernel: tuple[int, int] | None = None,
 ) -> AffineConv:
     """Return the operator from the piece's entry to `node`, given those of the nodes that it reads.
+
+    The last two arguments are those of `collapse`; the result itself is not cropped.
 
     Raises:
         NotAffineError: the node is no affine operator of the piece's entry; the message names it.
@@ -83,7 +90,10 @@ def collapse_node(
         raise NotAffineError(f"{node.name} also reads {missing[0]}, which does not come from the span's entry")
     terms = [values[operand] for operand in read]
     try:
-        return _combine(gm, node, kind, terms, device)
+        if kind is Role.AFFINE:
+            operator = affine_operator(gm, node, terms[0].out_channels, device=device, largest_kernel=largest_kernel)
+            return affine.compose(terms[0], operator)
+        return _combine(kind, terms)
     except NotAffineError as reason:
         raise NotAffineError(f"{node.name}: {reason}") from reason
 
@@ -97,12 +107,9 @@ def operands(node: fx.Node, kind: Role) -> list[Any]:
     return node.all_input_nodes
 
 
-def _combine(gm: fx.GraphModule, node: fx.Node, kind: Role, terms: list[AffineConv], device: str) -> AffineConv:
+def _combine(kind: Role, terms: list[AffineConv]) -> AffineConv:
     if kind is Role.ADD:
         return affine.add(terms)
     if kind is Role.CONCAT:
         return affine.concat(terms)
-    if kind is Role.AFFINE:
-        operator = affine_operator(gm, node, terms[0].out_channels, device=device)
-        return affine.compose(terms[0], operator)
     return terms[0]

@@ -5,9 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import fx, nn
 
-__all__ = ["add_module", "attach_attributes", "preserve_attributes", "preserved_attributes", "redirect", "tidy"]
+__all__ = [
+    "add_module",
+    "attach_attributes",
+    "number_kind",
+    "preserve_attributes",
+    "preserved_attributes",
+    "redirect",
+    "tidy",
+]
 
 _PRESERVED = "_user_preserved_attributes"  # torch.fx re-attaches what stands here whenever it rebuilds a GraphModule
 
@@ -23,6 +32,14 @@ def add_module(gm: fx.GraphModule, hint: str, module: nn.Module) -> str:
         name, number = f"{base}_{number}", number + 1
     gm.add_submodule(name, module.train(gm.training))
     return name
+
+
+def number_kind(gm: fx.GraphModule, node: fx.Node) -> tuple[torch.device, torch.dtype]:
+    """Return the device and type of a graph's weights; without any, the CPU and the type captured at `node`."""
+    for tensor in (*gm.parameters(), *gm.buffers()):
+        if tensor.is_floating_point():
+            return tensor.device, tensor.dtype
+    return torch.device("cpu"), node.meta["tensor_meta"].dtype
 
 
 def redirect(node: fx.Node, *, target: str, args: tuple[Any, ...]) -> None:

@@ -19,7 +19,7 @@ from typing import TypeVar
 from torch import fx, nn
 
 from fx_passes.affine import Sides
-from fx_passes.operators import Role, affine_operator, called_module, image_shape, role
+from fx_passes.operators import NORMS, Role, affine_operator, called_module, image_shape, role
 from fx_passes.structure import Level, Unit
 
 __all__ = ["UNPRUNED", "LayerPruner", "Pruning", "Prunings", "with_norms"]
@@ -139,7 +139,7 @@ def with_norms(gm: fx.GraphModule, convolutions: Sequence[fx.Node]) -> list[fx.N
         found.append(node)
         while len(found[-1].users) == 1:
             (user,) = found[-1].users
-            if not isinstance(called_module(gm, user), nn.BatchNorm2d):
+            if not isinstance(called_module(gm, user), NORMS):
                 break
             found.append(user)
     return found

@@ -20,9 +20,9 @@ from fx_passes.affine import AffineConv, Sides
 from fx_passes.borders import NO_BORDER, border_needed, pads_only_zeros
 from fx_passes.collapse import collapse
 from fx_passes.ends import core_of, set_end
-from fx_passes.graph_edit import add_module, redirect, tidy
+from fx_passes.graph_edit import add_module, number_kind, redirect, tidy
 from fx_passes.layer_pruning import with_norms
-from fx_passes.operators import Role, called_module, image_shape, role
+from fx_passes.operators import NORMS, Role, called_module, image_shape, role
 from fx_passes.plan import Plan, SpanChoice
 from fx_passes.spans import Span, find_spans
 
@@ -76,7 +76,7 @@ def insert_convolution(
     """
     top, bottom, left, right = operator.padding
     symmetric = top == bottom >= 0 and left == right >= 0
-    device, dtype = _number_kind(gm, source)
+    device, dtype = number_kind(gm, source)
     conv: nn.Conv2d = skip_init(  # type: ignore[no-untyped-call]  # draws no random numbers, unlike nn.Conv2d
         nn.Conv2d, operator.in_channels, operator.out_channels, operator.kernel, operator.stride,
         padding=(top, left) if symmetric else 0, groups=operator.groups,
@@ -99,14 +99,6 @@ def _require_finite(conv: nn.Conv2d, operator: AffineConv, node: fx.Node) -> Non
             f"the one convolution at {node.name} has weights up to {largest:.3g}, and {conv.weight.dtype} ends at "
             f"{torch.finfo(conv.weight.dtype).max:.3g}; plan shorter spans there, or merge in float32 first"
         )
-
-
-def _number_kind(gm: fx.GraphModule, source: fx.Node) -> tuple[torch.device, torch.dtype]:
-    """Return the device and type of a graph's weights; without any, the CPU and the type captured at `source`."""
-    for tensor in (*gm.parameters(), *gm.buffers()):
-        if tensor.is_floating_point():
-            return tensor.device, tensor.dtype
-    return torch.device("cpu"), source.meta["tensor_meta"].dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,7 +237,7 @@ def _stop_padding(gm: fx.GraphModule, node: fx.Node) -> None:
         module.padding = (0, 0)
     elif isinstance(module, nn.AvgPool2d):
         module.padding = 0
-    elif role(gm, node) is Role.AFFINE and not isinstance(module, nn.BatchNorm2d):
+    elif role(gm, node) is Role.AFFINE and not isinstance(module, NORMS):
         redirect(node, target=add_module(gm, f"unpadded_{node.name}", nn.Identity()), args=node.args[:1])
 
 

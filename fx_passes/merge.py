@@ -6,17 +6,16 @@ import copy
 
 import torch.nn.functional as F
 from torch import fx, nn
-from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from depthcomp_errors import PlanError
-from fx_passes.affine import NotAffineError
+from fx_passes.affine import AffineConv, NotAffineError
 from fx_passes.borders import pads_only_zeros
 from fx_passes.collapse import collapse, collapse_carrying_biases
 from fx_passes.ends import core_of
 from fx_passes.graph_edit import redirect, tidy
 from fx_passes.linearize import insert_convolution
 from fx_passes.normalise.modules import DropIdentities
-from fx_passes.operators import Role, called_module, image_shape, role
+from fx_passes.operators import NORMS, Role, affine_operator, called_module, image_shape, role
 from fx_passes.plan import Plan, SpanChoice
 
 __all__ = ["collapse_spans", "fold_batch_norms", "merge"]
@@ -60,11 +59,11 @@ def fold_batch_norms(gm: fx.GraphModule) -> None:
     """
     for node in list(gm.graph.nodes):
         norm, source = called_module(gm, node), node.args[0] if node.args else None
-        if not isinstance(norm, nn.BatchNorm2d) or not isinstance(source, fx.Node) or len(source.users) > 1:
+        if not isinstance(norm, NORMS) or not isinstance(source, fx.Node) or len(source.users) > 1:
             continue
         conv = called_module(gm, source)
-        if isinstance(conv, nn.Conv2d) and norm.running_mean is not None and norm.running_var is not None:
-            _fold(conv, norm)
+        if isinstance(conv, nn.Conv2d) and role(gm, node) is Role.AFFINE:
+            _fold(conv, affine_operator(gm, node, conv.out_channels, device=str(conv.weight.device)))
             redirect(node, target=str(source.target), args=source.args)
             gm.graph.erase_node(source)
     gm.recompile()
@@ -129,16 +128,11 @@ def _between(entry: fx.Node, core: fx.Node) -> list[fx.Node]:
     return [node for node in entry.graph.nodes if node in found]
 
 
-def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
-    dtype = conv.weight.dtype
-    weight, bias = fuse_conv_bn_weights(
-        conv.weight.double(), None if conv.bias is None else conv.bias.double(),
-        norm.running_mean.double(), norm.running_var.double(), norm.eps,  # type: ignore[union-attr]
-        None if norm.weight is None else norm.weight.double(),
-        None if norm.bias is None else norm.bias.double(),
-    )  # fmt: skip
-    conv.weight = nn.Parameter(weight.detach().to(dtype))
-    conv.bias = nn.Parameter(bias.detach().to(dtype))
+def _fold(conv: nn.Conv2d, norm: AffineConv) -> None:
+    """Let `conv` compute what a norm after it, one scale and shift per channel, makes of its output."""
+    weight = conv.weight.detach().double() * norm.weight
+    bias = norm.bias if conv.bias is None else norm.bias + norm.weight.flatten() * conv.bias.detach().double()
+    conv.weight, conv.bias = (nn.Parameter(tensor.to(conv.weight.dtype)) for tensor in (weight, bias))
 
 
 def _drop_dropout(gm: fx.GraphModule) -> None:

@@ -15,13 +15,16 @@ from torch import fx, nn
 
 from fx_passes import affine
 from fx_passes.affine import AffineConv, NotAffineError
+from fx_passes.channel_affine import ChannelAffine
 
 __all__ = [
     "ACTIVATIONS",
+    "NORMS",
     "Role",
     "affine_operator",
     "called_module",
     "describe",
+    "follows_convolution",
     "image_shape",
     "role",
     "zero_padding",
@@ -31,6 +34,13 @@ ACTIVATIONS: tuple[type[nn.Module], ...] = (
     nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU,
     nn.Mish, nn.Hardswish, nn.Hardsigmoid, nn.Sigmoid, nn.Tanh, nn.Softplus, nn.Softsign, nn.LogSigmoid,
 )  # fmt: skip
+
+NORMS: tuple[type[nn.Module], ...] = (nn.BatchNorm2d, ChannelAffine)
+"""Layers that scale and shift each channel, and that any runtime folds into a convolution before them."""
+
+_LINEAR_LAYERS: tuple[type[nn.Module], ...] = (nn.Conv2d, *NORMS, nn.AvgPool2d, nn.ConstantPad2d)
+_ONLY_PER_CHANNEL = "{} with a constant is merged only where that is one fixed number per channel of an image"
+_ARITHMETIC = (operator.add, operator.sub, operator.mul, operator.truediv)
 
 
 class Role(Enum):
@@ -61,21 +71,39 @@ def role(gm: fx.GraphModule, node: fx.Node) -> Role:
     return _judge(gm, node)[0]
 
 
+def follows_convolution(gm: fx.GraphModule, norm: fx.Node) -> bool:
+    """Say whether a norm reads a convolution, or norms of one: any runtime folds it away then."""
+    source = norm.args[0]
+    while isinstance(source, fx.Node) and isinstance(called_module(gm, source), NORMS):
+        source = source.args[0]
+    return isinstance(source, fx.Node) and isinstance(called_module(gm, source), nn.Conv2d)
+
+
 def describe(gm: fx.GraphModule, node: fx.Node) -> str:
     """Say in a sentence's second half why `node` ends every span; empty for a node that does not."""
     return _judge(gm, node)[1]
 
 
-def affine_operator(gm: fx.GraphModule, node: fx.Node, channels: int, *, device: str = "cpu") -> AffineConv:
+def affine_operator(
+    gm: fx.GraphModule,
+    node: fx.Node,
+    channels: int,
+    *,
+    device: str = "cpu",
+    largest_kernel: tuple[int, int] | None = None,
+) -> AffineConv:
     """Return the float64 operator of an AFFINE node that reads `channels` channels.
 
-    It is computed on `device`; on "meta" only its shapes are.
+    It is computed on `device`; on "meta" only its shapes are. With `largest_kernel`, only taps in the middle of a
+    dilated kernel count.
     """
     module = called_module(gm, node)
     if isinstance(module, nn.Conv2d):
-        return affine.from_conv(module, device=device)
+        return affine.from_conv(module, device=device, largest_kernel=largest_kernel)
     if isinstance(module, nn.BatchNorm2d):
         return affine.from_batch_norm(module, device=device)
+    if isinstance(module, ChannelAffine):
+        return affine.from_channel_affine(module, device=device)
     if isinstance(module, nn.AvgPool2d):
         return affine.from_avg_pool(module, channels, device=device)
     return affine.from_padding(channels, zero_padding(module, node), device=device)
@@ -87,9 +115,11 @@ def _judge(gm: fx.GraphModule, node: fx.Node) -> tuple[Role, str]:
         return Role.ACTIVATION, ""
     if isinstance(module, nn.Dropout | nn.Dropout2d | nn.Identity):
         return Role.PASS, ""
+    if node.target in _ARITHMETIC and sum(isinstance(a, fx.Node) and a.op != "get_attr" for a in node.args) == 1:
+        return Role.BARRIER, _ONLY_PER_CHANNEL.format(_title(module, node))
     if node.target in (operator.add, torch.cat):
         return _judge_join(node)
-    if isinstance(module, nn.Conv2d | nn.BatchNorm2d | nn.AvgPool2d | nn.ZeroPad2d) or node.target is F.pad:
+    if isinstance(module, _LINEAR_LAYERS) or node.target is F.pad:
         obstacle = _obstacle(module, node)
         return (
             (Role.BARRIER, f"{_title(module, node)} is not one convolution: {obstacle}")
@@ -107,6 +137,8 @@ def _obstacle(module: nn.Module | None, node: fx.Node) -> str:
     elif isinstance(module, nn.BatchNorm2d):
         if module.running_mean is None or module.running_var is None:
             return "it keeps no running statistics, so its output depends on the whole batch"
+    elif isinstance(module, ChannelAffine):
+        return ""
     elif isinstance(module, nn.AvgPool2d):
         if module.ceil_mode and module.stride not in (1, (1, 1)):
             return "it rounds its output size up (ceil_mode=True), so its last windows are cut short"
@@ -121,16 +153,9 @@ def _judge_join(node: fx.Node) -> tuple[Role, str]:
     operands = node.all_input_nodes
     shapes = [image_shape(operand) for operand in operands]
     if node.target is operator.add:
-        if len(node.args) == 2 and all(isinstance(a, fx.Node) for a in node.args):
-            if None not in shapes and len(set(shapes)) == 1:
-                return Role.ADD, ""
-            return (
-                Role.BARRIER,
-                "a sum that broadcasts, or is not of images, cannot be merged into a convolution",
-            )
-        if len(operands) == 1 and 0 in node.args and None not in shapes:
-            return Role.PASS, ""
-        return Role.BARRIER, "a sum with a constant is not merged"
+        if None not in shapes and len(set(shapes)) == 1:
+            return Role.ADD, ""
+        return Role.BARRIER, "a sum that broadcasts, or is not of images, cannot be merged into a convolution"
     axis = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
     if axis in (1, -3) and None not in shapes:
         return Role.CONCAT, ""
@@ -151,8 +176,8 @@ def zero_padding(module: nn.Module | None, node: fx.Node) -> affine.Sides:
 
 def _padding_arguments(module: nn.Module | None, node: fx.Node) -> tuple[int, int, int, int] | None:
     """Return (left, right, top, bottom) of a padding with zeros, or None where it is something else."""
-    if isinstance(module, nn.ZeroPad2d):
-        return module.padding
+    if isinstance(module, nn.ConstantPad2d):  # nn.ZeroPad2d is one
+        return module.padding if module.value == 0 else None
     names = ("input", "pad", "mode", "value")
     options: dict[str, Any] = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
     pad = tuple(options["pad"])

@@ -8,7 +8,7 @@ without touching a weight.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -172,12 +172,8 @@ class SpanWalker:
                 if stop == start + 1:
                     yield Span(level, start, stop, tuple(nodes), nodes[-1], None, shape, 0, (), reason)
                 return
-            assert shape is not None  # values would be empty
             prunings = self._prune(prunings, unit)
-            core = self._core(level, stop)
-            operator = values[self._nodes[core]]
-            piece = Piece(level.cuts[start], level.cuts[stop], core, tuple(nodes), operator, shape, prunings)
-            yield self._span(level, start, stop, piece)
+            yield self._span(level, start, stop, tuple(nodes), values, prunings)
 
     def _extend(self, values: dict[fx.Node, AffineConv], unit: Unit) -> str:
         """Add the operators of a unit's nodes to `values`; return why that is impossible, or nothing."""
@@ -199,11 +195,17 @@ class SpanWalker:
         following = None if before is None else self._pruner.of_unit(unit)
         return None if before is None or following is None else before.then(following)
 
-    def _span(self, level: Level, start: int, stop: int, piece: Piece) -> Span:
+    def _span(
+        self, level: Level, start: int, stop: int, nodes: tuple[str, ...],
+        values: Mapping[fx.Node, AffineConv], prunings: Prunings | None,
+    ) -> Span:  # fmt: skip
+        entry, exit_, core = level.cuts[start], level.cuts[stop], self._core(level, stop)
+        operator, shape = values[self._nodes[core]], image_shape(self._nodes[entry])
+        assert shape is not None  # values would be empty
+        piece = Piece(entry, exit_, core, nodes, operator, shape, self._offers.macs(nodes), prunings)
         choices = tuple(self._offers.choices(piece))
         refusal = "" if choices else self._offers.refusal(piece)
-        macs = self._offers.macs(piece.nodes)
-        return Span(level, start, stop, piece.nodes, piece.core, piece.operator, piece.in_shape, macs, choices, refusal)
+        return Span(level, start, stop, nodes, core, operator, shape, piece.macs, choices, refusal)
 
     def _core(self, level: Level, stop: int) -> str:
         """Return the node before the activation and dropout at the end of the unit before cut `stop`."""

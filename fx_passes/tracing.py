@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.utils._pytree import tree_any, tree_map
 
 from depthcomp_errors import CaptureError
+from fx_passes.parts import suggest_part
 
 __all__ = ["trace"]
 
@@ -160,6 +161,6 @@ def _explain(model: nn.Module, error: Exception) -> str:
     reason = str(error).strip().split("\n")[0]
     return (
         f"{type(model).__name__} cannot be traced{where} ({type(error).__name__}: {reason}). "
-        "The forward must not branch on tensor values; rewrite that line with torch.where, "
-        "or wrap it in a function marked with torch.fx.wrap."
+        "The forward must take tensors and not branch on their values; rewrite that line with torch.where, "
+        f"or wrap it in a function marked with torch.fx.wrap{suggest_part(model)}."
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import time
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -30,8 +31,8 @@ def check(net: Net, seeds: int) -> Record:
     stage = "build"
     try:
         model = net.build()
-        record |= _describe(model)
         x = net.images(model, seed=1)
+        record |= _describe(model, x)
         record["input"] = list(x.shape)
         record["symbolic_trace"] = _symbolic_trace(model)
         stage = "capture"
@@ -39,8 +40,9 @@ def check(net: Net, seeds: int) -> Record:
         stage = "compare"
         record["capture_error"] = _error(_outputs(gm, _fresh(x)), _outputs(model, _fresh(x)))
         record["unshaped"] = [node.name for node in gm.graph.nodes if not _has_shape(node)]
-        if record["captured_norms"] < record["norms"]:
-            record["cause"] = f"{record['norms'] - record['captured_norms']} norms are no nn.BatchNorm2d once captured"
+        if record["captured_norms"] < record["running_norms"]:
+            missing = record["running_norms"] - record["captured_norms"]
+            record["cause"] = f"{missing} norms are no nn.BatchNorm2d once captured"
         stage = "plans"
         del model
         record["plans"] = []
@@ -54,12 +56,16 @@ def check(net: Net, seeds: int) -> Record:
     return record
 
 
-def _describe(model: nn.Module) -> Record:
-    modules = list(model.modules())
-    return {
-        "convolutions": sum(isinstance(module, nn.Conv2d) for module in modules),
-        "norms": sum(isinstance(module, nn.BatchNorm2d) for module in modules),
-    }
+def _describe(model: nn.Module, x: Tensor) -> Record:
+    """Return how many convolutions and norms there are, and how many of the norms run: training heads hold more."""
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    running: set[nn.Module] = set()
+    hooks = [norm.register_forward_hook(lambda norm, args, output: running.add(norm)) for norm in norms]
+    _outputs(model, x)
+    for hook in hooks:
+        hook.remove()
+    convolutions = sum(isinstance(module, nn.Conv2d) for module in model.modules())
+    return {"convolutions": convolutions, "norms": len(norms), "running_norms": len(running)}
 
 
 def _symbolic_trace(model: nn.Module) -> bool:
@@ -94,16 +100,41 @@ def _title(target: Any) -> str:
 def _carry_out(gm: fx.GraphModule, seed: int, x: Tensor) -> Record:
     """Return how a random plan went in float64: its length, the convolutions left, the merged network's error."""
     plan = random_plan(gm, np.random.default_rng(seed))
-    linearized = linearize(gm, plan).double()
-    wanted = _outputs(linearized, x.double())
+    linearized, x = linearize(gm, plan).double(), x.double()
     merged = merge(linearized, plan)
-    del linearized  # the largest networks leave no room for one copy more
+    wanted, found = _outputs(linearized, x), _outputs(merged, x)
+    overflows = not all(bool(output.isfinite().all()) for output in wanted)
+    if overflows:
+        shared = {node.name for node in merged.graph.nodes if node.op == "call_module"}
+        wanted, found = (_outputs(_UnitScale(graph, shared).run, x) for graph in (linearized, merged))
     left = sum(isinstance(module, nn.Conv2d) for module in merged.modules())
-    error = _error(_outputs(merged, x.double()), wanted)
-    return {"seed": seed, "choices": len(plan), "convolutions": left, "merge_error": error}
+    return {
+        "seed": seed, "choices": len(plan), "convolutions": left, "merge_error": _error(found, wanted),
+        "rescaled": overflows,
+    }  # fmt: skip
 
 
-def _outputs(module: nn.Module, x: Tensor) -> list[Tensor]:
+class _UnitScale(fx.Interpreter):
+    """Runs a graph with the tensors at some nodes divided by their root mean square.
+
+    A random plan may replace a squeeze-and-excitation gate by the pooled image that it reads: its block then squares
+    its values, a row of such blocks overflows even float64, and there is nothing left to compare. With the scale
+    taken out at the nodes that two graphs share, both still compute the same if, and only if, each piece does.
+    """
+
+    def __init__(self, gm: fx.GraphModule, names: set[str]) -> None:
+        super().__init__(gm)
+        self._names = names
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Return what a node computes, at unit scale where that is asked for."""
+        result = super().run_node(n)
+        if n.name not in self._names or not isinstance(result, Tensor):
+            return result
+        return result / result.square().mean().sqrt().clamp_min(1e-12)
+
+
+def _outputs(module: Callable[[Tensor], Any], x: Tensor) -> list[Tensor]:
     with torch.no_grad():
         return [leaf for leaf in tree_leaves(module(x)) if isinstance(leaf, Tensor)]
 

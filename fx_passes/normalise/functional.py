@@ -26,6 +26,7 @@ _ELEMENTWISE: dict[Any, type[nn.Module]] = {
 }  # fmt: skip
 _BUILTIN_PARAMETERS: dict[Any, tuple[str, ...]] = {  # of functions that carry no Python signature
     F.conv2d: ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
+    F.linear: ("input", "weight", "bias"),
     F.avg_pool2d: (
         "input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override",
     ),
@@ -36,7 +37,7 @@ Arguments = dict[str, Any]
 
 
 class FunctionalToModules(PassBase):
-    """Replace functional activations, dropout, pooling, convolution and batch normalisation by modules.
+    """Replace functional activations, dropout, pooling, linear layers, convolution and batch normalisation.
 
     The weights of a functional layer must be the model's own parameters (`get_attr` nodes); they are shared
     with the new module.
@@ -70,6 +71,8 @@ def _build(gm: fx.GraphModule, node: fx.Node) -> tuple[nn.Module, fx.Node] | Non
         module = _batch_norm(gm, arguments)
     elif node.target is F.conv2d:
         module = _conv(gm, arguments)
+    elif node.target is F.linear:
+        module = _linear(gm, arguments)
     elif node.target is F.avg_pool2d:
         module = nn.AvgPool2d(**arguments)
     return None if module is None else (module, source)
@@ -129,6 +132,17 @@ def _conv(gm: fx.GraphModule, arguments: Arguments) -> nn.Module | None:
     )  # fmt: skip
     module.weight = _parameter(weight)
     module.bias = None if bias is None else _parameter(bias)
+    return module
+
+
+def _linear(gm: fx.GraphModule, arguments: Arguments) -> nn.Module | None:
+    weight, bias = (_tensor(gm, arguments.get(key)) for key in ("weight", "bias"))
+    if weight is None or weight.dim() != 2 or (arguments.get("bias") is not None and bias is None):
+        return None
+    module = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    module.weight = _parameter(weight)
+    if bias is not None:
+        module.bias = _parameter(bias)
     return module
 
 

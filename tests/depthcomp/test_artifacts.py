@@ -20,6 +20,7 @@ from depthcomp.budget import Budget
 from depthcomp.errors import ArtifactError
 from depthcomp.result import CompressionResult, FrontierPoint, Refusal, SpanRecord
 from fx_passes import Plan, SpanChoice, capture, linearize, merge, random_plan
+from fx_passes.channel_affine import ChannelAffine
 from fx_passes.graph_edit import attach_attributes
 from latency_tables import Environment, LatencyTable, Timing
 from latency_tables.entry import Method
@@ -152,6 +153,35 @@ def test_layers_are_read_back_from_their_attributes(layer, tmp_path):
     loaded = artifacts.load_network(artifacts.save_network(gm, tmp_path, (x,)))
     assert torch.equal(loaded(x), gm(x))
     assert repr(loaded) == repr(gm)
+
+
+class Scaled(nn.Module):
+    """A trained scale, a fixed shift, and an input normalisation around a convolution."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.act = nn.Conv2d(3, 5, 3), nn.ReLU()
+        self.gamma = nn.Parameter(torch.randn(5, 1, 1))
+        self.register_buffer("shift", torch.randn(1, 5, 1, 1))
+
+    def forward(self, x):
+        return self.act(self.conv((x - 0.5) / 0.2)) * self.gamma + self.shift
+
+
+def test_layers_of_captured_graphs_come_back(tmp_path):
+    torch.manual_seed(0)
+    x = images(2, 3, 5, 7)
+    gm = capture(Scaled(), x)
+    kinds = [type(gm.get_submodule(node.target)) for node in gm.graph.find_nodes(op="call_module", sort=True)]
+    assert kinds == [ChannelAffine, nn.Conv2d, nn.ReLU, ChannelAffine]
+    artifacts.save_network(gm, tmp_path, (x,))
+    loaded = artifacts.load(tmp_path)
+    assert torch.equal(loaded(x), gm(x))
+    assert {name: repr(m) for name, m in loaded.named_children()} == {n: repr(m) for n, m in gm.named_children()}
+    assert sum(parameter.numel() for parameter in loaded.parameters()) == 5 * 27 + 5 + 5  # gamma trains, the rest not
+    again = capture(loaded, x)
+    assert torch.equal(again(x), gm(x))
+    assert len(list(again.children())) == 4
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])

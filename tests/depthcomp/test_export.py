@@ -13,6 +13,7 @@ from torch import nn
 from depthcomp import export
 from depthcomp.errors import ArtifactError
 from fx_passes import Plan, SpanChoice, capture, linearize, merge, random_plan
+from fx_passes.channel_affine import ChannelAffine
 
 
 def small_net():
@@ -87,6 +88,27 @@ def test_the_constant_channel_of_an_exact_border_is_written(tmp_path):
     plan = Plan((SpanChoice("input_1", "_2", "merge", (3, 3)),))
     path = export.export_onnx(merge(linearize(gm, plan, exact_border=True), plan), (x,), tmp_path / "model.onnx")
     assert [node.op_type for node in onnx.load(path).graph.node] == ["Pad", "Conv"]
+
+
+class Scaled(nn.Module):
+    """Arithmetic per channel that is left alone, between what no convolution takes up."""
+
+    def __init__(self):
+        super().__init__()
+        self.gamma, self.pool = nn.Parameter(torch.randn(5, 1, 1)), nn.MaxPool2d(2)
+        self.conv = nn.Conv2d(3, 5, 3)
+
+    def forward(self, x):
+        return self.pool(self.pool(self.conv((x - 0.5) / 0.2)) * self.gamma + 1) * 0.5
+
+
+def test_arithmetic_per_channel_is_exported(tmp_path):
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 17, 19)
+    gm = capture(Scaled(), x)
+    assert [type(layer) for layer in gm.children()].count(ChannelAffine) == 3
+    graph = onnx.load(export.export_onnx(gm, (x,), tmp_path / "m.onnx")).graph  # it compares the outputs
+    assert sorted(node.op_type for node in graph.node) == ["Add", "Add", "Conv", "MaxPool", "MaxPool", *["Mul"] * 3]
 
 
 @pytest.mark.parametrize(

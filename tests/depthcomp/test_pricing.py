@@ -124,6 +124,28 @@ def test_each_sum_is_priced_once(name, request):
     assert sum(s.residual for s in Pricing(gm).kept.values()) == sums > 0
 
 
+class Scaled(nn.Module):
+    """A scale after a norm of a convolution, and a lone one behind an activation."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.act = nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.ReLU()
+        self.gamma, self.pool = nn.Parameter(torch.randn(5, 1, 1)), nn.MaxPool2d(2)
+
+    def forward(self, x):
+        x = self.pool(self.act(self.norm(self.conv(x)) * self.gamma))
+        return x * self.gamma
+
+
+def test_a_scale_costs_nothing_behind_a_convolution_and_as_much_as_a_norm_alone():
+    gm = capture(Scaled(), torch.zeros(2, 3, 9, 11))
+    conv, alone = Pricing(gm).kept.values()
+    assert (conv.op, conv.activation) == ("conv", "relu")
+    assert (alone.op, alone.in_channels, alone.in_size) == ("scale", 5, (3, 4))
+    fold_batch_norms(gm)
+    assert list(Pricing(gm).kept.values()) == [conv, alone]
+
+
 def test_norms_cost_nothing_whether_folded_or_not(mobilenet):
     captured = capture(mobilenet.eval(), torch.zeros(1, 3, 64, 64))
     folded = network_of(mobilenet, 1, 3, 64, 64)

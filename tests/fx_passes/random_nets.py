@@ -38,6 +38,25 @@ class Concat(nn.Module):
         return torch.cat([branch(x) for branch in self.branches], dim=1)
 
 
+class Arithmetic(nn.Module):
+    """A number, or one per channel or pixel, times or plus the image, in some spelling."""
+
+    def __init__(self, spelling, constant):
+        super().__init__()
+        self.spelling = spelling
+        if isinstance(constant, torch.Tensor):
+            self.constant = nn.Parameter(constant)
+        else:
+            self.constant = constant
+
+    def forward(self, x):
+        return self.spelling(x, self.constant)
+
+
+SCALES = (lambda x, c: x * c, lambda x, c: c * x, torch.mul, lambda x, c: x / c)
+SHIFTS = (lambda x, c: x + c, lambda x, c: c - x, torch.add, lambda x, c: x.sub(c), lambda x, c: x - c)
+
+
 class Gate(nn.Module):
     """Squeeze-and-excitation."""
 
@@ -116,7 +135,7 @@ class _Builder:
         return nn.Sequential(*modules), shape, strides
 
     def step(self, shape, strides, depth):
-        kinds = ["layer"] * 6 + ["norm", "activation", "pool", "pad", "dropout", "barrier"]
+        kinds = ["layer"] * 6 + ["norm", "activation", "pool", "pad", "dropout", "barrier", "scale", "shift"]
         if depth > 0:
             kinds += ["skip"] * 3 + ["sum"] * 2 + ["concat"] * 2 + ["dense"]
         kind = self.pick(*kinds)
@@ -165,6 +184,17 @@ class _Builder:
     def norm(self, shape):
         return nn.BatchNorm2d(shape[0], eps=self.pick(1e-5, 0.013, 0.7), affine=bool(self.number(0, 1)))
 
+    def scale(self, shape):
+        return Arithmetic(self.pick(*SCALES), self.constant(shape))
+
+    def shift(self, shape):
+        return Arithmetic(self.pick(*SHIFTS), self.constant(shape))
+
+    def constant(self, shape):
+        """Return a number away from 0, or one per channel, in some shape."""
+        sizes = self.pick(None, (), (1,), (shape[0], 1, 1), (1, shape[0], 1, 1))
+        return self.pick(0.5, 3, -1.5) if sizes is None else torch.rand(sizes) + 0.5
+
     def activation(self, shape):
         return self.pick(*ACTIVATIONS)()
 
@@ -179,7 +209,7 @@ class _Builder:
         return Dense(shape[0], self.number(1, 2), self.number(1, 2))
 
     def barrier(self, shape):
-        kinds = ["max", "gate", "border", "circular", "group", "reflect"]
+        kinds = ["max", "gate", "border", "circular", "group", "reflect", "pixels"]
         if min(shape[1:]) >= 2 * LEAST_SIZE:
             kinds.append("ceil")
         if max(shape[1:]) < 9:
@@ -192,6 +222,7 @@ class _Builder:
             "ceil": lambda: nn.AvgPool2d(2, self.number(1, 2), ceil_mode=True),
             "circular": lambda: nn.Conv2d(shape[0], shape[0], 3, padding=1, padding_mode="circular"),
             "group": lambda: nn.GroupNorm(1, shape[0]),
+            "pixels": lambda: Arithmetic(self.pick(*SCALES, *SHIFTS), torch.rand(shape) + 0.5),
             "reflect": lambda: nn.ReflectionPad2d(1),
             "upsample": lambda: nn.Upsample(scale_factor=2),
         }[kind]()

@@ -256,6 +256,25 @@ def test_cropping_a_kernel_keeps_the_output_size(height, width, rows, columns, s
     assert tuple(cropped(random_image(6)).shape[2:]) == cropped.out_size(SIZE)
 
 
+@given(
+    st.tuples(st.integers(1, 5), st.integers(1, 5)),
+    st.tuples(st.integers(1, 6), st.integers(1, 6)),
+    st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    st.integers(0, 3),
+)
+@settings(max_examples=100, deadline=None)
+def test_the_middle_of_a_dilated_kernel_is_what_cropping_leaves_of_it(size, dilation, largest, padding):
+    conv = nn.Conv2d(2, 6, size, 2, padding, dilation, groups=2)
+    whole, middle = affine.from_conv(conv), affine.from_conv(conv, largest_kernel=largest)
+    if dilation == (1, 1):
+        assert middle.kernel == size
+        return
+    kernel = tuple(min(pair) for pair in zip(whole.kernel, largest, strict=True))
+    wanted = affine.crop_kernel(whole, kernel)
+    assert torch.equal(middle.weight, wanted.weight)
+    assert (middle.padding, middle.stride, middle.groups) == (wanted.padding, wanted.stride, wanted.groups)
+
+
 def test_cropping_drops_only_the_outer_taps():
     operator = random_operator(kernel=(5, 5), padding=(2, 2, 2, 2))
     inner = torch.zeros_like(operator.weight)

@@ -4,6 +4,7 @@ import copy
 import inspect
 import operator
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -12,7 +13,9 @@ from torch import nn
 from toy_nets import Chain, image, plan_of, randomise, relative_error
 
 from depthcomp_errors import CaptureError
-from fx_passes import capture, enumerate_spans, find_span, linearize, merge
+from fx_passes import capture, enumerate_spans, find_span, linearize, merge, random_plan
+from fx_passes.channel_affine import ChannelAffine
+from fx_passes.normalise.additions import UnifyAdditions
 from fx_passes.operators import image_shape
 
 
@@ -41,6 +44,7 @@ class Functional(nn.Module):
         self.conv, self.norm = nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5, eps=0.1)
         self.kernel = nn.Parameter(torch.randn(5, 1, 3, 3))
         self.shift = nn.Parameter(torch.randn(5))
+        self.columns = nn.Parameter(torch.randn(2, 4))
 
     def forward(self, x):
         x = F.relu(self.norm(self.conv(x)), inplace=True)
@@ -52,7 +56,7 @@ class Functional(nn.Module):
         x = F.leaky_relu(F.hardtanh(x, -0.5, 2.0), 0.3)
         x = F.dropout(F.softplus(x, 2.0), 0.4, self.training)
         x = torch.sigmoid(F.silu(x).tanh())
-        return F.avg_pool2d(F.gelu(x, approximate="tanh"), 3, padding=1)
+        return F.linear(F.avg_pool2d(F.gelu(x, approximate="tanh"), 3, padding=1), self.columns)
 
 
 def test_functional_layers_become_modules():
@@ -60,7 +64,7 @@ def test_functional_layers_become_modules():
     gm = check(randomise(Functional()), torch.randn(2, 3, 11, 13))
     assert called(gm) == [
         nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.Conv2d, nn.BatchNorm2d, nn.Hardtanh, nn.LeakyReLU, nn.Softplus,
-        nn.Dropout, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.AvgPool2d,
+        nn.Dropout, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.AvgPool2d, nn.Linear,
     ]  # fmt: skip
     assert functions(gm) == []
     dropout = next(m for m in gm.modules() if isinstance(m, nn.Dropout))
@@ -130,6 +134,27 @@ def test_what_an_in_place_layer_overwrites_is_read_as_overwritten():
     gm = check(Overwriting(), torch.randn(2, 3, 7, 5))
     assert not any(getattr(module, "inplace", False) for module in gm.modules())
     assert operator.iadd not in functions(gm)
+
+
+class OverwritingItsInput(nn.Module):
+    """Normalises the image in place, and only then looks at it."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3)
+
+    def forward(self, x):
+        x.sub_(0.5).div_(0.2)
+        return self.conv(x)
+
+
+def test_a_forward_that_overwrites_its_input_is_captured_without_changing_the_example():
+    torch.manual_seed(0)
+    net, x = OverwritingItsInput(), torch.randn(2, 3, 7, 5)
+    before = x.clone()
+    gm = capture(net, x)
+    assert torch.equal(x, before)
+    assert relative_error(gm(x), net(before)) < 1e-6
 
 
 def test_shared_modules_are_cloned_with_equal_weights():
@@ -241,6 +266,34 @@ def test_a_random_forward_is_refused():
         capture(Random(), torch.zeros(1, 3, 5, 5))
 
 
+class Counting(nn.Module):
+    """Computes something else each time, as it counts its calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return x.reshape(self.calls, -1)
+
+
+def test_a_graph_that_fails_where_the_model_did_not_names_the_node(capfd):
+    with pytest.raises(CaptureError, match=r"Counting was traced, but .* node reshape .*invalid.*keep no counters"):
+        capture(Counting(), torch.zeros(1, 1, 5, 5))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_pass_that_fails_is_named(monkeypatch, capfd):
+    def fail(self, gm):
+        raise KeyError("conv1")
+
+    monkeypatch.setattr(UnifyAdditions, "call", fail)
+    with pytest.raises(CaptureError, match=r"Chain was traced, but UnifyAdditions could not .*'conv1'.*report it"):
+        capture(Chain(), torch.zeros(1, 3, 11, 13))
+    assert capfd.readouterr() == ("", "")
+
+
 class Masked(nn.Module):
     """Returns a boolean, an integer and an image."""
 
@@ -322,6 +375,70 @@ def test_a_model_of_another_precision_stays_in_it(dtype):
     assert {parameter.dtype for parameter in merged.parameters()} == {dtype}
 
 
+class ChangesKind(nn.Module):
+    """Layers that capture writes in another way: joined arithmetic, a computed weight, linear layers on one pixel."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(3, 5, 3, padding=1, bias=False), nn.Conv2d(5, 5, 3, padding=1)
+        self.weight, self.gamma = nn.Parameter(torch.randn(5, 5, 3, 3)), nn.Parameter(torch.rand(5, 1, 1))
+        self.head = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 7), nn.Hardswish(), nn.Linear(7, 3)
+        )
+
+    def forward(self, x):
+        x = F.conv2d(F.relu(self.conv1((x - 0.3) / 0.7)) * self.gamma, self.weight / self.weight.norm(), padding=1)
+        return self.head(F.relu(self.conv2(x) * 0.7 / 0.3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("seed", range(3))
+def test_layers_that_change_kind_do_so_in_half_precision(dtype, seed):
+    torch.manual_seed(seed)
+    model, x = ChangesKind().to(dtype).train(), torch.randn(2, 3, 11, 13).to(dtype)
+    gm = capture(model, x)
+    assert model.training
+    assert [name for name, tensor in gm.state_dict().items() if tensor.dtype != dtype] == []
+    assert nn.Linear not in called(gm)
+    eps = torch.finfo(dtype).eps
+    with torch.no_grad():
+        assert relative_error(gm(x).double(), model.eval()(x).double()) < 8 * eps
+    for plan_seed in range(3):
+        plan = random_plan(gm, np.random.default_rng(plan_seed))
+        linearized = linearize(gm, plan)
+        merged = merge(linearized, plan)
+        assert {parameter.dtype for parameter in merged.parameters()} == {dtype}
+        with torch.no_grad():
+            assert relative_error(merged(x).double(), linearized(x).double()) < 16 * eps
+
+
+def test_merged_weights_are_derived_in_double_precision_and_rounded_once():
+    torch.manual_seed(0)
+    gm = capture(nn.Sequential(nn.Conv2d(3, 7, 3), nn.Conv2d(7, 5, 3)).half(), torch.randn(2, 3, 11, 13).half())
+    plan = plan_of(("input_1", "_1", "merge", (5, 5)))
+    linearized = linearize(gm, plan)
+    (found,) = (p for name, p in merge(linearized, plan).named_parameters() if name.endswith("weight"))
+    (wanted,) = (p for name, p in merge(linearized.double(), plan).named_parameters() if name.endswith("weight"))
+    assert torch.equal(found, wanted.half())
+
+
+class Wrong(nn.Module):
+    """Computes by a thousandth more at each call."""
+
+    def __init__(self):
+        super().__init__()
+        self.factor = 1.0
+
+    def forward(self, x):
+        self.factor += 1e-3
+        return x * self.factor
+
+
+def test_single_precision_is_not_judged_by_the_measure_of_half_precision():
+    with pytest.raises(CaptureError, match=r"Wrong differs from the model by 0\.00"):
+        capture(Wrong(), torch.ones(1, 3, 5, 5))
+
+
 class SizeDependentNorm(SizeDependent):
     """Branches on sizes, and holds layers that behave differently in training."""
 
@@ -382,7 +499,7 @@ class Gated(nn.Module):
 def test_a_layer_that_cannot_be_traced_stays_a_layer():
     torch.manual_seed(0)
     gm = check(Gated(), torch.randn(2, 3, 11, 13))
-    assert called(gm) == [nn.Conv2d, nn.ReLU, nn.Conv2d, Gate, nn.Conv2d]
+    assert called(gm) == [nn.Conv2d, nn.ReLU, nn.Conv2d, Gate, ChannelAffine, nn.Conv2d]
     assert find_span(gm, "x", "before_2").choices
     gate = next(node for node in gm.graph.nodes if node.target == "gate")
     assert image_shape(gate) == (2, 5, 7, 9)

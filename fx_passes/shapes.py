@@ -1,0 +1,66 @@
+"""Run a graph node by node, and leave at each node the shape and type of what it computed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.fx.passes.shape_prop import _extract_tensor_metadata
+from torch.utils._pytree import tree_leaves
+
+from depthcomp_errors import CaptureError
+
+__all__ = ["run_with_shapes"]
+
+
+def run_with_shapes(gm: fx.GraphModule, inputs: Sequence[Tensor]) -> list[Tensor]:
+    """Return the output tensors of `gm`, and write `meta["tensor_meta"]` and `meta["type"]` at its nodes.
+
+    Raises:
+        CaptureError: a node fails; the message names it.
+    """
+    recorder = _Recorder(gm)
+    try:
+        with torch.no_grad():
+            output = recorder.run(*(x.clone() for x in inputs))  # a forward may overwrite what it is given
+    except Exception as error:
+        raise CaptureError(
+            f"{type(gm).__name__} was traced, but its graph fails at {_readable(recorder.running)} "
+            f"({type(error).__name__}: {_first_line(error)}); its forward must compute the same for the same images "
+            "each time, so keep no counters or other state in it, or capture a part of the network"
+        ) from error
+    return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+
+
+class _Recorder(fx.Interpreter):
+    """Runs a graph; unlike torch's ShapeProp, it prints nothing when a node fails."""
+
+    def __init__(self, gm: fx.GraphModule) -> None:
+        super().__init__(gm)
+        self.extra_traceback = False  # the graph's own stack belongs to the log, not into the message
+        self.running: fx.Node | None = None
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Return what a node computes, and describe it at the node."""
+        self.running = n
+        result = super().run_node(n)
+        if any(isinstance(leaf, Tensor) for leaf in tree_leaves(result)):
+            n.meta["tensor_meta"] = fx.node.map_aggregate(result, _described)
+        n.meta["type"] = type(result)
+        return result
+
+
+def _described(leaf: Any) -> Any:
+    return _extract_tensor_metadata(leaf) if isinstance(leaf, Tensor) else leaf
+
+
+def _readable(node: fx.Node | None) -> str:
+    if node is None:
+        return "its inputs"
+    return f"node {node.name} ({getattr(node.target, '__name__', node.target)})"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or "no message").splitlines()[0]
