@@ -172,6 +172,22 @@ def test_what_the_user_can_mend_is_one_sentence_and_code_2(arguments, sentence):
     assert refused(*arguments).startswith(sentence)
 
 
+@pytest.mark.parametrize(
+    ("field", "found", "options"),
+    [
+        ("threads", 1, ("--threads", "4")),
+        ("device", "another CPU", ()),
+        ("backend_version", "2", ()),
+        ("backend", "another", ()),
+    ],
+)
+def test_a_table_of_another_place_is_refused_by_its_field(field, found, options):
+    Work({KEYS[0]: ()}).save("work.json")
+    LatencyTable(replace(ENVIRONMENT, **{field: found}), METHOD, {}).save("t.json")
+    line = refused("run", "work.json", "--table", "t.json", *RUN, *options)
+    assert line.startswith(f"error: the latency table was measured with {field} {found!r}, but here {field} is ")
+
+
 def test_tables_of_two_places_are_not_merged():
     write("a.json", {})
     LatencyTable(replace(ENVIRONMENT, backend_version="2"), METHOD, {}).save("b.json")

@@ -82,12 +82,12 @@ def test_a_complete_journal_becomes_a_table_without_measuring(tmp_path: Path, bu
 
 
 def test_what_crashes_costs_only_itself(tmp_path: Path) -> None:
-    signatures = [conv(3, channels) for channels in range(4, 13)]
+    signatures = [conv(3, channels) for channels in (4, 5, 7, 8, 9)]
     seen: list[tuple[int, int]] = []
     path = tmp_path / "table.json"
     found = run(path, signatures, "treacherous", progress=lambda done, total, key: seen.append((done, total)))
-    assert sorted(found.table.entries) == sorted(conv(3, channels).key for channels in (4, 6, 10, 11, 12))
-    assert all(found.table.ms(signature) == pytest.approx(net_ms(signature)) for signature in (conv(3, 4), conv(3, 12)))
+    assert sorted(found.table.entries) == [conv(3, 4).key]
+    assert found.table.ms(conv(3, 4)) == pytest.approx(net_ms(conv(3, 4)))
     why = {OperatorSignature.parse(key).out_channels: reason for key, reason in found.failed.items()}
     assert "no kernel takes five channels" in why[5]
     assert why[7].startswith("its process died of signal SIGSEGV: ")
@@ -95,7 +95,7 @@ def test_what_crashes_costs_only_itself(tmp_path: Path) -> None:
     assert "exit code 1" in why[8]
     assert why[8].endswith("ZeroDivisionError: eight")
     assert why[9].endswith("an illegal memory access was encountered")
-    assert seen == [(9, 9)]
+    assert seen == [(5, 5)]
 
 
 def test_failures_are_kept_and_tried_again_only_when_asked(tmp_path: Path, built: Counted) -> None:
