@@ -21,8 +21,9 @@ from depthcomp.plain_words import plain_words
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from latency_tables import Environment
+    from latency_tables import Environment, LatencyTable
     from latency_tables.roofline import Device
+    from latency_tables.work import Work
 
 __all__ = ["tables"]
 
@@ -75,7 +76,7 @@ def plan(
         _print(as_json, {"operators": len(work), "file": str(out)}, f"wrote {out}, {len(work)} operators")
 
 
-def _planned(spec: str, batch: int) -> Any:
+def _planned(spec: str, batch: int) -> Work:
     from depthcomp.models import load_model
     from depthcomp.preparation import needed_operators
     from latency_tables.work import Origin, Work
@@ -203,14 +204,14 @@ def show(
 def import_(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="What another tool wrote.")],
     source: Annotated[Source, typer.Option("--from", help="Which tool.")],
-    out: Annotated[Path, typer.Option("--table", help="The table to write, or to add to.")],
+    out: Annotated[Path, typer.Option("--table", help="The file to write; a table that is there grows.")],
     key: Annotated[str | None, typer.Option(help="trtexec: the operator that was timed.")] = None,
     device: Annotated[str | None, typer.Option(help="trtexec: name of the GPU.")] = None,
     backend_version: Annotated[str | None, typer.Option(help="trtexec: version of TensorRT.")] = None,
     precision: Annotated[str, typer.Option(help="trtexec: precision of the engine.")] = "fp32",
     as_json: AsJson = False,
 ) -> None:
-    """Make a table from measurements of another tool; an existing table tells the place, and grows."""
+    """Take in measurements of another tool: trtexec's go into a table, Kim et al.'s rows into a list of their own."""
     with plain_words():
         from latency_tables import LatencyTable
         from latency_tables.table_file import require_writable_table
@@ -218,16 +219,18 @@ def import_(
 
         require_writable_table(out)
         if source is Source.KIM23:
-            fresh = _from_kim23(file)
-        else:
-            known = LatencyTable.load(out).environment if out.exists() else None
-            fresh = _from_trtexec(file, key, known or _trtexec_environment(device, backend_version, precision))
+            count = _by_position(file, out)
+            text = f"wrote {out}, {count} latencies by position in one network, which price no other: not a table"
+            _print(as_json, {"imported": count, "file": str(out)}, text)
+            return
+        known = LatencyTable.load(out).environment if out.exists() else None
+        fresh = _from_trtexec(file, key, known or _trtexec_environment(device, backend_version, precision))
         table = update_table(out, fresh)
         text = f"wrote {out}, {len(fresh)} imported, {len(table)} entries in all"
         _print(as_json, {"imported": len(fresh), "entries": len(table), "file": str(out)}, text)
 
 
-def _from_trtexec(file: Path, key: str | None, environment: Environment) -> Any:
+def _from_trtexec(file: Path, key: str | None, environment: Environment) -> LatencyTable:
     from latency_tables import OperatorSignature
     from latency_tables.import_trtexec import import_trtexec
 
@@ -249,16 +252,14 @@ def _trtexec_environment(device: str | None, backend_version: str | None, precis
     )
 
 
-def _from_kim23(file: Path) -> Any:
-    import latency_tables
+def _by_position(file: Path, out: Path) -> int:
+    """Write the latencies of a CSV file of Kim et al. 2023 or of LayerMerge, and return how many there are."""
+    from latency_tables import import_kim23
+    from latency_tables.position_file import write_positions
 
-    reader = getattr(latency_tables, "import_kim23", None)
-    found = None if reader is None else reader(file)
-    if not isinstance(found, latency_tables.LatencyTable):
-        raise TableError(
-            f"{file} cannot become a table: this depthcomp has no importer that knows the operators behind its rows."
-        )
-    return found
+    published = import_kim23(file)
+    write_positions(out, published)
+    return len(published.ms)
 
 
 @tables.command()

@@ -257,12 +257,27 @@ def test_times_of_trtexec_become_a_table_and_join_one():
     assert {key: found.ms for key, found in table.entries.items()} == dict.fromkeys(KEYS[:2], 0.25)
 
 
-def test_kim23_needs_an_importer_that_knows_operators(monkeypatch):
-    imported = LatencyTable(ENVIRONMENT, METHOD, {KEYS[0]: entry()})
-    monkeypatch.setattr("latency_tables.import_kim23", lambda path: imported, raising=False)
-    assert in_json("import", "rows.csv", "--from", "kim23", "--table", "t.json")["imported"] == 1
-    monkeypatch.setattr("latency_tables.import_kim23", lambda path: {(0, 1): 0.5}, raising=False)
-    assert "rows.csv cannot become a table: " in refused("import", "rows.csv", "--from", "kim23", "--table", "t.json")
+def test_published_latencies_by_position_are_a_list_of_their_own():
+    Path("rows.csv").write_text("st,end,ker,str,is_dw,time,stdev\n0,1,3,1,False,2.0,0.1\n0,2,5,2,True,0.0,0.1\n")
+    text = tables("import", "rows.csv", "--from", "kim23", "--table", "rows.json").stdout
+    assert "2 latencies by position in one network, which price no other: not a table" in text
+    first, second = json.loads(Path("rows.json").read_text())["rows"]
+    assert first == {
+        "start": 0, "end": 1, "ms": 2.0, "spread": 0.05, "breaks": None, "kernel": 3, "stride": 1, "depthwise": False,
+    }  # fmt: skip
+    assert second["spread"] is None
+    assert "rows.json holds a list of latencies by position, and a latency table is needed" in refused(
+        "show", "rows.json"
+    )
+
+
+def test_published_latencies_do_not_overwrite_a_table():
+    Path("rows.csv").write_text('st,end,time,stdev,breaks\n0,1,2.0,0.1,"0,1"\n')
+    write("t.json", {KEYS[0]: entry()})
+    before = Path("t.json").read_bytes()
+    line = refused("import", "rows.csv", "--from", "kim23", "--table", "t.json")
+    assert "t.json holds a latency table, and a list of latencies by position is needed" in line
+    assert Path("t.json").read_bytes() == before
 
 
 def test_an_estimate_is_called_one_everywhere():
