@@ -137,7 +137,7 @@ def merge(
     out: Annotated[Path, typer.Option(help="The table to write; one that is there is merged, too.")],
     as_json: AsJson = False,
 ) -> None:
-    """Make one table of several; where two have an operator, the steadier entry is kept."""
+    """Make one table of several; of two entries the steady one is kept, then the faster one."""
     with plain_words():
         from latency_tables import LatencyTable
         from latency_tables.locking import locked

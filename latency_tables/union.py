@@ -61,10 +61,10 @@ def unite(tables: Mapping[str, LatencyTable]) -> Union:
 def better_entry(first: Entry, second: Entry) -> Entry:
     """Return the entry to trust more of two for the same operator.
 
-    A stable entry is better than one flagged unstable; then the one with the smaller spread, then the one from more
-    samples, then the smaller latency, as noise only adds time.
+    A stable entry is better than one flagged unstable; then the faster one, as noise only adds time; then the one
+    with the smaller spread, then the one from more samples.
     """
-    return min(first, second, key=lambda entry: (entry.unstable, entry.spread, -entry.n, entry.ms))
+    return min(first, second, key=lambda entry: (entry.unstable, entry.ms, entry.spread, -entry.n))
 
 
 def _require_one_environment(tables: Mapping[str, LatencyTable]) -> None:
