@@ -28,7 +28,7 @@ from depthcomp.files import require_writable, write_atomically
 from depthcomp.graph_json import StoredModule, StoredNetwork, StoredTensor
 from fx_passes.graph_edit import attach_attributes, preserved_attributes
 from latency_tables import Timing
-from latency_tables.table_file import first_fault
+from latency_tables.json_file import first_fault
 
 if TYPE_CHECKING:
     from depthcomp.result import CompressionResult, FrontierPoint, Refusal, SpanRecord

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import json
 import sys
-import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from depthcomp.errors import DepthCompError
+from depthcomp.cli_tables import tables
+from depthcomp.plain_words import plain_words
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -25,15 +25,13 @@ if TYPE_CHECKING:
 
 __all__ = ["app", "main"]
 
-EXIT_MENDABLE = 2  # also what a wrong option exits with
-EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
-
 app = typer.Typer(
     help="Compress the depth of any trained CNN to a latency budget measured on this machine.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+app.add_typer(tables)
 
 
 def main() -> None:
@@ -73,7 +71,7 @@ def compress(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Make a trained CNN shallower until it meets a latency budget when measured."""
-    with _plain_words():
+    with plain_words():
         import torch
 
         from depthcomp import Budget, compress_depth
@@ -102,31 +100,6 @@ def compress(
             )
         files = [path for path, stamp in _stamps(out, table).items() if stamp != before.get(path)]
         (_print_json if as_json else _print_summary)(result, files)
-
-
-@contextmanager
-def _plain_words() -> Iterator[None]:
-    """Say warnings and the errors of depthcomp in a line each on stderr; exit after an error or Ctrl-C."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # deprecations and the like speak to developers
-        warnings.simplefilter("default", UserWarning)
-        warnings.showwarning = _show_warning
-        try:
-            yield
-        except DepthCompError as error:
-            typer.echo(f"error: {_line(error)}", err=True)
-            raise typer.Exit(EXIT_MENDABLE) from error
-        except KeyboardInterrupt as interrupt:
-            typer.echo("interrupted", err=True)
-            raise typer.Exit(EXIT_INTERRUPTED) from interrupt
-
-
-def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    typer.echo(f"warning: {_line(message)}", err=True)
-
-
-def _line(message: object) -> str:
-    return " ".join(str(message).split())
 
 
 def _images(directory: Path | None, model: nn.Module, example: Tensor) -> Iterator[Tensor] | None:

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 from torch import Tensor, fx, nn
 
 from fx_passes.channel_affine import ChannelAffine
-from latency_tables.table_file import first_fault
+from latency_tables.json_file import first_fault
 
 __all__ = [
     "SCHEMA_VERSION",

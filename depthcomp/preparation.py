@@ -31,8 +31,9 @@ from fx_passes import (
     structure_tree,
 )
 from fx_passes.preconditions import require_capturable
+from latency_tables import OperatorSignature
 
-__all__ = ["OFFERED", "Prepared", "prepare"]
+__all__ = ["OFFERED", "Prepared", "needed_operators", "prepare"]
 
 SYNTHETIC_IMAGES = 64
 OFFERED = SpanLimits(layer_pruning=False, other_ends=())  # a fit does what pruning would, and aims at the original end
@@ -89,17 +90,60 @@ def prepare(
     """
     require_capturable(model)  # before its data are read
     example, data, guess = infer_example(model, example_inputs, data)
-    captured = _captured(model, example, guess)
-    original, free = _folded(captured), free_merges(captured)
-    captured = collapse_spans(linearize(captured, free), free)
+    original, free, captured = _networks(model, example, guess)
     network = _folded(captured)
     calibration, note = _calibration(network, data, val_data, example, seed)
-    spans, pricing = enumerate_spans(network, OFFERED), Pricing(network)
-    candidates, too_large = _solvable(pricing.candidates(spans))
+    pricing = Pricing(network)
+    candidates, refusals = _rewrites(network, pricing)
     return Prepared(
         original, free, captured, network, example, calibration, structure_tree(network), pricing, candidates,
-        refusals=(*_refusals(spans), *too_large), notes=tuple(text for text in (guess, note) if text),
+        refusals, notes=tuple(text for text in (guess, note) if text),
     )  # fmt: skip
+
+
+def needed_operators(model: nn.Module, example: Tensor) -> dict[OperatorSignature, list[str]]:
+    """Return every operator that a compression of `model` measures, with the places where it stands.
+
+    No data are needed and nothing is measured; the model is not changed. A place is the name of a layer, or the
+    rewrite that the operator would be the result of.
+
+    Args:
+        model: the model.
+        example: a batch of images (n, c, h, w), at whose shape latency will be measured.
+
+    Raises:
+        CaptureError: the model or its example input is unusable.
+    """
+    require_capturable(model)
+    original, _, captured = _networks(model, example)
+    network = _folded(captured)
+    pricing = Pricing(network)
+    places: dict[OperatorSignature, set[str]] = {}
+    for kept in (Pricing(original).kept, pricing.kept):
+        for name, signature in kept.items():
+            places.setdefault(signature, set()).add(name)
+    for candidate in _rewrites(network, pricing)[0]:
+        if candidate.signature is not None:
+            places.setdefault(candidate.signature, set()).add(_place(candidate))
+    return {signature: sorted(places[signature]) for signature in sorted(places)}
+
+
+def _place(candidate: Candidate) -> str:
+    return f"{candidate.choice.kind} {candidate.span.entry} to {candidate.span.exit}"
+
+
+def _networks(model: nn.Module, example: Tensor, guess: str = "") -> tuple[fx.GraphModule, Plan, fx.GraphModule]:
+    """Return the network as runtimes run it, the free merges, and the captured network with them carried out."""
+    captured = _captured(model, example, guess)
+    original, free = _folded(captured), free_merges(captured)
+    return original, free, collapse_spans(linearize(captured, free), free)
+
+
+def _rewrites(network: fx.GraphModule, pricing: Pricing) -> tuple[list[Candidate], tuple[Refusal, ...]]:
+    """Return the rewrites that can be tried, and the spans that cannot be rewritten, or not in every way."""
+    spans = enumerate_spans(network, OFFERED)
+    candidates, too_large = _solvable(pricing.candidates(spans))
+    return candidates, (*_refusals(spans), *too_large)
 
 
 def _captured(model: nn.Module, example: Tensor, guess: str) -> fx.GraphModule:

@@ -10,6 +10,7 @@ from pathlib import Path
 from depthcomp.errors import TableError
 from latency_tables import Backend, Environment, LatencyTable, OperatorSignature, Progress, measure
 from latency_tables.table_file import require_writable_table
+from latency_tables.table_update import update_table
 
 __all__ = ["TableStore"]
 
@@ -61,7 +62,7 @@ class TableStore:
     def complete(
         self, signatures: Iterable[OperatorSignature], backend: Backend, *, seed: int, progress: Progress | None = None
     ) -> LatencyTable:
-        """Return the table with all the signatures, measuring what is not known, and write it to `path`.
+        """Return the table with all the signatures, measuring what is not known, and add it to the file at `path`.
 
         Args:
             signatures: what the table must have.
@@ -77,7 +78,7 @@ class TableStore:
             check_environment=False,
         )  # fmt: skip
         if self.path is not None:
-            complete.save(self.path)
+            update_table(self.path, complete)
         return complete
 
     def forget_journal(self) -> None:

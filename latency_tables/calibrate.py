@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ConfigDict
 
 from depthcomp_errors import TableError
 
@@ -25,6 +27,8 @@ class Calibration:
         residual_ms: root mean square of measured minus predicted, in ms.
         n: networks behind the fit.
     """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
 
     intercept_ms: float
     slope: float

@@ -69,7 +69,9 @@ class Environment:
         )
 
 
-def require_same_environment(found: Environment, here: Environment, *, what: str, remedy: str) -> None:
+def require_same_environment(
+    found: Environment, here: Environment, *, what: str, remedy: str, place: str = "here"
+) -> None:
     """Refuse measurements that were made elsewhere.
 
     Args:
@@ -77,6 +79,7 @@ def require_same_environment(found: Environment, here: Environment, *, what: str
         here: where they are to be used.
         what: what holds the measurements, for the message.
         remedy: what the user can do, for the message.
+        place: what the message calls the place of use.
 
     Raises:
         TableMismatchError: a key field differs; the message names the first.
@@ -88,12 +91,12 @@ def require_same_environment(found: Environment, here: Environment, *, what: str
         if getattr(found, name) != getattr(here, name):
             raise TableMismatchError(
                 f"{what} was measured with {name} {getattr(found, name)!r},"
-                f" but here {name} is {getattr(here, name)!r}; {remedy}."
+                f" but {place} {name} is {getattr(here, name)!r}; {remedy}."
             )
     for name in SOFT_FIELDS:
         if getattr(found, name) != getattr(here, name):
             warnings.warn(
-                f"{what} was measured with {name} {getattr(found, name)!r}, but here {name} is"
+                f"{what} was measured with {name} {getattr(found, name)!r}, but {place} {name} is"
                 f" {getattr(here, name)!r}; latencies may differ a little.",
                 stacklevel=3,
             )

@@ -3,22 +3,23 @@
 import json
 import os
 import warnings
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal, TypeVar
+from types import MappingProxyType
+from typing import Any, Literal, TypeVar
 
-from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from depthcomp_errors import TableError
-from latency_tables.entry import Entry
+from latency_tables.entry import Entry, Method
 from latency_tables.environment import Environment, require_same_environment
+from latency_tables.json_file import first_fault
+from latency_tables.locking import locked
 from latency_tables.signature import OperatorSignature
-from latency_tables.table_file import first_fault
 
-__all__ = ["Journal"]
+__all__ = ["Journal", "Journaled"]
 
 JOURNAL_VERSION = 1
 
@@ -33,7 +34,7 @@ class _Header(BaseModel):
 
 
 class _Line(BaseModel):
-    """Any other line: one entry."""
+    """A line with one entry."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -41,7 +42,40 @@ class _Line(BaseModel):
     entry: Entry
 
 
+class _Failure(BaseModel):
+    """A line with an operator that could not be measured, and why."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    key: str
+    failure: str
+
+
+class _Method(BaseModel):
+    """A line that says how the entries before it were measured."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    method: Method
+
+
 Record = TypeVar("Record", bound=BaseModel)
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class Journaled:
+    """What a journal holds.
+
+    Attributes:
+        entries: entry by key, the last where a key was measured twice.
+        failures: why an operator could not be measured, by key; none of them has an entry.
+        method: how the entries were measured last; None where that was not written down.
+    """
+
+    entries: dict[str, Entry] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+    method: Method | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,18 +100,55 @@ class Journal:
         Warns:
             UserWarning: the last line was never finished and is ignored.
         """
+        return self.content().entries
+
+    def content(self) -> Journaled:
+        """Return all that the journal holds; raises and warns like `read`."""
         with self._locked():
             text = self._text()
+        return self._parsed(text)
+
+    def move_to(self, keep: Callable[[Journaled], None]) -> None:
+        """Hand the content to `keep` and then delete the journal, which nobody appends to meanwhile.
+
+        Where `keep` raises, the journal stays. Raises and warns like `read` besides.
+        """
+        with self._locked():
+            keep(self._parsed(self._text()))
+            self.path.unlink(missing_ok=True)
+
+    def _parsed(self, text: str) -> Journaled:
         *lines, unfinished = text.split("\n")
         if unfinished:
-            warnings.warn(f"the last line of the journal {self.path} was cut off and is ignored.", stacklevel=2)
+            warnings.warn(f"the last line of the journal {self.path} was cut off and is ignored.", stacklevel=3)
         if lines:
             self._check_header(lines[0])
-        records = [self._record(_Line, number, line) for number, line in enumerate(lines[1:], start=2)]
-        return {record.key: record.entry for record in records}
+        found = Journaled()
+        method = None
+        for number, line in enumerate(lines[1:], start=2):
+            record = self._record(_kind(line), number, line)
+            if isinstance(record, _Line):
+                found.entries[record.key] = record.entry
+            elif isinstance(record, _Failure):
+                found.failures[record.key] = record.failure
+            elif isinstance(record, _Method):
+                method = record.method
+        failures = {key: why for key, why in found.failures.items() if key not in found.entries}
+        return Journaled(found.entries, failures, method)
 
-    def append(self, entries: Mapping[str, Entry]) -> None:
+    def append(
+        self,
+        entries: Mapping[str, Entry],
+        *,
+        failures: Mapping[str, str] = _NOTHING,
+        method: Method | None = None,
+    ) -> None:
         """Put entries on disk at once; a new journal gets its header first, an unfinished last line goes.
+
+        Args:
+            entries: what was measured, by key.
+            failures: why operators could not be measured, by key.
+            method: how the entries were measured.
 
         Raises:
             TableMismatchError: the journal was begun in another environment.
@@ -89,6 +160,8 @@ class Journal:
                 self._check_header(whole.partition("\n")[0])
             lines = [] if whole else [self._header()]
             lines += [json.dumps({"key": key, "entry": asdict(entry)}) for key, entry in entries.items()]
+            lines += [json.dumps({"key": key, "failure": why}) for key, why in failures.items()]
+            lines += [] if method is None else [json.dumps({"method": asdict(method)})]
             self._write_after(len(f"{whole}\n".encode()) if whole else 0, "\n".join(lines) + "\n")
 
     def _header(self) -> str:
@@ -105,7 +178,7 @@ class Journal:
     def _record(self, kind: type[Record], number: int, line: str) -> Record:
         try:
             record = kind.model_validate_json(line)
-            if isinstance(record, _Line):
+            if isinstance(record, _Line | _Failure):
                 OperatorSignature.parse(record.key)
         except ValidationError as error:
             raise self._broken(number, first_fault(error)) from error
@@ -120,10 +193,7 @@ class Journal:
         )
 
     def _locked(self) -> AbstractContextManager[object]:
-        lock = self.path.with_name(f"{self.path.name}.lock")
-        if not self.path.parent.is_dir():
-            raise TableError(f"cannot write the journal {self.path}: its folder does not exist; create it first.")
-        return FileLock(lock)
+        return locked(self.path, "journal")
 
     def _text(self) -> str:
         try:
@@ -141,4 +211,23 @@ class Journal:
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            raise TableError(f"cannot write the journal {self.path}: {error}; give another journal path.") from error
+            self._take_back(offset)
+            raise TableError(
+                f"cannot write the journal {self.path}: {error.strerror}; make room or give another journal path, and"
+                " run again: what it holds already stays."
+            ) from error
+
+    def _take_back(self, offset: int) -> None:
+        """Remove what was written before a disk was full, so that the journal ends with a whole line."""
+        with suppress(OSError):
+            os.truncate(self.path, offset)
+
+
+def _kind(line: str) -> type[BaseModel]:
+    """Return what a line holds; the checks of that kind tell what is wrong with it."""
+    try:
+        raw = json.loads(line)
+    except ValueError:
+        return _Line
+    found = raw.keys() if isinstance(raw, dict) else ()
+    return _Method if "method" in found else _Failure if "failure" in found else _Line

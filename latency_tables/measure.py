@@ -1,7 +1,7 @@
 """From signatures to a latency table: build each operator, time it, journal it."""
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from math import prod
@@ -9,14 +9,14 @@ from pathlib import Path
 
 from depthcomp_errors import TableError
 from latency_tables.entry import Entry, Method
-from latency_tables.journal import Journal
+from latency_tables.journal import Journal, Journaled
 from latency_tables.operators import call_overhead_model, operator_model
 from latency_tables.protocol import Backend, Progress, Runner
 from latency_tables.signature import OperatorSignature
 from latency_tables.table import LatencyTable
 from latency_tables.timing import ESTIMATOR, SAMPLES_PER_ROUND, Timing, time_interleaved
 
-__all__ = ["measure"]
+__all__ = ["chunks", "measure", "measure_chunk", "measured_method"]
 
 CHUNK_ENTRIES = 24
 CHUNK_BYTES = 2**30  # of inputs and outputs that live at the same time
@@ -67,18 +67,22 @@ def measure(
     if table is not None and check_environment:
         table.check(environment)
     log = None if journal is None else Journal(Path(journal), environment)
-    entries = {**(table.entries if table is not None else {}), **(log.read() if log else {})}
+    journaled = log.content() if log is not None else Journaled()
+    entries = {**(table.entries if table is not None else {}), **journaled.entries}
     wanted = sorted(set(signatures))
     missing = [signature for signature in wanted if signature.key not in entries]
-    method = table.method if table is not None and not missing else _method(backend, rounds, seed)
-    for fresh in _measured_chunks(missing, backend, method):
+    known = journaled.method or (table.method if table is not None else None)
+    method = known if known is not None and not missing else measured_method(backend, rounds, seed)
+    for chunk in chunks(missing):
+        fresh = measure_chunk(chunk, backend, method)
         if log is not None:
-            log.append(fresh)
+            log.append(fresh, method=method)
         entries |= fresh
         if progress is not None:
             done = sum(signature.key in entries for signature in wanted)
             _report(progress, list(fresh), done, len(wanted))
-    return LatencyTable(table.environment if table is not None else environment, method, entries)
+    measured = LatencyTable(environment, method, entries)
+    return table.merged(measured, check_environment=False) if table is not None else measured
 
 
 def _report(progress: Progress, fresh: list[str], done: int, total: int) -> None:
@@ -86,7 +90,12 @@ def _report(progress: Progress, fresh: list[str], done: int, total: int) -> None
         progress(index, total, key)
 
 
-def _method(backend: Backend, rounds: int, seed: int) -> Method:
+def measured_method(backend: Backend, rounds: int = 3, seed: int = 0) -> Method:
+    """Return how a backend measures here and now: the call overhead is measured.
+
+    Raises:
+        TableError: `rounds` is below 3, or the backend refuses an all but empty model.
+    """
     method = Method(
         estimator=ESTIMATOR,
         rounds=rounds,
@@ -102,26 +111,51 @@ def _method(backend: Backend, rounds: int, seed: int) -> Method:
     return replace(method, overhead_ms=overhead.ms)
 
 
-def _measured_chunks(
-    signatures: list[OperatorSignature], backend: Backend, method: Method
-) -> Iterator[dict[str, Entry]]:
-    for chunk in _chunks(signatures):
-        with ExitStack() as open_runners:
-            runners = {
-                signature.key: _built(operator_model(signature), repr(signature.key), backend, open_runners)
-                for signature in chunk
-            }
-            timings = _stable_timings(runners, method)
-        yield {key: _entry(timing, method) for key, timing in timings.items()}
+def measure_chunk(
+    signatures: Iterable[OperatorSignature],
+    backend: Backend,
+    method: Method,
+    *,
+    announce: Callable[[str | None], None] = lambda building: None,
+    refused: Callable[[str, TableError], None] | None = None,
+) -> dict[str, Entry]:
+    """Return an entry for each operator by its key; all of them are built and then timed side by side.
+
+    Args:
+        signatures: the operators, few enough to be held at the same time: see `chunks`.
+        backend: what measures them.
+        method: how, and the call overhead to remove.
+        announce: called with the key of each operator before it is built, and with None when all are.
+        refused: called with the key of an operator that the backend refuses, which is then left out; without it
+            a refusal ends the measurement.
+
+    Raises:
+        TableError: the backend refuses an operator and there is no `refused`.
+    """
+    with ExitStack() as open_runners:
+        runners: dict[str, Runner] = {}
+        for signature in signatures:
+            announce(signature.key)
+            try:
+                runner = _built(operator_model(signature), repr(signature.key), backend, open_runners)
+            except TableError as error:
+                if refused is None:
+                    raise
+                refused(signature.key, error)
+            else:
+                runners[signature.key] = runner
+        announce(None)
+        timings = _stable_timings(runners, method)
+    return {key: _entry(timing, method) for key, timing in timings.items()}
 
 
-def _chunks(signatures: list[OperatorSignature]) -> Iterator[list[OperatorSignature]]:
-    """Split into runs that neither hold too many sessions nor too much memory at the same time."""
+def chunks(signatures: Iterable[OperatorSignature], most: int = CHUNK_ENTRIES) -> Iterator[list[OperatorSignature]]:
+    """Split operators into runs of at most `most` that neither hold too many sessions nor too much memory at once."""
     chunk: list[OperatorSignature] = []
     chunk_bytes = 0
     for signature in signatures:
         size_bytes = _live_bytes(signature)
-        if chunk and (len(chunk) == CHUNK_ENTRIES or chunk_bytes + size_bytes > CHUNK_BYTES):
+        if chunk and (len(chunk) == most or chunk_bytes + size_bytes > CHUNK_BYTES):
             yield chunk
             chunk, chunk_bytes = [], 0
         chunk.append(signature)

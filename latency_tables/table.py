@@ -2,10 +2,11 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from depthcomp_errors import TableError
+from latency_tables.calibrate import Calibration
 from latency_tables.entry import Entry, Method
 from latency_tables.environment import Environment, require_same_environment
 from latency_tables.signature import OperatorSignature
@@ -22,6 +23,8 @@ class LatencyTable:
         environment: where the entries were measured.
         method: how.
         entries: entry by `OperatorSignature.key`.
+        failures: why an operator could not be measured, by its key; none of them has an entry.
+        calibration: the line from sums of entries to whole networks; None where it was not fitted.
 
     Example:
         >>> table = LatencyTable.load("desktop.json")  # doctest: +SKIP
@@ -32,6 +35,8 @@ class LatencyTable:
     environment: Environment
     method: Method
     entries: Mapping[str, Entry]
+    failures: Mapping[str, str] = field(default_factory=dict)
+    calibration: Calibration | None = None
 
     def ms(self, signature: OperatorSignature) -> float:
         """Return the latency of an operator in ms.
@@ -41,9 +46,10 @@ class LatencyTable:
         """
         entry = self.entries.get(signature.key)
         if entry is None:
+            why = f" ({self.failures[signature.key]})" if signature.key in self.failures else ""
             raise TableError(
                 f"the latency table for {self.environment.backend} on {self.environment.device} has no entry"
-                f" {signature.key!r}; add it with `measure([signature], backend, table=table)`."
+                f" {signature.key!r}{why}; add it with `measure([signature], backend, table=table)`."
             )
         return entry.ms
 
@@ -72,12 +78,17 @@ class LatencyTable:
     def merged(self, other: "LatencyTable", *, check_environment: bool = True) -> "LatencyTable":
         """Return a table with the entries of both; where both have one, and for the method, `other` wins.
 
+        A failure counts only where neither has an entry. The calibration is this table's, as it belongs to its
+        entries, unless it has none.
+
         Raises:
             TableMismatchError: the tables come from different environments.
         """
         if check_environment:
             self.check(other.environment)
-        return LatencyTable(self.environment, other.method, {**self.entries, **other.entries})
+        entries = {**self.entries, **other.entries}
+        failures = {key: why for key, why in {**self.failures, **other.failures}.items() if key not in entries}
+        return LatencyTable(self.environment, other.method, entries, failures, self.calibration or other.calibration)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "LatencyTable":
@@ -87,9 +98,9 @@ class LatencyTable:
             TableError: the file cannot be read, is truncated, or holds something else than a table.
         """
         content = read_table_file(Path(path))
-        for key in content.entries:
+        for key in (*content.entries, *content.failures):
             OperatorSignature.parse(key)
-        return cls(content.environment, content.method, content.entries)
+        return cls(content.environment, content.method, content.entries, content.failures, content.calibration)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the table to a file, all of it or nothing: a reader never sees half a table.

@@ -1,31 +1,49 @@
-"""The file format of latency tables: canonical JSON behind a strict schema."""
+"""The file format of latency tables: canonical JSON behind a strict schema.
+
+The schema is published as `latency_tables/data/schema.json`, for readers that are not Python; after a change of
+the format, `depthcomp tables schema` prints what belongs there.
+"""
 
 import json
 import os
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from depthcomp_errors import TableError
+from latency_tables.calibrate import Calibration
 from latency_tables.entry import Entry, Method
 from latency_tables.environment import Environment
+from latency_tables.json_file import JsonFormat
 
-__all__ = ["TableFile", "first_fault", "read_table_file", "require_writable_table", "write_table_file"]
+__all__ = [
+    "PUBLISHED_SCHEMA",
+    "TableFile",
+    "published_schema",
+    "read_table_file",
+    "require_writable_table",
+    "write_table_file",
+]
 
 SCHEMA_VERSION = 1
+PUBLISHED_SCHEMA = Path(__file__).with_name("data") / "schema.json"
 
 
 class TableFile(BaseModel):
-    """The file format."""
+    """Latencies of operators, measured in one environment."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, title="depthcomp latency table")
 
     schema_version: Literal[1]
     environment: Environment
     method: Method
-    entries: dict[str, Entry]
+    entries: dict[str, Entry] = Field(description="entry by operator key")
+    failures: dict[str, str] = Field(default={}, description="why an operator could not be measured, by its key")
+    calibration: Calibration | None = Field(default=None, description="from sums of entries to whole networks")
+
+
+_FORMAT = JsonFormat("latency table", TableFile, "schema_version", SCHEMA_VERSION, "measure anew", has_kind=False)
 
 
 def read_table_file(path: Path) -> TableFile:
@@ -34,38 +52,7 @@ def read_table_file(path: Path) -> TableFile:
     Raises:
         TableError: the file cannot be read, is truncated, or holds something else than a table.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-        raw = json.loads(text, parse_constant=_refuse_constant)
-    except OSError as error:
-        raise TableError(f"cannot read the latency table {path}: {error.strerror}; check the path.") from error
-    except ValueError as error:
-        raise TableError(f"{path} is truncated or not JSON ({error}); restore it or measure anew.") from error
-    _check_version(raw, path)
-    try:
-        return TableFile.model_validate_json(text)
-    except ValidationError as error:
-        raise TableError(f"{path} is not a latency table: {first_fault(error)}; measure anew.") from error
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a JSON number")
-
-
-def _check_version(raw: Any, path: Path) -> None:
-    version = raw.get("schema_version") if isinstance(raw, dict) else None
-    if version != SCHEMA_VERSION:
-        raise TableError(
-            f"{path} has schema version {version!r}, but this depthcomp reads version {SCHEMA_VERSION};"
-            " measure anew, or use the depthcomp that wrote it."
-        )
-
-
-def first_fault(error: ValidationError) -> str:
-    """Return the first fault that pydantic found, on one line."""
-    fault = error.errors()[0]
-    where = ".".join(map(str, fault["loc"]))
-    return f"{where}: {fault['msg']}" if where else fault["msg"]
+    return _FORMAT.read(path)
 
 
 def write_table_file(path: Path, content: dict[str, Any]) -> None:
@@ -74,11 +61,14 @@ def write_table_file(path: Path, content: dict[str, Any]) -> None:
     Raises:
         TableError: the path cannot be written, or a number is not finite.
     """
-    try:
-        text = json.dumps({"schema_version": SCHEMA_VERSION, **content}, indent=1, sort_keys=True, allow_nan=False)
-    except ValueError as error:
-        raise TableError(f"the table holds a number that is not finite ({error}); measure anew.") from error
-    _write_whole(path, f"{text}\n")
+    _FORMAT.write(path, content)
+
+
+def published_schema() -> str:
+    """Return the JSON schema of the format as text."""
+    schema = TableFile.model_json_schema()
+    dialect = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
+    return json.dumps({**dialect, **schema}, indent=1, sort_keys=True) + "\n"
 
 
 def require_writable_table(path: Path) -> None:
@@ -96,19 +86,3 @@ def require_writable_table(path: Path) -> None:
             f"cannot write the latency table {path}: its folder cannot be written to; choose another,"
             " or load the table with LatencyTable.load and pass that."
         )
-
-
-def _write_whole(path: Path, text: str) -> None:
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with draft.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            draft.unlink()
-        raise TableError(
-            f"cannot write the latency table {path}: {error.strerror}; choose a folder that exists and is writable."
-        ) from error

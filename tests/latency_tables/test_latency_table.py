@@ -192,6 +192,6 @@ def test_a_folder_without_permission_is_known_beforehand(tmp_path: Path, monkeyp
 @pytest.mark.usefixtures("content")
 def test_a_number_that_json_cannot_hold_leaves_the_old_file(tmp_path: Path, table: LatencyTable) -> None:
     broken = replace(table, method=replace(METHOD, overhead_ms=math.nan))
-    with pytest.raises(TableError, match="the table holds a number that is not finite"):
+    with pytest.raises(TableError, match="the latency table holds a number that is not finite"):
         broken.save(tmp_path / "table.json")
     assert LatencyTable.load(tmp_path / "table.json") == table

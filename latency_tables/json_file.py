@@ -1,0 +1,115 @@
+"""Files of one JSON document: written whole or not at all, and read behind a strict schema."""
+
+import json
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from depthcomp_errors import TableError
+
+__all__ = ["JsonFormat", "first_fault"]
+
+Document = TypeVar("Document", bound=BaseModel)
+
+
+@dataclass(frozen=True, slots=True)
+class JsonFormat(Generic[Document]):
+    """A kind of file.
+
+    Attributes:
+        what: what such a file is called, also the value of its field `kind`; tables, the oldest kind, have none.
+        schema: checks the content.
+        version_field: the field that holds the version.
+        version: the one version that is read and written.
+        remedy: how a user comes by a sound file.
+        has_kind: whether the file says what it is in its field `kind`.
+    """
+
+    what: str
+    schema: type[Document]
+    version_field: str
+    version: int
+    remedy: str
+    has_kind: bool = True
+
+    def read(self, path: Path) -> Document:
+        """Return the checked content of a file.
+
+        Raises:
+            TableError: the file cannot be read, is truncated, or holds something else.
+        """
+        try:
+            text = path.read_text(encoding="utf-8")
+            raw = json.loads(text, parse_constant=_refuse_constant)
+        except OSError as error:
+            raise TableError(f"cannot read the {self.what} {path}: {error.strerror}; check the path.") from error
+        except ValueError as error:
+            raise TableError(f"{path} is truncated or not JSON ({error}); restore it or {self.remedy}.") from error
+        self._check_kind(raw, path)
+        self._check_version(raw, path)
+        try:
+            return self.schema.model_validate_json(text)
+        except ValidationError as error:
+            raise TableError(f"{path} is not a {self.what}: {first_fault(error)}; {self.remedy}.") from error
+
+    def write(self, path: Path, content: dict[str, Any]) -> None:
+        """Write a document, all of it or nothing: a reader never sees half a file.
+
+        Equal documents become equal bytes.
+
+        Raises:
+            TableError: the path cannot be written, or a number is not finite.
+        """
+        kind = {"kind": self.what} if self.has_kind else {}
+        document = {**kind, self.version_field: self.version, **content}
+        try:
+            text = json.dumps(document, indent=1, sort_keys=True, allow_nan=False)
+        except ValueError as error:
+            raise TableError(f"the {self.what} holds a number that is not finite ({error}); {self.remedy}.") from error
+        self._write_whole(path, f"{text}\n")
+
+    def _check_kind(self, raw: Any, path: Path) -> None:
+        found = raw.get("kind") if isinstance(raw, dict) else None
+        if found is None and self.has_kind and isinstance(raw, dict) and "schema_version" in raw:
+            found = "latency table"
+        if found is not None and found != self.what:
+            raise TableError(f"{path} holds a {found}, and a {self.what} is needed; check the path, or {self.remedy}.")
+
+    def _check_version(self, raw: Any, path: Path) -> None:
+        version = raw.get(self.version_field) if isinstance(raw, dict) else None
+        if version != self.version:
+            raise TableError(
+                f"{path} has {self.version_field.replace('_', ' ')} {version!r}, but this depthcomp reads version"
+                f" {self.version}; {self.remedy}, or use the depthcomp that wrote it."
+            )
+
+    def _write_whole(self, path: Path, text: str) -> None:
+        draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            with draft.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            draft.replace(path)
+        except OSError as error:
+            with suppress(OSError):
+                draft.unlink()
+            raise TableError(
+                f"cannot write the {self.what} {path}: {error.strerror}; choose a folder that exists, is writable and"
+                " has room."
+            ) from error
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def first_fault(error: ValidationError) -> str:
+    """Return the first fault that pydantic found, on one line."""
+    fault = error.errors()[0]
+    where = ".".join(map(str, fault["loc"]))
+    return f"{where}: {fault['msg']}" if where else fault["msg"]

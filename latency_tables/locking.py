@@ -1,0 +1,39 @@
+"""One process at a time on a file."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock
+
+from depthcomp_errors import TableError
+
+__all__ = ["locked"]
+
+
+@contextmanager
+def locked(path: Path, what: str) -> Iterator[None]:
+    """Hold the lock of a file, a file beside it with `.lock` added to its name, which stays there afterwards.
+
+    The system frees the lock of a process that dies.
+
+    Args:
+        path: the file; it need not exist.
+        what: what the file is, for the message.
+
+    Raises:
+        TableError: the folder does not exist or cannot be written to.
+    """
+    if not path.parent.is_dir():
+        raise TableError(f"cannot write the {what} {path}: its folder does not exist; create it first.")
+    lock = FileLock(path.with_name(f"{path.name}.lock"))
+    try:
+        lock.acquire()
+    except OSError as error:
+        raise TableError(
+            f"cannot write the {what} {path}: {error.strerror}; choose a folder that is writable and has room."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()

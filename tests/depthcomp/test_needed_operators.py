@@ -1,0 +1,47 @@
+"""What a plan says must be measured is what a compression then measures."""
+
+import pytest
+import torch
+import torchvision
+from tiny_network import EXAMPLE, tiny_net
+
+from depthcomp import compress_depth
+from depthcomp.errors import CaptureError
+from depthcomp.preparation import needed_operators
+
+
+@pytest.mark.filterwarnings("ignore:no data")
+def test_it_is_what_a_compression_measures(arithmetic_backend):
+    model = tiny_net()
+    result = compress_depth(model, "90%", example_inputs=EXAMPLE, backend=arithmetic_backend())
+    needed = needed_operators(model, EXAMPLE)
+    assert {signature.key for signature in needed} == set(result.table.entries)
+    assert list(needed) == sorted(needed)
+
+
+def test_layers_and_rewrites_are_named():
+    needed = needed_operators(tiny_net(), EXAMPLE)
+    places = [place for names in needed.values() for place in names]
+    assert "_0" in places or "_1" in places
+    assert any(place.startswith("fit ") and " to " in place for place in places)
+    assert all(names == sorted(set(names)) and names for names in needed.values())
+
+
+def test_the_batch_is_that_of_the_example():
+    needed = needed_operators(tiny_net(), EXAMPLE.repeat(3, 1, 1, 1))
+    assert {signature.batch for signature in needed} == {3}
+    alone = needed_operators(tiny_net(), EXAMPLE)
+    assert len(needed) == len(alone)
+
+
+def test_operators_behind_a_max_pool_have_its_output_size():
+    """Traced without it, every layer of a ResNet would be timed at four times its area."""
+    sizes = {
+        signature.in_size for signature in needed_operators(torchvision.models.resnet18(), torch.zeros(1, 3, 224, 224))
+    }
+    assert max(sizes - {(224, 224), (112, 112)}) == (56, 56)
+
+
+def test_an_example_that_the_model_does_not_take_is_refused():
+    with pytest.raises(CaptureError, match=r"\(4, 3, 32, 32\)|channels|shape"):
+        needed_operators(tiny_net(), torch.zeros(1, 4, 32, 32))
