@@ -3,7 +3,7 @@
 Importing this loads neither library.
 """
 
-from latency_tables.backends.tensorrt.build import Engine, build_engine
+from latency_tables.backends.tensorrt.build import Engine, build_engine, require_buildable
 from latency_tables.backends.tensorrt.fused_plan import FusedPlan, Kernel, KernelTensor
 from latency_tables.backends.tensorrt.library import FLAVOURS, flavour_of, gpu_is_visible, load_library
 from latency_tables.backends.tensorrt.spec import PRECISIONS, BuildSpec
@@ -20,4 +20,5 @@ __all__ = [
     "flavour_of",
     "gpu_is_visible",
     "load_library",
+    "require_buildable",
 ]

@@ -3,7 +3,7 @@
 from depthcomp_errors import BackendUnavailableError, EngineError, TableError
 from latency_tables.backends.tensorrt.build import build_engine
 from latency_tables.backends.tensorrt.library import load_library
-from latency_tables.backends.tensorrt.runner import TensorRtRunner, cuda
+from latency_tables.backends.tensorrt.runner import TensorRtRunner, cuda, gpu_name
 from latency_tables.backends.tensorrt.spec import BuildSpec
 from latency_tables.environment import Environment
 
@@ -38,11 +38,10 @@ class TensorRtBackend:
             BackendUnavailableError: there is no GPU.
         """
         trt, torch = load_library(self.name), cuda()
-        properties = torch.cuda.get_device_properties(0)
         return Environment.here(
             backend=self.name,
             backend_version=f"{trt.__version__}, CUDA {torch.version.cuda}",
-            device=f"{properties.name} (SM{properties.major}{properties.minor})",
+            device=gpu_name(),
             threads=1,
             precision="fp32 with TF32",
         )

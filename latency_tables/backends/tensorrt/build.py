@@ -15,7 +15,7 @@ from latency_tables.backends.tensorrt.onnx_check import checked_model, parse_int
 from latency_tables.backends.tensorrt.spec import BuildSpec
 from latency_tables.protocol import Progress
 
-__all__ = ["Engine", "build_engine"]
+__all__ = ["Engine", "build_engine", "require_buildable"]
 
 _ERRORS = ("INTERNAL_ERROR", "ERROR")
 _IMAGE_CHANNELS = 4  # tensors with more are feature maps
@@ -29,7 +29,7 @@ class Engine:
         data: what the library's runtime loads. Two builds of the same give different bytes.
         spec: what it was built for.
         version: of the library that built it, the only one that is sure to load it.
-        onnx_sha256: hash of the model that it was built from.
+        onnx_sha256: hash of the model that it was built from: of the bytes given, or of a file's with its weights.
         inputs: shape of each input; a name stands for a dynamic size.
         outputs: shape of each output.
         plan: its kernels; None where the library's log does not list them in a known form.
@@ -70,12 +70,29 @@ def build_engine(
         data=data,
         spec=spec,
         version=str(trt.__version__),
-        onnx_sha256=hashlib.sha256(model.SerializeToString()).hexdigest(),
+        onnx_sha256=hashlib.sha256(_bytes_of(onnx_model, model)).hexdigest(),
         inputs=shapes_of(model.graph.input),
         outputs=shapes_of(model.graph.output),
         plan=read_plan(log.texts("VERBOSE")),
         warnings=tuple(dict.fromkeys(log.texts("WARNING"))),
     )
+
+
+def require_buildable(spec: BuildSpec) -> None:
+    """Refuse a specification that no model can be built for here.
+
+    Raises:
+        MissingPackageError: the flavour's package is not installed.
+        BackendUnavailableError: a GPU is needed to build, and there is none.
+        EngineError: the library does not know a target.
+    """
+    trt = load_library(spec.flavour)
+    create_builder(trt, new_log(trt))
+    _targets(trt, spec)
+
+
+def _bytes_of(source: bytes | str | os.PathLike[str], model: ModelProto) -> bytes:
+    return source if isinstance(source, bytes) else model.SerializeToString()
 
 
 def _serialized(trt: Any, model: ModelProto, spec: BuildSpec, log: Any, progress: Progress | None) -> bytes:
@@ -112,14 +129,17 @@ def _config(trt: Any, builder: Any, spec: BuildSpec) -> Any:
     if spec.aux_streams is not None:
         config.max_aux_streams = spec.aux_streams
     (config.set_flag if spec.tf32 else config.clear_flag)(trt.BuilderFlag.TF32)
-    if spec.targets:
-        config.num_compute_capabilities = len(spec.targets)
-        for index, target in enumerate(_targets(trt, spec)):
-            config.set_compute_capability(target, index)
+    targets = _targets(trt, spec)
+    if targets:
+        config.num_compute_capabilities = len(targets)
+    for index, target in enumerate(targets):
+        config.set_compute_capability(target, index)
     return config
 
 
 def _targets(trt: Any, spec: BuildSpec) -> list[Any]:
+    if not spec.targets:
+        return []  # tensorrt has no list of them
     known = {name: value for name, value in trt.ComputeCapability.__members__.items() if name.startswith("SM")}
     unknown = [target for target in spec.targets if f"SM{target}" not in known]
     if unknown:

@@ -95,7 +95,8 @@ def read_plan(messages: list[str]) -> FusedPlan | None:
             verbosity.
     """
     lists = [message.removeprefix(_HEADLINE) for message in messages if message.startswith(_HEADLINE)]
-    kernels = tuple(_kernel(found) for text in lists for found in _KERNEL.finditer(text))
+    entries = [_kernel(found) for text in lists for found in _KERNEL.finditer(text)]
+    kernels = tuple(kernel for kernel in entries if kernel.outputs)  # the rest computes shapes on the CPU
     return FusedPlan(kernels) if kernels else None
 
 

@@ -7,14 +7,23 @@ from typing import Any
 
 from depthcomp_errors import BackendUnavailableError, EngineError, MissingPackageError
 
-__all__ = ["FLAVOURS", "create_builder", "flavour_of", "gpu_is_visible", "load_library", "new_log", "version_of"]
+__all__ = [
+    "FLAVOURS",
+    "NO_GPU",
+    "create_builder",
+    "flavour_of",
+    "gpu_is_visible",
+    "load_library",
+    "new_log",
+    "version_of",
+]
 
 FLAVOURS = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx-cu13"}
 """The flavours, which are the names of their modules, and what pip calls them."""
 
 _DRIVERS = ("libcuda.so.1", "nvcuda.dll")
 _DRIVER_FILES = Path("/proc/driver/nvidia/gpus")  # a folder per GPU, where the driver is loaded
-_NO_GPU = "no NVIDIA GPU with a working driver is visible here (does nvidia-smi list it?)"
+NO_GPU = "no NVIDIA GPU with a working driver is visible here (does nvidia-smi list it?)"
 
 
 def flavour_of(name: str) -> str:
@@ -65,7 +74,7 @@ def create_builder(trt: Any, log: Any) -> Any:
         return trt.Builder(log)
     except TypeError as error:  # what the bindings make of a null pointer
         raise BackendUnavailableError(
-            f"{trt.__name__} {trt.__version__} builds engines on the GPU that will run them only, and {_NO_GPU};"
+            f"{trt.__name__} {trt.__version__} builds engines on the GPU that will run them only, and {NO_GPU};"
             " build there, or build with tensorrt-rtx, which needs none."
         ) from error
 

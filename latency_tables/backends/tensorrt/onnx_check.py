@@ -132,10 +132,10 @@ def _shape(value: ValueInfoProto) -> tuple[int | str, ...]:
     return tuple(size.dim_value if size.HasField("dim_value") else size.dim_param or "?" for size in sizes)
 
 
-def _fault(error: Any) -> str:
-    name, operator = error.node_name(), error.node_operator()
+def _fault(parser_error: Any) -> str:
+    name, operator = parser_error.node_name(), parser_error.node_operator()
     where = f"node {name!r} ({operator})" if name or operator else "the model"
-    return f"{where}: {_first_line(error.desc())}"
+    return f"{where}: {_first_line(parser_error.desc())}"
 
 
 def _first_line(message: object) -> str:

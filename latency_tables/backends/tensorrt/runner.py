@@ -3,9 +3,9 @@
 from typing import Any
 
 from depthcomp_errors import BackendUnavailableError, MissingPackageError
-from latency_tables.backends.tensorrt.library import gpu_is_visible, new_log
+from latency_tables.backends.tensorrt.library import NO_GPU, gpu_is_visible, new_log
 
-__all__ = ["TensorRtRunner", "cuda", "load_engine"]
+__all__ = ["TensorRtRunner", "cuda", "gpu_name", "load_engine"]
 
 GRAPHS_KEPT = 2  # a timing run asks for one inference and for one inner count, in turns
 _SEED = 0
@@ -23,11 +23,7 @@ def load_engine(trt: Any, data: bytes) -> tuple[Any, Any]:
     if engine is not None:
         return runtime, engine
     reasons = [" ".join(text.split()).rstrip(".") for text in dict.fromkeys(log.texts("INTERNAL_ERROR", "ERROR"))]
-    cause = (
-        "it was built for another GPU or by another version"
-        if gpu_is_visible()
-        else "no NVIDIA GPU with a working driver is visible here (does nvidia-smi list it?)"
-    )
+    cause = "it was built for another GPU or by another version" if gpu_is_visible() else NO_GPU
     raise BackendUnavailableError(
         f"{trt.__name__} {trt.__version__} cannot load the engine: {cause}"
         f" ({'; '.join(reasons) or 'no reason is given'}); run it where it was built for."
@@ -51,6 +47,17 @@ def cuda() -> Any:
             " onnxruntime."
         )
     return torch
+
+
+def gpu_name() -> str:
+    """Return the name and the compute capability of the GPU that engines are built for and run on.
+
+    Raises:
+        MissingPackageError: torch is not installed.
+        BackendUnavailableError: torch sees no GPU.
+    """
+    properties = cuda().cuda.get_device_properties(0)
+    return f"{properties.name} (SM{properties.major}{properties.minor})"
 
 
 class TensorRtRunner:
