@@ -54,7 +54,7 @@ def onnx_in_precision(
         raise ArtifactError(f"precision (={precision!r}) must be one of {', '.join(PRECISIONS)}")
     if precision == "int8" and data is None:
         raise DataError(
-            "int8 needs images to find the ranges of its tensors; pass data= (on the command line --data DIR) with a few "
+            "int8 needs images to find the ranges of its tensors; pass data= (on the command line --data DIR), a few "
             "dozen images like those that the network will see"
         )
     network = in_half(gm) if precision == "fp16" else gm

@@ -15,7 +15,7 @@ _TENSOR = re.compile(
     r"\{ Name: (?P<name>.*?), Dimensions: \[(?P<shape>[-\d,]*)\].*?"
     r" Datatype: (?P<dtype>\w+), Format: \((?P<layout>.*?)\)"
 )
-_ONNX_NODE = re.compile(r"\[ONNX Layer: (.*?)\]")
+_ONNX_NODE = re.compile(r"\[ONNX Layer: (.*?)\](?=\[|\s*$)")  # names may hold brackets themselves
 
 
 @dataclass(frozen=True, slots=True)
