@@ -56,3 +56,20 @@ def quantized_model(zero_point):
         make_node("Conv", ["d", "w"], ["y"], name="conv"),
     ]
     return model_of(nodes, (1, 16, 7, 7), (1, 16, 7, 7), weights=weights)
+
+
+def product_model(dtype):
+    """A matrix product."""
+    weight = from_array(np.ones((16, 8), FLOATS[dtype]), "weight")
+    nodes = [make_node("MatMul", ["x", "weight"], ["y"], name="product")]
+    return model_of(nodes, (4, 16), (4, 8), dtype=dtype, weights=[weight])
+
+
+def unsupported_model():
+    """Two nodes, `a` and `b`, that are valid ONNX and that TensorRT has no layer for."""
+    nodes = [
+        make_node("Det", ["x"], ["d"], name="a"),
+        make_node("Det", ["x"], ["e"], name="b"),
+        make_node("Add", ["d", "e"], ["y"], name="sum"),
+    ]
+    return model_of(nodes, (2, 3, 3), (2,))

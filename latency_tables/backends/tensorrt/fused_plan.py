@@ -15,7 +15,8 @@ _TENSOR = re.compile(
     r"\{ Name: (?P<name>.*?), Dimensions: \[(?P<shape>[-\d,]*)\].*?"
     r" Datatype: (?P<dtype>\w+), Format: \((?P<layout>.*?)\)"
 )
-_ONNX_NODE = re.compile(r"\[ONNX Layer: (.*?)\](?=\[|\s*$)")  # names may hold brackets themselves
+_ONNX_NODE = re.compile(r"\[ONNX Layer: (.*?)\](?=[^\]]?\[ONNX Layer|[^\]]*$)")
+"""Names may hold brackets themselves, and a control character stands between two of them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -135,7 +135,7 @@ def _shape(value: ValueInfoProto) -> tuple[int | str, ...]:
 def _fault(parser_error: Any) -> str:
     name, operator = parser_error.node_name(), parser_error.node_operator()
     where = f"node {name!r} ({operator})" if name or operator else "the model"
-    return f"{where}: {_first_line(parser_error.desc())}"
+    return f"{where}: {parser_error.code().name}, {_first_line(parser_error.desc())}"
 
 
 def _first_line(message: object) -> str:
