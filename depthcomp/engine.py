@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from depthcomp.data import calibration_batches
+from depthcomp.errors import EngineError
 from depthcomp.export import relative_error
 from depthcomp.files import write_atomically
-from depthcomp.precision import onnx_in_precision
+from depthcomp.precision import onnx_in_precision, random_inputs
 from depthcomp.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -35,7 +37,7 @@ def export_engine(
     to: str = "tensorrt-rtx",
     precision: str = "fp32",
     targets: Iterable[int] = (),
-    batch: tuple[int, int, int] | int | None = None,
+    batch: int | Sequence[int] | None = None,
     data: Iterable[Any] | None = None,
     tf32: bool = True,
     progress: Progress | None = None,
@@ -73,16 +75,23 @@ def export_engine(
         flavour=flavour_of(to),
         precision=precision,
         targets=tuple(targets),
-        batch=batch if isinstance(batch, tuple) else None,
+        batch=_profile(batch),
         tf32=tf32,
     )
     require_buildable(spec)  # what is missing is said before the network is exported
     example = with_batch(example_inputs, batch) if isinstance(batch, int) else example_inputs
+    images = None if data is None else calibration_batches(data, example[0])
     report(_EXPORTING, 0, 1)
-    model = onnx_in_precision(gm, example, precision, batch=spec.batch, data=data)
+    model = onnx_in_precision(gm, example, precision, batch=spec.batch, data=images)
     report(_EXPORTING, 1, 1)
     engine = build_engine(model, spec, lambda done, total, _: report(_BUILDING, done, total))
-    content = _sidecar(engine, path, relative_error(model, gm, example))
+    judged = random_inputs(example, len(example[0])) if images is None else with_batch((images[0],), len(example[0]))
+    judge = "random input" if images is None else "calibration images"
+    content = {
+        **_sidecar(engine, path),
+        "relative_error": relative_error(model, gm, judged),
+        "relative_error_on": judge,
+    }
     _write(path, engine, model, content)
     report(_BUILDING, 1, 1)
     return path
@@ -99,7 +108,15 @@ def with_batch(example_inputs: tuple[Tensor, ...], batch: int) -> tuple[Tensor, 
     return tuple(x[torch.arange(batch, device=x.device) % len(x)] for x in example_inputs)
 
 
-def _sidecar(engine: Engine, path: Path, error: float) -> dict[str, Any]:
+def _profile(batch: int | Sequence[int] | None) -> tuple[int, int, int] | None:
+    if batch is None or (isinstance(batch, int) and batch >= 1):
+        return None
+    if isinstance(batch, int) or len(batch) != 3:
+        raise EngineError(f"batch (={batch}) must be a size, or smallest, typical and largest, such as (1, 8, 32)")
+    return batch[0], batch[1], batch[2]
+
+
+def _sidecar(engine: Engine, path: Path) -> dict[str, Any]:
     import onnx
 
     from latency_tables.backends.tensorrt.runner import gpu_name
@@ -118,7 +135,6 @@ def _sidecar(engine: Engine, path: Path, error: float) -> dict[str, Any]:
         "outputs": {name: list(shape) for name, shape in engine.outputs.items()},
         "kernels": None if plan is None else len(plan.kernels),
         "layout_changes": None if plan is None else plan.layout_changes,
-        "relative_error": error,
         "size_bytes": len(engine.data),
         "versions": {"torch": torch.__version__, "onnx": onnx.__version__, "python": platform.python_version()},
         "warnings": list(engine.warnings),

@@ -177,5 +177,6 @@ def _write_engine(request: Request, network: fx.GraphModule, example: tuple[Tens
     lines = [f"wrote {path}", f"wrote {path.with_name(written['onnx'])}", f"wrote {path}.json"]
     if written["kernels"] is not None:
         lines.append(f"{written['kernels']} kernels, {written['layout_changes']} of them layout changes")
-    lines.append(f"relative error {written['relative_error']:.2g} against the network in float32 (one random input)")
+    error, judge = written["relative_error"], written["relative_error_on"]
+    lines.append(f"relative error {error:.2g} of the ONNX model against the network in float32, on {judge}")
     return [*lines, f"the same with NVIDIA's tool: {written['command']}"]

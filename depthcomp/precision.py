@@ -18,7 +18,7 @@ from depthcomp.errors import ArtifactError, DataError
 from depthcomp.export import require_sound, to_onnx
 from fx_passes import fold_batch_norms
 
-__all__ = ["PRECISIONS", "in_half", "onnx_in_precision", "quantized"]
+__all__ = ["PRECISIONS", "in_half", "onnx_in_precision", "quantized", "random_inputs"]
 
 PRECISIONS = ("fp32", "fp16", "int8")
 _QUANTIZED = ["Conv", "Gemm", "MatMul"]  # what has int8 kernels; the rest stays in float32
@@ -61,7 +61,7 @@ def onnx_in_precision(
     inputs = tuple(_as_half(tensor) if precision == "fp16" else tensor for tensor in example_inputs)
     model = to_onnx(network, inputs, dynamic_batch=batch is not None)
     sizes = sorted({batch[0], batch[1]}) if batch is not None else [len(inputs[0])]
-    require_sound(model, network, [_random(inputs, size) for size in sizes])
+    require_sound(model, network, [random_inputs(inputs, size) for size in sizes])
     return quantized(model, example_inputs[0], data) if precision == "int8" and data is not None else model
 
 
@@ -74,6 +74,7 @@ def in_half(gm: nn.Module) -> nn.Module:
     network = copy.deepcopy(gm).eval().double()
     if isinstance(network, fx.GraphModule):
         fold_batch_norms(network)
+        network.delete_all_unused_submodules()
     network = network.half()
     for name, tensor in (*network.named_parameters(), *network.named_buffers()):
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
@@ -117,6 +118,17 @@ def quantized(model: bytes, example: Tensor, data: Iterable[Any]) -> bytes:
         return target.read_bytes()
 
 
+def random_inputs(inputs: tuple[Tensor, ...], batch: int) -> tuple[Tensor, ...]:
+    """Return `batch` normal random inputs of the shapes and types given, the same ones each time; integers repeat."""
+    generator = torch.Generator().manual_seed(_TRIAL_SEED)
+    return tuple(
+        torch.randn((batch, *x.shape[1:]), generator=generator).to(x.device, x.dtype)
+        if x.is_floating_point()
+        else x[:1].expand(batch, *x.shape[1:])
+        for x in inputs
+    )
+
+
 class _Reader:
     """What quantize_static reads batches from."""
 
@@ -149,13 +161,3 @@ def _quiet() -> Iterator[None]:
 
 def _as_half(tensor: Tensor) -> Tensor:
     return tensor.half() if tensor.is_floating_point() else tensor
-
-
-def _random(inputs: tuple[Tensor, ...], batch: int) -> tuple[Tensor, ...]:
-    generator = torch.Generator().manual_seed(_TRIAL_SEED)
-    return tuple(
-        torch.randn((batch, *x.shape[1:]), generator=generator).to(x.device, x.dtype)
-        if x.is_floating_point()
-        else x[:1].expand(batch, *x.shape[1:])
-        for x in inputs
-    )

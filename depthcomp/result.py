@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -160,7 +160,7 @@ class CompressionResult:
         to: str = "tensorrt-rtx",
         precision: str = "fp32",
         targets: Iterable[int] = (),
-        batch: tuple[int, int, int] | int | None = None,
+        batch: int | Sequence[int] | None = None,
         data: Iterable[Any] | None = None,
         tf32: bool = True,
         progress: Progress | None = None,

@@ -113,6 +113,7 @@ def test_a_fixed_batch_is_the_engines(network, tmp_path):
 def test_int8_is_built(network, tmp_path):
     said = sidecar_of(export_engine(network, (EXAMPLE,), tmp_path / "m", precision="int8", data=images(8)))
     assert said["spec"]["precision"] == "int8"
+    assert said["relative_error_on"] == "calibration images"
     assert 0 < said["relative_error"] < 0.3
 
 
@@ -144,6 +145,9 @@ def test_contradictions_are_refused_before_anything_is_exported(network, tmp_pat
         export_engine(network, (EXAMPLE,), tmp_path / "m", targets=(90,))
     with pytest.raises(EngineError, match="'openvino' is no flavour of TensorRT"):
         export_engine(network, (EXAMPLE,), tmp_path / "m", to="openvino")
+    for batch in (0, (1, 8), ()):
+        with pytest.raises(EngineError, match=r"batch \(=.*\) must be a size, or smallest, typical and largest"):
+            export_engine(network, (EXAMPLE,), tmp_path / "m", batch=batch)
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     with pytest.raises(MissingPackageError, match="pip install tensorrt"):
         export_engine(network, (EXAMPLE,), tmp_path / "m", to="tensorrt")
