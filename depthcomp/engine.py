@@ -86,7 +86,7 @@ def export_engine(
     report(_EXPORTING, 1, 1)
     engine = build_engine(model, spec, lambda done, total, _: report(_BUILDING, done, total))
     judged = random_inputs(example, len(example[0])) if images is None else with_batch((images[0],), len(example[0]))
-    judge = "random input" if images is None else "calibration images"
+    judge = "random inputs" if images is None else "calibration images"
     content = {
         **_sidecar(engine, path),
         "relative_error": relative_error(model, gm, judged),
@@ -119,15 +119,17 @@ def _profile(batch: int | Sequence[int] | None) -> tuple[int, int, int] | None:
 def _sidecar(engine: Engine, path: Path) -> dict[str, Any]:
     import onnx
 
+    from latency_tables.backends.tensorrt.device_state import read_device_state
     from latency_tables.backends.tensorrt.runner import gpu_name
 
-    plan = engine.plan
+    plan, on_gpu = engine.plan, engine.spec.flavour == "tensorrt"
     return {
         "schema_version": SIDECAR_SCHEMA_VERSION,
         "engine": path.name,
         "onnx": _beside(path, ".onnx").name,
         "library": f"{engine.spec.flavour} {engine.version}",
-        "gpu": gpu_name() if engine.spec.flavour == "tensorrt" else None,
+        "gpu": gpu_name() if on_gpu else None,
+        "gpu_state": read_device_state() if on_gpu else None,  # tactics were timed in it
         "spec": asdict(engine.spec),
         "spec_sha256": engine.spec.sha256(),
         "onnx_sha256": engine.onnx_sha256,

@@ -6,6 +6,7 @@ from onnx_models import residual_model
 
 from latency_tables import create_backend, measure, time_interleaved
 from latency_tables.backends.tensorrt import FLAVOURS, gpu_is_visible
+from latency_tables.backends.tensorrt.device_state import read_device_state
 from latency_tables.operators import operator_model
 
 pytestmark = [
@@ -35,6 +36,11 @@ def test_the_larger_convolution_takes_longer(backend):
     runners = {str(n): backend.build(operator_model(conv(n, n, in_size=(56, 56)))) for n in (16, 256)}
     timings = time_interleaved(runners, sample_ms=0.25, warmup_ms=200)
     assert timings["16"].ms < timings["256"].ms
+
+
+def test_the_gpu_tells_its_clocks():
+    pytest.importorskip("pynvml", reason="nvidia-ml-py is not installed")
+    assert read_device_state()["sm_clock_mhz"] > 0
 
 
 def test_a_table_is_measured(backend):

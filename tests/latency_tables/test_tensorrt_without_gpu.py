@@ -2,15 +2,17 @@
 
 import sys
 import types
+from unittest.mock import MagicMock
 
 import pytest
 from onnx_models import chain_model
 
 from depthcomp_errors import BackendUnavailableError, EngineError, MissingPackageError
 from latency_tables import create_backend
-from latency_tables.backends import tensorrt
+from latency_tables.backends import onnxruntime, tensorrt
 from latency_tables.backends.tensorrt import library, runner
 from latency_tables.backends.tensorrt.build import _network_flags
+from latency_tables.backends.tensorrt.device_state import read_device_state
 
 NO_GPU = "no NVIDIA GPU with a working driver is visible here"
 
@@ -86,6 +88,17 @@ def test_a_package_that_does_not_load_is_said(monkeypatch):
         library.load_library("tensorrt")
 
 
+def test_onnxruntime_on_another_provider_than_asked_for_is_refused(monkeypatch):
+    """It falls back in silence; the first provider tells."""
+    session = types.SimpleNamespace(get_providers=lambda: ["FallbackExecutionProvider"])
+    fallen_back = MagicMock(__version__="1.0", InferenceSession=lambda *_, **__: session)
+    monkeypatch.setattr(onnxruntime, "_library", lambda: fallen_back)
+    with pytest.raises(
+        BackendUnavailableError, match="runs the model on FallbackExecutionProvider, not on CPUExecution"
+    ):
+        create_backend("onnxruntime").build(b"model")
+
+
 def test_only_networks_of_10_ask_for_strong_types():
     flags = {"NetworkDefinitionCreationFlag": types.SimpleNamespace(STRONGLY_TYPED=1)}
     assert _network_flags(stand_in("10.3.0", **flags)) == 2
@@ -128,6 +141,47 @@ def test_measuring_without_a_gpu_says_so_before_anything_is_built(flavour, monke
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(BackendUnavailableError, match=r"torch sees no NVIDIA GPU; install the driver .* onnxruntime"):
         create_backend(flavour).build(chain_model("Relu"))
+
+
+class NvmlError(Exception):
+    pass
+
+
+def nvml(**answers):
+    """Return a stand-in for pynvml that gives `answers`, and NVMLError to every other question."""
+
+    class Nvml(types.ModuleType):
+        NVMLError = NvmlError
+        NVML_CLOCK_SM, NVML_CLOCK_MEM, NVML_TEMPERATURE_GPU = 1, 2, 0
+
+        def __getattr__(self, name):
+            if not name.startswith("nvml"):
+                raise AttributeError(name)
+
+            def answer(*arguments):
+                if name not in answers:
+                    raise NvmlError(name)
+                return answers[name]
+
+            return answer
+
+    return Nvml("pynvml")
+
+
+def test_the_state_of_the_gpu_is_what_it_tells(monkeypatch):
+    asked = {"nvmlInit": None, "nvmlShutdown": None, "nvmlDeviceGetHandleByIndex": 0}
+    told = {"nvmlSystemGetDriverVersion": "580.1", "nvmlDeviceGetPowerUsage": 71000}
+    monkeypatch.setitem(sys.modules, "pynvml", nvml(**asked, **told))
+    assert read_device_state() == {"driver": "580.1", "power_mw": 71000}
+
+
+def test_without_nvml_or_its_driver_there_is_no_state(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pynvml", nvml())
+    assert read_device_state() is None
+    monkeypatch.setitem(sys.modules, "pynvml", nvml(nvmlInit=None, nvmlShutdown=None))
+    assert read_device_state() is None
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert read_device_state() is None
 
 
 def test_targets_are_not_for_tensorrt():
