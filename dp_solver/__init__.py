@@ -17,13 +17,19 @@ where *best of* sorts by cost and keeps each point whose loss is below all befor
 *label*; it remembers the choice and the label of F(i) that it came from, so F(L) leads back to the plans
 themselves.
 
+States. A partial plan may stand at a cut in a *state* (an activation is there or not, the tensor is wide or narrow)
+that decides which choices may follow. There is one F for each cut and state.
+
 Parallel regions. A span may hold branches that all run and then join, each a chain of its own. Such a
 `Parallel` offers the sums of one point from each branch's frontier plus the cost of the join, best of them
 kept, as if each were a choice.
 
-The source is Kim et al. 2023 (ICML, arXiv 2301.12187; latency table T, importance I, budget T_0). There the
-recursion runs over a grid of budgets with each cost rounded down to the grid, so that a budget can be
-overshot. Labels hold real costs: they need no grid and keep every budget.
+`frontier` answers every budget at once, `solve` one, `best_plans` gives the runners-up as well, and `two_stage` takes
+the tables of the method's authors. `labels` holds the recursion, and `two_stage` tells it in the paper's own terms.
+
+The source is Kim et al. 2023 (ICML, arXiv 2301.12187; latency table T, importance I, budget T_0). Their
+solver runs over a grid of budgets with each cost rounded down to the grid, so that a budget can be overshot.
+Labels hold real costs: they need no grid and keep every budget.
 
     >>> from dp_solver import Chain, Choice, frontier, solve
     >>> spans = {
@@ -41,6 +47,25 @@ overshot. Labels hold real costs: they need no grid and keep every budget.
 from dp_solver.brute_force import enumerate_plans
 from dp_solver.frontier import Frontier, frontier
 from dp_solver.problem import Chain, Choice, Parallel
-from dp_solver.solve import Solution, solve
+from dp_solver.solve import Solution, best_plans, solve
+from dp_solver.two_stage import TwoStageProblem, TwoStageResult, two_stage, two_stage_problem
+from dp_solver.two_stage_tables import extended_importance, normalized, optimal_latency
 
-__all__ = ["Chain", "Choice", "Frontier", "Parallel", "Solution", "enumerate_plans", "frontier", "solve"]
+__all__ = [
+    "Chain",
+    "Choice",
+    "Frontier",
+    "Parallel",
+    "Solution",
+    "TwoStageProblem",
+    "TwoStageResult",
+    "best_plans",
+    "enumerate_plans",
+    "extended_importance",
+    "frontier",
+    "normalized",
+    "optimal_latency",
+    "solve",
+    "two_stage",
+    "two_stage_problem",
+]

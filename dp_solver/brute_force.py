@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator
 from typing import TypeAlias
 
-from dp_solver.problem import Chain, Choice, Parallel
+from dp_solver.problem import Chain, Choice, Parallel, State
 
 __all__ = ["enumerate_plans"]
 
@@ -22,17 +22,18 @@ def enumerate_plans(chain: Chain) -> Iterator[PricedPlan]:
         >>> list(enumerate_plans(Chain(2, {(0, 1): [keep], (1, 2): [keep], (0, 2): [merge]})))
         [(1.5, 0.2, ('merge',)), (2.0, 0.0, ('keep', 'keep'))]
     """
-    return _plans_to(chain, chain.length)
+    return (plan for plan, state in _plans_to(chain, chain.length) if chain.accepts(chain.length, state))
 
 
-def _plans_to(chain: Chain, cut: int) -> Iterator[PricedPlan]:
+def _plans_to(chain: Chain, cut: int) -> Iterator[tuple[PricedPlan, State]]:
     if cut == 0:
-        yield 0.0, 0.0, ()
+        yield (0.0, 0.0, ()), chain.start
     for (start, end), items in chain.spans.items():
         if end == cut and items:
-            for before in _plans_to(chain, start):
+            for before, state in _plans_to(chain, start):
                 for item in items:
-                    yield from (_add(before, step) for step in _realisations(item))
+                    if item.before == state:
+                        yield from ((_add(before, step), item.after) for step in _realisations(item))
 
 
 def _realisations(item: Choice | Parallel) -> Iterator[PricedPlan]:

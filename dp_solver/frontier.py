@@ -1,26 +1,23 @@
-"""The exact latency-loss frontier of a chain, by forward labels.
-
-State of the recursion: for each cut, its *labels*, the non-dominated partial plans from cut 0 to that cut. A
-label is a cost, a loss and two back-pointers: the step that it ended with and the label that it extended. The
-steps into a cut are the choices of all spans that end there and, for a `Parallel`, the points of its
-branches' summed frontier.
-"""
+"""The latency-loss frontier of a chain: all plans that no other plan beats, and how to choose one of them."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-from depthcomp_errors import BudgetInfeasibleError, ProblemError
-from dp_solver.pareto import FloatArray, IntArray, nondominated
-from dp_solver.problem import Chain, Choice, Parallel, real_or_nan
+from depthcomp_errors import BudgetInfeasibleError
+from dp_solver.frontier_json import frontier_from_json, frontier_to_json
+from dp_solver.grid import Grid
+from dp_solver.labels import Keys, Solved, solve_labels
+from dp_solver.pareto import FloatArray, nondominated
+from dp_solver.problem import Chain
+from dp_solver.quantities import as_budget, as_count
 
 __all__ = ["Frontier", "frontier"]
 
-Keys: TypeAlias = tuple[Hashable, ...]
+FLAT = 1e-9  # a corner of the frontier that stands out by less, as a share of its width and height, is rounding
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -30,20 +27,34 @@ class Frontier:
     Attributes:
         costs: (n,) latency in ms, float64, read-only, strictly increasing.
         losses: (n,) expected loss increase, float64, read-only, strictly decreasing.
+        slack_ms: 0 where the frontier is exact; otherwise it was found on a grid of costs, and for every plan there is,
+            this frontier holds one of no more loss that costs at most this much more.
 
     Example:
+        >>> from dp_solver import Choice
         >>> spans = {(0, 1): [Choice("keep", 2.0, 0.0), Choice("merge", 1.0, 0.5), Choice("slow", 3.0, 0.1)]}
         >>> front = frontier(Chain(1, spans))
         >>> front.costs.tolist(), front.losses.tolist(), front.plan(front.at(1.5))
         ([1.0, 2.0], [0.5, 0.0], ('merge',))
+        >>> Frontier.from_json(front.to_json()).plan(0)
+        ('merge',)
     """
 
     costs: FloatArray
     losses: FloatArray
-    _cuts: tuple[_Labels, ...] = field(repr=False)
+    _plans: Solved | Sequence[Keys] = field(repr=False)
+    slack_ms: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.costs.setflags(write=False)
+        self.losses.setflags(write=False)
 
     def __len__(self) -> int:
         return len(self.costs)
+
+    def __reduce__(self) -> tuple[type[Frontier], tuple[object, ...]]:
+        plans = [self.plan(k) for k in range(len(self))]  # a copy needs no more than the plans themselves
+        return Frontier, (self.costs, self.losses, plans, self.slack_ms)
 
     def plan(self, k: int) -> Keys:
         """Returns the keys of plan `k` in order along the chain, those of a `Parallel` branch by branch.
@@ -58,8 +69,7 @@ class Frontier:
         """
         if not -len(self) <= k < len(self):
             raise IndexError(f"plan {k} of a frontier of {len(self)} plans; use 0..{len(self) - 1}")
-        steps = reversed(list(_walk_back(self._cuts, k)))
-        return tuple(key for step in steps for key in _keys(step))
+        return self._plans.plan(k) if isinstance(self._plans, Solved) else self._plans[k]
 
     def at(self, budget_ms: float) -> int:
         """Returns the index of the plan of least loss among those of cost <= `budget_ms`.
@@ -73,7 +83,7 @@ class Frontier:
 
         Complexity: O(log n).
         """
-        budget = _budget(budget_ms)
+        budget = as_budget(budget_ms)
         best_ms = float(self.costs[0])
         if budget < best_ms:
             raise BudgetInfeasibleError(
@@ -83,24 +93,115 @@ class Frontier:
             )
         return int(np.searchsorted(self.costs, budget, side="right")) - 1
 
+    def nearest(self, budget_ms: float, count: int) -> list[int]:
+        """Returns the indices of the plans whose cost is nearest to a budget, on either side of it, in rising order.
 
-def frontier(chain: Chain) -> Frontier:
-    """Returns the exact Pareto frontier of `chain` over real-valued costs; nothing is rounded to a grid.
+        A predicted latency is not a measured one, so the best measured plan may be predicted to miss the budget a
+        little.
+
+        Args:
+            budget_ms: latency in ms, at least 0; of two plans that are equally near the faster one counts as nearer.
+            count: how many; fewer come where the frontier has fewer.
+
+        Raises:
+            ProblemError: the budget is NaN, negative or not a number, or `count` is no integer of at least 1.
+
+        Example:
+            >>> front = Frontier(np.array([1.0, 2.0, 3.0, 5.0]), np.array([4.0, 3.0, 2.0, 0.0]), [()] * 4)
+            >>> front.nearest(3.2, 2), front.nearest(9.0, 2)
+            ([1, 2], [2, 3])
+        """
+        budget = min(as_budget(budget_ms), float(self.costs[-1]))
+        nearest = np.argsort(np.abs(self.costs - budget), kind="stable")[: as_count(count)]
+        return sorted(nearest.tolist())
+
+    def knee(self) -> int:
+        """Returns the index of the plan beyond which more speed costs more than before.
+
+        It is the plan farthest below the straight line from the fastest plan to the one of least loss, with both axes
+        scaled to the range between these two; of equally far ones the fastest. Where no plan lies below that line, as
+        with one or two plans, no plan stands out and the one of least loss is returned.
+
+        Complexity: O(n).
+
+        Example:
+            >>> front = Frontier(np.array([1.0, 2.0, 5.0]), np.array([8.0, 1.0, 0.0]), [()] * 3)
+            >>> front.knee()
+            1
+
+        References:
+            Das, On characterizing the "knee" of the Pareto curve based on Normal-Boundary Intersection, Structural
+            Optimization 18 (1999), whose definition this is for two criteria.
+        """
+        if len(self) < 3:
+            return len(self) - 1
+        width, height = self.costs[-1] - self.costs[0], self.losses[0] - self.losses[-1]
+        below = 1 - (self.costs - self.costs[0]) / width - (self.losses - self.losses[-1]) / height
+        return int(np.argmax(below >= below.max() - FLAT)) if below.max() > FLAT else len(self) - 1
+
+    def given_up(self, budget_ms: float) -> float:
+        """Returns a bound on the loss that `at(budget_ms)` gives up against the exact optimum; 0 on an exact frontier.
+
+        The exact optimum of the budget is a plan, so by the meaning of `slack_ms` this frontier holds one of no more
+        loss within budget + slack. Hence the loss of `at(budget_ms + slack_ms)` is at most the optimum, and what it
+        is below that of `at(budget_ms)` is at least what was given up.
+
+        Raises:
+            ProblemError, BudgetInfeasibleError: as `at`.
+        """
+        return float(self.losses[self.at(budget_ms)] - self.losses[self.at(as_budget(budget_ms) + self.slack_ms)])
+
+    def to_json(self) -> str:
+        """Returns the frontier with all its plans as JSON text, the same text for the same frontier.
+
+        Raises:
+            ProblemError: a key is something else than a string, a number, a boolean, None or a tuple of such.
+        """
+        plans = [self.plan(k) for k in range(len(self))]
+        return frontier_to_json(self.costs.tolist(), self.losses.tolist(), plans, self.slack_ms)
+
+    @classmethod
+    def from_json(cls, text: str) -> Frontier:
+        """Returns the frontier that `to_json` wrote, to the last bit.
+
+        Raises:
+            ProblemError: the text is not JSON, of another schema version, or a field is missing or malformed.
+        """
+        content = frontier_from_json(text)
+        costs, losses = np.array(content.costs), np.array(content.losses)
+        return cls(costs, losses, content.plans, content.slack_ms)
+
+
+def frontier(chain: Chain, *, resolution_ms: float | None = None) -> Frontier:
+    """Returns the Pareto frontier of `chain`, exact over real-valued costs unless a resolution is given.
 
     One solve answers all budgets. `chain` is not modified.
 
-    On equal cost and loss the first in this order wins: smallest start cut of the last span; place of the
-    item in that span; cheapest point of a `Parallel`; cheapest plan up to the start cut.
+    Ties. Of plans that are equal in cost and loss the one with fewer changes wins: fewer keys that are not None.
+    Between equal ones the first in this order wins, read from the plan's end: smallest start cut of its last span;
+    place of the item in that span; cheapest point of a `Parallel`; cheapest plan up to the start cut. Where only
+    rounding made two sums equal, the one with fewer changes may have been dropped before. On a grid the tie goes to
+    the less cost and then to this order.
 
     A plan's cost is added up from left to right, a `Parallel`'s being its join cost plus its branches one by
     one, and `brute_force.enumerate_plans` adds in the same order. Since rounded addition keeps order, pruning
     loses nothing by rounding: both agree to the last bit. A cost of n terms is within a share of n * 1.2e-16
     of the exact sum, a loss within that share of the sum of its terms' magnitudes.
 
+    Args:
+        chain: the problem.
+        resolution_ms: None for the exact frontier. Otherwise labels are compared after rounding their costs up to a
+            grid of this width, so that each cut keeps at most one for each step of the grid. What is returned are
+            plans with their true costs, so no budget is overshot; `slack_ms` and `given_up` bound what was lost.
+
+    Raises:
+        ProblemError: the resolution is no number above 0.
+
     Complexity: O(c log c) time for c extended labels. A cut has as many labels as its frontier has points:
     tens in a random chain of 50 cuts and 1,275 spans, but in the worst case twice as many at each next cut.
 
     Example:
+        >>> from dp_solver import Choice, Parallel
         >>> conv = Chain(1, {(0, 1): [Choice("keep", 2.0, 0.0), Choice("drop", 0.0, 0.4)]})
         >>> block = Parallel(0.1, (conv, Chain(0, {})))
         >>> front = frontier(Chain(1, {(0, 1): [block, Choice("merge", 1.0, 0.1)]}))
@@ -111,117 +212,9 @@ def frontier(chain: Chain) -> Frontier:
         Kim et al., Efficient Latency-Aware CNN Depth Compression via Two-Stage Dynamic Programming, ICML
         2023, arXiv 2301.12187, whose recursion this is with labels in place of a grid of budgets.
     """
-    arrivals = _arrivals(chain)
-    cuts = [_origin()]
-    for steps in arrivals[1:]:
-        cuts.append(_extend(cuts, steps))
-    return Frontier(_read_only(cuts[-1].costs), _read_only(cuts[-1].losses), tuple(cuts))
-
-
-class _Step(NamedTuple):
-    """An item as it leaves its start cut: a choice, or one point of a parallel region."""
-
-    start: int
-    cost: float
-    loss: float
-    item: Choice | _Joined
-    point: int  # index into the points of a _Joined, 0 for a choice
-
-
-class _Labels(NamedTuple):
-    """The non-dominated partial plans that end at one cut, by rising cost; arrays are (n,)."""
-
-    costs: FloatArray
-    losses: FloatArray
-    last: IntArray  # the step that a label ends with, an index into `steps`
-    before: IntArray  # the label that it extends, an index into the labels of that step's start cut
-    steps: Sequence[_Step]
-
-
-class _Joined(NamedTuple):
-    """The frontier of a parallel region of b branches."""
-
-    costs: FloatArray  # (n,)
-    losses: FloatArray  # (n,)
-    picks: IntArray  # (n, b), an index into each branch's frontier
-    branches: tuple[Frontier, ...]
-
-
-def _arrivals(chain: Chain) -> list[list[_Step]]:
-    """Returns the steps into each cut, ordered as ties are broken."""
-    arrivals: list[list[_Step]] = [[] for _ in range(chain.length + 1)]
-    for (start, end), items in chain.spans.items():
-        for item in items:
-            arrivals[end].extend(_steps(start, item))
-    return arrivals
-
-
-def _steps(start: int, item: Choice | Parallel) -> list[_Step]:
-    if isinstance(item, Choice):
-        return [_Step(start, item.cost, item.loss, item, 0)]
-    joined = _join(item)
-    points = enumerate(zip(joined.costs.tolist(), joined.losses.tolist(), strict=True))
-    return [_Step(start, cost, loss, joined, point) for point, (cost, loss) in points]
-
-
-def _join(parallel: Parallel) -> _Joined:
-    """Returns the Minkowski sum of the branches' frontiers, pruned after each branch."""
-    branches = tuple(frontier(branch) for branch in parallel.branches)
-    costs, losses, picks = np.array([parallel.join_cost]), np.zeros(1), np.zeros((1, 0), dtype=np.intp)
-    for branch in branches:
-        all_costs = np.add.outer(costs, branch.costs).ravel()
-        all_losses = np.add.outer(losses, branch.losses).ravel()
-        kept = nondominated(all_costs, all_losses)
-        before, pick = np.divmod(kept, len(branch))
-        costs, losses, picks = all_costs[kept], all_losses[kept], np.column_stack((picks[before], pick))
-    return _Joined(costs, losses, picks, branches)
-
-
-def _origin() -> _Labels:
-    none = np.zeros(1, dtype=np.intp)
-    return _Labels(np.zeros(1), np.zeros(1), none, none, ())
-
-
-def _extend(cuts: Sequence[_Labels], steps: Sequence[_Step]) -> _Labels:
-    """Returns the labels of the next cut: each step in extends each label of its start cut, the best stay."""
-    if not steps:
-        empty = np.zeros(0, dtype=np.intp)
-        return _Labels(np.zeros(0), np.zeros(0), empty, empty, ())
-    sizes = np.array([len(cuts[step.start].costs) for step in steps])
-    costs = np.concatenate([cuts[step.start].costs for step in steps])
-    costs += np.repeat([step.cost for step in steps], sizes)
-    losses = np.concatenate([cuts[step.start].losses for step in steps])
-    losses += np.repeat([step.loss for step in steps], sizes)
-    kept = nondominated(costs, losses)
-    ends = np.cumsum(sizes)
-    last = np.searchsorted(ends, kept, side="right")
-    return _Labels(costs[kept], losses[kept], last, kept - (ends - sizes)[last], steps)
-
-
-def _walk_back(cuts: Sequence[_Labels], label: int) -> Iterator[_Step]:
-    """Yields the steps of one label of the last cut, last step first."""
-    cut = len(cuts) - 1
-    while cut > 0:
-        labels = cuts[cut]
-        step = labels.steps[labels.last[label]]
-        yield step
-        cut, label = step.start, int(labels.before[label])
-
-
-def _keys(step: _Step) -> Keys:
-    if isinstance(step.item, Choice):
-        return (step.item.key,)
-    picks = zip(step.item.branches, step.item.picks[step.point], strict=True)
-    return tuple(key for branch, pick in picks for key in branch.plan(int(pick)))
-
-
-def _budget(budget_ms: object) -> float:
-    budget = real_or_nan(budget_ms)
-    if not budget >= 0:  # NaN compares false
-        raise ProblemError(f"budget_ms (={budget_ms!r}) must be a number of at least 0; give a latency in ms")
-    return budget
-
-
-def _read_only(array: FloatArray) -> FloatArray:
-    array.setflags(write=False)
-    return array
+    if resolution_ms is None:
+        solved = solve_labels(chain, nondominated)
+        return Frontier(solved.points[0], solved.points[1], solved)
+    grid = Grid(resolution_ms)
+    solved = solve_labels(chain, grid.prune)
+    return Frontier(solved.points[0], solved.points[1], solved, grid.slack_ms(chain, float(solved.points[0, -1])))

@@ -3,24 +3,29 @@
 A chain has cuts 0..length. A span (i, j] lies between two cuts and can be realised in several ways, its
 items: a `Choice` is one priced way; a `Parallel` is a region of branches, each a chain of its own, that all
 run and then join. A plan crosses the chain from cut 0 to its last cut with one item for each span that it
-steps over. Every constructor here checks its arguments, so a problem that exists can be solved.
+steps over. Every constructor here checks its arguments, so a problem that exists can be solved; and since each copies
+what it is given and lets nobody change it later, no chain can come to hold itself.
+
+States. A partial plan at a cut may stand in a *state*: an activation is there or is not, the tensor has all its
+channels or half of them. An item extends only the partial plans whose state is its `before`, and leaves them in its
+`after`. A state is any hashable value, compared by equality; a problem without states has None everywhere.
 """
 
 from __future__ import annotations
 
-import math
 import operator
 import reprlib
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Real
+from types import MappingProxyType
 from typing import TypeAlias
 
 from depthcomp_errors import ProblemError
+from dp_solver.quantities import as_cost, as_number
 
-__all__ = ["Chain", "Choice", "Parallel"]
+__all__ = ["Chain", "Choice", "Parallel", "State"]
 
-LARGEST = 1e300  # 1e8 such numbers still add up to a finite float64
+State: TypeAlias = Hashable
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +33,15 @@ class Choice:
     """One way to realise a span.
 
     Attributes:
-        key: the caller's name for it, returned in plans and otherwise not looked at.
+        key: the caller's name for it, returned in plans and otherwise not looked at; None says that the span stays as
+            it is, and every other key counts as a change where plans tie.
         cost: latency in ms, at least 0.
         loss: expected loss increase, lower is better, may be negative.
+        before: the state that it needs at the span's start.
+        after: the state that it leaves at the span's end.
 
     Raises:
-        ProblemError: the key is not hashable, a number is not finite, or the cost is negative.
+        ProblemError: the key or a state is not hashable, a number is not finite, or the cost is negative.
 
     Example:
         >>> Choice("merge 0..3", 0.8, 0.05).cost
@@ -43,11 +51,15 @@ class Choice:
     key: Hashable
     cost: float
     loss: float
+    before: State = None
+    after: State = None
 
     def __post_init__(self) -> None:
-        _require_hashable(self.key)
-        object.__setattr__(self, "cost", _cost(f"cost of choice {self.key!r}", self.cost))
-        object.__setattr__(self, "loss", _number(f"loss of choice {self.key!r}", self.loss))
+        _require_hashable("key of a choice", self.key)
+        _require_hashable("state before", self.before)
+        _require_hashable("state after", self.after)
+        object.__setattr__(self, "cost", as_cost(self.cost, "cost of choice {!r}", self.key))
+        object.__setattr__(self, "loss", as_number(self.loss, "loss of choice {!r}", self.key))
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +68,14 @@ class Parallel:
 
     Attributes:
         join_cost: latency in ms of what joins the branches (an add, a concat), at least 0.
-        branches: one chain a branch, at least one; a skip connection is `Chain(0, {})`.
+        branches: one chain a branch, at least one; a skip connection is `Chain(0, {})`. Each begins in its own start
+            state, whatever the state around it.
+        before: the state that the region needs at the span's start.
+        after: the state that it leaves at the span's end.
 
     Raises:
-        ProblemError: there is no branch, a branch is not a `Chain`, or the join cost is negative or not
-        finite.
+        ProblemError: there is no branch, a branch is not a `Chain`, a state is not hashable, or the join cost is
+            negative or not finite.
 
     Example:
         >>> body = Chain(1, {(0, 1): [Choice("keep", 1.0, 0.0)]})
@@ -70,9 +85,13 @@ class Parallel:
 
     join_cost: float
     branches: tuple[Chain, ...]
+    before: State = None
+    after: State = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "join_cost", _cost("join_cost of a Parallel", self.join_cost))
+        _require_hashable("state before", self.before)
+        _require_hashable("state after", self.after)
+        object.__setattr__(self, "join_cost", as_cost(self.join_cost, "join_cost of a Parallel"))
         object.__setattr__(self, "branches", _branches(self.branches))
 
 
@@ -81,70 +100,62 @@ class Chain:
     """Cuts 0..length and the items of the spans between them.
 
     The spans are copied, sorted by end cut and then by start cut. An empty span is one that cannot be used.
-    Cuts that no plan passes are allowed as long as some plan crosses the chain.
+    Cuts and states that no plan passes are allowed as long as some plan crosses the chain.
 
     Attributes:
         length: number of the last cut; 0 is the identity, with one plan of no keys, cost 0 and loss 0.
-        spans: (i, j) with 0 <= i < j <= length -> the items of span (i, j], in order of preference on ties.
+        spans: (i, j) with 0 <= i < j <= length -> the items of span (i, j], in order of preference on ties; read-only.
+        start: the state at cut 0.
+        ends: the states that a plan may end in, at least one; None allows all.
 
     Raises:
-        ProblemError: a span lies outside the chain, holds a thing that is no item or one key twice, or no
-            path of spans leads from cut 0 to cut `length`.
+        ProblemError: a span lies outside the chain, holds a thing that is no item or one key twice between the same
+            states, or no plan leads from cut 0 in state `start` to cut `length` in one of the states `ends`.
 
     Example:
         >>> keep, merge = Choice("keep", 1.0, 0.0), Choice("merge", 0.5, 0.2)
         >>> list(Chain(2, {(1, 2): [keep], (0, 2): [merge], (0, 1): [keep]}).spans)
         [(0, 1), (0, 2), (1, 2)]
+        >>> halve, narrow = Choice("halve", 0.6, 0.1, after="half"), Choice("keep", 0.3, 0.0, before="half")
+        >>> len(Chain(2, {(0, 1): [keep, halve], (1, 2): [keep, narrow]}).spans[1, 2])
+        2
     """
 
     length: int
     spans: Mapping[tuple[int, int], Sequence[Choice | Parallel]]
+    start: State = None
+    ends: Collection[State] | None = None
 
     def __post_init__(self) -> None:
+        _require_hashable("start state", self.start)
         object.__setattr__(self, "length", _length(self.length))
-        object.__setattr__(self, "spans", _spans(self.length, self.spans))
-        _require_path(self.length, self.spans)
+        object.__setattr__(self, "spans", MappingProxyType(_spans(self.length, self.spans)))
+        object.__setattr__(self, "ends", _ends(self.ends))
+        _require_plan(self)
+
+    def __reduce__(self) -> tuple[type[Chain], tuple[object, ...]]:
+        return Chain, (self.length, dict(self.spans), self.start, self.ends)  # a read-only mapping does not pickle
+
+    def accepts(self, cut: int, state: State) -> bool:
+        """Returns whether a plan may stand at `cut` in `state`: only the last cut is choosy.
+
+        Example:
+            >>> chain = Chain(1, {(0, 1): [Choice("keep", 1.0, 0.0, after="full")]}, ends=["full"])
+            >>> chain.accepts(0, "half"), chain.accepts(1, "half")
+            (True, False)
+        """
+        return cut < self.length or self.ends is None or state in self.ends
 
 
 Item: TypeAlias = Choice | Parallel
 Span: TypeAlias = tuple[int, int]
 
 
-def _require_hashable(key: object) -> None:
+def _require_hashable(name: str, value: object) -> None:
     try:
-        hash(key)
+        hash(value)
     except TypeError as error:
-        raise ProblemError(f"key (={key!r}) of a choice must be hashable; use a tuple or a string") from error
-
-
-def real_or_nan(value: object) -> float:
-    """Returns `value` as a float, NaN if it is no real number, infinity if it is too large for a float.
-
-    Example:
-        >>> real_or_nan(2), real_or_nan("2"), real_or_nan(10**400)
-        (2.0, nan, inf)
-    """
-    try:
-        return float(value) if isinstance(value, Real) else math.nan
-    except OverflowError:
-        return math.inf
-
-
-def _number(name: str, value: object) -> float:
-    number = real_or_nan(value)
-    if not abs(number) <= LARGEST:  # NaN compares false
-        raise ProblemError(
-            f"{name} (={value!r}) must be a finite number of magnitude up to {LARGEST:g}; "
-            "correct it or leave the choice out"
-        )
-    return number
-
-
-def _cost(name: str, value: object) -> float:
-    cost = _number(name, value)
-    if cost < 0:
-        raise ProblemError(f"{name} (={cost}) must be at least 0 ms; correct it")
-    return cost
+        raise ProblemError(f"{name} (={value!r}) must be hashable; use a tuple or a string") from error
 
 
 def _branches(branches: object) -> tuple[Chain, ...]:
@@ -184,25 +195,51 @@ def _items(span: Span, items: object) -> tuple[Item, ...]:
     if not isinstance(items, Sequence) or not all(isinstance(item, Choice | Parallel) for item in items):
         given = reprlib.repr(items)
         raise ProblemError(f"span {span} must hold a sequence of Choice and Parallel items, not {given}")
-    _require_distinct(span, [item.key for item in items if isinstance(item, Choice)])
+    _require_distinct(span, [item for item in items if isinstance(item, Choice)])
     return tuple(items)
 
 
-def _require_distinct(span: Span, keys: list[Hashable]) -> None:
-    seen: set[Hashable] = set()
-    for key in keys:
-        if key in seen:
-            raise ProblemError(f"span {span} holds key {key!r} twice; give each choice of a span its own key")
-        seen.add(key)
+def _require_distinct(span: Span, choices: list[Choice]) -> None:
+    seen: set[tuple[Hashable, State, State]] = set()
+    for choice in choices:
+        identity = (choice.key, choice.before, choice.after)
+        if identity in seen:
+            between = "" if identity[1:] == (None, None) else f" from state {choice.before!r} to {choice.after!r}"
+            raise ProblemError(f"span {span} holds key {choice.key!r} twice{between}; give each choice its own key")
+        seen.add(identity)
 
 
-def _require_path(length: int, spans: Mapping[Span, Sequence[Item]]) -> None:
-    reached = {0}
-    for (start, end), items in spans.items():  # sorted by end cut: whether `start` is reached is known by now
-        if items and start in reached:
-            reached.add(end)
-    if length not in reached:
+def _ends(ends: object) -> frozenset[State] | None:
+    if ends is None:
+        return None
+    if isinstance(ends, str) or not isinstance(ends, Collection) or not ends:
+        raise ProblemError(f"ends (={ends!r}) of a Chain must be a collection of at least one state, or None for all")
+    for state in ends:
+        _require_hashable("end state", state)
+    return frozenset(ends)
+
+
+def _require_plan(chain: Chain) -> None:
+    reached: dict[int, dict[State, None]] = {0: {chain.start: None}}  # states in the order in which they are found
+    for (start, end), items in chain.spans.items():  # sorted by end cut: what is reached at `start` is known by now
+        before = reached.get(start, {})
+        for item in items:
+            if item.before in before:
+                reached.setdefault(end, {})[item.after] = None
+    last = max(reached)
+    if last == chain.length and any(chain.accepts(last, state) for state in reached[last]):
+        return
+    if last == chain.length:
+        found = ", ".join(map(repr, reached[last]))
         raise ProblemError(
-            f"no plan crosses the chain: its spans lead from cut 0 as far as cut {max(reached)}, never to "
-            f"cut {length}; give a span that closes the gap at least one choice"
+            f"no plan ends in a state of ends (={_listed(chain)}): plans end in {found}; offer one that does"
         )
+    states = "" if set(reached[last]) == {None} else f" (state {' or '.join(map(repr, reached[last]))})"
+    raise ProblemError(
+        f"no plan crosses the chain: its spans lead from cut 0 as far as cut {last}{states}, never to "
+        f"cut {chain.length}; give a span that closes the gap at least one choice{' from that state' if states else ''}"
+    )
+
+
+def _listed(chain: Chain) -> str:
+    return ", ".join(sorted(map(repr, chain.ends or ())))

@@ -1,12 +1,17 @@
-"""The best plan for one budget."""
+"""The best plan for one budget, and the best few."""
 
 from collections.abc import Hashable
 from dataclasses import dataclass
 
-from dp_solver.frontier import frontier
-from dp_solver.problem import Chain
+import numpy as np
 
-__all__ = ["Solution", "solve"]
+from dp_solver.frontier import frontier
+from dp_solver.labels import solve_labels
+from dp_solver.pareto import skyband
+from dp_solver.problem import Chain
+from dp_solver.quantities import as_count
+
+__all__ = ["Solution", "best_plans", "solve"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,14 +22,16 @@ class Solution:
         keys: the choices' keys in order along the chain, those of a `Parallel` branch by branch.
         cost: latency in ms.
         loss: expected loss increase.
+        given_up: bound on what `loss` is above that of the best plan there is; 0 where the solution is exact.
     """
 
     keys: tuple[Hashable, ...]
     cost: float
     loss: float
+    given_up: float = 0.0
 
 
-def solve(chain: Chain, budget_ms: float) -> Solution:
+def solve(chain: Chain, budget_ms: float, *, resolution_ms: float | None = None) -> Solution:
     """Returns the plan of least loss whose cost, as the frontier adds it up, is at most `budget_ms`.
 
     For several budgets take `frontier` once and ask it: a solve costs as much as the whole frontier.
@@ -32,17 +39,54 @@ def solve(chain: Chain, budget_ms: float) -> Solution:
     Args:
         chain: the problem, not modified.
         budget_ms: latency in ms, at least 0; `math.inf` asks for the plan of least loss.
+        resolution_ms: None for the exact answer, else the grid that `frontier` compares costs on.
 
     Raises:
-        ProblemError: the budget is NaN, negative or not a number.
+        ProblemError: the budget is NaN, negative or not a number, or the resolution no number above 0.
         BudgetInfeasibleError: every plan costs more; `best_ms` is the smallest cost.
 
     Example:
         >>> from dp_solver import Choice
         >>> keep, fast, merge = Choice("keep", 2.0, 0.0), Choice("fast", 1.0, 0.2), Choice("merge", 2.5, 0.1)
         >>> solve(Chain(2, {(0, 1): [keep, fast], (1, 2): [keep], (0, 2): [merge]}), budget_ms=3.0)
-        Solution(keys=('merge',), cost=2.5, loss=0.1)
+        Solution(keys=('merge',), cost=2.5, loss=0.1, given_up=0.0)
     """
-    front = frontier(chain)
+    front = frontier(chain, resolution_ms=resolution_ms)
     k = front.at(budget_ms)
-    return Solution(front.plan(k), float(front.costs[k]), float(front.losses[k]))
+    return Solution(front.plan(k), float(front.costs[k]), float(front.losses[k]), front.given_up(budget_ms))
+
+
+def best_plans(chain: Chain, budget_ms: float, count: int) -> list[Solution]:
+    """Returns the `count` plans of least loss within `budget_ms`, the best first: exact, on the frontier or not.
+
+    The first is `solve`'s answer. Of equal losses the faster plan comes first, then the one with fewer changes. Fewer
+    plans come back where there are fewer within the budget. Plans are counted as paths through the chain: two paths
+    whose keys read the same are two plans.
+
+    The recursion is the frontier's, with labels that are dropped only once `count` others beat them.
+
+    Args:
+        chain: the problem, not modified.
+        budget_ms: latency in ms, at least 0.
+        count: how many, at least 1.
+
+    Raises:
+        ProblemError: the budget is NaN, negative or not a number, or `count` is no integer of at least 1.
+        BudgetInfeasibleError: every plan costs more; `best_ms` is the smallest cost.
+
+    Complexity: up to `count` times as many labels as the frontier has, and `count` passes over their extensions.
+
+    Example:
+        >>> from dp_solver import Choice
+        >>> keep, fast, merge = Choice("keep", 2.0, 0.0), Choice("fast", 1.0, 0.2), Choice("merge", 2.5, 0.1)
+        >>> best = best_plans(Chain(2, {(0, 1): [keep, fast], (1, 2): [keep], (0, 2): [merge]}), 3.0, count=2)
+        >>> [(plan.keys, plan.loss) for plan in best]
+        [(('merge',), 0.1), (('fast', 'keep'), 0.2)]
+    """
+    wanted = as_count(count)
+    frontier(chain).at(budget_ms)  # refuses a malformed or infeasible budget
+    solved = solve_labels(chain, lambda points: skyband(points, wanted))
+    costs, losses, changes = solved.points
+    order = np.lexsort((changes, costs, losses))
+    best = order[costs[order] <= budget_ms][:wanted].tolist()
+    return [Solution(solved.plan(k), float(costs[k]), float(losses[k])) for k in best]

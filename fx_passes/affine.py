@@ -15,6 +15,7 @@ shapes only.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -206,7 +207,7 @@ def from_avg_pool(pool: nn.AvgPool2d, channels: int, *, device: str = "cpu") -> 
     return AffineConv(weight, bias, _pair(pool.stride), sides, channels)
 
 
-def compose(first: AffineConv, second: AffineConv) -> AffineConv:
+def compose(first: AffineConv, second: AffineConv, *, largest_kernel: Pair | None = None) -> AffineConv:
     """Return the operator x -> second(first(x)), with all padding moved to its entry.
 
     Per axis, with kernel sizes k1, k2, strides s1, s2 and paddings p1, p2 (u = a + s1 b):
@@ -217,13 +218,22 @@ def compose(first: AffineConv, second: AffineConv) -> AffineConv:
 
     The result equals the chain where no inner operator pads; where one does, it equals the chain whose
     padding was moved to the entry. Source: Kim et al. 2023, equation 1, extended to strides and groups.
+
+    With `largest_kernel`, only taps in the middle of the result are computed, those that `crop_kernel` would leave.
     """
     groups = math.gcd(first.groups, second.groups)
     inner = widen_groups(first.weight, first.groups, groups)  # (m, i/g, k1h, k1w)
-    weight = _compose_weights(inner, second.weight, second.groups, first.stride)
+    full = [k1 + s * (k2 - 1) for k1, s, k2 in zip(first.kernel, first.stride, second.kernel, strict=True)]
+    window = [min(k, limit) for k, limit in zip(full, largest_kernel or full, strict=True)]
+    rows, columns = (k - w for k, w in zip(full, window, strict=True))
+    start = rows // 2, columns // 2
+    weight = _compose_weights(inner, second.weight, second.groups, first.stride, start, (window[0], window[1]))
     stride = (first.stride[0] * second.stride[0], first.stride[1] * second.stride[1])
     steps = (first.stride[0], first.stride[0], first.stride[1], first.stride[1])
-    top, bottom, left, right = (p + s * q for p, s, q in zip(first.padding, steps, second.padding, strict=True))
+    cropped = start[0], rows - start[0], start[1], columns - start[1]
+    top, bottom, left, right = (
+        p + s * q - c for p, s, q, c in zip(first.padding, steps, second.padding, cropped, strict=True)
+    )
     return AffineConv(weight, _compose_biases(first, second), stride, (top, bottom, left, right), groups)
 
 
@@ -326,22 +336,31 @@ def _compose_biases(first: AffineConv, second: AffineConv) -> Tensor:
     return second.bias + moved.flatten()
 
 
-def _compose_weights(first: Tensor, second: Tensor, groups: int, stride: Pair) -> Tensor:
-    """Correlate the taps of two kernels: (m, i, k1h, k1w), (o, m/groups, k2h, k2w) -> (o, i, kh, kw)."""
+def _compose_weights(first: Tensor, second: Tensor, groups: int, stride: Pair, start: Pair, size: Pair) -> Tensor:
+    """Correlate the taps of two kernels, and return the window of `size` that begins at tap `start` of the result.
+
+    Shapes: (m, i, k1h, k1w), (o, m/groups, k2h, k2w) -> (o, i, *size).
+    """
     mid, c_in, height, width = first.shape
     c_out, _, rows, columns = second.shape
-    kernel = (height + stride[0] * (rows - 1), width + stride[1] * (columns - 1))
     if first.is_meta:
-        return first.new_empty(c_out, c_in, *kernel)
-    result = first.new_zeros(c_out, c_in, *kernel)
-    inner = first.reshape(groups, mid // groups, -1)
+        return first.new_empty(c_out, c_in, *size)
+    result = first.new_zeros(c_out, c_in, *size)
     outer = second.reshape(groups, c_out // groups, -1, rows, columns)  # (g2, o/g2, m/g2, k2h, k2w)
-    for row in range(rows):
-        for column in range(columns):
-            tap = (outer[..., row, column] @ inner).reshape(c_out, c_in, height, width)
-            y, x = row * stride[0], column * stride[1]
-            result[:, :, y : y + height, x : x + width] += tap
+    for row, column in itertools.product(range(rows), range(columns)):
+        read_y, y = _overlap(row * stride[0] - start[0], height, size[0])
+        read_x, x = _overlap(column * stride[1] - start[1], width, size[1])
+        if y.start < y.stop and x.start < x.stop:
+            read = first[:, :, read_y, read_x]
+            tap = outer[..., row, column] @ read.reshape(groups, mid // groups, -1)
+            result[:, :, y, x] += tap.reshape(c_out, c_in, *read.shape[2:])
     return result
+
+
+def _overlap(offset: int, length: int, size: int) -> tuple[slice, slice]:
+    """Return which of `length` taps, the first laid at `offset`, fall into a window of `size`, and where in it."""
+    low, high = max(offset, 0), min(offset + length, size)
+    return slice(low - offset, high - offset), slice(low, high)
 
 
 def _common_frame(axes: Sequence[tuple[int, int, int]]) -> tuple[int, list[int], int, int]:

@@ -76,7 +76,7 @@ def collapse_node(
 ) -> AffineConv:
     """Return the operator from the piece's entry to `node`, given those of the nodes that it reads.
 
-    The last two arguments are those of `collapse`; the result itself is not cropped.
+    The last two arguments are those of `collapse`; of a join, the result itself is not cropped.
 
     Raises:
         NotAffineError: the node is no affine operator of the piece's entry; the message names it.
@@ -92,7 +92,7 @@ def collapse_node(
     try:
         if kind is Role.AFFINE:
             operator = affine_operator(gm, node, terms[0].out_channels, device=device, largest_kernel=largest_kernel)
-            return affine.compose(terms[0], operator)
+            return affine.compose(terms[0], operator, largest_kernel=largest_kernel)
         return _combine(kind, terms)
     except NotAffineError as reason:
         raise NotAffineError(f"{node.name}: {reason}") from reason

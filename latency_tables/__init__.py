@@ -7,6 +7,7 @@ The room promises:
 - a table belongs to one `Environment` and refuses to answer for another unless told to;
 - `measure` times operators side by side in interleaved rounds (`time_interleaved`), removes what a call
   costs by itself, flags what stays unstable, and resumes from its journal after it was killed;
+- `import_kim23` reads the tables that the method's authors published, which go by position in one network;
 - `fit_affine` turns sums of entries into latencies of whole networks, which the sums alone miss.
 
 Nothing here knows of PyTorch, and importing it loads no backend's library.
@@ -16,6 +17,7 @@ from latency_tables.backends import as_backend, create_backend
 from latency_tables.calibrate import Calibration, fit_affine
 from latency_tables.entry import Entry, Method
 from latency_tables.environment import Environment
+from latency_tables.kim23 import NoisyRow, PublishedLatencies, import_kim23
 from latency_tables.measure import measure
 from latency_tables.protocol import Backend, Progress, Runner
 from latency_tables.signature import OperatorSignature
@@ -29,13 +31,16 @@ __all__ = [
     "Environment",
     "LatencyTable",
     "Method",
+    "NoisyRow",
     "OperatorSignature",
     "Progress",
+    "PublishedLatencies",
     "Runner",
     "Timing",
     "as_backend",
     "create_backend",
     "fit_affine",
+    "import_kim23",
     "measure",
     "time_interleaved",
 ]

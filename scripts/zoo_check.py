@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import time
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,6 @@ from fx_passes import Span, capture, enumerate_spans, linearize, merge, random_p
 CAPTURE_TOLERANCE, MERGE_TOLERANCE = 1e-5, 1e-9  # relative to the largest output; in the model's type, in float64
 SLOWEST_S = {"torchvision:mobilenet_v2": 3.0, "timm:mobilenetv2_035": 3.0}
 SLOWEST_ELSE_S = 10.0  # processor time of one thread for capturing a network and enumerating its spans
-SETTLING_IMAGES = 8  # enough for a variance where a norm sees one pixel an image
 
 _FUNCTIONS = ("call_function", "call_method")  # what is no layer in a captured graph
 
@@ -100,36 +100,41 @@ def _title(target: Any) -> str:
 def _carry_out(gm: fx.GraphModule, seed: int, x: Tensor) -> Record:
     """Return how a random plan went in float64: its length, the convolutions left, the merged network's error."""
     plan = random_plan(gm, np.random.default_rng(seed))
-    linearized = linearize(gm, plan).double()
-    wanted = _outputs(linearized, x.double())
-    settled = not all(bool(output.isfinite().all()) for output in wanted)
-    if settled:
-        _settle(linearized, x)
-        wanted = _outputs(linearized, x.double())
+    linearized, x = linearize(gm, plan).double(), x.double()
     merged = merge(linearized, plan)
-    del linearized  # the largest networks leave no room for one copy more
+    wanted, found = _outputs(linearized, x), _outputs(merged, x)
+    overflows = not all(bool(output.isfinite().all()) for output in wanted)
+    if overflows:
+        shared = {node.name for node in merged.graph.nodes if node.op == "call_module"}
+        wanted, found = (_outputs(_UnitScale(graph, shared).run, x) for graph in (linearized, merged))
     left = sum(isinstance(module, nn.Conv2d) for module in merged.modules())
-    error = _error(_outputs(merged, x.double()), wanted)
-    return {"seed": seed, "choices": len(plan), "convolutions": left, "merge_error": error, "settled": settled}
+    return {
+        "seed": seed, "choices": len(plan), "convolutions": left, "merge_error": _error(found, wanted),
+        "rescaled": overflows,
+    }  # fmt: skip
 
 
-def _settle(linearized: fx.GraphModule, x: Tensor) -> None:
-    """Give each norm the statistics of what it reads on random images, as training would.
+class _UnitScale(fx.Interpreter):
+    """Runs a graph with the tensors at some nodes divided by their root mean square.
 
     A random plan may replace a squeeze-and-excitation gate by the pooled image that it reads: its block then squares
-    its values, a stage of such blocks overflows even float64, and there is nothing left to compare.
+    its values, a row of such blocks overflows even float64, and there is nothing left to compare. With the scale
+    taken out at the nodes that two graphs share, both still compute the same if, and only if, each piece does.
     """
-    norms = [module for module in linearized.modules() if isinstance(module, nn.BatchNorm2d)]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # the plain average over the batches seen
-        norm.train()
-    images = torch.randn(SETTLING_IMAGES, *x.shape[1:], generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    _outputs(linearized, images)
-    linearized.eval()
+
+    def __init__(self, gm: fx.GraphModule, names: set[str]) -> None:
+        super().__init__(gm)
+        self._names = names
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Return what a node computes, at unit scale where that is asked for."""
+        result = super().run_node(n)
+        if n.name not in self._names or not isinstance(result, Tensor):
+            return result
+        return result / result.square().mean().sqrt().clamp_min(1e-12)
 
 
-def _outputs(module: nn.Module, x: Tensor) -> list[Tensor]:
+def _outputs(module: Callable[[Tensor], Any], x: Tensor) -> list[Tensor]:
     with torch.no_grad():
         return [leaf for leaf in tree_leaves(module(x)) if isinstance(leaf, Tensor)]
 

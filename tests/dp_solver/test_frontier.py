@@ -1,58 +1,16 @@
+import copy
+import itertools
 import math
 import pickle
-from collections.abc import Iterable
-from itertools import islice
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from hypothesis.strategies import DrawFn, SearchStrategy
+from random_trees import WHOLE, all_plans, best_of, points, trees
 
 from depthcomp_errors import BudgetInfeasibleError, ProblemError
-from dp_solver import Chain, Choice, Frontier, Parallel, enumerate_plans, frontier
-
-Point = tuple[float, float]
-Numbers = SearchStrategy[float]
-
-MOST_PLANS = 2000  # larger trees are left out: the oracle is exponential
-TENTHS = st.integers(0, 30).map(lambda n: n / 10)
-COSTS_AND_LOSSES = [
-    (st.integers(0, 3), st.integers(-2, 2)),  # ties are the rule
-    (TENTHS, TENTHS),  # ties up to rounding: 0.1 + 0.2 and 0.3
-    (st.floats(0, 1e3), st.floats(-1e3, 1e3)),
-]
-
-
-@st.composite
-def items(draw: DrawFn, costs: Numbers, losses: Numbers, depth: int) -> list[Choice | Parallel]:
-    choices = [Choice(key, draw(costs), draw(losses)) for key in range(draw(st.integers(0, 3)))]
-    if depth == 0 or draw(st.integers(0, 2)):
-        return choices
-    branches = draw(st.lists(chains(costs, losses, depth - 1), min_size=1, max_size=2))
-    return [*choices, Parallel(draw(costs), tuple(branches))]
-
-
-@st.composite
-def chains(draw: DrawFn, costs: Numbers, losses: Numbers, depth: int) -> Chain:
-    length = draw(st.integers(0, depth + 1))
-    spans = [(i, j) for j in range(1, length + 1) for i in range(j)]
-    filled = {span: draw(items(costs, losses, depth)) for span in spans}
-    bridge = Choice("bridge", draw(costs), draw(losses))
-    return Chain(length, filled | ({(0, length): [*filled[0, length], bridge]} if length else {}))
-
-
-def best_of(plans: Iterable[tuple[float, float, object]]) -> list[Point]:
-    """The frontier by definition: rising cost, each loss below all losses before it."""
-    front: list[Point] = []
-    for cost, loss in sorted({(cost, loss) for cost, loss, _ in plans}):
-        if not front or loss < front[-1][1]:
-            front.append((cost, loss))
-    return front
-
-
-def points(front: Frontier) -> list[Point]:
-    return list(zip(front.costs.tolist(), front.losses.tolist(), strict=True))
+from dp_solver import Chain, Choice, Parallel, enumerate_plans, frontier
 
 
 def random_chain(length: int, seed: int) -> Chain:
@@ -62,13 +20,44 @@ def random_chain(length: int, seed: int) -> Chain:
 
 
 @settings(max_examples=1000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(st.one_of([chains(costs, losses, depth=2) for costs, losses in COSTS_AND_LOSSES]))
+@given(trees())
 def test_agrees_with_brute_force(tree: Chain) -> None:
-    plans = list(islice(enumerate_plans(tree), MOST_PLANS))
-    assume(len(plans) < MOST_PLANS)
+    plans = all_plans(tree)
     front = frontier(tree)
     assert points(front) == best_of(plans)
     assert {(*point, front.plan(k)) for k, point in enumerate(points(front))} <= set(plans)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(trees(kinds=[WHOLE]))
+def test_ties_go_to_the_fewest_changes(tree: Chain) -> None:
+    fewest: dict[tuple[float, float], int] = {}
+    for cost, loss, keys in all_plans(tree):
+        fewest[cost, loss] = min(changes(keys), fewest.get((cost, loss), len(keys)))
+    front = frontier(tree)
+    assert [changes(front.plan(k)) for k in range(len(front))] == [fewest[point] for point in points(front)]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.tuples(*[st.integers(0, 2)] * 3), min_size=30, max_size=30), st.integers(1, 4))
+def test_remaining_ties_go_to_the_first_in_order(drawn: list[tuple[int, int, int]], length: int) -> None:
+    numbers = iter(drawn)
+    spans: dict[tuple[int, int], list[Choice]] = {}
+    for i, j in itertools.combinations(range(length + 1), 2):
+        for place in range(3):
+            cost, loss, state = next(numbers)
+            spans.setdefault((i, j), []).append(Choice((i, place), cost, loss, None if i == 0 else 0, state // 2))
+    spans[0, length].append(Choice((0, 3), 9, 9, None, 0))
+    chain = Chain(length, spans)
+    best: dict[tuple[float, float], list[tuple[int, list[object], tuple[object, ...]]]] = {}
+    for cost, loss, keys in enumerate_plans(chain):
+        best.setdefault((cost, loss), []).append((len(keys), list(reversed(keys)), keys))  # read from the plan's end
+    front = frontier(chain)
+    assert [front.plan(k) for k in range(len(front))] == [min(best[point])[2] for point in points(front)]
+
+
+def changes(keys: tuple[object, ...]) -> int:
+    return sum(key is not None for key in keys)
 
 
 def test_plans_add_up_to_the_reported_costs_and_losses() -> None:
@@ -122,6 +111,14 @@ def test_ties_go_to_the_earliest_start_then_to_the_first_item() -> None:
     assert frontier(Chain(2, halves | {(0, 2): [two]})).plan(0) == ("two",)
 
 
+def test_ties_go_to_the_plan_with_fewer_changes_before_the_first_item() -> None:
+    merge, keep, other = Choice("merge", 2.0, 0.0), Choice(None, 1.0, 0.0), Choice("other", 1.0, 0.0)
+    spans = {(0, 1): [other, keep], (1, 2): [keep], (0, 2): [merge]}
+    assert frontier(Chain(2, spans)).plan(0) == (None, None)
+    worse = Choice(None, 2.0, 1.0)
+    assert frontier(Chain(1, {(0, 1): [worse, merge]})).plan(0) == ("merge",)  # less loss counts first
+
+
 def test_order_of_the_mapping_does_not_matter() -> None:
     chain = random_chain(12, seed=3)
     rounded = {span: [Choice(span, round(c.cost, 1), round(c.loss))] for span, (c,) in chain.spans.items()}
@@ -137,11 +134,12 @@ def test_arrays_are_read_only_float64() -> None:
         front.costs[0] = 0.0
 
 
-def test_frontier_survives_pickling() -> None:
+def test_frontier_survives_copies_and_pickling() -> None:
     front = frontier(Chain(1, {(0, 1): [Parallel(1.0, (random_chain(3, seed=5),))]}))
-    copy = pickle.loads(pickle.dumps(front))  # noqa: S301 -- our own bytes
-    assert points(copy) == points(front)
-    assert copy.plan(0) == front.plan(0)
+    for twin in (pickle.loads(pickle.dumps(front)), copy.deepcopy(front)):  # noqa: S301 -- our own bytes
+        assert points(twin) == points(front)
+        assert [twin.plan(k) for k in range(len(twin))] == [front.plan(k) for k in range(len(front))]
+        assert not twin.costs.flags.writeable
 
 
 def test_plan_out_of_range() -> None:

@@ -69,7 +69,7 @@ def test_negative_costs() -> None:
 
 
 def test_unhashable_key() -> None:
-    with pytest.raises(ProblemError, match=r"key \(=\['k'\]\) of a choice must be hashable"):
+    with pytest.raises(ProblemError, match=r"key of a choice \(=\['k'\]\) must be hashable"):
         Choice(["k"], 1.0, 0.0)
 
 

@@ -10,21 +10,24 @@ from dp_solver import Chain, Choice, Parallel, Solution, solve
 COST_STEP = 1 / 64  # budgets lie half a step off: the MILP's feasibility tolerance of 1e-6 decides nothing
 
 
-def random_chain(rng: np.random.Generator, length: int) -> Chain:
-    """Every span of at most 6 operators, two choices each; merging is faster and costs loss."""
+def random_chain(rng: np.random.Generator, length: int, states: tuple[object, ...] = (None,)) -> Chain:
+    """Every span of at most 6 operators, two choices between each two states; merging is faster and costs loss."""
 
-    def choice(i: int, j: int, key: int) -> Choice:
+    def choice(i: int, j: int, key: int, before: object, after: object) -> Choice:
         cost = int(rng.integers(20, 80) * (j - i) ** 0.6) * COST_STEP
-        return Choice((i, j, key), cost, (j - i - 1 + key) ** 1.3 * rng.random())
+        return Choice((i, j, key), cost, (j - i - 1 + key) ** 1.3 * rng.random(), before, after)
+
+    def choices(i: int, j: int) -> list[Choice]:
+        return [choice(i, j, key, a, b) for key in (0, 1) for a in states for b in states]
 
     spans = [(i, j) for i in range(length) for j in range(i + 1, min(i + 6, length) + 1)]
-    return Chain(length, {(i, j): [choice(i, j, 0), choice(i, j, 1)] for i, j in spans})
+    return Chain(length, {span: choices(*span) for span in spans}, start=states[0])
 
 
 def with_region(chain: Chain, start: int, end: int, region: Parallel) -> Chain:
     """`chain` with `region` as one more item of span (start, end], and no other span that overlaps it."""
     apart = {span: items for span, items in chain.spans.items() if span[1] <= start or span[0] >= end}
-    return Chain(chain.length, apart | {(start, end): [*chain.spans[start, end], region]})
+    return Chain(chain.length, apart | {(start, end): [*chain.spans[start, end], region]}, chain.start, chain.ends)
 
 
 class FlowModel:
@@ -43,16 +46,21 @@ class FlowModel:
         return len(self.costs) - 1
 
     def add_chain(self, chain: Chain, entry: int | None) -> None:
-        """What flows out of cut 0 is the entry's value (1 at the root), out of inner cuts what flows in."""
-        balance: list[dict[int, int]] = [{} for _ in range(chain.length + 1)]
+        """What leaves the start is the entry's value (1 at the root), what leaves another state of a cut came in."""
+        balance: dict[tuple[int, object], dict[int, int]] = {(0, chain.start): {}}
         for (start, end), items in chain.spans.items():
             for item in items:
                 variable = self.add_item(item)
-                balance[start][variable], balance[end][variable] = 1, -1
-        if chain.length and entry is not None:
-            balance[0][entry] = -1
-        self.rows += balance[:-1]
-        self.totals += [float(cut == 0 and entry is None) for cut in range(chain.length)]
+                balance.setdefault((start, item.before), {})[variable] = 1
+                if end < chain.length:
+                    balance.setdefault((end, item.after), {})[variable] = -1
+                elif not chain.accepts(end, item.after):
+                    balance.setdefault(("refused", item.after), {})[variable] = -1
+        if chain.length:
+            if entry is not None:
+                balance[0, chain.start][entry] = -1
+            self.rows += balance.values()
+            self.totals += [float(place == (0, chain.start) and entry is None) for place in balance]
 
     def add_item(self, item: Choice | Parallel) -> int:
         if isinstance(item, Choice):
@@ -82,7 +90,7 @@ class FlowModel:
 def check_against_milp(chain: Chain) -> None:
     fastest, best = smallest_cost(chain), solve(chain, math.inf)
     model = FlowModel(chain)
-    for fraction in (0.3, 0.5, 0.8):
+    for fraction in (0.1, 0.3, 0.5, 0.7, 0.9):
         budget_ms = (math.floor((fastest + fraction * (best.cost - fastest)) / COST_STEP) + 0.5) * COST_STEP
         solution = solve(chain, budget_ms)
         assert solution.cost <= budget_ms
@@ -95,9 +103,29 @@ def smallest_cost(chain: Chain) -> float:
     return caught.value.best_ms
 
 
-@pytest.mark.parametrize("length", [20, 30, 40])
-def test_agrees_with_milp_on_chains(length: int) -> None:
-    check_against_milp(random_chain(np.random.default_rng(length), length))
+def random_tree(seed: int) -> Chain:
+    """A chain of 20 to 60 cuts: with two states in half of the seeds, with nested regions in a third of them."""
+    rng = np.random.default_rng(seed)
+    states = ("on", "off") if seed % 2 else (None,)
+    chain = random_chain(rng, int(rng.integers(20, 61)), states)
+    if seed % 3 == 0:
+        inner = Parallel(5 * COST_STEP, (random_chain(rng, 3), Chain(0, {})), states[-1], states[0])
+        branches = (with_region(random_chain(rng, 8, states), 2, 4, inner), random_chain(rng, 6), Chain(0, {}))
+        chain = with_region(chain, 5, 11, Parallel(9 * COST_STEP, branches, states[0], states[-1]))
+    return chain
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_agrees_with_milp(seed: int) -> None:
+    tree = random_tree(seed)
+    assert 20 <= tree.length <= 60
+    check_against_milp(tree)
+
+
+def test_end_states_agree_with_milp() -> None:
+    rng = np.random.default_rng(0)
+    chain = random_chain(rng, 20, ("on", "off"))
+    check_against_milp(Chain(chain.length, chain.spans, chain.start, ends=["off"]))
 
 
 @pytest.mark.parametrize("seed", [0, 1])

@@ -7,7 +7,8 @@ import pytest
 
 import dp_solver
 
-MODULES = ["problem", "pareto", "frontier", "solve", "brute_force"]
+MODULES = ["problem", "quantities", "pareto", "labels", "grid", "frontier", "solve", "brute_force"]
+MODULES += ["two_stage", "two_stage_tables"]
 
 
 @pytest.mark.parametrize("name", ["dp_solver", *(f"dp_solver.{module}" for module in MODULES)])

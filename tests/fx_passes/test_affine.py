@@ -275,6 +275,21 @@ def test_the_middle_of_a_dilated_kernel_is_what_cropping_leaves_of_it(size, dila
     assert (middle.padding, middle.stride, middle.groups) == (wanted.padding, wanted.stride, wanted.groups)
 
 
+@few
+@given(seeds, convs(in_channels=6), st.tuples(st.integers(1, 5), st.integers(1, 5)))
+def test_composing_only_the_middle_is_cropping_what_was_composed(seed, second, largest):
+    torch.manual_seed(seed)
+    first = random_operator(kernel=(3, 4), stride=(2, 1), padding=(1, 0, 2, 1), groups=3)
+    whole = affine.compose(first, affine.from_conv(second))
+    wanted = affine.crop_kernel(whole, tuple(map(min, largest, whole.kernel)))
+    for device in ("cpu", "meta"):
+        found = affine.compose(first, affine.from_conv(second, device=device), largest_kernel=largest)
+        assert (found.padding, found.weight.shape) == (wanted.padding, wanted.weight.shape)
+    found = affine.compose(first, affine.from_conv(second), largest_kernel=largest)
+    x = random_image(6)
+    assert relative_error(found(x), wanted(x)) < EXACT
+
+
 def test_cropping_drops_only_the_outer_taps():
     operator = random_operator(kernel=(5, 5), padding=(2, 2, 2, 2))
     inner = torch.zeros_like(operator.weight)

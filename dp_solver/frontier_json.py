@@ -1,0 +1,143 @@
+"""A frontier as JSON text, both ways; text that did not come from here is refused with a sentence.
+
+Each key stands once, in the order in which the plans first need it, and the plans hold their numbers. Tuples become
+lists and lists become tuples again, which loses nothing since a list cannot be a key.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeGuard
+
+from depthcomp_errors import ProblemError
+
+__all__ = ["FrontierContent", "frontier_from_json", "frontier_to_json"]
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class FrontierContent:
+    """What the text holds.
+
+    Attributes:
+        costs: latencies in ms, strictly increasing.
+        losses: losses, strictly decreasing, as many.
+        plans: the keys of each plan.
+        slack_ms: 0 for an exact frontier.
+    """
+
+    costs: list[float]
+    losses: list[float]
+    plans: list[tuple[Hashable, ...]]
+    slack_ms: float
+
+
+def frontier_to_json(
+    costs: Sequence[float], losses: Sequence[float], plans: Sequence[Sequence[Hashable]], slack_ms: float
+) -> str:
+    """Returns the JSON text of a frontier.
+
+    Raises:
+        ProblemError: a key is something else than a string, a finite number, a boolean, None or a tuple of such.
+    """
+    numbers: dict[str, int] = {}  # by the key's text: 1, 1.0 and True are equal but not the same key
+    numbered = [[numbers.setdefault(_key_text(key), len(numbers)) for key in plan] for plan in plans]
+    lines = {
+        "schema_version": json.dumps(SCHEMA_VERSION),
+        "slack_ms": json.dumps(slack_ms),
+        "costs": json.dumps(list(costs)),
+        "losses": json.dumps(list(losses)),
+        "keys": f"[{', '.join(numbers)}]",
+        "plans": json.dumps(numbered),
+    }
+    return "{\n" + ",\n".join(f' "{name}": {text}' for name, text in lines.items()) + "\n}\n"
+
+
+def frontier_from_json(text: str) -> FrontierContent:
+    """Returns the content of what `frontier_to_json` wrote.
+
+    Raises:
+        ProblemError: the text is not JSON, of another schema version, or a field is missing or malformed.
+    """
+    try:
+        content = json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise ProblemError(f"the frontier is not JSON ({error}); write it with Frontier.to_json") from error
+    if not isinstance(content, dict) or content.get("schema_version") != SCHEMA_VERSION:
+        found = content.get("schema_version") if isinstance(content, dict) else type(content).__name__
+        raise ProblemError(f"the frontier has schema_version {found}, and this release reads {SCHEMA_VERSION}")
+    costs, losses = _numbers(content, "costs"), _numbers(content, "losses")
+    plans = _plans(content)
+    if not len(costs) == len(losses) == len(plans) > 0:
+        lengths = f"{len(costs)} costs, {len(losses)} losses and {len(plans)} plans"
+        raise ProblemError(f"the frontier has {lengths}; it needs as many of each, and at least one")
+    _require_order(costs, losses)
+    slack_ms = content.get("slack_ms")
+    if not _is_number(slack_ms) or slack_ms < 0:
+        raise ProblemError(f"slack_ms (={slack_ms!r}) of the frontier must be a number of at least 0")
+    return FrontierContent(costs, losses, plans, float(slack_ms))
+
+
+def _key_text(key: Hashable) -> str:
+    value = _jsonable(key)
+    try:
+        return json.dumps(value, allow_nan=False)
+    except ValueError as error:
+        raise ProblemError(f"key {key!r} holds a number that is not finite, which JSON cannot hold") from error
+
+
+def _jsonable(key: Any) -> Any:
+    if isinstance(key, tuple):
+        return [_jsonable(part) for part in key]
+    if key is None or isinstance(key, str | bool | int | float):
+        return key
+    raise ProblemError(
+        f"key {key!r} cannot be written as JSON: it must be a string, a number, a boolean, None or a tuple of such; "
+        "name the choices by such keys, or look the plans up by their number"
+    )
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _numbers(content: dict[str, Any], name: str) -> list[float]:
+    values = content.get(name)
+    if not isinstance(values, list) or not all(map(_is_number, values)):
+        raise ProblemError(f"{name} of the frontier must be a list of finite numbers")
+    return [float(value) for value in values]
+
+
+def _plans(content: dict[str, Any]) -> list[tuple[Hashable, ...]]:
+    keys, plans = content.get("keys"), content.get("plans")
+    if not isinstance(keys, list) or not isinstance(plans, list):
+        raise ProblemError("keys and plans of the frontier must be lists")
+    read = [_key(key) for key in keys]
+    for k, plan in enumerate(plans):
+        if not isinstance(plan, list) or not all(type(n) is int and 0 <= n < len(read) for n in plan):
+            raise ProblemError(f"plan {k} of the frontier must be a list of numbers of keys, 0 to {len(read) - 1}")
+    return [tuple(read[number] for number in plan) for plan in plans]
+
+
+def _key(value: Any) -> Hashable:
+    if isinstance(value, dict):
+        raise ProblemError(f"key {value!r} of the frontier is an object; a key is a string, a number, null or a list")
+    return tuple(map(_key, value)) if isinstance(value, list) else value
+
+
+def _require_order(costs: list[float], losses: list[float]) -> None:
+    for k in range(1, len(costs)):
+        if not (costs[k - 1] < costs[k] and losses[k - 1] > losses[k]):
+            raise ProblemError(
+                f"plan {k} of the frontier is no slower or loses no less than plan {k - 1}; it is damaged"
+            )
+    if costs[0] < 0:
+        raise ProblemError(f"plan 0 of the frontier costs {costs[0]} ms, and a cost is at least 0; it is damaged")

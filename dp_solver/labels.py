@@ -1,0 +1,183 @@
+"""The recursion itself: labels pushed forward along a chain.
+
+For each cut and each state in which a plan may stand there, the *labels* are the partial plans from cut 0 that are
+worth going on with. A label is a point (cost, loss, changes) and knows how it arose: which item it ends with and
+which label it extends. With F(i, a) for the labels at cut i in state a,
+
+    F(0, start) = {(0, 0, 0)}
+    F(j, b)     = prune { label + item : span (i, j], item in it with before = a and after = b, label in F(i, a) }
+
+At the last cut all accepted states count as one, so that what is left there is the answer. A `Parallel` is first turned
+into the pruned sums of one point from each branch's answer, which then extend labels as if each were a choice.
+
+Which labels are worth going on with is the caller's to say (`Prune`): those that no other beats give the frontier,
+those that fewer than k others beat give the k best plans, and on a grid of costs there are few.
+
+How a label arose is read off its place among the candidates, which stand step after step: each step into a cut extends
+all labels that it may, in their order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+
+from dp_solver.pareto import FloatArray, IntArray
+from dp_solver.problem import Chain, Choice, Parallel, State
+
+__all__ = ["Keys", "Prune", "Solved", "solve_labels"]
+
+Keys: TypeAlias = tuple[Hashable, ...]
+Prune: TypeAlias = Callable[[FloatArray], IntArray]
+Place: TypeAlias = tuple[int, State]  # a cut and a state there
+_ANY_END = object()  # the state of the last cut: all that are accepted count as one
+
+
+class Solved(NamedTuple):
+    """The labels of a chain at its last cut, with all that is needed to read their plans.
+
+    Attributes:
+        points: (3, n) costs, losses and changes of the plans, as the pruning ordered them.
+        tables: the labels of every place that plans reach, those of the last cut last.
+    """
+
+    points: FloatArray
+    tables: Sequence[_Labels]
+
+    @property
+    def size(self) -> int:
+        """How many labels were gone on with in all, those inside of `Parallel` items left out."""
+        return sum(len(labels.kept) for labels in self.tables)
+
+    def plan(self, k: int) -> Keys:
+        """Returns the keys of plan `k` in order along the chain, those of a `Parallel` branch by branch.
+
+        Complexity: O(items log(items into a cut)).
+        """
+        steps = reversed(list(self._walk_back(k)))
+        return tuple(key for step in steps for key in _keys(step))
+
+    def _walk_back(self, k: int) -> Iterator[_Step]:
+        """Yields the steps of one plan, last first."""
+        labels, k = self.tables[-1], range(len(self.tables[-1].kept))[k]
+        while labels.steps:
+            candidate = int(labels.kept[k])
+            number = int(np.searchsorted(labels.ends, candidate, side="right"))
+            step = labels.steps[number]
+            k = candidate - (int(labels.ends[number - 1]) if number else 0)
+            labels = self.tables[step.table]
+            yield step
+
+
+class _Labels(NamedTuple):
+    """The partial plans that are gone on with from one place; n of them."""
+
+    kept: IntArray  # (n,), places among the candidates
+    ends: IntArray  # (steps,), the place after each step's last candidate
+    steps: Sequence[_Step]
+
+
+class _Step(NamedTuple):
+    """A choice, or one point of a parallel region, as it leaves the place of a table."""
+
+    table: int
+    item: Choice | _Joined
+    point: int  # 0 for a choice
+
+
+class _Joined(NamedTuple):
+    """The pruned sums over the b branches of a parallel region; n points."""
+
+    points: FloatArray  # (3, n)
+    picks: IntArray  # (n, b), the number of a plan of each branch
+    branches: tuple[Solved, ...]
+
+
+def solve_labels(chain: Chain, prune: Prune) -> Solved:
+    """Returns the labels of `chain` at its last cut.
+
+    Args:
+        chain: the problem, not modified.
+        prune: (3, n) points -> the indices of those to keep, called once at each place that plans reach and once for
+            each branch of a `Parallel`.
+
+    Example:
+        >>> from dp_solver.pareto import nondominated
+        >>> chain = Chain(1, {(0, 1): [Choice("keep", 2.0, 0.0), Choice("merge", 1.0, 0.5), Choice("slow", 3.0, 0.1)]})
+        >>> solved = solve_labels(chain, nondominated)
+        >>> solved.points[:2].tolist(), solved.plan(0)
+        ([[1.0, 2.0], [0.5, 0.0]], ('merge',))
+    """
+    arrivals = _arrivals(chain)
+    last_use = {start: place for place, items in arrivals.items() for start, _ in items}
+    numbers: dict[Place, int] = {(0, chain.start): 0}
+    points = np.zeros((3, 1))
+    tables, live = [_origin()], {0: points}  # `live`: the points of each table that are still to be extended
+    for place, items in arrivals.items():
+        reached = {start: numbers[start] for start, _ in items if start in numbers}
+        if reached:
+            labels, points = _extend(live, [(reached[start], item) for start, item in items if start in reached], prune)
+            numbers[place] = len(tables)
+            live[len(tables)] = points
+            tables.append(labels)
+        for start, table in reached.items():
+            if last_use[start] == place:
+                del live[table]
+    return Solved(points, tables)
+
+
+def _origin() -> _Labels:
+    return _Labels(np.zeros(1, dtype=np.intp), np.zeros(0, dtype=np.intp), ())
+
+
+def _arrivals(chain: Chain) -> dict[Place, list[tuple[Place, Choice | Parallel]]]:
+    """Returns the items by the place where they end, each with the place where it starts, as ties are broken."""
+    arrivals: dict[Place, list[tuple[Place, Choice | Parallel]]] = {}
+    for (start, end), items in chain.spans.items():
+        for item in items:
+            if chain.accepts(end, item.after):
+                place = (end, item.after if end < chain.length else _ANY_END)
+                arrivals.setdefault(place, []).append(((start, item.before), item))
+    return arrivals
+
+
+def _extend(
+    live: Mapping[int, FloatArray], arrivals: Sequence[tuple[int, Choice | Parallel]], prune: Prune
+) -> tuple[_Labels, FloatArray]:
+    """Returns the labels of the next place and their points: each step extends each label, the best stay."""
+    steps, added = list[_Step](), list[tuple[float, float, float]]()
+    for table, item in arrivals:
+        if isinstance(item, Choice):
+            steps.append(_Step(table, item, 0))
+            added.append((item.cost, item.loss, item.key is not None))
+        else:
+            joined = _join(item, prune)
+            steps.extend(_Step(table, joined, point) for point in range(joined.points.shape[1]))
+            added.extend(joined.points.T.tolist())
+    extended = [live[step.table] for step in steps]
+    sizes = [points.shape[1] for points in extended]
+    candidates = np.concatenate(extended, axis=1)
+    candidates += np.array(added).T.repeat(sizes, axis=1)
+    kept = prune(candidates)
+    return _Labels(kept, np.cumsum(sizes), steps), candidates[:, kept]
+
+
+def _join(parallel: Parallel, prune: Prune) -> _Joined:
+    """Returns the sums over the branches, pruned after each branch."""
+    branches = tuple(solve_labels(branch, prune) for branch in parallel.branches)
+    points, picks = np.array([[parallel.join_cost], [0.0], [0.0]]), np.zeros((1, 0), dtype=np.intp)
+    for branch in branches:
+        sums = (points[:, :, np.newaxis] + branch.points[:, np.newaxis, :]).reshape(3, -1)
+        kept = prune(sums)
+        before, pick = np.divmod(kept, branch.points.shape[1])
+        points, picks = sums[:, kept], np.column_stack((picks[before], pick))
+    return _Joined(points, picks, branches)
+
+
+def _keys(step: _Step) -> Keys:
+    if isinstance(step.item, Choice):
+        return (step.item.key,)
+    picks = zip(step.item.branches, step.item.picks[step.point].tolist(), strict=True)
+    return tuple(key for branch, pick in picks for key in branch.plan(pick))

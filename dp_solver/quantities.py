@@ -1,0 +1,78 @@
+"""What counts as a number here: real, finite, and for a cost, a budget or a count not negative."""
+
+import math
+import operator
+from numbers import Real
+
+from depthcomp_errors import ProblemError
+
+__all__ = ["as_budget", "as_cost", "as_count", "as_number"]
+
+LARGEST = 1e300  # 1e8 such numbers still add up to a finite float64
+
+
+def as_number(value: object, name: str, *labels: object) -> float:
+    """Returns `value` as a float.
+
+    Args:
+        value: any real number.
+        name: what to call it in the error, a format string for `labels`.
+        labels: only formatted where there is an error.
+
+    Raises:
+        ProblemError: it is no real number, not finite, or larger than 1e300 in magnitude.
+
+    Example:
+        >>> as_number(2, "loss of choice {!r}", "keep")
+        2.0
+    """
+    number = _real_or_nan(value)
+    if not abs(number) <= LARGEST:  # NaN compares false
+        raise ProblemError(
+            f"{name.format(*labels)} (={value!r}) must be a finite number of magnitude up to {LARGEST:g}; "
+            "correct it or leave the choice out"
+        )
+    return number
+
+
+def as_cost(value: object, name: str, *labels: object) -> float:
+    """Returns `value`, a latency in ms, as a float.
+
+    Raises:
+        ProblemError: as `as_number`, or it is negative.
+    """
+    cost = as_number(value, name, *labels)
+    if cost < 0:
+        raise ProblemError(f"{name.format(*labels)} (={cost}) must be at least 0 ms; correct it")
+    return cost
+
+
+def as_budget(value: object) -> float:
+    """Returns a budget in ms as a float; infinity is one.
+
+    Raises:
+        ProblemError: it is NaN, negative or no real number.
+    """
+    budget = _real_or_nan(value)
+    if not budget >= 0:  # NaN compares false
+        raise ProblemError(f"budget_ms (={value!r}) must be a number of at least 0; give a latency in ms")
+    return budget
+
+
+def as_count(value: object) -> int:
+    """Returns how many plans are asked for.
+
+    Raises:
+        ProblemError: it is no integer of at least 1.
+    """
+    if not hasattr(value, "__index__") or operator.index(value) < 1:
+        raise ProblemError(f"count (={value!r}) must be an integer of at least 1")
+    return operator.index(value)
+
+
+def _real_or_nan(value: object) -> float:
+    """Returns NaN for what is no real number, infinity for what is too large for a float."""
+    try:
+        return float(value) if isinstance(value, Real) else math.nan
+    except OverflowError:
+        return math.inf

@@ -1,0 +1,177 @@
+"""Kim et al.'s own form of the problem, answered by the engine of this package.
+
+The network has positions 0..L: position 0 is its input, position j the place behind its j-th convolution, where an
+activation may stand (state 1) or not (state 0). Two tables are given:
+
+- T[i, j]: the latency in ms of all convolutions in (i, j] merged into one;
+- I[i, j, a, b]: the importance of doing without all activations strictly between i and j while i is in state a and j in
+  state b. Higher is better: it is the change in accuracy, mostly negative.
+
+Wanted is which positions keep an activation (the paper's A) and where convolutions end after merging (S), so that the
+importance adds up to as much as possible within the latency budget T_0. Both are found at once, in two stages.
+
+Stage 1 asks what a span costs at best. A span without activations inside need not become a single convolution: two
+smaller merges may be faster, since a merged kernel grows. With T_opt for the best latency (the paper's Algorithm 1),
+
+    T_opt[i, j] = min(T[i, j], min over i < m < j of T_opt[i, m] + T[m, j])
+
+taken where both spans exist, and the m that were chosen are the *breaks* of the span.
+
+The importance is extended likewise: what was measured for a whole span may be worse than what its parts promise, so
+
+    I_ext[i, j, a, b] = max(I[i, j, a, b], max over i < m < j of I_ext[i, m, a, 0] + I[m, j, 0, b])
+
+since the activation at m, inside of the span, is gone. Entries are scores against the original network, each the worse
+for the short training that it was measured with, and a plan of many spans adds that up many times. So the mean score of
+single layers, which lose no activation, is taken off all entries first: `normalized`.
+
+Stage 2 walks over positions and states. With D[j, b](t) for the most importance of a plan from position 0 to position j
+that ends there in state b and takes at most t,
+
+    D[0, 1](t) = 0        D[j, b](t) = max over i < j, a of D[i, a](t - T_opt[i, j]) + I_ext[i, j, a, b]
+
+and the answer is the better D[L, b](T_0): nothing says how the network must end. Of equal importance the faster wins.
+The states are those of the cuts of a `Chain`, a span's choices are its (a, b), and labels stand in for D over all t, so
+that costs are never rounded and one solve answers every budget: see `dp_solver.labels`.
+
+A holds the positions on the chosen path in state 1, S all positions on the path and the breaks of its spans.
+
+LayerMerge (Kim et al., ICML 2024, arXiv 2406.12837) prunes convolutions, too, so that a span can be merged to several
+kernels, each with a latency and an importance of its own: T[i, j, k] and I[i, j, a, b, k] with any hashable k. Each
+entry is then one convolution as it stands, and there is neither a first stage nor an extension.
+
+    >>> T = {(0, 1): 2.0, (1, 2): 2.0, (0, 2): 3.5}
+    >>> I = {(0, 1, 1, 1): 0.0, (1, 2, 1, 1): 0.0, (0, 2, 1, 1): -0.3}
+    >>> two_stage(T, I, budget_ms=3.8)
+    TwoStageResult(value=-0.3, cost_ms=3.5, kept_activations=(2,), merge_ends=(2,), keys=((0, 2, 1, 1),))
+    >>> two_stage(T, I, budget_ms=4.0).kept_activations
+    (1, 2)
+
+References:
+    Kim et al., Efficient Latency-Aware CNN Depth Compression via Two-Stage Dynamic Programming, ICML 2023, arXiv
+    2301.12187.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dp_solver.frontier import Frontier, frontier
+from dp_solver.problem import Chain, Choice
+from dp_solver.two_stage_tables import Importances, Latencies, Span, extended_importance, joined, optimal_latency
+
+__all__ = ["TwoStageProblem", "TwoStageResult", "two_stage", "two_stage_problem"]
+
+ENTRY = 1  # the state of position 0: the network's input counts as activated
+
+
+@dataclass(frozen=True, slots=True)
+class TwoStageResult:
+    """The answer to one budget.
+
+    Attributes:
+        value: sum of the chosen entries of I_ext.
+        cost_ms: sum of their T_opt, in ms, never above the budget.
+        kept_activations: the positions that keep an activation [A], the last one included if it does.
+        merge_ends: the positions where the merged network's convolutions end [S].
+        keys: the chosen entries of I in order.
+    """
+
+    value: float
+    cost_ms: float
+    kept_activations: tuple[int, ...]
+    merge_ends: tuple[int, ...]
+    keys: tuple[tuple[Hashable, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TwoStageProblem:
+    """The tables as a chain; `two_stage_problem` makes it.
+
+    Attributes:
+        chain: cuts are positions, choices are the entries of I with their keys, losses are negative importances.
+        breaks: the positions inside each span where its best merges end.
+    """
+
+    chain: Chain
+    breaks: Mapping[Span, tuple[int, ...]]
+
+    def result(self, front: Frontier, budget_ms: float) -> TwoStageResult:
+        """Returns the best plan of the chain's frontier within a budget.
+
+        Args:
+            front: the frontier of `chain`; one serves all budgets.
+            budget_ms: latency in ms, at least 0.
+
+        Raises:
+            ProblemError: the budget is NaN, negative or not a number.
+            BudgetInfeasibleError: every plan costs more; `best_ms` is the smallest cost.
+        """
+        k = front.at(budget_ms)
+        keys: tuple[Any, ...] = front.plan(k)
+        ends = {j for _, j, *_ in keys}.union(*(self.breaks.get((i, j), ()) for i, j, *_ in keys))
+        kept = tuple(j for _, j, _, b, *_ in keys if b == 1)
+        return TwoStageResult(-float(front.losses[k]), float(front.costs[k]), kept, tuple(sorted(ends)), keys)
+
+
+def two_stage(
+    T: Latencies,  # noqa: N803 -- the paper's symbols
+    I: Importances,  # noqa: E741, N803
+    budget_ms: float,
+    *,
+    extend_importance: bool = True,
+) -> TwoStageResult:
+    """Returns which activations to keep and where merges end, for the most importance within a budget.
+
+    For several budgets take `two_stage_problem` and its frontier once.
+
+    Args:
+        T: {(i, j): ms}, or {(i, j, k): ms} with LayerMerge's kernels.
+        I: {(i, j, a, b): importance}, higher is better, or {(i, j, a, b, k): importance}.
+        budget_ms: latency in ms, at least 0.
+        extend_importance: whether I is still to be extended; False where it is I_ext already. Kernels are not extended.
+
+    Raises:
+        ProblemError: as `two_stage_problem`, or the budget is NaN, negative or not a number.
+        BudgetInfeasibleError: every plan costs more; `best_ms` is the smallest cost.
+
+    Complexity: O(s * L) for s entries to find T_opt and I_ext, then that of `frontier`.
+    """
+    problem = two_stage_problem(T, I, extend_importance=extend_importance)
+    return problem.result(frontier(problem.chain), budget_ms)
+
+
+def two_stage_problem(
+    T: Latencies,  # noqa: N803
+    I: Importances,  # noqa: E741, N803
+    *,
+    extend_importance: bool = True,
+) -> TwoStageProblem:
+    """Returns the chain whose frontier answers every budget.
+
+    The tables are joined by key, whatever the order of their entries. A span with a latency but no importance takes
+    part in stage 1 alone; an importance without a latency is refused, since it shows that the tables do not belong
+    together.
+
+    Args:
+        T: {(i, j): ms} or {(i, j, k): ms}, not modified.
+        I: {(i, j, a, b): importance} or {(i, j, a, b, k): importance}, not modified.
+        extend_importance: whether I is still to be extended; False where it is I_ext already.
+
+    Raises:
+        ProblemError: a table is empty, a key is malformed, kernels are named in one table only, an importance has no
+            latency, the tables end at different positions, a number is not finite, a latency is negative, or no plan
+            leads to the last position.
+    """
+    latency, importance = joined(T, I)
+    breaks: dict[Span, tuple[int, ...]] = {}
+    if all(len(key) == 2 for key in latency):
+        latency, breaks = optimal_latency(latency)
+        importance = extended_importance(importance) if extend_importance else importance
+    spans: dict[Span, list[Choice]] = {}
+    for (i, j, a, b, *kernel), value in importance.items():
+        choice = Choice((i, j, a, b, *kernel), latency[i, j, *kernel], -value, before=a, after=b)
+        spans.setdefault((i, j), []).append(choice)
+    return TwoStageProblem(Chain(max(j for _, j in spans), spans, start=ENTRY), breaks)

@@ -1,0 +1,150 @@
+"""The tables of the two-stage program before it is solved: joined by key, T_opt, I_ext and normalisation.
+
+T[i, j] is a latency in ms and I[i, j, a, b] an importance; what they mean and what becomes of them is told in
+`dp_solver.two_stage`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, Literal, TypeAlias
+
+from depthcomp_errors import ProblemError
+from dp_solver.quantities import as_cost, as_number
+
+__all__ = ["Importances", "Latencies", "Span", "extended_importance", "joined", "normalized", "optimal_latency"]
+
+Span: TypeAlias = tuple[int, int]
+Entry: TypeAlias = tuple[int, int, int, int]
+Latencies: TypeAlias = Mapping[Any, float]  # (i, j) or (i, j, k) -> ms
+Importances: TypeAlias = Mapping[Any, float]  # (i, j, a, b) or (i, j, a, b, k) -> importance
+Baseline: TypeAlias = Literal["original", "single", "all"]
+NAMED = 5  # how many keys an error shows
+
+
+def joined(
+    T: Latencies,  # noqa: N803 -- the paper's symbols
+    I: Importances,  # noqa: E741, N803
+) -> tuple[dict[Any, float], dict[Any, float]]:
+    """Returns copies of T and I, checked to belong together, their entries in one order whatever the tables' is.
+
+    Raises:
+        ProblemError: a table is empty, a key is malformed, kernels are named in one table only, an importance has no
+            latency, the tables end at different positions, a number is not finite, or a latency is negative.
+    """
+    latency = {_key("T", key, states=0): as_cost(ms, "T[{!r}]", key) for key, ms in T.items()}
+    importance = {_key("I", key, states=2): as_number(value, "I[{!r}]", key) for key, value in I.items()}
+    if not latency or not importance:
+        raise ProblemError(f"T has {len(latency)} entries and I {len(importance)}; each needs at least one")
+    if len({*map(len, latency), *(len(key) - 2 for key in importance)}) > 1:
+        raise ProblemError("some keys of T and I name a kernel and some do not; name one in all of them or in none")
+    orphans = [key for key in importance if (*key[:2], *key[4:]) not in latency]
+    if orphans:
+        shown = ", ".join(map(str, orphans[:NAMED])) + (", ..." if len(orphans) > NAMED else "")
+        raise ProblemError(
+            f"{len(orphans)} entries of I have no latency in T: {shown}; the tables do not belong together, or those "
+            "spans are still to be measured"
+        )
+    last, last_importance = max(key[1] for key in latency), max(key[1] for key in importance)
+    if last != last_importance:
+        raise ProblemError(
+            f"T ends at position {last} and I at position {last_importance}; they must be of the same network"
+        )
+    return dict(sorted(latency.items(), key=_order)), dict(sorted(importance.items(), key=_order))
+
+
+def optimal_latency(T: Mapping[Span, float]) -> tuple[dict[Span, float], dict[Span, tuple[int, ...]]]:  # noqa: N803
+    """Returns T_opt and the breaks inside each span, by the paper's Algorithm 1; T is not modified.
+
+    Of equal latencies the single merge wins, then the first m.
+
+    Example:
+        >>> optimal_latency({(0, 1): 1.0, (1, 2): 1.0, (0, 2): 3.0})
+        ({(0, 1): 1.0, (1, 2): 1.0, (0, 2): 2.0}, {(0, 1): (), (1, 2): (), (0, 2): (1,)})
+    """
+    best: dict[Span, float] = {}
+    breaks: dict[Span, tuple[int, ...]] = {}
+    for i, j in sorted(T, key=lambda span: span[1]):  # (i, m] comes before (i, j] as m < j
+        best[i, j], breaks[i, j] = T[i, j], ()
+        for m in range(i + 1, j):
+            if (i, m) in T and (m, j) in T and best[i, m] + T[m, j] < best[i, j]:
+                best[i, j], breaks[i, j] = best[i, m] + T[m, j], (*breaks[i, m], m)
+    return {span: best[span] for span in T}, {span: breaks[span] for span in T}
+
+
+def extended_importance(
+    I: Mapping[Entry, float],  # noqa: E741, N803
+) -> dict[Entry, float]:
+    """Returns I_ext: what a span's parts promise, where that is more than was measured for the whole.
+
+    Only entries of I are extended: what was not measured at all stays out. I is not modified.
+
+    Example:
+        >>> extended_importance({(0, 1, 1, 0): -0.1, (1, 2, 0, 1): 0.0, (0, 2, 1, 1): -0.5})[0, 2, 1, 1]
+        -0.1
+    """
+    best: dict[Entry, float] = {}
+    for i, j, a, b in sorted(I, key=lambda key: key[1]):
+        parts = [best[i, m, a, 0] + I[m, j, 0, b] for m in range(i + 1, j) if {(i, m, a, 0), (m, j, 0, b)} <= I.keys()]
+        best[i, j, a, b] = max([I[i, j, a, b], *parts])
+    return {key: best[key] for key in I}
+
+
+def normalized(
+    I: Importances,  # noqa: E741, N803
+    *,
+    activations: Collection[int] = (),
+    alpha: float = 1.0,
+    baseline: Baseline = "original",
+) -> dict[Any, float]:
+    """Returns I less `alpha` times the mean importance of its baseline entries; to be done before the extension.
+
+    Args:
+        I: {(i, j, a, b): importance}, or with kernels; not modified.
+        activations: for "original", the positions behind which the original network has an activation. Position 0
+            counts as one.
+        alpha: how much of the mean to take off; 0 leaves I as it is.
+        baseline: which entries count: "original" single layers (j = i + 1) whose states are the original network's
+            own, "single" all single layers, "all" every entry.
+
+    Raises:
+        ProblemError: the baseline is unknown, or I has no such entry.
+
+    Example:
+        >>> I = {(0, 1, 1, 1): -0.2, (1, 2, 1, 0): -0.4, (1, 2, 1, 1): 0.6, (0, 2, 1, 1): -0.8}
+        >>> {key: round(value, 9) for key, value in normalized(I, activations=[1]).items()}
+        {(0, 1, 1, 1): 0.1, (1, 2, 1, 0): -0.1, (1, 2, 1, 1): 0.9, (0, 2, 1, 1): -0.5}
+    """
+    own = {0, *activations}
+    tests: dict[str, Callable[[int, int, int, int], bool]] = {
+        "original": lambda i, j, a, b: j - i == 1 and (a == 1) == (i in own) and (b == 1) == (j in own),
+        "single": lambda i, j, a, b: j - i == 1,
+        "all": lambda i, j, a, b: True,
+    }
+    if baseline not in tests:
+        raise ProblemError(f"baseline (={baseline!r}) must be one of {', '.join(tests)}")
+    counted = [value for key, value in I.items() if tests[baseline](*key[:4])]
+    if not counted:
+        raise ProblemError(
+            f"no entry of I is a baseline of kind {baseline!r} with activations (={sorted(activations)}); name the "
+            "positions of the original network's activations, or choose another baseline"
+        )
+    mean = sum(counted) / len(counted)
+    return {key: value - alpha * mean for key, value in I.items()}
+
+
+def _key(table: str, key: object, *, states: int) -> tuple[Any, ...]:
+    """Returns a key of T (no states) or I (two), checked."""
+    form = "(i, j, a, b)" if states else "(i, j)"
+    if not isinstance(key, tuple) or len(key) not in (2 + states, 3 + states):
+        raise ProblemError(f"key {key!r} of {table} must be {form} or, with a kernel, {form[:-1]}, k)")
+    if not all(type(part) is int for part in key[: 2 + states]) or not 0 <= key[0] < key[1]:
+        raise ProblemError(f"key {key!r} of {table} must be {form} with positions 0 <= i < j, all of them integers")
+    if not set(key[2 : 2 + states]) <= {0, 1}:
+        raise ProblemError(f"key {key!r} of {table} must be {form} with states a and b of 0 or 1")
+    return key
+
+
+def _order(entry: tuple[tuple[Any, ...], float]) -> tuple[Any, ...]:
+    key = entry[0]
+    return (*key[:4], repr(key[4:])) if len(key) > 3 else (*key[:2], repr(key[2:]))

@@ -1,0 +1,162 @@
+"""Reproduce Kim et al. 2023: do the published tables give the optimum that their solver claims, and within the budget?
+
+`--tables` names a folder with a folder for each network, holding the published `time_*.csv` (latencies of merged spans)
+and `opt_time_*.csv` (their T_opt with its breaks), and importances in the authors' columns, taken as I_ext; beside them
+`reference_solutions.json`, a list of what the authors' solver answered: `net`, `importance` (a file name), `budget_ms`,
+`prec`, `value`, `time_ms` (sum of the unrounded T_opt of its solution), `A` and `S`. Checked for each of them:
+
+- T_opt, computed here from `time_*.csv`, is that of `opt_time_*.csv`;
+- within the latency that the reference's own solution really has, our optimum equals its value;
+- within the budget that was asked for, our solution exceeds nothing.
+
+The exit code is 1 where a check fails. A and S are compared and counted only: where plans tie, either is right.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from depthcomp.errors import BudgetInfeasibleError
+from depthcomp.importance_table import import_importance
+from dp_solver import Frontier, TwoStageProblem, TwoStageResult, frontier, optimal_latency, two_stage_problem
+from latency_tables import PublishedLatencies, import_kim23
+
+TOLERANCE = 1e-9  # of values and of latencies in ms
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One answer of the reference beside ours.
+
+    Attributes:
+        reference: the entry of `reference_solutions.json`.
+        same_latency: our optimum within the latency of the reference's solution.
+        same_budget: our optimum within the budget; None where no plan meets it.
+    """
+
+    reference: dict[str, Any]
+    same_latency: TwoStageResult
+    same_budget: TwoStageResult | None
+
+    @property
+    def agrees(self) -> bool:
+        """Whether both found the same optimum at the same latency."""
+        return abs(self.same_latency.value - self.reference["value"]) <= TOLERANCE
+
+    @property
+    def holds(self) -> bool:
+        """Whether our plan is within the budget; to say that there is none exceeds nothing."""
+        return self.same_budget is None or self.same_budget.cost_ms <= self.reference["budget_ms"]
+
+    @property
+    def over(self) -> float:
+        """By how many percent of the budget the reference's plan is above it."""
+        return 100 * float(self.reference["time_ms"] / self.reference["budget_ms"] - 1)
+
+    @property
+    def same_sets(self) -> bool:
+        """Whether A and S are those of the reference."""
+        ours = (list(self.same_latency.kept_activations), list(self.same_latency.merge_ends))
+        return ours == (self.reference["A"], self.reference["S"])
+
+    def __str__(self) -> str:
+        given, ours, held = self.reference, self.same_latency, self.same_budget
+        shown = f"{held.value:.6f} {held.cost_ms:>9.4f}" if held else "no plan          "
+        return (
+            f"{given['net']:>13} {_seed(given['importance']):>5} {given['budget_ms']:>6} {given['prec']:>4}  "
+            f"{given['value']:.6f} {given['time_ms']:>9.4f} {self.over:>+6.2f}%  {ours.value:.6f}  "
+            f"{shown}  {'ok' if self.agrees and self.holds else 'FAILED'}"
+        )
+
+
+HEADER = (
+    f"{'':>13} {'':>5} {'':>6} {'':>4}  reference                    ours, at      ours, at the budget\n"
+    f"{'network':>13} {'imp.':>5} {'T_0':>6} {'prec':>4}  value           ms    over   its latency  value           ms"
+)
+
+
+def _seed(name: str) -> str:
+    return Path(name).stem.rpartition("_")[2]
+
+
+def _latencies(folder: Path, pattern: str) -> PublishedLatencies:
+    """Return the one table of a network that fits a pattern."""
+    found = sorted(folder.glob(pattern))
+    if len(found) != 1:
+        sys.exit(f"{folder} holds {len(found)} files {pattern}; one is needed")
+    with warnings.catch_warnings(record=True):  # noisy rows are counted in the output instead
+        warnings.simplefilter("always")
+        return import_kim23(found[0])
+
+
+def check_optimal_latency(folder: Path) -> bool:
+    """Print how T_opt, computed here, compares with the published one, and return whether they are equal."""
+    measured, published = _latencies(folder, "time_*.csv"), _latencies(folder, "opt_time_*.csv")
+    ours, breaks = optimal_latency(measured.ms)
+    largest = max((abs(ours[span] - ms) for span, ms in published.ms.items() if span in ours), default=0.0)
+    same = ours.keys() == published.ms.keys() and largest <= TOLERANCE
+    equal = sum(breaks[span] == published.breaks.get(span) for span in ours)
+    print(
+        f"{folder.name:>13}: T_opt of {len(ours)} spans {'equals' if same else 'DIFFERS FROM'} the published one "
+        f"(largest difference {largest:.1e} ms), {equal} with the same breaks; {len(measured.noisy)} of {len(ours)} "
+        "latencies have a spread above 15 %"
+    )
+    return same
+
+
+def compare(tables: Path, references: list[dict[str, Any]]) -> Iterator[Row]:
+    """Yield each answer of the reference beside ours; each problem is solved once for all its budgets."""
+    solved: dict[tuple[str, str], tuple[TwoStageProblem, Frontier]] = {}
+    for given in references:
+        name = (given["net"], given["importance"])
+        if name not in solved:
+            latencies = _latencies(tables / given["net"], "time_*.csv").ms
+            importances = import_importance(tables / given["net"] / given["importance"])
+            problem = two_stage_problem(latencies, importances, extend_importance=False)
+            solved[name] = problem, frontier(problem.chain)
+        problem, front = solved[name]
+        same_latency = problem.result(front, given["time_ms"] + TOLERANCE)  # the sums may be rounded differently
+        yield Row(given, same_latency, _within(problem, front, given["budget_ms"]))
+
+
+def _within(problem: TwoStageProblem, front: Frontier, budget_ms: float) -> TwoStageResult | None:
+    try:
+        return problem.result(front, budget_ms)
+    except BudgetInfeasibleError:
+        return None
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print every comparison and return the exit code; the arguments are the command line's where none are given."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tables", type=Path, required=True, help="folder of the tables and reference_solutions.json")
+    tables = parser.parse_args(arguments).tables
+    answers = tables / "reference_solutions.json"
+    if not answers.exists():
+        parser.error(f"{answers} does not exist; give the folder that holds it and the tables")
+    references = json.loads(answers.read_text())
+    nets = dict.fromkeys(given["net"] for given in references)
+    optimal = [check_optimal_latency(tables / net) for net in nets]
+    print(f"\n{HEADER}")
+    rows = []
+    for row in compare(tables, references):
+        rows.append(row)
+        print(row)
+    print(
+        f"\n{len(rows)} answers. At the reference's own latency our optimum equals its value in "
+        f"{sum(row.agrees for row in rows)} (same A and S in {sum(row.same_sets for row in rows)}).\n"
+        f"At the budget: ours exceeds it in {sum(not row.holds for row in rows)}, the reference in "
+        f"{sum(row.over > 0 for row in rows)}, by up to {max(row.over for row in rows):.2f} %."
+    )
+    return 0 if all(optimal) and all(row.agrees and row.holds for row in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

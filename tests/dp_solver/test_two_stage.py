@@ -1,0 +1,192 @@
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from depthcomp_errors import BudgetInfeasibleError, ProblemError
+from dp_solver import (
+    extended_importance,
+    frontier,
+    normalized,
+    optimal_latency,
+    two_stage,
+    two_stage_problem,
+)
+
+# Three convolutions, worked out by hand. Merging all three into one is slower than merging the first two.
+T = {(0, 1): 4.0, (1, 2): 3.0, (2, 3): 2.0, (0, 2): 5.0, (1, 3): 6.0, (0, 3): 9.0}
+T_OPT = {(0, 1): 4.0, (1, 2): 3.0, (2, 3): 2.0, (0, 2): 5.0, (1, 3): 5.0, (0, 3): 7.0}
+BREAKS = {(0, 1): (), (1, 2): (), (2, 3): (), (0, 2): (), (1, 3): (2,), (0, 3): (2,)}
+# The network has activations behind 1 and 3; position 2 is a linear bottleneck.
+IMPORTANCE = {
+    (0, 1, 1, 1): 0.0,
+    (0, 1, 1, 0): -0.2,
+    (1, 2, 1, 0): 0.0,
+    (1, 2, 1, 1): 0.1,
+    (1, 2, 0, 0): -0.1,
+    (2, 3, 0, 1): 0.0,
+    (2, 3, 1, 1): 0.1,
+    (0, 2, 1, 0): -0.5,
+    (1, 3, 1, 1): -0.3,
+    (0, 3, 1, 1): -1.0,
+}
+
+
+def test_optimal_latency_by_hand() -> None:
+    assert optimal_latency(T) == (T_OPT, BREAKS)
+    assert list(optimal_latency(dict(reversed(T.items())))[0]) == list(reversed(T))
+
+
+def test_of_equal_latencies_the_single_merge_wins_then_the_first_break() -> None:
+    single = {(i, i + 1): 1.0 for i in range(3)}
+    assert optimal_latency(single | {(0, 2): 2.0})[1][0, 2] == ()
+    assert optimal_latency(single | {(0, 2): 2.0, (1, 3): 2.0, (0, 3): 9.0})[1][0, 3] == (1,)
+
+
+def test_a_break_needs_both_spans_in_the_table() -> None:
+    assert optimal_latency({(0, 1): 1.0, (0, 2): 5.0})[0][0, 2] == 5.0
+
+
+def test_extended_importance_by_hand() -> None:
+    extended = extended_importance(IMPORTANCE)
+    assert extended[0, 2, 1, 0] == max(-0.5, -0.2 - 0.1)  # without the activation at 1, by parts
+    assert extended[1, 3, 1, 1] == 0.0  # (1, 2, 1, 0) and (2, 3, 0, 1)
+    assert extended[0, 3, 1, 1] == extended[0, 2, 1, 0] + 0.0  # extended twice
+    assert {key for key in IMPORTANCE if extended[key] != IMPORTANCE[key]} == {
+        (0, 2, 1, 0), (1, 3, 1, 1), (0, 3, 1, 1),
+    }  # fmt: skip
+
+
+def test_the_answer_by_hand() -> None:
+    everything = two_stage(T, IMPORTANCE, math.inf)
+    assert everything.value == 0.2
+    assert everything.cost_ms == 9.0
+    assert everything.kept_activations == everything.merge_ends == (1, 2, 3)  # 2 gains an activation
+    fast = two_stage(T, IMPORTANCE, 8.9)
+    assert fast.keys == ((0, 3, 1, 1),)
+    assert (fast.cost_ms, fast.kept_activations, fast.merge_ends) == (7.0, (3,), (2, 3))  # 2 is a break of (0, 3]
+    assert fast.value == pytest.approx(-0.3)
+    assert two_stage(T, IMPORTANCE, 8.9, extend_importance=False).value == pytest.approx(-0.5)
+
+
+def test_one_frontier_answers_every_budget() -> None:
+    problem = two_stage_problem(T, IMPORTANCE)
+    front = frontier(problem.chain)
+    for budget in (7.0, 8.0, 9.0, math.inf):
+        assert problem.result(front, budget) == two_stage(T, IMPORTANCE, budget)
+    with pytest.raises(BudgetInfeasibleError, match=r"budget of 6.9 ms: the fastest takes 7.0 ms") as caught:
+        two_stage(T, IMPORTANCE, 6.9)
+    assert caught.value.best_ms == 7.0
+
+
+def test_the_network_may_end_in_either_state_and_only_state_1_is_kept() -> None:
+    ends = {(0, 1, 1, 0): 0.5, (0, 1, 1, 1): 0.4}
+    assert two_stage({(0, 1): 1.0}, ends, 1.0).kept_activations == ()
+    assert two_stage({(0, 1): 1.0}, ends, 1.0).merge_ends == (1,)
+    assert two_stage({(0, 1): 1.0}, {(0, 1, 1, 1): 0.5, (0, 1, 1, 0): 0.4}, 1.0).kept_activations == (1,)
+
+
+def test_position_0_has_state_1() -> None:
+    assert two_stage({(0, 1): 1.0}, {(0, 1, 1, 1): 0.0, (0, 1, 0, 1): 9.0}, 1.0).value == 0.0
+
+
+def best_value(latency, importance, budget) -> float:
+    """All sets of positions and states, each path priced by the definitions."""
+    last = max(j for _, j in latency)
+    values = [-math.inf]
+    for size in range(last):
+        for inner in itertools.combinations(range(1, last), size):
+            path = (0, *inner, last)
+            for states in itertools.product((0, 1), repeat=size + 1):
+                steps = list(zip(path, path[1:], (1, *states), states, strict=False))
+                if all(step in importance for step in steps):
+                    cost = sum(latency[step[:2]] for step in steps)
+                    values += [sum(importance[step] for step in steps)] if cost <= budget else []
+    return max(values)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_agrees_with_all_paths(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    spans = [(i, j) for j in range(1, 6) for i in range(j)]
+    latency = {span: int(rng.integers(8, 40)) / 8 for span in spans}  # sums of these are exact
+    measured = {(*span, a, b): int(rng.integers(-64, 8)) / 8 for span in spans for a in (0, 1) for b in (0, 1)}
+    optimal, extended = optimal_latency(latency)[0], extended_importance(measured)
+    for budget in rng.uniform(5, 20, size=5):
+        expected = best_value(optimal, extended, budget)
+        if math.isfinite(expected):
+            assert two_stage(latency, measured, budget).value == expected
+
+
+def test_layermerge_kernels_are_choices() -> None:
+    merged = {(0, 1, "3x3"): 1.0, (1, 2, "3x3"): 1.0, (0, 2, "3x3"): 1.2, (0, 2, "5x5"): 3.0}
+    scores = {(0, 1, 1, 1, "3x3"): 1.0, (1, 2, 1, 1, "3x3"): 1.0, (0, 2, 1, 1, "3x3"): 0.8, (0, 2, 1, 1, "5x5"): 2.5}
+    assert two_stage(merged, scores, 1.5).keys == ((0, 2, 1, 1, "3x3"),)
+    assert two_stage(merged, scores, 2.0).keys == ((0, 1, 1, 1, "3x3"), (1, 2, 1, 1, "3x3"))
+    whole = two_stage(merged, scores, 3.0)
+    assert whole.keys == ((0, 2, 1, 1, "5x5"),)
+    assert whole.cost_ms == 3.0  # one convolution as it stands: no first stage
+    assert whole.merge_ends == (2,)
+
+
+def test_normalized_by_hand() -> None:
+    own = [(0, 1, 1, 1), (1, 2, 1, 0), (2, 3, 0, 1)]  # activations behind 1 and 3
+    scores = dict.fromkeys(IMPORTANCE, -0.5) | dict(zip(own, (0.3, 0.6, 0.9), strict=True))
+    assert normalized(scores, activations={1, 3})[0, 3, 1, 1] == pytest.approx(-0.5 - 0.6)
+    assert normalized(scores, activations={1, 3}, alpha=0.5)[0, 1, 1, 1] == pytest.approx(0.3 - 0.3)
+    assert normalized(scores, activations={1, 3}, alpha=0.0) == scores
+    single = (0.3 + 0.6 + 0.9 - 4 * 0.5) / 7
+    assert normalized(scores, baseline="single")[0, 3, 1, 1] == pytest.approx(-0.5 - single)
+    assert normalized(scores, baseline="all")[0, 3, 1, 1] == pytest.approx(-0.5 - (1.8 - 7 * 0.5) / 10)
+
+
+def test_normalization_takes_spans_that_are_many() -> None:
+    """Each entry carries the loss of a short training; a plan of many spans would pay it many times."""
+    latency = {(0, 1): 1.0, (1, 2): 1.0, (0, 2): 2.0}
+    scores = {(0, 1, 1, 1): -0.1, (1, 2, 1, 1): -0.1, (0, 2, 1, 1): -0.15}
+    assert two_stage(latency, scores, 2.0).kept_activations == (2,)
+    assert two_stage(latency, normalized(scores, activations=[1, 2]), 2.0).kept_activations == (1, 2)
+
+
+def test_normalization_refusals() -> None:
+    with pytest.raises(ProblemError, match=r"baseline \(='mean'\) must be one of original, single, all"):
+        normalized(IMPORTANCE, baseline="mean")
+    with pytest.raises(
+        ProblemError, match=r"no entry of I is a baseline of kind 'original' with activations \(=\[2\]\)"
+    ):
+        normalized({(1, 2, 1, 1): 0.0}, activations=[2])
+
+
+def test_a_latency_without_importance_still_counts_in_stage_1() -> None:
+    importance = {(0, 2, 1, 1): -0.1}
+    assert two_stage({(0, 1): 1.0, (1, 2): 1.0, (0, 2): 5.0}, importance, 2.0).merge_ends == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("latency", "importance", "sentence"),
+    [
+        ({}, IMPORTANCE, r"T has 0 entries and I 10; each needs at least one"),
+        (T, {}, r"T has 6 entries and I 0; each needs at least one"),
+        (
+            {(0, 1): 1.0},
+            {(0, 1, 1, 1): 0.0, (0, 2, 1, 1): 0.0},
+            r"1 entries of I have no latency in T: \(0, 2, 1, 1\); ",
+        ),
+        ({(0, 1): 1.0, (1, 2): 1.0}, {(0, 1, 1, 1): 0.0}, r"T ends at position 2 and I at position 1"),
+        ({(0, 1): 1.0}, {(0, 1, 1, 1, 3): 0.0}, r"some keys of T and I name a kernel and some do not"),
+        ({(0, 1): 1.0, (0, 1, 3): 1.0}, {(0, 1, 1, 1): 0.0}, r"some keys of T and I name a kernel and some do not"),
+        ({(1, 0): 1.0}, {(0, 1, 1, 1): 0.0}, r"key \(1, 0\) of T must be \(i, j\) with positions 0 <= i < j"),
+        ({(0.0, 1): 1.0}, {(0, 1, 1, 1): 0.0}, r"key \(0.0, 1\) of T must be \(i, j\) with positions"),
+        ({"01": 1.0}, {(0, 1, 1, 1): 0.0}, r"key '01' of T must be \(i, j\) or, with a kernel, \(i, j, k\)"),
+        (T, {(0, 1, 1): 0.0}, r"key \(0, 1, 1\) of I must be \(i, j, a, b\) or, with a kernel, \(i, j, a, b, k\)"),
+        (T, {(0, 3, 1, 2): 0.0}, r"key \(0, 3, 1, 2\) of I must be \(i, j, a, b\) with states a and b of 0 or 1"),
+        ({(0, 1): math.nan}, {(0, 1, 1, 1): 0.0}, r"T\[\(0, 1\)\] \(=nan\) must be a finite number"),
+        ({(0, 1): -1.0}, {(0, 1, 1, 1): 0.0}, r"T\[\(0, 1\)\] \(=-1.0\) must be at least 0 ms"),
+        ({(0, 1): 1.0}, {(0, 1, 1, 1): math.inf}, r"I\[\(0, 1, 1, 1\)\] \(=inf\) must be a finite number"),
+        (T, {(0, 3, 0, 1): 0.0}, r"from cut 0 as far as cut 0 \(state 1\), never to cut 3"),
+    ],
+)
+def test_tables_that_do_not_fit(latency: dict, importance: dict, sentence: str) -> None:
+    with pytest.raises(ProblemError, match=sentence):
+        two_stage_problem(latency, importance)
