@@ -37,11 +37,11 @@ __all__ = ["capture"]
 _PASSES = (
     DropAsserts(),
     PositionalInputs(),
+    DropIdentities(),  # first, as what they return is the tensor itself, which may be overwritten
     DropInplace(),
     UnifyAdditions(),
     FoldLayerConstants(),
     FunctionalToModules(),
-    DropIdentities(),
     CloneSharedModules(),
 )
 _SHAPED_PASSES = (
@@ -103,6 +103,8 @@ def _normalise(gm: fx.GraphModule, passes: Sequence[PassBase]) -> bool:
         try:
             result = normalise(gm)
             modified |= result is not None and result.modified
+        except CaptureError:
+            raise
         except Exception as error:
             raise CaptureError(
                 f"{type(gm).__name__} was traced, but {type(normalise).__name__} could not bring its graph to the "
