@@ -46,8 +46,6 @@ def as_tensors(example_inputs: object) -> tuple[Tensor, ...]:
     Raises:
         CaptureError: they are, or hold, something else than tensors; the message says how to make one of it.
     """
-    if isinstance(example_inputs, Tensor):
-        return (example_inputs,)
     several = isinstance(example_inputs, Sequence) and not isinstance(example_inputs, str)
     items: tuple[Any, ...] = tuple(example_inputs) if several else (example_inputs,)  # type: ignore[arg-type]
     if len(items) > 1 and all(isinstance(item, int) for item in items):
@@ -59,6 +57,11 @@ def as_tensors(example_inputs: object) -> tuple[Tensor, ...]:
             raise CaptureError(
                 f"example_inputs holds a NumPy array of shape {item.shape} where a tensor is needed; "
                 "pass torch.from_numpy(array).float()"
+            )
+        if isinstance(item, Tensor) and not item.numel():
+            raise CaptureError(
+                f"example_inputs holds a tensor of shape {tuple(item.shape)}, which has no values; "
+                "pass a batch of at least one image"
             )
         if not isinstance(item, Tensor):
             raise CaptureError(
