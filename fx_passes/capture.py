@@ -20,7 +20,7 @@ from fx_passes.normalise.arguments import PositionalInputs
 from fx_passes.normalise.asserts import DropAsserts
 from fx_passes.normalise.casts import DropCasts
 from fx_passes.normalise.channel_arithmetic import ChannelArithmetic
-from fx_passes.normalise.functional import FunctionalToModules
+from fx_passes.normalise.functional import FunctionalNorms, FunctionalToModules
 from fx_passes.normalise.inplace import DropInplace
 from fx_passes.normalise.layer_constants import FoldLayerConstants
 from fx_passes.normalise.modules import CloneSharedModules, DropIdentities
@@ -45,6 +45,7 @@ _PASSES = (
     CloneSharedModules(),
 )
 _SHAPED_PASSES = (
+    FunctionalNorms(),
     DropCasts(),
     ChannelArithmetic(),
     PixelLinears(),
