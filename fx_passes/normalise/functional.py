@@ -20,7 +20,7 @@ _ELEMENTWISE: dict[Any, type[nn.Module]] = {
     "relu": nn.ReLU, "relu_": nn.ReLU,
     F.relu6: nn.ReLU6, F.hardtanh: nn.Hardtanh, F.hardswish: nn.Hardswish, F.hardsigmoid: nn.Hardsigmoid,
     F.silu: nn.SiLU, F.gelu: nn.GELU, F.mish: nn.Mish, F.elu: nn.ELU, F.celu: nn.CELU, F.selu: nn.SELU,
-    F.leaky_relu: nn.LeakyReLU, F.softplus: nn.Softplus, F.logsigmoid: nn.LogSigmoid,
+    F.leaky_relu: nn.LeakyReLU, F.softplus: nn.Softplus, F.softsign: nn.Softsign, F.logsigmoid: nn.LogSigmoid,
     F.sigmoid: nn.Sigmoid, torch.sigmoid: nn.Sigmoid, "sigmoid": nn.Sigmoid, "sigmoid_": nn.Sigmoid,
     F.tanh: nn.Tanh, torch.tanh: nn.Tanh, "tanh": nn.Tanh, "tanh_": nn.Tanh,
     F.dropout: nn.Dropout, F.dropout2d: nn.Dropout2d,

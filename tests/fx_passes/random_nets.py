@@ -83,7 +83,7 @@ class Overwritten(nn.Module):
         return self.last(y) + x
 
 
-OVERWRITES = (lambda x: x.clamp_(min=0), lambda x: x.mul_(torch.sigmoid(x)), torch.neg_, lambda x: F.relu(x, True))
+OVERWRITES = (lambda x: x.clamp_(min=0), lambda x: x.mul_(torch.sigmoid(x)), torch.abs_, lambda x: F.relu(x, True))
 
 
 class Dense(nn.Module):

@@ -62,3 +62,8 @@ def test_the_module_of_a_functional_norm_suits_the_tensor_and_trains(reshape, ki
     before = norm.running_mean.clone()
     gm.train()(X)
     assert not torch.equal(norm.running_mean, before)
+
+
+def test_softsign_is_an_activation():
+    gm = captured(lambda net, y: F.softsign(y))
+    assert [type(module) for module in gm.children()] == [nn.Conv2d, nn.Softsign]
