@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import networkx as nx
 from torch import fx, nn
 
-from fx_passes.operators import NORMS, Role, called_module, role
+from fx_passes.operators import NORMS, Role, known_layer, role
 from fx_passes.regions import cut_chains
 
 __all__ = ["Level", "Unit", "structure_tree"]
@@ -167,10 +167,10 @@ class _Builder:
         return role(self._gm, self._nodes[name])
 
     def _is_norm(self, name: str) -> bool:
-        return isinstance(called_module(self._gm, self._nodes[name]), NORMS)
+        return isinstance(known_layer(self._gm, self._nodes[name]), NORMS)
 
     def _pads(self, name: str) -> bool:
-        module = called_module(self._gm, self._nodes[name])
+        module = known_layer(self._gm, self._nodes[name])
         learned = isinstance(module, (nn.Conv2d, nn.AvgPool2d, *NORMS))
         return self._role(name) is Role.AFFINE and not learned
 
