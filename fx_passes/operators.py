@@ -43,6 +43,8 @@ _LINEAR_LAYERS: tuple[type[nn.Module], ...] = (nn.Conv2d, *NORMS, nn.AvgPool2d, 
 _PASSED: tuple[type[nn.Module], ...] = (nn.Dropout, nn.Dropout2d, nn.Identity)
 _KNOWN = frozenset((*ACTIVATIONS, *_LINEAR_LAYERS, *_PASSED))
 _ONLY_PER_CHANNEL = "{} with a constant is merged only where that is one fixed number per channel of an image"
+_CONCATENATIONS = (torch.cat, torch.concat, torch.concatenate)
+_PRODUCTS = (operator.mul, torch.mul, torch.multiply, "mul", "multiply")
 _ARITHMETIC = (operator.add, operator.sub, operator.mul, operator.truediv)
 
 
@@ -71,7 +73,7 @@ def known_layer(gm: fx.GraphModule, node: fx.Node) -> nn.Module | None:
     module = called_module(gm, node)
     if module is None:
         return None
-    kind = _kind(module)
+    kind = _kind(type(module))
     return module if kind is not None and _runs_forward_of(kind, module) else None
 
 
@@ -135,8 +137,10 @@ def _judge(gm: fx.GraphModule, node: fx.Node) -> tuple[Role, str]:
         return Role.PASS, ""
     if node.target in _ARITHMETIC and sum(isinstance(a, fx.Node) and a.op != "get_attr" for a in node.args) == 1:
         return Role.BARRIER, _ONLY_PER_CHANNEL.format(_title(module, node))
-    if node.target in (operator.add, torch.cat):
+    if node.target is operator.add or node.target in _CONCATENATIONS:
         return _judge_join(node)
+    if node.target in _PRODUCTS and len(node.all_input_nodes) > 1:
+        return Role.BARRIER, "a gate multiplies two computed tensors, which is no convolution"
     if isinstance(module, _LINEAR_LAYERS) or node.target is F.pad:
         obstacle = _obstacle(module, node)
         return (
@@ -147,9 +151,9 @@ def _judge(gm: fx.GraphModule, node: fx.Node) -> tuple[Role, str]:
     return Role.BARRIER, f"{_title(module, node)} is not a convolution and cannot be merged into one"
 
 
-def _kind(module: nn.Module) -> type[nn.Module] | None:
-    """Return the nearest known layer that a module is or inherits from."""
-    return next((base for base in type(module).__mro__ if base in _KNOWN), None)
+def _kind(layer: type[nn.Module]) -> type[nn.Module] | None:
+    """Return the nearest known layer that a class is or inherits from."""
+    return next((base for base in layer.__mro__ if base in _KNOWN), None)
 
 
 def _runs_forward_of(kind: type[nn.Module], module: nn.Module) -> bool:
@@ -160,7 +164,7 @@ def _runs_forward_of(kind: type[nn.Module], module: nn.Module) -> bool:
 
 def _unknown(module: nn.Module) -> str:
     """Say why a layer that is none of the known ones ends every span."""
-    name, kind = type(module).__name__, _kind(module)
+    name, kind = type(module).__name__, _kind(type(module))
     if kind is None:
         return f"{name} is not a convolution and cannot be merged into one"
     return f"{name} inherits from {kind.__name__} but has a forward of its own, which may compute anything"
@@ -182,7 +186,7 @@ def _obstacle(module: nn.Module | None, node: fx.Node) -> str:
         if module.padding not in (0, (0, 0)) and not module.count_include_pad:
             return "it averages fewer pixels at the border (count_include_pad=False)"
     elif _padding_arguments(module, node) is None:
-        return "only padding of height and width with zeros can be moved"
+        return "only padding of height and width with zeros, by fixed numbers of pixels, can be moved"
     return ""
 
 
@@ -193,7 +197,8 @@ def _judge_join(node: fx.Node) -> tuple[Role, str]:
         if None not in shapes and len(set(shapes)) == 1:
             return Role.ADD, ""
         return Role.BARRIER, "a sum that broadcasts, or is not of images, cannot be merged into a convolution"
-    axis = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
+    named = node.kwargs.get("dim", node.kwargs.get("axis", 0))
+    axis = node.args[1] if len(node.args) > 1 else named
     if axis in (1, -3) and None not in shapes:
         return Role.CONCAT, ""
     return (
@@ -217,7 +222,7 @@ def _padding_arguments(module: nn.Module | None, node: fx.Node) -> tuple[int, in
         return module.padding if module.value == 0 else None
     names = ("input", "pad", "mode", "value")
     options: dict[str, Any] = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
-    pad = tuple(options["pad"])
+    pad = () if isinstance(options["pad"], fx.Node) else tuple(options["pad"])
     constant = options.get("mode", "constant") == "constant" and not options.get("value")
     if not constant or len(pad) not in (2, 4) or not all(isinstance(p, int) for p in pad):
         return None
