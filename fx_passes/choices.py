@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from torch import fx, nn
 
+from depthcomp_errors import PlanError
 from fx_passes.affine import AffineConv
 from fx_passes.collapse import operands
 from fx_passes.ends import activation_to_insert, end_activation
@@ -35,6 +36,16 @@ class SpanLimits:
     largest_mac_growth: float = 2.0
     layer_pruning: bool = True
     other_ends: tuple[End, ...] = ("inserted", "none")
+
+    def __post_init__(self) -> None:
+        for name in ("longest_span", "largest_kernel"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise PlanError(f"{name} (={value!r}) must be a whole number from 1 on")
+        if not self.largest_mac_growth >= 0:  # as NaN is not
+            raise PlanError(f"largest_mac_growth (={self.largest_mac_growth!r}) must be a number from 0 on")
+        if not set(self.other_ends) <= {"inserted", "none"}:
+            raise PlanError(f"other_ends (={self.other_ends!r}) may hold 'inserted' and 'none'")
 
 
 @dataclass(frozen=True, slots=True)

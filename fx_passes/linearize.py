@@ -53,6 +53,8 @@ def linearize(gm: fx.GraphModule, plan: Plan, *, exact_border: bool = False) -> 
         PlanError: a span of the plan does not exist in the graph, cannot be rewritten so, or overlaps
             another.
     """
+    if not isinstance(plan, Plan):
+        raise PlanError(f"a Plan is needed, and a {type(plan).__name__} was given; Plan.from_json reads JSON text")
     spans = find_spans(gm, [(choice.entry, choice.exit) for choice in plan])
     _require_disjoint(spans)
     for choice, span in zip(plan, spans, strict=True):

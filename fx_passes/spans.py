@@ -79,8 +79,9 @@ def enumerate_spans(gm: fx.GraphModule, limits: SpanLimits | None = None) -> lis
     stands next to one; longer spans across it are not listed. The graph is not changed.
     Complexity: O(units x longest_span) compositions without weights.
     """
+    tree = structure_tree(gm)
     walker = SpanWalker(gm, limits or SpanLimits())
-    spans = (span for level in structure_tree(gm).levels() for span in walker.spans(level))
+    spans = (span for level in tree.levels() for span in walker.spans(level))
     return [span for span in spans if span.choices or walker.concerns_convolutions(span)]
 
 
@@ -114,6 +115,8 @@ def _find(levels: list[Level], walker: SpanWalker, entry: str, exit_: str) -> Sp
 
 def random_plan(gm: fx.GraphModule, rng: np.random.Generator, limits: SpanLimits | None = None) -> Plan:
     """Return random non-overlapping choices of every kind over all levels, the same for one generator."""
+    if not isinstance(rng, np.random.Generator):
+        raise PlanError(f"rng (={rng!r}) must draw random numbers; pass numpy.random.default_rng(seed)")
     spans: dict[tuple[Level, int], list[Span]] = {}
     for span in enumerate_spans(gm, limits):
         if span.choices:
