@@ -149,7 +149,17 @@ def pad(gm: fx.GraphModule, before: fx.Node, source: fx.Node, sides: Sides) -> f
     with gm.graph.inserting_before(before):
         padded = gm.graph.call_function(F.pad, (source, (left, right, top, bottom)))
     padded.meta = dict(source.meta)
+    _enlarge(padded, sides)
     return padded
+
+
+def _enlarge(node: fx.Node, sides: Sides) -> None:
+    """Record that the image at a node has become larger by a border (where negative: smaller)."""
+    meta, shape = node.meta.get("tensor_meta"), image_shape(node)
+    if meta is not None and shape is not None:
+        top, bottom, left, right = sides
+        size = torch.Size((*shape[:2], shape[2] + top + bottom, shape[3] + left + right))
+        node.meta["tensor_meta"] = meta._replace(shape=size)
 
 
 def _require_disjoint(spans: Sequence[Span]) -> None:
@@ -221,6 +231,8 @@ def _hoist_padding(gm: fx.GraphModule, entry: fx.Node, inner: list[fx.Node]) -> 
         needed[node] = border_needed(gm, node, border[node])
         for source in node.all_input_nodes:
             border[source] = _widest(border.get(source, needed[node]), needed[node])
+    for node in inner:
+        _enlarge(node, border[node])
     first = inner[0]
     padded = entry if border[entry] == NO_BORDER else pad(gm, first, entry, border[entry])
     for node in inner:
