@@ -9,8 +9,9 @@ function.
 from fx_passes.capture import capture
 from fx_passes.choices import SpanLimits
 from fx_passes.free_merges import free_merges
-from fx_passes.linearize import PlacedConvolution, linearize, placed_convolutions
+from fx_passes.linearize import linearize
 from fx_passes.merge import collapse_spans, fold_batch_norms, merge
+from fx_passes.placed import PlacedConvolution, placed_convolutions
 from fx_passes.plan import Plan, SpanChoice
 from fx_passes.spans import Span, enumerate_spans, find_span, random_plan
 from fx_passes.structure import Level, Unit, structure_tree

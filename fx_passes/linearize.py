@@ -8,30 +8,22 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-import torch
-import torch.nn.functional as F
 from torch import fx, nn
-from torch.nn.utils import skip_init
 
 from depthcomp_errors import PlanError
-from fx_passes.affine import AffineConv, Sides
-from fx_passes.borders import NO_BORDER, border_needed, pads_only_zeros
+from fx_passes.borders import pads_only_zeros
 from fx_passes.collapse import collapse
-from fx_passes.ends import core_of, set_end
-from fx_passes.graph_edit import add_module, number_kind, redirect, tidy
+from fx_passes.ends import set_end
+from fx_passes.graph_edit import add_module, redirect, tidy
+from fx_passes.hoist_padding import hoist_padding
 from fx_passes.layer_pruning import with_norms
-from fx_passes.operators import NORMS, Role, image_shape, known_layer, role
-from fx_passes.plan import Plan, SpanChoice
+from fx_passes.operators import Role, known_layer, role
+from fx_passes.placed import insert_convolution
+from fx_passes.plan import Plan, SpanChoice, require_plan
 from fx_passes.spans import Span, find_spans
 
-__all__ = [
-    "PlacedConvolution",
-    "insert_convolution",
-    "linearize",
-    "placed_convolutions",
-]
+__all__ = ["linearize"]
 
 
 def linearize(gm: fx.GraphModule, plan: Plan, *, exact_border: bool = False) -> fx.GraphModule:
@@ -53,8 +45,7 @@ def linearize(gm: fx.GraphModule, plan: Plan, *, exact_border: bool = False) -> 
         PlanError: a span of the plan does not exist in the graph, cannot be rewritten so, or overlaps
             another.
     """
-    if not isinstance(plan, Plan):
-        raise PlanError(f"a Plan is needed, and a {type(plan).__name__} was given; Plan.from_json reads JSON text")
+    require_plan(plan)
     spans = find_spans(gm, [(choice.entry, choice.exit) for choice in plan])
     _require_disjoint(spans)
     for choice, span in zip(plan, spans, strict=True):
@@ -64,102 +55,6 @@ def linearize(gm: fx.GraphModule, plan: Plan, *, exact_border: bool = False) -> 
     for choice, span in zip(plan, spans, strict=True):
         _rewrite(copied, nodes, choice, span, exact_border)
     return tidy(copied)
-
-
-def insert_convolution(
-    gm: fx.GraphModule, node: fx.Node, source: fx.Node, operator: AffineConv, hint: str
-) -> nn.Conv2d:
-    """Make `node` the convolution `operator` of the tensor at `source`, and return the new module.
-
-    Padding that nn.Conv2d cannot express becomes a node of its own. The node keeps its name and users.
-
-    Raises:
-        PlanError: the weights are beyond the range of the graph's type.
-    """
-    top, bottom, left, right = operator.padding
-    symmetric = top == bottom >= 0 and left == right >= 0
-    device, dtype = number_kind(gm, source)
-    conv: nn.Conv2d = skip_init(  # type: ignore[no-untyped-call]  # draws no random numbers, unlike nn.Conv2d
-        nn.Conv2d, operator.in_channels, operator.out_channels, operator.kernel, operator.stride,
-        padding=(top, left) if symmetric else 0, groups=operator.groups,
-        device=device, dtype=dtype,
-    )  # fmt: skip
-    conv.weight.data.copy_(operator.weight)
-    assert conv.bias is not None  # built with one
-    conv.bias.data.copy_(operator.bias)
-    _require_finite(conv, operator, node)
-    if not symmetric:
-        source = pad(gm, node, source, operator.padding)
-    redirect(node, target=add_module(gm, hint, conv), args=(source,))
-    return conv
-
-
-def _require_finite(conv: nn.Conv2d, operator: AffineConv, node: fx.Node) -> None:
-    if not all(bool(tensor.isfinite().all()) for tensor in conv.parameters()):
-        largest = max(float(operator.weight.abs().max()), float(operator.bias.abs().max()))
-        raise PlanError(
-            f"the one convolution at {node.name} has weights up to {largest:.3g}, and {conv.weight.dtype} ends at "
-            f"{torch.finfo(conv.weight.dtype).max:.3g}; plan shorter spans there, or merge in float32 first"
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class PlacedConvolution:
-    """A convolution that stands for a fitted span in a linearized graph.
-
-    Attributes:
-        entry: name of the node whose tensor it reads, before any padding.
-        core: name of the node that calls it.
-        module: the convolution.
-        operator: what it computes, its padding included, in float64.
-    """
-
-    entry: str
-    core: str
-    module: nn.Conv2d
-    operator: AffineConv
-
-    def load(self, fitted: AffineConv) -> None:
-        """Give the module the weights of an operator of the same shape."""
-        self.module.weight.data.copy_(fitted.weight)
-        assert self.module.bias is not None  # built with one
-        self.module.bias.data.copy_(fitted.bias)
-
-
-def placed_convolutions(linearized: fx.GraphModule, plan: Plan) -> list[PlacedConvolution]:
-    """Return the convolutions of the fitted spans of `plan` in the order in which they run."""
-    nodes = {node.name: node for node in linearized.graph.nodes}
-    order = {name: position for position, name in enumerate(nodes)}
-    placed = []
-    for choice in plan:
-        if choice.kind == "fit":
-            core = core_of(linearized, nodes[choice.exit])
-            module, shape = known_layer(linearized, core), image_shape(nodes[choice.entry])
-            assert isinstance(module, nn.Conv2d)  # linearize put it there
-            assert shape is not None  # an image is read there
-            inner = [core] if core.args[0] is nodes[choice.entry] else [core.args[0], core]
-            operator = collapse(linearized, nodes[choice.entry], inner, shape[1])[core]  # type: ignore[arg-type]
-            placed.append(PlacedConvolution(choice.entry, core.name, module, operator))
-    return sorted(placed, key=lambda place: order[place.core])
-
-
-def pad(gm: fx.GraphModule, before: fx.Node, source: fx.Node, sides: Sides) -> fx.Node:
-    """Return a new node, placed before another, that pads (where negative: crops) the tensor at `source`."""
-    top, bottom, left, right = sides
-    with gm.graph.inserting_before(before):
-        padded = gm.graph.call_function(F.pad, (source, (left, right, top, bottom)))
-    padded.meta = dict(source.meta)
-    _enlarge(padded, sides)
-    return padded
-
-
-def _enlarge(node: fx.Node, sides: Sides) -> None:
-    """Record that the image at a node has become larger by a border (where negative: smaller)."""
-    meta, shape = node.meta.get("tensor_meta"), image_shape(node)
-    if meta is not None and shape is not None:
-        top, bottom, left, right = sides
-        size = torch.Size((*shape[:2], shape[2] + top + bottom, shape[3] + left + right))
-        node.meta["tensor_meta"] = meta._replace(shape=size)
 
 
 def _require_disjoint(spans: Sequence[Span]) -> None:
@@ -192,7 +87,7 @@ def _rewrite(gm: fx.GraphModule, nodes: dict[str, fx.Node], choice: SpanChoice, 
     else:
         linear = _drop_activations(gm, inner)
         if not (exact_border and _has_exact_border(gm, entry, linear, span)):
-            _hoist_padding(gm, entry, linear)
+            hoist_padding(gm, entry, linear)
 
 
 def _has_exact_border(gm: fx.GraphModule, entry: fx.Node, inner: list[fx.Node], span: Span) -> bool:
@@ -217,44 +112,3 @@ def _drop_activations(gm: fx.GraphModule, inner: list[fx.Node]) -> list[fx.Node]
         else:
             kept.append(node)
     return kept
-
-
-def _hoist_padding(gm: fx.GraphModule, entry: fx.Node, inner: list[fx.Node]) -> None:
-    """Move all padding of a span to its entry.
-
-    Walking backwards, each tensor learns the border that its readers need beyond its own frame; each edge is
-    cropped where its reader needs less than the tensor has.
-    """
-    border: dict[fx.Node, Sides] = {inner[-1]: NO_BORDER}
-    needed: dict[fx.Node, Sides] = {}
-    for node in reversed(inner):
-        needed[node] = border_needed(gm, node, border[node])
-        for source in node.all_input_nodes:
-            border[source] = _widest(border.get(source, needed[node]), needed[node])
-    for node in inner:
-        _enlarge(node, border[node])
-    first = inner[0]
-    padded = entry if border[entry] == NO_BORDER else pad(gm, first, entry, border[entry])
-    for node in inner:
-        for source in node.all_input_nodes:
-            reader = padded if source is entry else source
-            crop = tuple(need - have for need, have in zip(needed[node], border[source], strict=True))
-            if any(crop):
-                reader = pad(gm, node, reader, crop)  # type: ignore[arg-type]
-            node.replace_input_with(source, reader)
-        _stop_padding(gm, node)
-
-
-def _stop_padding(gm: fx.GraphModule, node: fx.Node) -> None:
-    module = known_layer(gm, node)
-    if isinstance(module, nn.Conv2d):
-        module.padding = (0, 0)
-    elif isinstance(module, nn.AvgPool2d):
-        module.padding = 0
-    elif role(gm, node) is Role.AFFINE and not isinstance(module, NORMS):
-        redirect(node, target=add_module(gm, f"unpadded_{node.name}", nn.Identity()), args=node.args[:1])
-
-
-def _widest(one: Sides, other: Sides) -> Sides:
-    top, bottom, left, right = (max(a, b) for a, b in zip(one, other, strict=True))
-    return top, bottom, left, right

@@ -13,10 +13,11 @@ from fx_passes.borders import pads_only_zeros
 from fx_passes.collapse import collapse, collapse_carrying_biases
 from fx_passes.ends import core_of
 from fx_passes.graph_edit import redirect, tidy
-from fx_passes.linearize import insert_convolution
 from fx_passes.normalise.modules import DropIdentities
 from fx_passes.operators import NORMS, Role, affine_operator, image_shape, known_layer, role
-from fx_passes.plan import Plan, SpanChoice
+from fx_passes.placed import insert_convolution, not_linearized, span_ends
+from fx_passes.plan import Plan, SpanChoice, require_plan
+from fx_passes.structure import require_captured
 
 __all__ = ["collapse_spans", "fold_batch_norms", "merge"]
 
@@ -46,6 +47,8 @@ def collapse_spans(linearized: fx.GraphModule, plan: Plan) -> fx.GraphModule:
 
     The result is a captured graph like any other. Arguments and errors are those of `merge`.
     """
+    require_plan(plan)
+    require_captured(linearized)
     collapsed = copy.deepcopy(linearized).eval()
     for choice in plan:
         _merge_span(collapsed, choice)
@@ -70,14 +73,10 @@ def fold_batch_norms(gm: fx.GraphModule) -> None:
 
 
 def _merge_span(gm: fx.GraphModule, choice: SpanChoice) -> None:
-    nodes = {node.name: node for node in gm.graph.nodes}
-    missing = [name for name in (choice.entry, choice.exit) if name not in nodes]
-    if missing:
-        raise _not_linearized(choice, f"{missing[0]} is not in the graph")
-    entry, exit_ = nodes[choice.entry], nodes[choice.exit]
+    entry, exit_ = span_ends(gm, choice)
     if choice.kind == "drop":
         if not isinstance(known_layer(gm, exit_), nn.Identity) or exit_.args[0] is not entry:
-            raise _not_linearized(choice, f"{choice.exit} is not an identity of {choice.entry}")
+            raise not_linearized(choice, f"{choice.exit} is not an identity of {choice.entry}")
         return
     core = core_of(gm, exit_)
     inner, channels = _inner(gm, choice, entry, core)
@@ -87,12 +86,12 @@ def _merge_span(gm: fx.GraphModule, choice: SpanChoice) -> None:
         elif pads_only_zeros(gm, entry, inner, carry_biases=True):
             operator, source = collapse_carrying_biases(gm, entry, inner, channels)[core], _with_ones(gm, core, entry)
         else:
-            raise _not_linearized(choice, "tensors inside are padded")
+            raise not_linearized(choice, "tensors inside are padded")
     except NotAffineError as reason:
-        raise _not_linearized(choice, str(reason)) from reason
+        raise not_linearized(choice, str(reason)) from reason
     if operator.kernel != choice.kernel:
         height, width = operator.kernel
-        raise _not_linearized(choice, f"its kernel is {height}x{width}")
+        raise not_linearized(choice, f"its kernel is {height}x{width}")
     insert_convolution(gm, core, source, operator, f"merged_{core.name}")
 
 
@@ -103,7 +102,7 @@ def _inner(gm: fx.GraphModule, choice: SpanChoice, entry: fx.Node, core: fx.Node
         raise PlanError(f"the shape at {choice.entry} is not known: linearize a graph that `capture` returned")
     active = [node.name for node in inner if role(gm, node) is Role.ACTIVATION]
     if active:
-        raise _not_linearized(choice, f"the activation {active[0]} stands inside")
+        raise not_linearized(choice, f"the activation {active[0]} stands inside")
     return inner, shape[1]
 
 
@@ -111,10 +110,6 @@ def _with_ones(gm: fx.GraphModule, before: fx.Node, source: fx.Node) -> fx.Node:
     """Return a new node, placed before another, that gives the tensor at `source` a last channel of ones."""
     with gm.graph.inserting_before(before):
         return gm.graph.call_function(F.pad, (source, (0, 0, 0, 0, 0, 1), "constant", 1.0))
-
-
-def _not_linearized(choice: SpanChoice, found: str) -> PlanError:
-    return PlanError(f"{choice} is not in this form ({found}); merge needs the graph linearized by this plan")
 
 
 def _between(entry: fx.Node, core: fx.Node) -> list[fx.Node]:

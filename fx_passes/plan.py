@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 from depthcomp_errors import PlanError
 
-__all__ = ["End", "Plan", "SpanChoice"]
+__all__ = ["End", "Plan", "SpanChoice", "require_plan"]
 
 Kind = Literal["merge", "fit", "drop"]
 End = Literal["original", "inserted", "none"]
@@ -99,6 +99,12 @@ class Plan:
 
 def _is_current(version: Any) -> bool:
     return type(version) is int and version == SCHEMA_VERSION
+
+
+def require_plan(plan: object) -> None:
+    """Raise a PlanError where `plan` is something else."""
+    if not isinstance(plan, Plan):
+        raise PlanError(f"a Plan is needed, and a {type(plan).__name__} was given; Plan.from_json reads JSON text")
 
 
 def _parse(entry: Any) -> SpanChoice:

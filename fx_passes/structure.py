@@ -21,7 +21,7 @@ from depthcomp_errors import PlanError
 from fx_passes.operators import NORMS, Role, known_layer, role
 from fx_passes.regions import cut_chains
 
-__all__ = ["Level", "Unit", "structure_tree"]
+__all__ = ["Level", "Unit", "require_captured", "structure_tree"]
 
 INPUTS = "<inputs>"
 
@@ -74,7 +74,7 @@ def structure_tree(gm: fx.GraphModule) -> Level:
 
     Nodes that no input reaches (fetched weights) or that reach no output are left out.
     """
-    _require_captured(gm)
+    require_captured(gm)
     flow = _data_flow(gm)
     order = {name: position for position, name in enumerate([INPUTS, *(n.name for n in gm.graph.nodes)])}
     output = next(iter(gm.graph.find_nodes(op="output"))).name
@@ -84,7 +84,8 @@ def structure_tree(gm: fx.GraphModule) -> Level:
     return builder.level(flow.subgraph(_between(flow, entry, output)), entry, output)
 
 
-def _require_captured(gm: fx.GraphModule) -> None:
+def require_captured(gm: object) -> None:
+    """Raise a PlanError where `gm` is no captured graph, or one made of it."""
     if not isinstance(gm, fx.GraphModule):
         raise PlanError(f"a captured graph is needed, and a {type(gm).__name__} was given; pass what capture returned")
     if not any("tensor_meta" in node.meta for node in gm.graph.nodes):

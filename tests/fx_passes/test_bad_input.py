@@ -5,10 +5,24 @@ from torch import fx, nn
 from toy_nets import captured, image, straight
 
 from depthcomp_errors import PlanError
-from fx_passes import Plan, SpanLimits, enumerate_spans, free_merges, linearize, random_plan, structure_tree
+from fx_passes import (
+    Plan,
+    SpanChoice,
+    SpanLimits,
+    enumerate_spans,
+    free_merges,
+    linearize,
+    merge,
+    placed_convolutions,
+    random_plan,
+    structure_tree,
+)
 
 
-@pytest.mark.parametrize("look", [enumerate_spans, structure_tree, free_merges, lambda gm: linearize(gm, Plan())])
+@pytest.mark.parametrize(
+    "look",
+    [enumerate_spans, structure_tree, free_merges, lambda gm: linearize(gm, Plan()), lambda gm: merge(gm, Plan())],
+)
 def test_networks_that_are_not_captured_are_refused(look):
     net = nn.Sequential(nn.Conv2d(3, 5, 3))
     with pytest.raises(PlanError, match=r"a Sequential was given; pass what capture returned"):
@@ -18,9 +32,20 @@ def test_networks_that_are_not_captured_are_refused(look):
 
 
 @pytest.mark.parametrize("plan", [None, Plan().to_json()])
-def test_linearize_needs_a_plan(plan):
+@pytest.mark.parametrize("rewrite", [linearize, merge])
+def test_rewriting_needs_a_plan(rewrite, plan):
     with pytest.raises(PlanError, match=rf"a Plan is needed, and a {type(plan).__name__} was given"):
-        linearize(captured(straight(2, 3), image()), plan)
+        rewrite(captured(straight(2, 3), image()), plan)
+
+
+@pytest.mark.parametrize(
+    ("ends", "found"),
+    [(("input_1", "nowhere"), "nowhere is not in the graph"), (("input_1", "_3"), "_2 is no convolution of input_1")],
+)
+def test_fitted_convolutions_are_found_only_where_they_were_placed(ends, found):
+    gm = captured(straight(2, 3), image())
+    with pytest.raises(PlanError, match=rf"not in this form \({found}\); merge needs the graph linearized"):
+        placed_convolutions(gm, Plan((SpanChoice(*ends, "fit", (3, 3)),)))
 
 
 def test_random_plans_need_a_generator():

@@ -1,0 +1,74 @@
+"""Move all padding inside a span to its entry, where a merged convolution does it."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from fx_passes.affine import Sides
+from fx_passes.borders import NO_BORDER, border_needed
+from fx_passes.graph_edit import add_module, redirect
+from fx_passes.operators import NORMS, Role, image_shape, known_layer, role
+
+__all__ = ["hoist_padding", "pad"]
+
+
+def hoist_padding(gm: fx.GraphModule, entry: fx.Node, inner: list[fx.Node]) -> None:
+    """Move all padding of a span to its entry, in place.
+
+    Walking backwards, each tensor learns the border that its readers need beyond its own frame; each edge is
+    cropped where its reader needs less than the tensor has.
+    """
+    border: dict[fx.Node, Sides] = {inner[-1]: NO_BORDER}
+    needed: dict[fx.Node, Sides] = {}
+    for node in reversed(inner):
+        needed[node] = border_needed(gm, node, border[node])
+        for source in node.all_input_nodes:
+            border[source] = _widest(border.get(source, needed[node]), needed[node])
+    for node in inner:
+        _enlarge(node, border[node])
+    first = inner[0]
+    padded = entry if border[entry] == NO_BORDER else pad(gm, first, entry, border[entry])
+    for node in inner:
+        for source in node.all_input_nodes:
+            reader = padded if source is entry else source
+            crop = tuple(need - have for need, have in zip(needed[node], border[source], strict=True))
+            if any(crop):
+                reader = pad(gm, node, reader, crop)  # type: ignore[arg-type]
+            node.replace_input_with(source, reader)
+        _stop_padding(gm, node)
+
+
+def pad(gm: fx.GraphModule, before: fx.Node, source: fx.Node, sides: Sides) -> fx.Node:
+    """Return a new node, placed before another, that pads (where negative: crops) the tensor at `source`."""
+    top, bottom, left, right = sides
+    with gm.graph.inserting_before(before):
+        padded = gm.graph.call_function(F.pad, (source, (left, right, top, bottom)))
+    padded.meta = dict(source.meta)
+    _enlarge(padded, sides)
+    return padded
+
+
+def _stop_padding(gm: fx.GraphModule, node: fx.Node) -> None:
+    module = known_layer(gm, node)
+    if isinstance(module, nn.Conv2d):
+        module.padding = (0, 0)
+    elif isinstance(module, nn.AvgPool2d):
+        module.padding = 0
+    elif role(gm, node) is Role.AFFINE and not isinstance(module, NORMS):
+        redirect(node, target=add_module(gm, f"unpadded_{node.name}", nn.Identity()), args=node.args[:1])
+
+
+def _enlarge(node: fx.Node, sides: Sides) -> None:
+    """Record that the image at a node has become larger by a border (where negative: smaller)."""
+    meta, shape = node.meta.get("tensor_meta"), image_shape(node)
+    if meta is not None and shape is not None:
+        top, bottom, left, right = sides
+        size = torch.Size((*shape[:2], shape[2] + top + bottom, shape[3] + left + right))
+        node.meta["tensor_meta"] = meta._replace(shape=size)
+
+
+def _widest(one: Sides, other: Sides) -> Sides:
+    top, bottom, left, right = (max(a, b) for a, b in zip(one, other, strict=True))
+    return top, bottom, left, right
