@@ -1,4 +1,4 @@
-"""The command line: `depthcomp compress MODEL --budget 70%`.
+"""The command line: `depthcomp compress MODEL --budget 70%`, `depthcomp export DIR --to tensorrt-rtx`.
 
 stdout carries the result alone; progress, warnings and errors go to stderr. Exit codes: 0; 2 for what
 the user can mend; 130 after Ctrl-C.
@@ -37,11 +37,6 @@ app.add_typer(tables)
 def main() -> None:
     """Run the command line and exit."""
     app(prog_name="depthcomp")
-
-
-@app.callback()
-def _root() -> None:
-    """Keep `compress` a command of its own; with a single command typer would drop its name."""
 
 
 @app.command()
@@ -100,6 +95,29 @@ def compress(
             )
         files = [path for path, stamp in _stamps(out, table).items() if stamp != before.get(path)]
         (_print_json if as_json else _print_summary)(result, files)
+
+
+@app.command()
+def export(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that --out or result.save wrote.")],
+    to: Annotated[str, typer.Option(help="onnx, tensorrt (for the GPU here) or tensorrt-rtx (needs no GPU).")],
+    sm: Annotated[
+        str, typer.Option(help="With tensorrt-rtx, the GPUs to build for: 86,89. By default all from Ampere on.")
+    ] = "",
+    precision: Annotated[str, typer.Option(help="fp32, fp16 or int8.")] = "fp32",
+    batch: Annotated[
+        str, typer.Option(help="A batch size, or smallest,typical,largest: 1,8,32. By default the saved one.")
+    ] = "",
+    data: Annotated[Path | None, typer.Option(help="A folder of images, for the ranges of int8.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The file to write; by default in DIR.")] = None,
+    tf32: Annotated[bool, typer.Option(help="Let fp32 convolutions round to TF32, as TensorRT does.")] = True,
+) -> None:
+    """Write a compressed network as ONNX, or build a TensorRT engine of it."""
+    from depthcomp.export_command import Request, run
+
+    with plain_words():
+        for line in run(Request.parse(directory, to, sm, precision, batch, data, out, tf32)):
+            typer.echo(line)
 
 
 def _images(directory: Path | None, model: nn.Module, example: Tensor) -> Iterator[Tensor] | None:

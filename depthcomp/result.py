@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, fx
 
-from depthcomp import artifacts, export
+from depthcomp import artifacts, engine, export
 from depthcomp.budget import Budget
+from depthcomp.progress import Progress
 from fx_passes import Plan, SpanChoice
 from latency_tables import Environment, LatencyTable, Timing
 
@@ -149,6 +152,30 @@ class CompressionResult:
             ArtifactError: the path cannot be written, or the exported network does not compute the same.
         """
         return export.export_onnx(self.model, self.example_inputs, path)
+
+    def export_engine(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        to: str = "tensorrt-rtx",
+        precision: str = "fp32",
+        targets: Iterable[int] = (),
+        batch: int | Sequence[int] | None = None,
+        data: Iterable[Any] | None = None,
+        tf32: bool = True,
+        progress: Progress | None = None,
+    ) -> Path:
+        """Build a TensorRT engine of `model`, write it with a file that says what it is, and return its path.
+
+        Arguments and errors are those of `depthcomp.engine.export_engine`.
+
+        Example:
+            >>> result.export_engine("model.engine", precision="fp16", targets=(86, 89))  # doctest: +SKIP
+        """
+        return engine.export_engine(
+            self.model, self.example_inputs, path,
+            to=to, precision=precision, targets=targets, batch=batch, data=data, tf32=tf32, progress=progress,
+        )  # fmt: skip
 
     def save(self, directory: str | os.PathLike[str]) -> Path:
         """Write everything to a folder, which `depthcomp.load` reads back; return the folder.

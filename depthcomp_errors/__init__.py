@@ -11,6 +11,7 @@ __all__ = [
     "CaptureError",
     "DataError",
     "DepthCompError",
+    "EngineError",
     "MissingPackageError",
     "PlanError",
     "ProblemError",
@@ -69,6 +70,10 @@ class BackendUnavailableError(DepthCompError, RuntimeError):
 
 class MissingPackageError(DepthCompError, ImportError):
     """An optional package is needed for what was asked."""
+
+
+class EngineError(DepthCompError, ValueError):
+    """A network or an ONNX model cannot become the engine that was asked for."""
 
 
 class ArtifactError(DepthCompError, OSError):

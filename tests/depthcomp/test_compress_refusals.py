@@ -74,7 +74,7 @@ def test_an_unknown_backend_is_refused_before_any_work():
 
 @pytest.mark.parametrize("backend", [3, None, torch.device("cpu"), type(create_backend("onnxruntime"))])
 def test_what_is_no_backend_is_refused_before_any_work(backend):
-    sentence = r"backend .=.*. must be one of auto, onnxruntime, or an instance such as create_backend\("
+    sentence = r"backend .=.*. must be one of auto, onnxruntime, .*or an instance such as create_backend\("
     with pytest.raises(BackendUnavailableError, match=sentence):
         compress_depth(tiny_net(), "75%", data=untouchable_data(), backend=backend)
 

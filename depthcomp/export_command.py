@@ -1,0 +1,182 @@
+"""What `depthcomp export` does: a folder of results in, an ONNX file or an engine out."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from depthcomp.artifacts import load
+from depthcomp.errors import ArtifactError, EngineError
+from depthcomp.files import write_atomically
+from depthcomp.precision import PRECISIONS, onnx_in_precision
+
+__all__ = ["Request", "run", "saved_inputs"]
+
+FORMATS = ("onnx", "tensorrt", "tensorrt-rtx")
+_SEED = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What is to be exported, and how.
+
+    Attributes:
+        directory: the folder of results.
+        to: "onnx", "tensorrt" or "tensorrt-rtx".
+        targets: compute capabilities to build for.
+        precision: "fp32", "fp16" or "int8".
+        batch: a fixed batch size, or smallest, typical and largest; None: as saved.
+        data: a folder of images; None: none.
+        out: the file to write.
+        tf32: whether fp32 convolutions may round to TF32.
+    """
+
+    directory: Path
+    to: str
+    targets: tuple[int, ...]
+    precision: str
+    batch: tuple[int, int, int] | int | None
+    data: Path | None
+    out: Path
+    tf32: bool
+
+    @classmethod
+    def parse(
+        cls,
+        directory: Path,
+        to: str,
+        sm: str,
+        precision: str,
+        batch: str,
+        data: Path | None,
+        out: Path | None,
+        tf32: bool,
+    ) -> Request:
+        """Return the request that the options of the command line spell.
+
+        Raises:
+            EngineError: an option is malformed, or contradicts another.
+        """
+        if to not in FORMATS:
+            raise EngineError(f"--to {to} is unknown; choose {', '.join(FORMATS)}")
+        if precision not in PRECISIONS:
+            raise EngineError(f"--precision {precision} is unknown; choose {', '.join(PRECISIONS)}")
+        targets, sizes = _numbers("--sm", sm, "86,89"), _numbers("--batch", batch, "8, or 1,8,32")
+        if targets and to != "tensorrt-rtx":
+            raise EngineError(f"--sm {sm} goes with --to tensorrt-rtx only; {to} knows no targets")
+        if len(sizes) not in (0, 1, 3) or 0 in sizes or list(sizes) != sorted(sizes):
+            raise EngineError(f"--batch {batch} must be a size, or smallest,typical,largest in order, such as 1,8,32")
+        if data is not None and precision != "int8":
+            raise EngineError(f"--data {data} goes with --precision int8 only; leave it out")
+        return cls(
+            directory=directory, to=to, targets=targets, precision=precision, batch=_batch(sizes), data=data,
+            out=out or directory / _file_name(to, precision, sizes), tf32=tf32,
+        )  # fmt: skip
+
+
+def run(request: Request) -> list[str]:
+    """Export, and return the lines that say what was written.
+
+    Raises:
+        ArtifactError: the folder holds no compressed network, it cannot be exported, or a file cannot be written.
+        DataError: int8 without images, or the folder of images is unusable.
+        EngineError: TensorRT refuses the network.
+        MissingPackageError: the TensorRT package is not installed.
+        BackendUnavailableError: TensorRT needs a GPU to build, and there is none.
+    """
+    network = load(request.directory)
+    example = saved_inputs(request.directory)
+    data = _images(request.data, network, example)
+    with redirect_stdout(sys.stderr):  # stdout carries the result alone
+        if request.to == "onnx":
+            return _write_onnx(request, network, example, data)
+        return _write_engine(request, network, example, data)
+
+
+def saved_inputs(directory: Path) -> tuple[Tensor, ...]:
+    """Return random inputs like those that a saved network was compressed with, in shape and type.
+
+    Raises:
+        ArtifactError: the folder does not tell them.
+    """
+    path = directory / "result.json"
+    try:
+        kinds = json.loads(path.read_bytes())["example_inputs"]
+        generator = torch.Generator().manual_seed(_SEED)
+        return tuple(torch.randn(kind["shape"], generator=generator).to(_dtype(kind["dtype"])) for kind in kinds)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise ArtifactError(
+            f"{path} does not tell the shapes of the inputs ({type(error).__name__}: {error}); give the folder that "
+            "CompressionResult.save wrote"
+        ) from error
+
+
+def _dtype(name: str) -> torch.dtype:
+    dtype = getattr(torch, name)
+    if not isinstance(dtype, torch.dtype):
+        raise TypeError(f"{name} is no type of tensors")
+    return dtype
+
+
+def _numbers(option: str, text: str, example: str) -> tuple[int, ...]:
+    try:
+        numbers = tuple(int(part) for part in text.split(",")) if text else ()
+    except ValueError as error:
+        raise EngineError(
+            f"{option} {text} must be whole numbers with commas between them, such as {example}"
+        ) from error
+    return numbers
+
+
+def _batch(sizes: tuple[int, ...]) -> tuple[int, int, int] | int | None:
+    if len(sizes) == 3:
+        return sizes[0], sizes[1], sizes[2]
+    return sizes[0] if sizes else None
+
+
+def _file_name(to: str, precision: str, sizes: tuple[int, ...]) -> str:
+    """Return a name that leaves the model.onnx of the folder alone."""
+    batch = f".batch{'-'.join(map(str, sizes))}" if sizes else ""
+    return f"model.{precision}{batch}.{'onnx' if to == 'onnx' else to + '.engine'}"
+
+
+def _images(directory: Path | None, network: fx.GraphModule, example: tuple[Tensor, ...]) -> Iterator[Tensor] | None:
+    from depthcomp.images import image_batches
+    from depthcomp.models import normalization
+
+    return None if directory is None else image_batches(directory, example[0], *normalization(network))
+
+
+def _write_onnx(request: Request, network: fx.GraphModule, example: tuple[Tensor, ...], data: Any) -> list[str]:
+    from depthcomp.engine import with_batch
+
+    profile = request.batch if isinstance(request.batch, tuple) else None
+    inputs = with_batch(example, request.batch) if isinstance(request.batch, int) else example
+    model = onnx_in_precision(network, inputs, request.precision, batch=profile, data=data)
+    return [f"wrote {write_atomically(request.out, model)}"]
+
+
+def _write_engine(request: Request, network: fx.GraphModule, example: tuple[Tensor, ...], data: Any) -> list[str]:
+    from depthcomp.console import Progress
+    from depthcomp.engine import export_engine, sidecar_of
+
+    with Progress() as progress:
+        path = export_engine(
+            network, example, request.out, to=request.to, precision=request.precision, targets=request.targets,
+            batch=request.batch, data=data, tf32=request.tf32, progress=progress,
+        )  # fmt: skip
+    written = sidecar_of(path)
+    lines = [f"wrote {path}", f"wrote {path.with_name(written['onnx'])}", f"wrote {path}.json"]
+    if written["kernels"] is not None:
+        lines.append(f"{written['kernels']} kernels, {written['layout_changes']} of them layout changes")
+    error, judge = written["relative_error"], written["relative_error_on"]
+    lines.append(f"relative error {error:.2g} of the ONNX model against the network in float32, on {judge}")
+    return [*lines, f"the same with NVIDIA's tool: {written['command']}"]
