@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["tables"]
 
 EXIT_UNSOUND = 1  # of `check`, as linters have it
-_BACKEND = "What runs the operators: auto, onnxruntime, or package.module:factory."
+_BACKEND = "What runs the operators: auto, onnxruntime, tensorrt, tensorrt_rtx, or package.module:factory."
 
 tables = typer.Typer(
     name="tables", help="Measure latency tables once for a device, and look into them.", no_args_is_help=True
