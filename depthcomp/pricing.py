@@ -19,9 +19,9 @@ from fx_passes.operators import (
     NORMS,
     Role,
     affine_operator,
-    called_module,
     follows_convolution,
     image_shape,
+    known_layer,
     role,
 )
 from latency_tables import OperatorSignature
@@ -87,7 +87,7 @@ class Pricing:
 
     def convolutions(self, span: Span) -> int:
         """Return how many convolutions stand in a span."""
-        return sum(isinstance(called_module(self._gm, self._nodes[name]), nn.Conv2d) for name in span.nodes)
+        return sum(isinstance(known_layer(self._gm, self._nodes[name]), nn.Conv2d) for name in span.nodes)
 
     def problem(
         self, tree: Level, candidates: Sequence[Candidate], losses: Mapping[SpanChoice, float], price: Price
@@ -126,10 +126,10 @@ class Pricing:
             user = next(iter(node.users))
             kind = role(self._gm, user)
             if kind is Role.ACTIVATION:
-                return _ACTIVATION_NAMES[type(called_module(self._gm, user))], residual  # type: ignore[index]
+                return _activation_name(known_layer(self._gm, user)), residual
             if kind is Role.ADD and not residual and self._computed_last(node, user):
                 residual = True
-            elif kind is not Role.PASS and not isinstance(called_module(self._gm, user), NORMS):
+            elif kind is not Role.PASS and not isinstance(known_layer(self._gm, user), NORMS):
                 break
             node = user
         return None, residual
@@ -139,7 +139,7 @@ class Pricing:
 
     def _kept_signature(self, node: fx.Node) -> OperatorSignature | None:
         """Return the signature of a node that costs time as it is, or None where it is not priced."""
-        module, shape = called_module(self._gm, node), _read_shape(node)
+        module, shape = known_layer(self._gm, node), _read_shape(node)
         if shape is None or role(self._gm, node) is not Role.AFFINE:
             return None
         epilogue = self._epilogue(node.name)
@@ -153,6 +153,11 @@ class Pricing:
         if isinstance(module, NORMS) and not follows_convolution(self._gm, node):
             return _signature("scale", operator, shape, epilogue)
         return None
+
+
+def _activation_name(activation: nn.Module | None) -> str:
+    """Return the table's name of an activation, for a subclass that of its parent."""
+    return next(_ACTIVATION_NAMES[kind] for kind in type(activation).__mro__ if kind in _ACTIVATION_NAMES)
 
 
 def candidates_of(span: Span, epilogue: Callable[[str], tuple[str | None, bool]]) -> list[Candidate]:

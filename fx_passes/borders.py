@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from torch import fx, nn
 
 from fx_passes.affine import Sides, conv_padding
-from fx_passes.operators import NORMS, Role, called_module, role, zero_padding
+from fx_passes.operators import NORMS, Role, known_layer, role, zero_padding
 
 __all__ = ["NO_BORDER", "border_needed", "pads_only_zeros", "zero_beyond_frame"]
 
@@ -50,7 +50,7 @@ def zero_beyond_frame(
 
 def border_needed(gm: fx.GraphModule, node: fx.Node, border: Sides) -> Sides:
     """Return the border that `node` reads beyond its input's frame to have `border` beyond its own."""
-    module = called_module(gm, node)
+    module = known_layer(gm, node)
     if role(gm, node) is not Role.AFFINE or isinstance(module, NORMS):
         return border
     if isinstance(module, nn.Conv2d):
@@ -67,7 +67,7 @@ def border_needed(gm: fx.GraphModule, node: fx.Node, border: Sides) -> Sides:
 
 def _keeps_zeros(gm: fx.GraphModule, node: fx.Node, carry_biases: bool) -> bool:
     """Say whether a node's tensor is zero beyond its frame where all tensors that it reads are."""
-    module, padding = called_module(gm, node), border_needed(gm, node, NO_BORDER)
+    module, padding = known_layer(gm, node), border_needed(gm, node, NO_BORDER)
     if isinstance(module, nn.Conv2d):
         return module.kernel_size == (1, 1) and not any(padding) and (carry_biases or module.bias is None)
     if isinstance(module, NORMS):

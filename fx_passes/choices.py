@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 
 from torch import fx, nn
 
+from depthcomp_errors import PlanError
 from fx_passes.affine import AffineConv
 from fx_passes.collapse import operands
 from fx_passes.ends import activation_to_insert, end_activation
 from fx_passes.layer_pruning import Prunings
-from fx_passes.operators import NORMS, Role, called_module, follows_convolution, image_shape, role
+from fx_passes.operators import NORMS, Role, follows_convolution, image_shape, known_layer, role
 from fx_passes.plan import End, SpanChoice
 
 __all__ = ["Offers", "Piece", "SpanLimits"]
@@ -35,6 +36,16 @@ class SpanLimits:
     largest_mac_growth: float = 2.0
     layer_pruning: bool = True
     other_ends: tuple[End, ...] = ("inserted", "none")
+
+    def __post_init__(self) -> None:
+        for name in ("longest_span", "largest_kernel"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise PlanError(f"{name} (={value!r}) must be a whole number from 1 on")
+        if not self.largest_mac_growth >= 0:  # as NaN is not
+            raise PlanError(f"largest_mac_growth (={self.largest_mac_growth!r}) must be a number from 0 on")
+        if not set(self.other_ends) <= {"inserted", "none"}:
+            raise PlanError(f"other_ends (={self.other_ends!r}) may hold 'inserted' and 'none'")
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +153,7 @@ class Offers:
 
     def _weighted(self, nodes: tuple[str, ...]) -> int:
         """Return how many operators a runtime computes one after another at these nodes."""
-        modules = [called_module(self._gm, self._nodes[name]) for name in nodes]
+        modules = [known_layer(self._gm, self._nodes[name]) for name in nodes]
         return sum(isinstance(module, (nn.Conv2d, nn.AvgPool2d, *NORMS)) for module in modules) - sum(
             self._follows_conv(name) for name in nodes
         )
@@ -150,11 +161,11 @@ class Offers:
     def _follows_conv(self, name: str) -> bool:
         """Say whether a node is a normalisation that any runtime folds into the convolution before it."""
         node = self._nodes[name]
-        return isinstance(called_module(self._gm, node), NORMS) and follows_convolution(self._gm, node)
+        return isinstance(known_layer(self._gm, node), NORMS) and follows_convolution(self._gm, node)
 
     def _macs(self, name: str) -> int:
         node = self._nodes[name]
-        module, shape = called_module(self._gm, node), image_shape(node)
+        module, shape = known_layer(self._gm, node), image_shape(node)
         if shape is None or not isinstance(module, nn.Conv2d):
             return 0 if shape is None or self._roles[name] is not Role.AFFINE else math.prod(shape)
         return shape[0] * shape[2] * shape[3] * module.weight.numel()

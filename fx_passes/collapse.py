@@ -103,7 +103,7 @@ def operands(node: fx.Node, kind: Role) -> list[Any]:
     if kind is Role.ADD:
         return list(node.args)
     if kind is Role.CONCAT:
-        return list(node.args[0])  # type: ignore[arg-type]
+        return list(node.args[0] if node.args else node.kwargs["tensors"])  # type: ignore[arg-type]
     return node.all_input_nodes
 
 

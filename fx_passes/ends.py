@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from torch import fx, nn
 
 from fx_passes.graph_edit import add_module, redirect
-from fx_passes.operators import Role, called_module, image_shape, role
+from fx_passes.operators import Role, image_shape, known_layer, role
 from fx_passes.plan import End
 
 __all__ = ["activation_to_insert", "core_of", "end_activation", "set_end"]
@@ -34,7 +34,7 @@ def activation_to_insert(gm: fx.GraphModule, nodes: Sequence[fx.Node], core: fx.
     """Return the last activation among a span's nodes, or None where none of them suits the tensor at its core."""
     shape = image_shape(core)
     for node in reversed(nodes):
-        module = called_module(gm, node)
+        module = known_layer(gm, node)
         if role(gm, node) is Role.ACTIVATION and shape is not None:
             learned = module.num_parameters if isinstance(module, nn.PReLU) else 1
             return module if learned in (1, shape[1]) else None

@@ -46,7 +46,8 @@ def free_merges(gm: fx.GraphModule) -> Plan:
         ['merge 3x3 (input_1 -> _2]']
     """
     limits = SpanLimits(_UNLIMITED, _UNLIMITED, largest_mac_growth=1.0, layer_pruning=False, other_ends=())
-    return Plan.of(_Finder(gm, SpanWalker(gm, limits)).best(structure_tree(gm)).choices)
+    tree = structure_tree(gm)
+    return Plan.of(_Finder(gm, SpanWalker(gm, limits)).best(tree).choices)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from typing import TypeVar
 from torch import fx, nn
 
 from fx_passes.affine import Sides
-from fx_passes.operators import NORMS, Role, affine_operator, called_module, image_shape, role
+from fx_passes.operators import NORMS, Role, affine_operator, image_shape, known_layer, role
 from fx_passes.structure import Level, Unit
 
 __all__ = ["UNPRUNED", "LayerPruner", "Pruning", "Prunings", "with_norms"]
@@ -125,7 +125,7 @@ class LayerPruner:
         operator = affine_operator(self._gm, node, shape[1], device="meta")
         (height, width), (top, _, left, _) = operator.kernel, operator.padding
         reach = top, height - 1 - top, left, width - 1 - left
-        module = called_module(self._gm, node)
+        module = known_layer(self._gm, node)
         if not isinstance(module, nn.Conv2d) or operator.stride != (1, 1) or image_shape(node) != shape:
             return Prunings(operator.stride, {reach: Pruning()})
         staying = Pruning(float(module.weight.detach().double().abs().sum()))
@@ -139,7 +139,7 @@ def with_norms(gm: fx.GraphModule, convolutions: Sequence[fx.Node]) -> list[fx.N
         found.append(node)
         while len(found[-1].users) == 1:
             (user,) = found[-1].users
-            if not isinstance(called_module(gm, user), NORMS):
+            if not isinstance(known_layer(gm, user), NORMS):
                 break
             found.append(user)
     return found

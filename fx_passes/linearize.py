@@ -22,7 +22,7 @@ from fx_passes.collapse import collapse
 from fx_passes.ends import core_of, set_end
 from fx_passes.graph_edit import add_module, number_kind, redirect, tidy
 from fx_passes.layer_pruning import with_norms
-from fx_passes.operators import NORMS, Role, called_module, image_shape, role
+from fx_passes.operators import NORMS, Role, image_shape, known_layer, role
 from fx_passes.plan import Plan, SpanChoice
 from fx_passes.spans import Span, find_spans
 
@@ -53,6 +53,8 @@ def linearize(gm: fx.GraphModule, plan: Plan, *, exact_border: bool = False) -> 
         PlanError: a span of the plan does not exist in the graph, cannot be rewritten so, or overlaps
             another.
     """
+    if not isinstance(plan, Plan):
+        raise PlanError(f"a Plan is needed, and a {type(plan).__name__} was given; Plan.from_json reads JSON text")
     spans = find_spans(gm, [(choice.entry, choice.exit) for choice in plan])
     _require_disjoint(spans)
     for choice, span in zip(plan, spans, strict=True):
@@ -132,7 +134,7 @@ def placed_convolutions(linearized: fx.GraphModule, plan: Plan) -> list[PlacedCo
     for choice in plan:
         if choice.kind == "fit":
             core = core_of(linearized, nodes[choice.exit])
-            module, shape = called_module(linearized, core), image_shape(nodes[choice.entry])
+            module, shape = known_layer(linearized, core), image_shape(nodes[choice.entry])
             assert isinstance(module, nn.Conv2d)  # linearize put it there
             assert shape is not None  # an image is read there
             inner = [core] if core.args[0] is nodes[choice.entry] else [core.args[0], core]
@@ -198,7 +200,7 @@ def _drop_activations(gm: fx.GraphModule, inner: list[fx.Node]) -> list[fx.Node]
     """Take activations and dropout out of a span; return the nodes that stay."""
     kept = []
     for node in inner:
-        pruned = isinstance(called_module(gm, node), nn.Identity)  # may be the core, which others look for by name
+        pruned = isinstance(known_layer(gm, node), nn.Identity)  # may be the core, which others look for by name
         if role(gm, node) in (Role.ACTIVATION, Role.PASS) and not pruned:
             node.replace_all_uses_with(node.all_input_nodes[0])
             gm.graph.erase_node(node)
@@ -232,7 +234,7 @@ def _hoist_padding(gm: fx.GraphModule, entry: fx.Node, inner: list[fx.Node]) -> 
 
 
 def _stop_padding(gm: fx.GraphModule, node: fx.Node) -> None:
-    module = called_module(gm, node)
+    module = known_layer(gm, node)
     if isinstance(module, nn.Conv2d):
         module.padding = (0, 0)
     elif isinstance(module, nn.AvgPool2d):

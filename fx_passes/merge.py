@@ -15,7 +15,7 @@ from fx_passes.ends import core_of
 from fx_passes.graph_edit import redirect, tidy
 from fx_passes.linearize import insert_convolution
 from fx_passes.normalise.modules import DropIdentities
-from fx_passes.operators import NORMS, Role, affine_operator, called_module, image_shape, role
+from fx_passes.operators import NORMS, Role, affine_operator, image_shape, known_layer, role
 from fx_passes.plan import Plan, SpanChoice
 
 __all__ = ["collapse_spans", "fold_batch_norms", "merge"]
@@ -58,10 +58,10 @@ def fold_batch_norms(gm: fx.GraphModule) -> None:
     The convolution moves to the norm's node, so that the names of tensors after the norm stay.
     """
     for node in list(gm.graph.nodes):
-        norm, source = called_module(gm, node), node.args[0] if node.args else None
+        norm, source = known_layer(gm, node), node.args[0] if node.args else None
         if not isinstance(norm, NORMS) or not isinstance(source, fx.Node) or len(source.users) > 1:
             continue
-        conv = called_module(gm, source)
+        conv = known_layer(gm, source)
         if isinstance(conv, nn.Conv2d) and role(gm, node) is Role.AFFINE:
             _fold(conv, affine_operator(gm, node, conv.out_channels, device=str(conv.weight.device)))
             redirect(node, target=str(source.target), args=source.args)
@@ -76,7 +76,7 @@ def _merge_span(gm: fx.GraphModule, choice: SpanChoice) -> None:
         raise _not_linearized(choice, f"{missing[0]} is not in the graph")
     entry, exit_ = nodes[choice.entry], nodes[choice.exit]
     if choice.kind == "drop":
-        if not isinstance(called_module(gm, exit_), nn.Identity) or exit_.args[0] is not entry:
+        if not isinstance(known_layer(gm, exit_), nn.Identity) or exit_.args[0] is not entry:
             raise _not_linearized(choice, f"{choice.exit} is not an identity of {choice.entry}")
         return
     core = core_of(gm, exit_)

@@ -26,6 +26,7 @@ __all__ = [
     "describe",
     "follows_convolution",
     "image_shape",
+    "known_layer",
     "role",
     "zero_padding",
 ]
@@ -39,7 +40,11 @@ NORMS: tuple[type[nn.Module], ...] = (nn.BatchNorm2d, ChannelAffine)
 """Layers that scale and shift each channel, and that any runtime folds into a convolution before them."""
 
 _LINEAR_LAYERS: tuple[type[nn.Module], ...] = (nn.Conv2d, *NORMS, nn.AvgPool2d, nn.ConstantPad2d)
+_PASSED: tuple[type[nn.Module], ...] = (nn.Dropout, nn.Dropout2d, nn.Identity)
+_KNOWN = frozenset((*ACTIVATIONS, *_LINEAR_LAYERS, *_PASSED))
 _ONLY_PER_CHANNEL = "{} with a constant is merged only where that is one fixed number per channel of an image"
+_CONCATENATIONS = (torch.cat, torch.concat, torch.concatenate)
+_PRODUCTS = (operator.mul, torch.mul, torch.multiply, "mul", "multiply")
 _ARITHMETIC = (operator.add, operator.sub, operator.mul, operator.truediv)
 
 
@@ -59,6 +64,19 @@ def called_module(gm: fx.GraphModule, node: fx.Node) -> nn.Module | None:
     return gm.get_submodule(str(node.target)) if node.op == "call_module" else None
 
 
+def known_layer(gm: fx.GraphModule, node: fx.Node) -> nn.Module | None:
+    """Return the layer that `node` calls if what it computes is known from its kind, else None.
+
+    A subclass of a known layer is one of its kind as long as it runs its parent's forward: with a forward of its own
+    it may compute anything.
+    """
+    module = called_module(gm, node)
+    if module is None:
+        return None
+    kind = _kind(type(module))
+    return module if kind is not None and _runs_forward_of(kind, module) else None
+
+
 def image_shape(node: fx.Node) -> tuple[int, int, int, int] | None:
     """Return (batch, channels, height, width) of the tensor at `node`, or None where it is no image."""
     meta = node.meta.get("tensor_meta")
@@ -74,9 +92,9 @@ def role(gm: fx.GraphModule, node: fx.Node) -> Role:
 def follows_convolution(gm: fx.GraphModule, norm: fx.Node) -> bool:
     """Say whether a norm reads a convolution, or norms of one: any runtime folds it away then."""
     source = norm.args[0]
-    while isinstance(source, fx.Node) and isinstance(called_module(gm, source), NORMS):
+    while isinstance(source, fx.Node) and isinstance(known_layer(gm, source), NORMS):
         source = source.args[0]
-    return isinstance(source, fx.Node) and isinstance(called_module(gm, source), nn.Conv2d)
+    return isinstance(source, fx.Node) and isinstance(known_layer(gm, source), nn.Conv2d)
 
 
 def describe(gm: fx.GraphModule, node: fx.Node) -> str:
@@ -97,7 +115,7 @@ def affine_operator(
     It is computed on `device`; on "meta" only its shapes are. With `largest_kernel`, only taps in the middle of a
     dilated kernel count.
     """
-    module = called_module(gm, node)
+    module = known_layer(gm, node)
     if isinstance(module, nn.Conv2d):
         return affine.from_conv(module, device=device, largest_kernel=largest_kernel)
     if isinstance(module, nn.BatchNorm2d):
@@ -110,15 +128,19 @@ def affine_operator(
 
 
 def _judge(gm: fx.GraphModule, node: fx.Node) -> tuple[Role, str]:
-    module = called_module(gm, node)
+    module = known_layer(gm, node)
+    if module is None and node.op == "call_module":
+        return Role.BARRIER, _unknown(gm.get_submodule(str(node.target)))
     if isinstance(module, ACTIVATIONS):
         return Role.ACTIVATION, ""
-    if isinstance(module, nn.Dropout | nn.Dropout2d | nn.Identity):
+    if isinstance(module, _PASSED):
         return Role.PASS, ""
     if node.target in _ARITHMETIC and sum(isinstance(a, fx.Node) and a.op != "get_attr" for a in node.args) == 1:
         return Role.BARRIER, _ONLY_PER_CHANNEL.format(_title(module, node))
-    if node.target in (operator.add, torch.cat):
+    if node.target is operator.add or node.target in _CONCATENATIONS:
         return _judge_join(node)
+    if node.target in _PRODUCTS and len(node.all_input_nodes) > 1:
+        return Role.BARRIER, "a gate multiplies two computed tensors, which is no convolution"
     if isinstance(module, _LINEAR_LAYERS) or node.target is F.pad:
         obstacle = _obstacle(module, node)
         return (
@@ -127,6 +149,25 @@ def _judge(gm: fx.GraphModule, node: fx.Node) -> tuple[Role, str]:
             else (Role.AFFINE, "")
         )
     return Role.BARRIER, f"{_title(module, node)} is not a convolution and cannot be merged into one"
+
+
+def _kind(layer: type[nn.Module]) -> type[nn.Module] | None:
+    """Return the nearest known layer that a class is or inherits from."""
+    return next((base for base in layer.__mro__ if base in _KNOWN), None)
+
+
+def _runs_forward_of(kind: type[nn.Module], module: nn.Module) -> bool:
+    """Say whether a module of this kind, or of a subclass, computes what the kind's own forward does."""
+    methods = ("forward", "_conv_forward") if issubclass(kind, nn.Conv2d) else ("forward",)
+    return all(getattr(getattr(module, name), "__func__", None) is getattr(kind, name) for name in methods)
+
+
+def _unknown(module: nn.Module) -> str:
+    """Say why a layer that is none of the known ones ends every span."""
+    name, kind = type(module).__name__, _kind(type(module))
+    if kind is None:
+        return f"{name} is not a convolution and cannot be merged into one"
+    return f"{name} inherits from {kind.__name__} but has a forward of its own, which may compute anything"
 
 
 def _obstacle(module: nn.Module | None, node: fx.Node) -> str:
@@ -145,7 +186,7 @@ def _obstacle(module: nn.Module | None, node: fx.Node) -> str:
         if module.padding not in (0, (0, 0)) and not module.count_include_pad:
             return "it averages fewer pixels at the border (count_include_pad=False)"
     elif _padding_arguments(module, node) is None:
-        return "only padding of height and width with zeros can be moved"
+        return "only padding of height and width with zeros, by fixed numbers of pixels, can be moved"
     return ""
 
 
@@ -156,7 +197,8 @@ def _judge_join(node: fx.Node) -> tuple[Role, str]:
         if None not in shapes and len(set(shapes)) == 1:
             return Role.ADD, ""
         return Role.BARRIER, "a sum that broadcasts, or is not of images, cannot be merged into a convolution"
-    axis = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
+    named = node.kwargs.get("dim", node.kwargs.get("axis", 0))
+    axis = node.args[1] if len(node.args) > 1 else named
     if axis in (1, -3) and None not in shapes:
         return Role.CONCAT, ""
     return (
@@ -180,7 +222,7 @@ def _padding_arguments(module: nn.Module | None, node: fx.Node) -> tuple[int, in
         return module.padding if module.value == 0 else None
     names = ("input", "pad", "mode", "value")
     options: dict[str, Any] = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
-    pad = tuple(options["pad"])
+    pad = () if isinstance(options["pad"], fx.Node) else tuple(options["pad"])
     constant = options.get("mode", "constant") == "constant" and not options.get("value")
     if not constant or len(pad) not in (2, 4) or not all(isinstance(p, int) for p in pad):
         return None

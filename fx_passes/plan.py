@@ -82,17 +82,23 @@ class Plan:
         Raises:
             PlanError: the text is not JSON, of another schema version, or a field is missing or malformed.
         """
+        if not isinstance(text, str | bytes):
+            raise PlanError(f"a plan is read from JSON text, and a {type(text).__name__} was given")
         try:
             content = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise PlanError(f"the plan is not JSON ({error}); write it with Plan.to_json") from error
-        if not isinstance(content, dict) or content.get("schema_version") != SCHEMA_VERSION:
+        if not isinstance(content, dict) or not _is_current(content.get("schema_version")):
             found = content.get("schema_version") if isinstance(content, dict) else type(content).__name__
             raise PlanError(f"the plan has schema_version {found}, and this release reads {SCHEMA_VERSION}")
         entries = content.get("choices")
         if not isinstance(entries, list):
             raise PlanError(f"choices (={entries!r}) of the plan is no list; a plan needs a list of choices")
         return cls(tuple(_parse(entry) for entry in entries))
+
+
+def _is_current(version: Any) -> bool:
+    return type(version) is int and version == SCHEMA_VERSION
 
 
 def _parse(entry: Any) -> SpanChoice:

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.parameter import is_lazy
+from torch.nn.utils import prune
 
 from depthcomp_errors import CaptureError
 
@@ -18,7 +19,7 @@ _STATISTICS = ("running_mean", "running_var")  # buffers of every kind of norm, 
 
 
 def require_capturable(model: object) -> None:
-    """Refuse what is no network, hides its network in a wrapper, or has weights without finite values.
+    """Refuse what is no network, hides its network in a wrapper or hooks, or has weights without finite values.
 
     NaN is refused everywhere; infinity in parameters and in the statistics of norms. Other buffers may hold it:
     masks do.
@@ -38,6 +39,8 @@ def require_capturable(model: object) -> None:
             raise CaptureError(
                 f"{name} of {type(model).__name__} holds NaN or infinite values; load finite weights before compressing"
             )
+    for path, module in model.named_modules():  # last, as lazy modules have hooks until they are initialised
+        _require_no_hooks(module, path)
 
 
 def as_tensors(example_inputs: object) -> tuple[Tensor, ...]:
@@ -46,8 +49,6 @@ def as_tensors(example_inputs: object) -> tuple[Tensor, ...]:
     Raises:
         CaptureError: they are, or hold, something else than tensors; the message says how to make one of it.
     """
-    if isinstance(example_inputs, Tensor):
-        return (example_inputs,)
     several = isinstance(example_inputs, Sequence) and not isinstance(example_inputs, str)
     items: tuple[Any, ...] = tuple(example_inputs) if several else (example_inputs,)  # type: ignore[arg-type]
     if len(items) > 1 and all(isinstance(item, int) for item in items):
@@ -59,6 +60,11 @@ def as_tensors(example_inputs: object) -> tuple[Tensor, ...]:
             raise CaptureError(
                 f"example_inputs holds a NumPy array of shape {item.shape} where a tensor is needed; "
                 "pass torch.from_numpy(array).float()"
+            )
+        if isinstance(item, Tensor) and not item.numel():
+            raise CaptureError(
+                f"example_inputs holds a tensor of shape {tuple(item.shape)}, which has no values; "
+                "pass a batch of at least one image"
             )
         if not isinstance(item, Tensor):
             raise CaptureError(
@@ -80,6 +86,32 @@ def _require_bare(module: nn.Module, where: str) -> None:
         raise CaptureError(
             f"{where} is of type {type(module).__name__}, which hides the network from tracing; use {inside} instead"
         )
+
+
+def _require_no_hooks(module: nn.Module, path: str) -> None:
+    """Refuse hooks that tracing does not see: those of the network itself, and of the layers of torch.nn.
+
+    The hooks of other modules run while their forward is traced, and become a part of the graph.
+    """
+    if path and not fx.Tracer().is_leaf_module(module, path):
+        return
+    for kind, hooks in (("forward hook", module._forward_hooks), ("forward pre-hook", module._forward_pre_hooks)):
+        for hook in hooks.values():
+            what = "the network itself, which tracing passes by," if not path else "a layer"
+            raise CaptureError(
+                f"{_expression(path)} has a {kind} ({getattr(hook, '__name__', type(hook).__name__)}), and hooks of "
+                f"{what} would be lost in a merged network; {_remedy(hook, _expression(path))}"
+            )
+
+
+def _remedy(hook: object, where: str) -> str:
+    """Return how to take off a hook and keep what it does to the weights."""
+    if isinstance(hook, prune.BasePruningMethod):
+        return f'make the pruning permanent with torch.nn.utils.prune.remove({where}, "{hook._tensor_name}")'
+    for kind in ("spectral_norm", "weight_norm"):
+        if type(hook).__module__ == f"torch.nn.utils.{kind}":
+            return f"fold it into the weights with torch.nn.utils.remove_{kind}({where})"
+    return "take it off with handle.remove(), where handle is what registering it returned, or write it in a forward"
 
 
 def _wrapped(module: nn.Module, where: str) -> str | None:

@@ -11,6 +11,7 @@ from torch.fx.passes.shape_prop import _extract_tensor_metadata
 from torch.utils._pytree import tree_leaves
 
 from depthcomp_errors import CaptureError
+from fx_passes.outputs import tensors_of
 
 __all__ = ["run_with_shapes"]
 
@@ -31,7 +32,7 @@ def run_with_shapes(gm: fx.GraphModule, inputs: Sequence[Tensor]) -> list[Tensor
             f"({type(error).__name__}: {_first_line(error)}); its forward must compute the same for the same images "
             "each time, so keep no counters or other state in it, or capture a part of the network"
         ) from error
-    return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+    return tensors_of(output)
 
 
 class _Recorder(fx.Interpreter):

@@ -22,6 +22,7 @@ from fx_passes.collapse import collapse_node
 from fx_passes.layer_pruning import UNPRUNED, LayerPruner, Prunings
 from fx_passes.operators import Role, image_shape, role
 from fx_passes.plan import Plan, SpanChoice
+from fx_passes.refusals import holds_layers, is_boundary
 from fx_passes.structure import Level, Unit, structure_tree
 
 __all__ = ["Span", "SpanLimits", "SpanWalker", "enumerate_spans", "find_span", "find_spans", "random_plan"]
@@ -74,11 +75,14 @@ class Span:
 def enumerate_spans(gm: fx.GraphModule, limits: SpanLimits | None = None) -> list[Span]:
     """Return the candidate spans of a captured graph, level by level, outermost first.
 
-    A unit that cannot be part of any span appears once, refused; longer spans across it are not listed.
-    The graph is not changed. Complexity: O(units x longest_span) compositions without weights.
+    A unit that cannot be part of any span appears once, refused, if it holds a convolution, a pooling or a norm, or
+    stands next to one; longer spans across it are not listed. The graph is not changed.
+    Complexity: O(units x longest_span) compositions without weights.
     """
+    tree = structure_tree(gm)
     walker = SpanWalker(gm, limits or SpanLimits())
-    return [span for level in structure_tree(gm).levels() for span in walker.spans(level)]
+    spans = (span for level in tree.levels() for span in walker.spans(level))
+    return [span for span in spans if span.choices or walker.concerns_convolutions(span)]
 
 
 def find_span(gm: fx.GraphModule, entry: str, exit_: str) -> Span:
@@ -111,6 +115,8 @@ def _find(levels: list[Level], walker: SpanWalker, entry: str, exit_: str) -> Sp
 
 def random_plan(gm: fx.GraphModule, rng: np.random.Generator, limits: SpanLimits | None = None) -> Plan:
     """Return random non-overlapping choices of every kind over all levels, the same for one generator."""
+    if not isinstance(rng, np.random.Generator):
+        raise PlanError(f"rng (={rng!r}) must draw random numbers; pass numpy.random.default_rng(seed)")
     spans: dict[tuple[Level, int], list[Span]] = {}
     for span in enumerate_spans(gm, limits):
         if span.choices:
@@ -157,6 +163,12 @@ class SpanWalker:
                 return span
         return self.span(level, span.stop, stop)
 
+    def concerns_convolutions(self, span: Span) -> bool:
+        """Say whether the refusal of a span is worth listing: sizes, inputs and outputs are no convolution anyway."""
+        if any(holds_layers(self._gm, self._nodes, unit) for unit in span.level.units[span.start : span.stop]):
+            return True
+        return span.operator is None and is_boundary(self._gm, self._nodes, span.level, span.start)
+
     def spans_from(self, level: Level, start: int) -> Iterator[Span]:
         """Yield the spans that begin at cut `start`, shortest first, up to the first refusal."""
         entry = self._nodes.get(level.cuts[start])
@@ -187,7 +199,8 @@ class SpanWalker:
             try:
                 values[node] = collapse_node(self._gm, node, values, device="meta")
             except NotAffineError as reason:
-                return str(reason)
+                if name in unit.nodes or "tensor_meta" in node.meta:  # of a size, what reads it tells more
+                    return str(reason)
         return ""
 
     def _prune(self, before: Prunings | None, unit: Unit) -> Prunings | None:

@@ -17,7 +17,8 @@ from dataclasses import dataclass, replace
 import networkx as nx
 from torch import fx, nn
 
-from fx_passes.operators import NORMS, Role, called_module, role
+from depthcomp_errors import PlanError
+from fx_passes.operators import NORMS, Role, known_layer, role
 from fx_passes.regions import cut_chains
 
 __all__ = ["Level", "Unit", "structure_tree"]
@@ -73,6 +74,7 @@ def structure_tree(gm: fx.GraphModule) -> Level:
 
     Nodes that no input reaches (fetched weights) or that reach no output are left out.
     """
+    _require_captured(gm)
     flow = _data_flow(gm)
     order = {name: position for position, name in enumerate([INPUTS, *(n.name for n in gm.graph.nodes)])}
     output = next(iter(gm.graph.find_nodes(op="output"))).name
@@ -80,6 +82,13 @@ def structure_tree(gm: fx.GraphModule) -> Level:
     entry = entries[0] if len(entries) == 1 else INPUTS
     builder = _Builder(gm, order)
     return builder.level(flow.subgraph(_between(flow, entry, output)), entry, output)
+
+
+def _require_captured(gm: fx.GraphModule) -> None:
+    if not isinstance(gm, fx.GraphModule):
+        raise PlanError(f"a captured graph is needed, and a {type(gm).__name__} was given; pass what capture returned")
+    if not any("tensor_meta" in node.meta for node in gm.graph.nodes):
+        raise PlanError("the graph holds no shapes; pass what capture returned")
 
 
 def _data_flow(gm: fx.GraphModule) -> nx.DiGraph[str]:
@@ -167,10 +176,10 @@ class _Builder:
         return role(self._gm, self._nodes[name])
 
     def _is_norm(self, name: str) -> bool:
-        return isinstance(called_module(self._gm, self._nodes[name]), NORMS)
+        return isinstance(known_layer(self._gm, self._nodes[name]), NORMS)
 
     def _pads(self, name: str) -> bool:
-        module = called_module(self._gm, self._nodes[name])
+        module = known_layer(self._gm, self._nodes[name])
         learned = isinstance(module, (nn.Conv2d, nn.AvgPool2d, *NORMS))
         return self._role(name) is Role.AFFINE and not learned
 

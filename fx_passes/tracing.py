@@ -30,7 +30,7 @@ def trace(model: nn.Module, example_inputs: Sequence[Tensor]) -> fx.GraphModule:
         CaptureError: neither works; the message names the line of the model that stands in the way.
     """
     try:
-        return fx.GraphModule(model, fx.Tracer().trace(model), type(model).__name__)
+        return fx.GraphModule(model, SymbolicTracer(len(example_inputs)).trace(model), type(model).__name__)
     except Exception as symbolic:
         try:
             graph = ConcreteShapeTracer(example_inputs).trace(model)
@@ -39,7 +39,28 @@ def trace(model: nn.Module, example_inputs: Sequence[Tensor]) -> fx.GraphModule:
         return fx.GraphModule(model, graph, type(model).__name__)
 
 
-class ConcreteShapeTracer(fx.Tracer):
+class SymbolicTracer(fx.Tracer):
+    """A tracer that gives arguments of the forward which the example leaves out their default values.
+
+    As constants, they may be branched on: `if mask is not None`.
+    """
+
+    def __init__(self, given: int) -> None:
+        super().__init__()
+        self._given = given  # the number of arguments that the example fills
+
+    def create_args_for_root(self, *root: Any, **options: Any) -> tuple[Any, list[Any]]:
+        """Return the forward and its arguments: placeholders, then defaults."""
+        forward, arguments = super().create_args_for_root(*root, **options)
+        placeholders = list(self.graph.find_nodes(op="placeholder"))
+        for place, node in enumerate(placeholders):
+            if place >= self._given and node.args and not node.target.startswith("*"):
+                arguments[place + 1] = node.args[0]  # the first is the network itself
+                self.graph.erase_node(node)
+        return forward, arguments
+
+
+class ConcreteShapeTracer(SymbolicTracer):
     """A tracer that knows each tensor's shape, so that Python may branch on shapes, types and devices.
 
     Beside every proxy a fake tensor is computed; whatever is no tensor (a size, a dtype, a comparison)
@@ -47,7 +68,7 @@ class ConcreteShapeTracer(fx.Tracer):
     """
 
     def __init__(self, example_inputs: Sequence[Tensor]) -> None:
-        super().__init__()
+        super().__init__(len(example_inputs))
         self._fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
         self._inputs: Iterator[Tensor] = iter([self._fake_mode.from_tensor(x) for x in example_inputs])
         self._evaluating = False

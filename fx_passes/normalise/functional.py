@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,14 +13,14 @@ from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from fx_passes.graph_edit import add_module, redirect
 
-__all__ = ["FunctionalToModules"]
+__all__ = ["FunctionalNorms", "FunctionalToModules"]
 
 _ELEMENTWISE: dict[Any, type[nn.Module]] = {
     F.relu: nn.ReLU, F.relu_: nn.ReLU, torch.relu: nn.ReLU, torch.relu_: nn.ReLU,
     "relu": nn.ReLU, "relu_": nn.ReLU,
     F.relu6: nn.ReLU6, F.hardtanh: nn.Hardtanh, F.hardswish: nn.Hardswish, F.hardsigmoid: nn.Hardsigmoid,
     F.silu: nn.SiLU, F.gelu: nn.GELU, F.mish: nn.Mish, F.elu: nn.ELU, F.celu: nn.CELU, F.selu: nn.SELU,
-    F.leaky_relu: nn.LeakyReLU, F.softplus: nn.Softplus, F.logsigmoid: nn.LogSigmoid,
+    F.leaky_relu: nn.LeakyReLU, F.softplus: nn.Softplus, F.softsign: nn.Softsign, F.logsigmoid: nn.LogSigmoid,
     F.sigmoid: nn.Sigmoid, torch.sigmoid: nn.Sigmoid, "sigmoid": nn.Sigmoid, "sigmoid_": nn.Sigmoid,
     F.tanh: nn.Tanh, torch.tanh: nn.Tanh, "tanh": nn.Tanh, "tanh_": nn.Tanh,
     F.dropout: nn.Dropout, F.dropout2d: nn.Dropout2d,
@@ -33,11 +34,16 @@ _BUILTIN_PARAMETERS: dict[Any, tuple[str, ...]] = {  # of functions that carry n
     F.softplus: ("input", "beta", "threshold"),
 }  # fmt: skip
 
+_TENSORS = ("weight", "bias", "running_mean", "running_var")
+
 Arguments = dict[str, Any]
+_Build = Callable[[fx.GraphModule, fx.Node], tuple[nn.Module, fx.Node] | None]
+_NormKind = type[nn.BatchNorm1d] | type[nn.BatchNorm2d] | type[nn.BatchNorm3d]
+_NORMS: dict[int, _NormKind] = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
 
 
 class FunctionalToModules(PassBase):
-    """Replace functional activations, dropout, pooling, linear layers, convolution and batch normalisation.
+    """Replace functional activations, dropout, pooling, linear layers and convolution.
 
     The weights of a functional layer must be the model's own parameters (`get_attr` nodes); they are shared
     with the new module.
@@ -45,15 +51,39 @@ class FunctionalToModules(PassBase):
 
     def call(self, graph_module: fx.GraphModule) -> PassResult:
         """Rewrite `graph_module` in place."""
-        modified = False
-        for node in list(graph_module.graph.nodes):
-            built = _build(graph_module, node)
-            if built is not None:
-                module, source = built
-                target = add_module(graph_module, _owner(node) or f"{node.name}_module", module)
-                redirect(node, target=target, args=(source,))
-                modified = True
-        return PassResult(graph_module, modified)
+        return PassResult(graph_module, _replace_all(graph_module, _build))
+
+
+class FunctionalNorms(PassBase):
+    """Replace functional batch normalisation; shapes must be known at the nodes, as the module depends on them.
+
+    A norm that takes the statistics of the batch also in evaluation mode stays a function.
+    """
+
+    def call(self, graph_module: fx.GraphModule) -> PassResult:
+        """Rewrite `graph_module` in place."""
+        return PassResult(graph_module, _replace_all(graph_module, _build_norm))
+
+
+def _replace_all(gm: fx.GraphModule, build: _Build) -> bool:
+    """Turn each node for which there is a module into a call of it, and say whether there was any."""
+    found = [(node, build(gm, node)) for node in gm.graph.nodes]
+    for node, built in found:
+        if built is not None:
+            target = add_module(gm, _owner(node) or f"{node.name}_module", built[0])
+            redirect(node, target=target, args=(built[1],))
+    return any(built is not None for _, built in found)
+
+
+def _build_norm(gm: fx.GraphModule, node: fx.Node) -> tuple[nn.Module, fx.Node] | None:
+    """Return the batch norm that computes `node` and the tensor that it reads, or None where there is none."""
+    arguments = _arguments(node) if node.target is F.batch_norm else {}
+    source = arguments.pop("input", None)
+    if not isinstance(source, fx.Node) or _has_computed_options(arguments):
+        return None
+    kind = _NORMS.get(len(getattr(source.meta.get("tensor_meta"), "shape", ())))
+    module = None if kind is None else _batch_norm(gm, kind, arguments)
+    return None if module is None else (module, source)
 
 
 def _build(gm: fx.GraphModule, node: fx.Node) -> tuple[nn.Module, fx.Node] | None:
@@ -62,13 +92,11 @@ def _build(gm: fx.GraphModule, node: fx.Node) -> tuple[nn.Module, fx.Node] | Non
         return None
     arguments = _arguments(node)
     source = arguments.pop("input", None)
-    if not isinstance(source, fx.Node):
+    if not isinstance(source, fx.Node) or _has_computed_options(arguments):
         return None
     module: nn.Module | None = None
     if node.target in _ELEMENTWISE:
         module = _elementwise(_ELEMENTWISE[node.target], arguments)
-    elif node.target is F.batch_norm:
-        module = _batch_norm(gm, arguments)
     elif node.target is F.conv2d:
         module = _conv(gm, arguments)
     elif node.target is F.linear:
@@ -76,6 +104,14 @@ def _build(gm: fx.GraphModule, node: fx.Node) -> tuple[nn.Module, fx.Node] | Non
     elif node.target is F.avg_pool2d:
         module = nn.AvgPool2d(**arguments)
     return None if module is None else (module, source)
+
+
+def _has_computed_options(arguments: Arguments) -> bool:
+    """Say whether an option is computed in the graph, as from a size; no module can hold that."""
+    found: list[fx.Node] = []
+    options = {name: value for name, value in arguments.items() if name not in _TENSORS}
+    fx.node.map_arg(options, found.append)
+    return bool(found)
 
 
 def _owner(node: fx.Node) -> str:
@@ -105,14 +141,14 @@ def _elementwise(kind: type[nn.Module], arguments: Arguments) -> nn.Module | Non
     return kind(**options)
 
 
-def _batch_norm(gm: fx.GraphModule, arguments: Arguments) -> nn.Module | None:
+def _batch_norm(gm: fx.GraphModule, kind: _NormKind, arguments: Arguments) -> nn.Module | None:
     mean, variance = (_tensor(gm, arguments.get(key)) for key in ("running_mean", "running_var"))
     weight, bias = (_tensor(gm, arguments.get(key)) for key in ("weight", "bias"))
+    if arguments.get("training"):
+        return None  # statistics of the batch, also in evaluation mode
     if mean is None or variance is None or (weight is None) != (bias is None):
         return None
-    module = nn.BatchNorm2d(
-        mean.numel(), eps=arguments.get("eps", 1e-5), momentum=arguments.get("momentum", 0.1), affine=False
-    )
+    module = kind(mean.numel(), eps=arguments.get("eps", 1e-5), momentum=arguments.get("momentum", 0.1), affine=False)
     module.running_mean, module.running_var = mean, variance
     if weight is not None and bias is not None:
         module.affine = True

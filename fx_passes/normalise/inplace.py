@@ -1,17 +1,37 @@
-"""Give every in-place layer an output of its own."""
+"""Give every layer and operation that overwrites its input an output of its own."""
+
+from __future__ import annotations
 
 import inspect
+import operator
+from typing import Any
 
-from torch import fx
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
+from depthcomp_errors import CaptureError
 from fx_passes.operators import called_module
 
 __all__ = ["DropInplace"]
 
+_OPERATORS: dict[Any, Any] = {
+    operator.iadd: operator.add, operator.isub: operator.sub, operator.imul: operator.mul,
+    operator.itruediv: operator.truediv, operator.ifloordiv: operator.floordiv, operator.imod: operator.mod,
+    operator.ipow: operator.pow, operator.imatmul: operator.matmul, operator.iand: operator.and_,
+    operator.ior: operator.or_, operator.ixor: operator.xor,
+}  # fmt: skip
+_METHODS = {f"__{name.__name__}__": f"__{twin.__name__.rstrip('_')}__" for name, twin in _OPERATORS.items()}
+_WITHOUT_TWIN = ("__setitem__", operator.setitem)
+
 
 class DropInplace(PassBase):
-    """Let later readers of an overwritten tensor read what overwrote it, and switch `inplace` off."""
+    """Replace what overwrites a tensor by what returns a new one; later readers of the tensor read that.
+
+    A rewrite may then move a reader of the old values behind the operation. Where an operation has no form that
+    returns a new tensor, the tensor must have no other reader.
+    """
 
     def call(self, graph_module: fx.GraphModule) -> PassResult:
         """Rewrite `graph_module` in place."""
@@ -20,6 +40,7 @@ class DropInplace(PassBase):
         for node in found:
             later = {user for user in node.all_input_nodes[0].users if order[user] > order[node]}
             node.all_input_nodes[0].replace_all_uses_with(node, delete_user_cb=later.__contains__)
+            _return_anew(node)
         for module in graph_module.modules():
             if getattr(module, "inplace", False):
                 module.inplace = False  # type: ignore[assignment]
@@ -30,15 +51,67 @@ def _overwrites(gm: fx.GraphModule, node: fx.Node) -> bool:
     """Say whether a node writes its result into the first tensor that it reads."""
     if not node.all_input_nodes:
         return False
+    if node.target in _WITHOUT_TWIN:
+        return True
     if node.op == "call_method":
-        return str(node.target).endswith("_") and not str(node.target).endswith("__")
+        return node.target in _METHODS or (str(node.target).endswith("_") and not str(node.target).endswith("__"))
     if node.op == "call_function":
-        return _asks_inplace(node) or getattr(node.target, "__name__", "").endswith("relu_")
+        return node.target in _OPERATORS or _asks_inplace(node) or _is_inplace_function(node.target)
     return bool(getattr(called_module(gm, node), "inplace", False))
+
+
+def _is_inplace_function(target: Any) -> bool:
+    """Say whether torch offers a function under a name that ends as those of in-place functions do."""
+    name = getattr(target, "__name__", "")
+    return name.endswith("_") and not name.endswith("__") and _home(target) is not None
+
+
+def _home(target: Any) -> Any:
+    """Return the module of torch in which a function stands under its own name."""
+    return next((home for home in (F, torch, torch.nn.init) if getattr(home, target.__name__, None) is target), None)
 
 
 def _asks_inplace(node: fx.Node) -> bool:
     """Say whether a functional layer is called with `inplace=True`, by name or by position."""
-    names = list(inspect.signature(node.target).parameters) if inspect.isfunction(node.target) else []
-    options = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
-    return options.get("inplace") is True
+    return {**dict(zip(_parameters(node), node.args, strict=False)), **node.kwargs}.get("inplace") is True
+
+
+def _parameters(node: fx.Node) -> list[str]:
+    return list(inspect.signature(node.target).parameters) if inspect.isfunction(node.target) else []
+
+
+def _return_anew(node: fx.Node) -> None:
+    """Turn an operation that overwrites its input into the one that returns a new tensor."""
+    if node.op == "call_module":
+        return  # its module is switched
+    if node.op == "call_function" and _asks_inplace(node):
+        _switch_off(node)
+        return
+    twin = _twin(node)
+    if twin is not None:
+        node.target = twin
+    elif len(node.all_input_nodes[0].users) > 1:
+        raise CaptureError(
+            f"node {node.name} overwrites its input by {getattr(node.target, '__name__', node.target)} while other "
+            f"operations read {node.all_input_nodes[0].name}; write that line of the forward so that it makes a new "
+            "tensor, with torch.where, torch.cat or a multiplication"
+        )
+
+
+def _switch_off(node: fx.Node) -> None:
+    if "inplace" in node.kwargs:
+        node.kwargs = {**node.kwargs, "inplace": False}
+    else:
+        node.update_arg(_parameters(node).index("inplace"), False)
+
+
+def _twin(node: fx.Node) -> Any:
+    """Return the target that computes the same into a new tensor, or None where there is none."""
+    if node.target in _WITHOUT_TWIN:
+        return None
+    if node.op == "call_method":
+        name = _METHODS.get(str(node.target), str(node.target).removesuffix("_"))
+        return name if callable(getattr(Tensor, name, None)) else None
+    if node.target in _OPERATORS:
+        return _OPERATORS[node.target]
+    return getattr(_home(node.target), node.target.__name__.removesuffix("_"), None)  # type: ignore[union-attr]

@@ -160,6 +160,13 @@ def test_every_activation_that_the_passes_know_has_a_price(activation):
     assert not signature.residual
 
 
+def test_a_subclass_of_an_activation_costs_what_its_parent_does():
+    gm = network_of(nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU()), 1, 3, 7, 7)
+    wanted = Pricing(gm).kept["_0"]
+    gm.set_submodule("1", type("Special", (nn.ReLU,), {})())
+    assert Pricing(gm).kept["_0"] == wanted
+
+
 class Tails(nn.Module):
     """Convolutions that are read twice, by a pooling, after dropout, and a norm that follows no convolution."""
 

@@ -68,6 +68,24 @@ class Gate(nn.Module):
         return x * torch.sigmoid(self.excite(self.squeeze(x)))
 
 
+class Overwritten(nn.Module):
+    """Overwrites a tensor that a layer has read before."""
+
+    def __init__(self, channels, overwrite):
+        super().__init__()
+        self.first, self.reader, self.last = (nn.Conv2d(channels, channels, 1) for _ in range(3))
+        self.overwrite = overwrite
+
+    def forward(self, x):
+        x = self.first(x)
+        y = self.reader(x)
+        self.overwrite(x)
+        return self.last(y) + x
+
+
+OVERWRITES = (lambda x: x.clamp_(min=0), lambda x: x.mul_(torch.sigmoid(x)), torch.abs_, lambda x: F.relu(x, True))
+
+
 class Dense(nn.Module):
     """Each layer reads all tensors before it, so that the branches are tangled."""
 
@@ -135,7 +153,17 @@ class _Builder:
         return nn.Sequential(*modules), shape, strides
 
     def step(self, shape, strides, depth):
-        kinds = ["layer"] * 6 + ["norm", "activation", "pool", "pad", "dropout", "barrier", "scale", "shift"]
+        kinds = ["layer"] * 6 + [
+            "norm",
+            "activation",
+            "pool",
+            "pad",
+            "dropout",
+            "barrier",
+            "scale",
+            "shift",
+            "overwritten",
+        ]
         if depth > 0:
             kinds += ["skip"] * 3 + ["sum"] * 2 + ["concat"] * 2 + ["dense"]
         kind = self.pick(*kinds)
@@ -189,6 +217,9 @@ class _Builder:
 
     def shift(self, shape):
         return Arithmetic(self.pick(*SHIFTS), self.constant(shape))
+
+    def overwritten(self, shape):
+        return Overwritten(shape[0], self.pick(*OVERWRITES))
 
     def constant(self, shape):
         """Return a number away from 0, or one per channel, in some shape."""

@@ -42,9 +42,21 @@ def test_text_that_is_not_json_is_refused():
         Plan.from_json("{")
 
 
+@pytest.mark.parametrize("text", [b"\xff", "[" * 100_000], ids=["bytes", "nested"])
+def test_what_no_json_reader_takes_is_refused(text):
+    with pytest.raises(PlanError, match=r"the plan is not JSON"):
+        Plan.from_json(text)
+
+
+def test_a_plan_is_read_from_text():
+    with pytest.raises(PlanError, match=r"read from JSON text, and a NoneType was given"):
+        Plan.from_json(None)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        (written(schema_version=True), "schema_version True, and this release reads 1"),
         ("[]", "schema_version list"),
         ("{}", "schema_version None"),
         (written(schema_version=2), "schema_version 2, and this release reads 1"),

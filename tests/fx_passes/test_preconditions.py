@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.nn.utils import prune
 from toy_nets import Chain
 
 from depthcomp_errors import CaptureError
@@ -152,3 +153,39 @@ def test_tensors_are_taken_as_they_are():
 def test_example_inputs_that_are_no_tensors(given, sentence):
     with pytest.raises(CaptureError, match=re.escape(f"example_inputs {sentence}")):
         capture(Chain(), given)
+
+
+def hooked(register):
+    net = nn.Sequential(nn.Conv2d(3, 5, 3), nn.Sequential(nn.ReLU(), nn.Conv2d(5, 5, 3)), nn.ReLU()).eval()
+    scripted(lambda: register(net))
+    return net
+
+
+@pytest.mark.parametrize(
+    ("register", "sentence"),
+    [
+        (lambda net: net[0].register_forward_hook(lambda *_: None), r"model[0] has a forward hook (<lambda>), and"),
+        (lambda net: net[1][0].register_forward_pre_hook(lambda *_: None), r"model[1][0] has a forward pre-hook"),
+        (lambda net: net[2].register_forward_hook(lambda *_: None), r"take it off with handle.remove()"),
+        (lambda net: net.register_forward_hook(lambda *_: None), r"model has a forward hook (<lambda>), and hooks of "
+         "the network itself, which tracing passes by, would be lost"),
+        (lambda net: prune.l1_unstructured(net[1][1], "weight", 0.5), 'prune.remove(model[1][1], "weight")'),
+        (lambda net: nn.utils.spectral_norm(net[0]), "torch.nn.utils.remove_spectral_norm(model[0])"),
+        (lambda net: nn.utils.weight_norm(net[0]), "torch.nn.utils.remove_weight_norm(model[0])"),
+    ],
+)  # fmt: skip
+def test_hooks_that_tracing_does_not_see_are_refused(register, sentence):
+    with pytest.raises(CaptureError, match=re.escape(sentence)):
+        capture(hooked(register), EXAMPLE)
+
+
+def test_hooks_of_containers_are_traced():
+    x = torch.randn(2, 3, 11, 13)
+    net = hooked(lambda net: net[1].register_forward_hook(lambda module, given, y: 2 * y))
+    assert torch.equal(capture(net, x)(x), net(x))
+
+
+def test_pruning_that_was_made_permanent_is_no_hook():
+    net = hooked(lambda net: prune.l1_unstructured(net[0], "weight", 0.5))
+    prune.remove(net[0], "weight")
+    assert torch.equal(capture(net, EXAMPLE)(EXAMPLE), net(EXAMPLE))

@@ -14,12 +14,14 @@ from toy_nets import (
     TwoInputs,
     captured,
     image,
+    largest_error,
+    outputs,
     straight,
     toy,
 )  # fmt: skip
 
 from depthcomp_errors import PlanError
-from fx_passes import Plan, SpanLimits, enumerate_spans, find_span, random_plan
+from fx_passes import Plan, SpanLimits, enumerate_spans, find_span, linearize, merge, random_plan
 from fx_passes.operators import Role, image_shape, role
 
 GENEROUS = SpanLimits(largest_mac_growth=1e9)
@@ -140,6 +142,98 @@ def test_sums_that_broadcast_and_odd_concatenations_are_refused_by_name():
     assert "a sum that broadcasts" in text
     assert "add with a constant is merged only where that is one fixed number per channel" in text
     assert "another axis than the channels" in text
+
+
+def refusals(model, *inputs):
+    """Return the refusals of a network's spans by the node that they name, and the nodes."""
+    found = [span.refusal.partition(": ") for span in enumerate_spans(captured(model, *inputs)) if span.refusal]
+    return {node: reason for node, _, reason in found}
+
+
+class Upwards(nn.Module):
+    """Two scales: pools, enlarges, pads to the size of the other scale, and joins both."""
+
+    def __init__(self):
+        super().__init__()
+        self.down, self.up, self.conv = nn.Conv2d(3, 5, 3), nn.ConvTranspose2d(5, 5, 2, 2), nn.Conv2d(5, 5, 3)
+        self.low, self.end = nn.Conv2d(5, 5, 3, padding=1), nn.Conv2d(10, 3, 3)
+
+    def forward(self, x):
+        high = self.down(x)
+        low = self.up(torch.tanh(self.low(nn.functional.max_pool2d(torch.tanh(self.conv(high)), 2))))
+        rows, columns = high.size(2) - low.size(2), high.shape[3] - low.shape[3]
+        low = nn.functional.pad(low, [columns // 2, columns - columns // 2, rows // 2, rows - rows // 2])
+        return self.end(torch.cat([high, low], 1))
+
+
+def test_only_what_stands_at_convolutions_is_listed():
+    found = refusals(Upwards(), image())
+    assert set(found) == {"max_pool2d", "up"}
+
+
+class Divisible(nn.Module):
+    """Pads to a multiple of four pixels."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, 5, 3), nn.Conv2d(5, 5, 3)
+
+    def forward(self, x):
+        x = self.one(x)
+        return self.two(nn.functional.pad(x, (0, -x.size(3) % 4)))
+
+
+def test_padding_by_computed_sizes_is_refused_as_that():
+    (reason,) = refusals(Divisible(), image()).values()
+    assert reason.startswith("pad is not one convolution: only padding of height and width with zeros, by fixed")
+
+
+def test_what_is_not_listed_can_still_be_asked_for():
+    gm = captured(nn.Sequential(nn.Conv2d(3, 5, 3), nn.Softmax(1), nn.Hardshrink(), nn.Softmax(1), nn.ReLU()), image())
+    assert not any(span.entry in ("_1", "_2") for span in enumerate_spans(gm))
+    with pytest.raises(PlanError, match=r"\(_1, _2\] cannot be compressed: _2: Hardshrink is not a convolution"):
+        find_span(gm, "_1", "_2")
+
+
+class Gated(nn.Module):
+    def __init__(self, multiply):
+        super().__init__()
+        self.one, self.gate, self.two = nn.Conv2d(3, 5, 3), nn.Conv2d(5, 5, 1), nn.Conv2d(5, 5, 3)
+        self.multiply = multiply
+
+    def forward(self, x):
+        x = self.one(x)
+        return self.two(self.multiply(x, torch.sigmoid(self.gate(x))))
+
+
+@pytest.mark.parametrize("multiply", [torch.mul, lambda x, gate: x * gate, lambda x, gate: x.mul(gate)])
+def test_a_gate_is_refused_as_one(multiply):
+    assert refusals(Gated(multiply), image())["mul"] == (
+        "a gate multiplies two computed tensors, which is no convolution"
+    )
+
+
+class Joined(nn.Module):
+    def __init__(self, join):
+        super().__init__()
+        self.one, self.two, self.end, self.join = nn.Conv2d(3, 5, 1), nn.Conv2d(3, 7, 1), nn.Conv2d(12, 3, 1), join
+
+    def forward(self, x):
+        return self.end(self.join([self.one(x), self.two(x)]))
+
+
+@pytest.mark.parametrize(
+    "join",
+    [
+        lambda parts: torch.cat(parts, axis=1), lambda parts: torch.concat(parts, 1),
+        lambda parts: torch.concatenate(tensors=parts, dim=-3), lambda parts: torch.concatenate(parts, axis=1),
+    ],
+)  # fmt: skip
+def test_channels_are_concatenated_under_every_spelling(join):
+    gm, x = captured(Joined(join), image()), image()
+    (whole,) = (c for c in find_span(gm, "x", "end").choices if (c.kind, c.end) == ("merge", "original"))
+    plan = Plan.of([whole])
+    assert largest_error(outputs(merge(linearize(gm, plan), plan), x), outputs(gm, x)) < 1e-9
 
 
 def test_branches_of_different_strides_are_refused():
