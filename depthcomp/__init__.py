@@ -5,14 +5,33 @@
     result.save("compressed")
     network = depthcomp.load("compressed")
 
-Nothing here touches CUDA, TensorRT, onnxruntime or matplotlib before it is needed.
+Nothing here touches torch, CUDA, TensorRT, onnxruntime or matplotlib before it is needed.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from depthcomp import errors
-from depthcomp.artifacts import load
-from depthcomp.budget import Budget
-from depthcomp.compress import compress_depth
 from depthcomp.errors import DepthCompError
-from depthcomp.result import CompressionResult
+
+if TYPE_CHECKING:
+    from depthcomp.artifacts import load
+    from depthcomp.budget import Budget
+    from depthcomp.compress import compress_depth
+    from depthcomp.result import CompressionResult
 
 __all__ = ["Budget", "CompressionResult", "DepthCompError", "compress_depth", "errors", "load"]
+
+_HOMES = {"Budget": "budget", "CompressionResult": "result", "compress_depth": "compress", "load": "artifacts"}
+
+
+def __getattr__(name: str) -> Any:
+    """Return a public name, importing its module when it is first asked for: most of them load torch, seconds long.
+
+    Raises:
+        AttributeError: there is no such name.
+    """
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return value

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["tables"]
 
 EXIT_UNSOUND = 1  # of `check`, as linters have it
-_BACKEND = "What runs the operators: auto, onnxruntime, or package.module:factory."
+_BACKEND = "What runs the operators: auto, onnxruntime, tensorrt, tensorrt_rtx, or package.module:factory."
 
 tables = typer.Typer(
     name="tables", help="Measure latency tables once for a device, and look into them.", no_args_is_help=True
@@ -63,8 +63,10 @@ def plan(
 ) -> None:
     """List the operators that compressions of these models need; nothing is measured and no device is used."""
     with plain_words():
+        from latency_tables.table_file import require_writable_table
         from latency_tables.work import Work
 
+        require_writable_table(out, "work file", "choose another")
         work = Work({})
         for spec in models:
             for size in batch:

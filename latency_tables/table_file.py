@@ -71,18 +71,23 @@ def published_schema() -> str:
     return json.dumps({**dialect, **schema}, indent=1, sort_keys=True) + "\n"
 
 
-def require_writable_table(path: Path) -> None:
+_ELSEWHERE = "choose another, or load the table with LatencyTable.load and pass that"
+
+
+def require_writable_table(path: Path, what: str = "latency table", elsewhere: str = _ELSEWHERE) -> None:
     """Refuse a path that a table could not be written to; nothing is written.
+
+    Args:
+        path: the path.
+        what: what would be written there, for the message.
+        elsewhere: what to do where the folder is read-only, for the message.
 
     Raises:
         TableError: the path is a folder, or its own folder does not exist or cannot be written to.
     """
     if path.is_dir():
-        raise TableError(f"cannot write the latency table {path}: it is a folder; add a file name to it.")
+        raise TableError(f"cannot write the {what} {path}: it is a folder; add a file name to it.")
     if not path.parent.is_dir():
-        raise TableError(f"cannot write the latency table {path}: its folder does not exist; create that first.")
+        raise TableError(f"cannot write the {what} {path}: its folder does not exist; create that first.")
     if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise TableError(
-            f"cannot write the latency table {path}: its folder cannot be written to; choose another,"
-            " or load the table with LatencyTable.load and pass that."
-        )
+        raise TableError(f"cannot write the {what} {path}: its folder cannot be written to; {elsewhere}.")

@@ -2,6 +2,7 @@
 
 import glob
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from latency_tables.locking import locked
@@ -32,5 +33,6 @@ def update_table(path: Path, fresh: LatencyTable) -> LatencyTable:
 def _remove_drafts(path: Path) -> None:
     """Remove what writers left behind that were killed while writing."""
     for draft in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        if draft.stat().st_mtime < time.time() - STALE_SECONDS:
-            draft.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):  # its writer has just finished
+            if draft.stat().st_mtime < time.time() - STALE_SECONDS:
+                draft.unlink()

@@ -22,18 +22,20 @@ read -r -a command <<<"${DEPTHCOMP:-depthcomp}"
 read -r -a devices <<<"${DEVICES:-$(nvidia-smi --query-gpu=index --format=csv,noheader 2>/dev/null | tr '\n' ' ' || true)}"
 ((${#devices[@]})) || devices=(cpu)
 
+# Becomes the measuring process, so it wants a subshell of its own.
 measure() {
     local index=$1 device=$2
     if [[ $device != cpu ]]; then export CUDA_VISIBLE_DEVICES=$device; fi
-    "${command[@]}" tables run "$work" --shard "$index/${#devices[@]}" --table "${shards[index]}" \
+    exec "${command[@]}" tables run "$work" --shard "$index/${#devices[@]}" --table "${shards[index]}" \
         --backend "${BACKEND:-auto}"
 }
 
 shards=() running=() failed=()
+trap 'kill ${running[@]+"${running[@]}"} 2>/dev/null || true' EXIT # Ctrl-C does not reach what runs in the background
 for index in "${!devices[@]}"; do
     shards+=("${table%.json}.$index.json")
     if [[ ${devices[index]} == cpu ]]; then
-        measure "$index" cpu || failed+=("$index")
+        (measure "$index" cpu) || failed+=("$index")
     else
         measure "$index" "${devices[index]}" &
         running[index]=$!
@@ -41,6 +43,7 @@ for index in "${!devices[@]}"; do
 done
 for index in "${!running[@]}"; do
     wait "${running[index]}" || failed+=("$index")
+    unset "running[index]"
 done
 if ((${#failed[@]})); then
     echo "error: shards ${failed[*]} of ${#devices[@]} failed, their messages are above; start again to go on." >&2

@@ -158,7 +158,7 @@ def test_a_plan_says_nothing_of_random_weights(monkeypatch):
         (("run", "t0.json", "--table", "t.json"), "error: t0.json holds a latency table, and a work file is needed"),
         (("merge", "work.json", "--out", "t.json"), "error: work.json holds a work file, and a latency table is nee"),
         (("plan", "timm:mobilnetv2_050"), "error: model timm:mobilnetv2_050 is unknown to timm; did you mean"),
-        (("plan", "some_table_nets:net", "--out", "no/w.json"), "error: cannot write the work file no/w.json: No"),
+        (("plan", "some_table_nets:net", "--out", "no/w.json"), "error: cannot write the work file no/w.json: its f"),
         (("check", "absent.json"), "error: cannot read the latency table absent.json: No such file"),
         (("import", "x.json", "--from", "trtexec", "--table", "t.json"), "error: a file of trtexec does not say where"),
         (("import", "x.json", "--from", "trtexec", "--table", "t0.json"), "error: x.json does not say what was timed"),

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,25 @@ def test_a_failed_shard_is_named_and_nothing_is_merged(calls, tmp_path):
     assert done.returncode == 1
     assert "error: shards 1 of 3 failed" in done.stderr
     assert not any("merge" in call for call in calls())
+
+
+@pytest.mark.usefixtures("calls")
+def test_what_measures_ends_with_the_script(tmp_path):
+    (tmp_path / "bin" / "depthcomp").write_text('#!/bin/sh\necho $$ >"$PIDS/$CUDA_VISIBLE_DEVICES"\nexec sleep 60\n')
+    environment = {**os.environ, "DEVICES": "0 1", "PIDS": str(tmp_path)}
+    script = subprocess.Popen(["bash", FLEET / "all_gpus.sh", "work.json", "table.json"], env=environment)
+    notes = [tmp_path / "0", tmp_path / "1"]
+    wait_for(lambda: all(note.exists() and note.read_text().strip() for note in notes))
+    script.terminate()
+    script.wait(timeout=10)
+    wait_for(lambda: not any(Path("/proc", note.read_text().strip()).exists() for note in notes))
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 @pytest.mark.usefixtures("calls")

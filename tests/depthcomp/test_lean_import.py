@@ -4,12 +4,18 @@ import json
 import subprocess
 import sys
 
+import pytest
+
+import depthcomp
+
 HEAVY = ("onnxruntime", "onnxscript", "matplotlib", "tensorrt", "tensorrt_rtx", "openvino", "timm", "jinja2")
 CODE = f"""
 import json, sys
-import depthcomp
+import depthcomp, depthcomp.cli
+early = "torch" in sys.modules
+from depthcomp import *
 import torch
-loaded = [name for name in {HEAVY!r} if name in sys.modules]
+loaded = ["torch"] * early + [name for name in {HEAVY!r} if name in sys.modules]
 print(json.dumps([loaded, torch.cuda.is_initialized(), depthcomp.__all__]))
 """
 
@@ -22,3 +28,8 @@ def test_import_loads_nothing_heavy():
     assert loaded == []
     assert not cuda
     assert {"compress_depth", "Budget", "CompressionResult", "load", "errors"} <= set(names)
+
+
+def test_a_name_that_is_not_there_is_named():
+    with pytest.raises(AttributeError, match="module 'depthcomp' has no attribute 'absent'"):
+        depthcomp.absent  # noqa: B018

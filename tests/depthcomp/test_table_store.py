@@ -61,6 +61,14 @@ def test_a_table_given_by_its_path_is_written_and_grows(arithmetic_backend, tmp_
     assert len(second) == len(SIGNATURES)
 
 
+def test_what_another_compression_wrote_meanwhile_stays(arithmetic_backend, tmp_path):
+    backend, path = arithmetic_backend(), tmp_path / "table.json"
+    ours, theirs = (TableStore.open(path, backend.environment()) for _ in range(2))
+    theirs.complete(SIGNATURES[:4], backend, seed=0)
+    ours.complete(SIGNATURES[2:8], backend, seed=0)
+    assert set(LatencyTable.load(path).entries) == {signature.key for signature in SIGNATURES[:8]}
+
+
 def test_a_table_given_as_an_object_is_not_changed(arithmetic_backend):
     _, first = complete(arithmetic_backend(), signatures=SIGNATURES[:3])
     store, second = complete(arithmetic_backend(), first)

@@ -1,6 +1,7 @@
 import itertools
 import json
 import math
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from depthcomp_errors import TableError, TableMismatchError
 from latency_tables import Calibration, Entry, LatencyTable, Method, measure
+from latency_tables.table_update import update_table
 from latency_tables.union import better_entry, unite
 
 METHOD = Method(
@@ -126,3 +128,16 @@ def test_a_failure_of_what_is_no_operator_is_refused(tmp_path: Path) -> None:
 def test_a_calibration_that_is_no_number_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TableError, match="the latency table holds a number that is not finite"):
         LatencyTable(ENVIRONMENT, METHOD, {}, calibration=Calibration(math.nan, 1.0, 0.0, 1)).save(tmp_path / "t.json")
+
+
+def test_what_a_killed_writer_left_behind_goes_with_time(tmp_path: Path) -> None:
+    path = tmp_path / "t[1].json"
+    stale, young, other = (tmp_path / name for name in (".t[1].json.7.tmp", ".t[1].json.8.tmp", ".t1.json.7.tmp"))
+    for draft in (stale, young, other):
+        draft.touch()
+    for draft in (stale, other):
+        os.utime(draft, (0, 0))
+    update_table(path, LatencyTable(ENVIRONMENT, METHOD, {}))
+    assert not stale.exists()
+    assert young.exists()
+    assert other.exists()
