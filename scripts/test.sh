@@ -14,5 +14,6 @@ check ruff check .
 check ruff format --check .
 check mypy
 check lint-imports
-check pytest -q "$@"
+export OMP_NUM_THREADS=1 # each worker has one core; torch's own threads would fight over them
+check pytest -q -n auto --maxprocesses 4 "$@"
 echo "== all checks passed in ${SECONDS} s"
