@@ -30,7 +30,12 @@ def test_another_number_of_inputs_is_refused(given):
         infer_example(net(), given, None)
 
 
-@pytest.mark.parametrize("given", [X[0], (X[0],), X[None], X[:0]])
+def test_an_empty_batch_is_refused():
+    with pytest.raises(CaptureError, match=r"shape \(0, 3, 9, 13\), which has no values; pass a batch of at least one"):
+        infer_example(net(), X[:0], None)
+
+
+@pytest.mark.parametrize("given", [X[0], (X[0],), X[None]])
 def test_a_tensor_that_is_no_batch_of_images_is_refused(given):
     with pytest.raises(CaptureError, match=r"has shape .* must be one batch of images .*; x\.unsqueeze.0. makes"):
         infer_example(net(), given, None)
