@@ -93,7 +93,7 @@ def extended_importance(
 def normalized(
     I: Importances,  # noqa: E741, N803
     *,
-    activations: Collection[int] = (),
+    activations: Collection[int] | None = None,
     alpha: float = 1.0,
     baseline: Baseline = "original",
 ) -> dict[Any, float]:
@@ -101,21 +101,21 @@ def normalized(
 
     Args:
         I: {(i, j, a, b): importance}, or with kernels; not modified.
-        activations: for "original", the positions behind which the original network has an activation. Position 0
-            counts as one.
+        activations: for "original", which needs it, the positions behind which the original network has an activation,
+            () if nowhere. Position 0 counts as one. The other baselines take none.
         alpha: how much of the mean to take off; 0 leaves I as it is.
         baseline: which entries count: "original" single layers (j = i + 1) whose states are the original network's
             own, "single" all single layers, "all" every entry.
 
     Raises:
-        ProblemError: the baseline is unknown, or I has no such entry.
+        ProblemError: the baseline is unknown, needs activations or takes none, or I has no such entry.
 
     Example:
         >>> I = {(0, 1, 1, 1): -0.2, (1, 2, 1, 0): -0.4, (1, 2, 1, 1): 0.6, (0, 2, 1, 1): -0.8}
         >>> {key: round(value, 9) for key, value in normalized(I, activations=[1]).items()}
         {(0, 1, 1, 1): 0.1, (1, 2, 1, 0): -0.1, (1, 2, 1, 1): 0.9, (0, 2, 1, 1): -0.5}
     """
-    own = {0, *activations}
+    own = _own_activations(baseline, activations)
     tests: dict[str, Callable[[int, int, int, int], bool]] = {
         "original": lambda i, j, a, b: j - i == 1 and (a == 1) == (i in own) and (b == 1) == (j in own),
         "single": lambda i, j, a, b: j - i == 1,
@@ -126,11 +126,26 @@ def normalized(
     counted = [value for key, value in I.items() if tests[baseline](*key[:4])]
     if not counted:
         raise ProblemError(
-            f"no entry of I is a baseline of kind {baseline!r} with activations (={sorted(activations)}); name the "
+            f"no entry of I is a baseline of kind {baseline!r} with activations (={activations!r}); name the "
             "positions of the original network's activations, or choose another baseline"
         )
     mean = sum(counted) / len(counted)
     return {key: value - alpha * mean for key, value in I.items()}
+
+
+def _own_activations(baseline: str, activations: Collection[int] | None) -> set[int]:
+    """Returns the positions whose own state is 1; only the baseline "original" has any use for them."""
+    if baseline == "original" and activations is None:
+        raise ProblemError(
+            "baseline 'original' needs activations, and none were given; name the positions behind which the original "
+            "network has an activation, () if nowhere, or take the baseline 'single' or 'all'"
+        )
+    if baseline in ("single", "all") and activations is not None:
+        raise ProblemError(
+            f"activations (={activations!r}) go with baseline 'original' only, and baseline (={baseline!r}) was given; "
+            "leave them out"
+        )
+    return {0, *(activations or ())}
 
 
 def _key(table: str, key: object, *, states: int) -> tuple[Any, ...]:

@@ -158,6 +158,25 @@ def test_normalization_refusals() -> None:
         normalized({(1, 2, 1, 1): 0.0}, activations=[2])
 
 
+@pytest.mark.parametrize("given", [{}, {"baseline": "original"}])
+def test_the_original_baseline_needs_activations(given: dict) -> None:
+    with pytest.raises(ProblemError, match=r"baseline 'original' needs activations, and none were given; name the"):
+        normalized(IMPORTANCE, **given)
+
+
+def test_a_network_without_activations_says_so() -> None:
+    scores = {(0, 1, 1, 0): -0.2, (0, 1, 1, 1): -0.6}
+    assert normalized(scores, activations=())[0, 1, 1, 0] == 0.0
+
+
+@pytest.mark.parametrize("baseline", ["single", "all"])
+def test_other_baselines_take_no_activations(baseline: str) -> None:
+    with pytest.raises(
+        ProblemError, match=r"activations \(=\[1\]\) go with baseline 'original' only, .* leave them out"
+    ):
+        normalized(IMPORTANCE, baseline=baseline, activations=[1])
+
+
 def test_a_latency_without_importance_still_counts_in_stage_1() -> None:
     importance = {(0, 2, 1, 1): -0.1}
     assert two_stage({(0, 1): 1.0, (1, 2): 1.0, (0, 2): 5.0}, importance, 2.0).merge_ends == (1, 2)
