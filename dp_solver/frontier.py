@@ -177,11 +177,11 @@ def frontier(chain: Chain, *, resolution_ms: float | None = None) -> Frontier:
 
     One solve answers all budgets. `chain` is not modified.
 
-    Ties. Of plans that are equal in cost and loss the one with fewer changes wins: fewer keys that are not None.
-    Between equal ones the first in this order wins, read from the plan's end: smallest start cut of its last span;
-    place of the item in that span; cheapest point of a `Parallel`; cheapest plan up to the start cut. Where only
-    rounding made two sums equal, the one with fewer changes may have been dropped before. On a grid the tie goes to
-    the less cost and then to this order.
+    Ties. Of plans that are equal in cost and loss the one with fewer changes wins, which `Choice.changes` counts: fewer
+    keys that are not None, where it says nothing else. Between equal ones the first in this order wins, read from the
+    plan's end: smallest start cut of its last span; place of the item in that span; cheapest point of a `Parallel`;
+    cheapest plan up to the start cut. Where only rounding made two sums equal, the one with fewer changes may have been
+    dropped before. On a grid the tie goes to the less cost and then to this order.
 
     A plan's cost is added up from left to right, a `Parallel`'s being its join cost plus its branches one by
     one, and `brute_force.enumerate_plans` adds in the same order. Since rounded addition keeps order, pruning

@@ -151,7 +151,7 @@ def _extend(
     for table, item in arrivals:
         if isinstance(item, Choice):
             steps.append(_Step(table, item, 0))
-            added.append((item.cost, item.loss, item.key is not None))
+            added.append((item.cost, item.loss, item.change_count))
         else:
             joined = _join(item, prune)
             steps.extend(_Step(table, joined, point) for point in range(joined.points.shape[1]))

@@ -30,7 +30,8 @@ that ends there in state b and takes at most t,
 
     D[0, 1](t) = 0        D[j, b](t) = max over i < j, a of D[i, a](t - T_opt[i, j]) + I_ext[i, j, a, b]
 
-and the answer is the better D[L, b](T_0): nothing says how the network must end. Of equal importance the faster wins.
+and the answer is the better D[L, b](T_0): nothing says how the network must end. Of equal importance the faster wins,
+then the plan that leaves fewer positions without an activation: those inside of its spans, and ends in state 0.
 The states are those of the cuts of a `Chain`, a span's choices are its (a, b), and labels stand in for D over all t, so
 that costs are never rounded and one solve answers every budget: see `dp_solver.labels`.
 
@@ -172,6 +173,7 @@ def two_stage_problem(
         importance = extended_importance(importance) if extend_importance else importance
     spans: dict[Span, list[Choice]] = {}
     for (i, j, a, b, *kernel), value in importance.items():
-        choice = Choice((i, j, a, b, *kernel), latency[i, j, *kernel], -value, before=a, after=b)
+        without = j - i - 1 + (b == 0)  # positions that end up without an activation
+        choice = Choice((i, j, a, b, *kernel), latency[i, j, *kernel], -value, before=a, after=b, changes=without)
         spans.setdefault((i, j), []).append(choice)
     return TwoStageProblem(Chain(max(j for _, j in spans), spans, start=ENTRY), breaks)

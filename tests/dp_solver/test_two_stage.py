@@ -91,6 +91,15 @@ def test_position_0_has_state_1() -> None:
     assert two_stage({(0, 1): 1.0}, {(0, 1, 1, 1): 0.0, (0, 1, 0, 1): 9.0}, 1.0).value == 0.0
 
 
+def test_ties_go_to_the_plan_that_removes_fewer_activations() -> None:
+    latency = {(0, 1): 1.0, (1, 2): 1.0, (0, 2): 5.0}  # (0, 2] costs 2.0 by parts
+    entries = [(0, 1, 1, 1), (0, 1, 1, 0), (1, 2, 1, 1), (1, 2, 0, 1), (0, 2, 1, 1)]
+    scores = dict.fromkeys(entries, 0.0) | {(0, 2, 1, 1): -1.0}
+    assert two_stage(latency, scores, 2.0).kept_activations == (1, 2)
+    ends = {(0, 1, 1, 0): 0.0, (0, 1, 1, 1): 0.0}
+    assert two_stage({(0, 1): 1.0}, ends, 1.0).kept_activations == (1,)
+
+
 def best_value(latency, importance, budget) -> float:
     """All sets of positions and states, each path priced by the definitions."""
     last = max(j for _, j in latency)
