@@ -22,8 +22,17 @@ The importance is extended likewise: what was measured for a whole span may be w
     I_ext[i, j, a, b] = max(I[i, j, a, b], max over i < m < j of I_ext[i, m, a, 0] + I[m, j, 0, b])
 
 since the activation at m, inside of the span, is gone. Entries are scores against the original network, each the worse
-for the short training that it was measured with, and a plan of many spans adds that up many times. So the mean score of
-single layers, which lose no activation, is taken off all entries first: `normalized`.
+for the short training that it was measured with, and a plan of many spans adds that up many times. Nothing here
+takes that off: the caller does, before this, with `normalized`, which subtracts the mean score of single layers that
+lose no activation from all entries.
+
+    >>> from dp_solver import normalized
+    >>> latencies = {(0, 1): 1.0, (1, 2): 1.0, (0, 2): 2.0}
+    >>> scores = {(0, 1, 1, 1): -0.1, (1, 2, 1, 1): -0.1, (0, 2, 1, 1): -0.15}
+    >>> two_stage(latencies, scores, 2.0).kept_activations
+    (2,)
+    >>> two_stage(latencies, normalized(scores, activations=[1, 2]), 2.0).kept_activations
+    (1, 2)
 
 Stage 2 walks over positions and states. With D[j, b](t) for the most importance of a plan from position 0 to position j
 that ends there in state b and takes at most t,
@@ -130,7 +139,8 @@ def two_stage(
 
     Args:
         T: {(i, j): ms}, or {(i, j, k): ms} with LayerMerge's kernels.
-        I: {(i, j, a, b): importance}, higher is better, or {(i, j, a, b, k): importance}.
+        I: {(i, j, a, b): importance}, higher is better, or {(i, j, a, b, k): importance}, taken as it stands: scores
+            that carry the loss of a short training go through `normalized` first.
         budget_ms: latency in ms, at least 0.
         extend_importance: whether I is still to be extended; False where it is I_ext already. Kernels are not extended.
 
