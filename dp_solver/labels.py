@@ -156,6 +156,8 @@ def _extend(
             joined = _join(item, prune)
             steps.extend(_Step(table, joined, point) for point in range(joined.points.shape[1]))
             added.extend(joined.points.T.tolist())
+    if not steps:  # a region of which the pruning left nothing
+        return _origin()._replace(kept=np.zeros(0, dtype=np.intp)), np.zeros((3, 0))
     extended = [live[step.table] for step in steps]
     sizes = [points.shape[1] for points in extended]
     candidates = np.concatenate(extended, axis=1)
