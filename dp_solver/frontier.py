@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -67,8 +68,8 @@ class Frontier:
 
         Complexity: O(number of keys).
         """
-        if not -len(self) <= k < len(self):
-            raise IndexError(f"plan {k} of a frontier of {len(self)} plans; use 0..{len(self) - 1}")
+        if not hasattr(k, "__index__") or not -len(self) <= operator.index(k) < len(self):
+            raise IndexError(f"plan {k!r} of a frontier of {len(self)} plans; use 0..{len(self) - 1}")
         return self._plans.plan(k) if isinstance(self._plans, Solved) else self._plans[k]
 
     def at(self, budget_ms: float) -> int:
@@ -195,7 +196,7 @@ def frontier(chain: Chain, *, resolution_ms: float | None = None) -> Frontier:
             plans with their true costs, so no budget is overshot; `slack_ms` and `given_up` bound what was lost.
 
     Raises:
-        ProblemError: the resolution is no number above 0.
+        ProblemError: the problem is no Chain, or the resolution is no number above 0.
 
     Complexity: O(c log c) time for c extended labels. A cut has as many labels as its frontier has points:
     tens in a random chain of 50 cuts and 1,275 spans, but in the worst case twice as many at each next cut.

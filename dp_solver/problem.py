@@ -239,7 +239,7 @@ def _require_distinct(span: Span, choices: list[Choice]) -> None:
 def _ends(ends: object) -> frozenset[State] | None:
     if ends is None:
         return None
-    if isinstance(ends, str) or not isinstance(ends, Collection) or not ends:
+    if isinstance(ends, str) or not isinstance(ends, Collection) or len(ends) == 0:
         raise ProblemError(f"ends (={ends!r}) of a Chain must be a collection of at least one state, or None for all")
     for state in ends:
         _require_hashable("end state", state)

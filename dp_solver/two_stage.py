@@ -68,6 +68,7 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from depthcomp_errors import ProblemError
 from dp_solver.frontier import Frontier, frontier
 from dp_solver.problem import Chain, Choice
 from dp_solver.two_stage_tables import Importances, Latencies, Span, extended_importance, joined, optimal_latency
@@ -116,14 +117,21 @@ class TwoStageProblem:
             budget_ms: latency in ms, at least 0.
 
         Raises:
-            ProblemError: the budget is NaN, negative or not a number.
+            ProblemError: the budget is NaN, negative or not a number, or the frontier is of another problem.
             BudgetInfeasibleError: every plan costs more; `best_ms` is the smallest cost.
         """
         k = front.at(budget_ms)
         keys: tuple[Any, ...] = front.plan(k)
+        self._require_own(keys)
         ends = {j for _, j, *_ in keys}.union(*(self.breaks.get((i, j), ()) for i, j, *_ in keys))
         kept = tuple(j for _, j, _, b, *_ in keys if b == 1)
         return TwoStageResult(-float(front.losses[k]), float(front.costs[k]), kept, tuple(sorted(ends)), keys)
+
+    def _require_own(self, keys: tuple[Hashable, ...]) -> None:
+        own = {item.key for items in self.chain.spans.values() for item in items if isinstance(item, Choice)}
+        foreign = next((key for key in keys if key not in own), None)
+        if foreign is not None or not {*keys} <= own:
+            raise ProblemError(f"key {foreign!r} is none of this problem's; give a plan or frontier of its own chain")
 
 
 def two_stage(
