@@ -120,8 +120,13 @@ def test_the_benchmark_writes_numbers_and_a_plot_and_no_path(
     bench.main(["--tables", str(tmp_path), "--rounds", "2", "--scaling-rounds", "2", "--out", str(out)])
     content = json.loads(out.read_text())
     assert content["mobilenet_v2"]["frontier"]["n"] == 2
-    assert {row["cuts"] for row in content["scaling"]} == {6, 13}
-    assert all(row["n"] == 2 and row["labels"] >= row["points"] for row in content["scaling"])
+    assert {row["cuts"] for row in content["scaling"]["chains"]} == {6, 13}
+    assert all(row["n"] == 2 and row["labels"] >= row["points"] for row in content["scaling"]["chains"])
     assert str(tmp_path) not in out.read_text()
     assert "<svg" in out.with_suffix(".svg").read_text()
     assert "whole frontier" in capsys.readouterr().out
+    monkeypatch.setattr(bench, "machine", lambda: "another")
+    bench.main(["--scaling-rounds", "1", "--out", str(out)])
+    again = json.loads(out.read_text())
+    assert again["mobilenet_v2"] == content["mobilenet_v2"]  # not measured now: its machine and date stay, too
+    assert again["scaling"]["machine"] == "another" != again["mobilenet_v2"]["machine"]
