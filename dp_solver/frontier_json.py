@@ -46,7 +46,14 @@ def frontier_to_json(
         ProblemError: a key is something else than a string, a finite number, a boolean, None or a tuple of such.
     """
     numbers: dict[str, int] = {}  # by the key's text: 1, 1.0 and True are equal but not the same key
-    numbered = [[numbers.setdefault(_key_text(key), len(numbers)) for key in plan] for plan in plans]
+    seen: dict[int, tuple[Hashable, int]] = {}  # by the key's identity; it holds the key, so that no other takes its id
+
+    def number(key: Hashable) -> int:
+        if id(key) not in seen:
+            seen[id(key)] = key, numbers.setdefault(_key_text(key), len(numbers))
+        return seen[id(key)][1]
+
+    numbered = [[number(key) for key in plan] for plan in plans]
     lines = {
         "schema_version": json.dumps(SCHEMA_VERSION),
         "slack_ms": json.dumps(slack_ms),
