@@ -64,7 +64,8 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+import reprlib
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -121,17 +122,53 @@ class TwoStageProblem:
             BudgetInfeasibleError: every plan costs more; `best_ms` is the smallest cost.
         """
         k = front.at(budget_ms)
-        keys: tuple[Any, ...] = front.plan(k)
+        return self._described(front.plan(k), -float(front.losses[k]), float(front.costs[k]))
+
+    def describe(self, keys: Sequence[Hashable]) -> TwoStageResult:
+        """Returns what a plan of `chain` keeps and where its merges end, as for one of `best_plans(chain, ...)`.
+
+        Args:
+            keys: the plan's keys in order from position 0 to the last.
+
+        Raises:
+            ProblemError: a key is none of this problem's, or the keys do not lead from position 0 to the last.
+
+        Example:
+            >>> problem = two_stage_problem({(0, 1): 2.0}, {(0, 1, 1, 1): 0.0, (0, 1, 1, 0): -0.1})
+            >>> problem.describe([(0, 1, 1, 0)])
+            TwoStageResult(value=-0.1, cost_ms=2.0, kept_activations=(), merge_ends=(1,), keys=((0, 1, 1, 0),))
+        """
+        self._require_own(keys)
+        plan: tuple[Any, ...] = tuple(keys)
+        places = [(0, ENTRY), *((j, b) for _, j, _, b, *_ in plan)]
+        if [(i, a) for i, _, a, *_ in plan] != places[:-1] or places[-1][0] != self.chain.length:
+            raise ProblemError(
+                f"keys (={reprlib.repr(keys)}) must lead from position 0 in state {ENTRY} to position "
+                f"{self.chain.length}, each from the position and state where the one before ends; give a whole plan"
+            )
+        items = self._items()
+        cost, loss = 0.0, 0.0
+        for key in plan:
+            cost, loss = cost + items[key].cost, loss + items[key].loss
+        return self._described(plan, -loss, cost)
+
+    def _described(self, keys: tuple[Any, ...], value: float, cost_ms: float) -> TwoStageResult:
         self._require_own(keys)
         ends = {j for _, j, *_ in keys}.union(*(self.breaks.get((i, j), ()) for i, j, *_ in keys))
         kept = tuple(j for _, j, _, b, *_ in keys if b == 1)
-        return TwoStageResult(-float(front.losses[k]), float(front.costs[k]), kept, tuple(sorted(ends)), keys)
+        return TwoStageResult(value, cost_ms, kept, tuple(sorted(ends)), keys)
 
-    def _require_own(self, keys: tuple[Hashable, ...]) -> None:
-        own = {item.key for items in self.chain.spans.values() for item in items if isinstance(item, Choice)}
-        foreign = next((key for key in keys if key not in own), None)
-        if foreign is not None or not {*keys} <= own:
-            raise ProblemError(f"key {foreign!r} is none of this problem's; give a plan or frontier of its own chain")
+    def _items(self) -> dict[Hashable, Choice]:
+        items = (item for items in self.chain.spans.values() for item in items)
+        return {item.key: item for item in items if isinstance(item, Choice)}
+
+    def _require_own(self, keys: Sequence[Hashable]) -> None:
+        own = self._items()
+        foreign = [key for key in keys if key not in own]
+        if foreign:
+            raise ProblemError(
+                f"key {foreign[0]!r} is none of this problem's; give a plan or frontier of its own chain"
+            )
 
 
 def two_stage(

@@ -6,6 +6,7 @@ import pytest
 
 from depthcomp_errors import BudgetInfeasibleError, ProblemError
 from dp_solver import (
+    best_plans,
     extended_importance,
     frontier,
     normalized,
@@ -261,3 +262,20 @@ def test_malformed_normalization() -> None:
         normalized(IMPORTANCE, activations=3)
     with pytest.raises(ProblemError, match=r"baseline \(=\[\]\) must be one of"):
         normalized(IMPORTANCE, baseline=[])
+
+
+def test_runners_up_are_described() -> None:
+    problem = two_stage_problem(T, IMPORTANCE)
+    plans = best_plans(problem.chain, 9.0, 3)
+    described = [problem.describe(plan.keys) for plan in plans]
+    assert described[0] == two_stage(T, IMPORTANCE, 9.0)
+    assert [(found.cost_ms, found.value) for found in described] == [(plan.cost, -plan.loss) for plan in plans]
+    assert problem.describe([(0, 3, 1, 1)]).merge_ends == (2, 3)
+
+
+@pytest.mark.parametrize("keys", [[], [(0, 1, 1, 1)], [(2, 3, 0, 1)], [(0, 2, 1, 0), (2, 3, 1, 1)]])
+def test_what_is_no_plan_is_not_described(keys: list) -> None:
+    with pytest.raises(ProblemError, match=r"keys \(=.*\) must lead from position 0 in state 1 to position 3, each"):
+        two_stage_problem(T, IMPORTANCE).describe(keys)
+    with pytest.raises(ProblemError, match=r"key 'x' is none of this problem's"):
+        two_stage_problem(T, IMPORTANCE).describe(["x"])
