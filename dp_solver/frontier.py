@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -67,8 +68,8 @@ class Frontier:
 
         Complexity: O(number of keys).
         """
-        if not -len(self) <= k < len(self):
-            raise IndexError(f"plan {k} of a frontier of {len(self)} plans; use 0..{len(self) - 1}")
+        if not hasattr(k, "__index__") or not -len(self) <= operator.index(k) < len(self):
+            raise IndexError(f"plan {k!r} of a frontier of {len(self)} plans; use 0..{len(self) - 1}")
         return self._plans.plan(k) if isinstance(self._plans, Solved) else self._plans[k]
 
     def at(self, budget_ms: float) -> int:
@@ -177,11 +178,11 @@ def frontier(chain: Chain, *, resolution_ms: float | None = None) -> Frontier:
 
     One solve answers all budgets. `chain` is not modified.
 
-    Ties. Of plans that are equal in cost and loss the one with fewer changes wins: fewer keys that are not None.
-    Between equal ones the first in this order wins, read from the plan's end: smallest start cut of its last span;
-    place of the item in that span; cheapest point of a `Parallel`; cheapest plan up to the start cut. Where only
-    rounding made two sums equal, the one with fewer changes may have been dropped before. On a grid the tie goes to
-    the less cost and then to this order.
+    Ties. Of plans that are equal in cost and loss the one with fewer changes wins, which `Choice.changes` counts: fewer
+    keys that are not None, where it says nothing else. Between equal ones the first in this order wins, read from the
+    plan's end: smallest start cut of its last span; place of the item in that span; cheapest point of a `Parallel`;
+    cheapest plan up to the start cut. Where only rounding made two sums equal, the one with fewer changes may have been
+    dropped before. On a grid the tie goes to the less cost and then to this order.
 
     A plan's cost is added up from left to right, a `Parallel`'s being its join cost plus its branches one by
     one, and `brute_force.enumerate_plans` adds in the same order. Since rounded addition keeps order, pruning
@@ -195,7 +196,7 @@ def frontier(chain: Chain, *, resolution_ms: float | None = None) -> Frontier:
             plans with their true costs, so no budget is overshot; `slack_ms` and `given_up` bound what was lost.
 
     Raises:
-        ProblemError: the resolution is no number above 0.
+        ProblemError: the problem is no Chain, or the resolution is no number above 0.
 
     Complexity: O(c log c) time for c extended labels. A cut has as many labels as its frontier has points:
     tens in a random chain of 50 cuts and 1,275 spans, but in the worst case twice as many at each next cut.

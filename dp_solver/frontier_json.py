@@ -7,7 +7,7 @@ lists and lists become tuples again, which loses nothing since a list cannot be 
 from __future__ import annotations
 
 import json
-import math
+import sys
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
@@ -17,6 +17,7 @@ from depthcomp_errors import ProblemError
 __all__ = ["FrontierContent", "frontier_from_json", "frontier_to_json"]
 
 SCHEMA_VERSION = 1
+LARGEST = sys.float_info.max
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,14 @@ def frontier_to_json(
         ProblemError: a key is something else than a string, a finite number, a boolean, None or a tuple of such.
     """
     numbers: dict[str, int] = {}  # by the key's text: 1, 1.0 and True are equal but not the same key
-    numbered = [[numbers.setdefault(_key_text(key), len(numbers)) for key in plan] for plan in plans]
+    seen: dict[int, tuple[Hashable, int]] = {}  # by the key's identity; it holds the key, so that no other takes its id
+
+    def number(key: Hashable) -> int:
+        if id(key) not in seen:
+            seen[id(key)] = key, numbers.setdefault(_key_text(key), len(numbers))
+        return seen[id(key)][1]
+
+    numbered = [[number(key) for key in plan] for plan in plans]
     lines = {
         "schema_version": json.dumps(SCHEMA_VERSION),
         "slack_ms": json.dumps(slack_ms),
@@ -63,11 +71,12 @@ def frontier_from_json(text: str) -> FrontierContent:
     Raises:
         ProblemError: the text is not JSON, of another schema version, or a field is missing or malformed.
     """
+    _require_text(text)
     try:
         content = json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise ProblemError(f"the frontier is not JSON ({error}); write it with Frontier.to_json") from error
-    if not isinstance(content, dict) or content.get("schema_version") != SCHEMA_VERSION:
+    if not isinstance(content, dict) or not _is_version(content.get("schema_version")):
         found = content.get("schema_version") if isinstance(content, dict) else type(content).__name__
         raise ProblemError(f"the frontier has schema_version {found}, and this release reads {SCHEMA_VERSION}")
     costs, losses = _numbers(content, "costs"), _numbers(content, "losses")
@@ -80,6 +89,14 @@ def frontier_from_json(text: str) -> FrontierContent:
     if not _is_number(slack_ms) or slack_ms < 0:
         raise ProblemError(f"slack_ms (={slack_ms!r}) of the frontier must be a number of at least 0")
     return FrontierContent(costs, losses, plans, float(slack_ms))
+
+
+def _require_text(text: object) -> None:
+    if not isinstance(text, str | bytes | bytearray):
+        given = type(text).__name__
+        raise ProblemError(
+            f"the frontier is of type {given} and must be JSON text; give what Frontier.to_json returned"
+        )
 
 
 def _key_text(key: Hashable) -> str:
@@ -105,8 +122,12 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not a JSON number")
 
 
+def _is_version(value: object) -> bool:
+    return type(value) is int and value == SCHEMA_VERSION
+
+
 def _is_number(value: object) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
 
 
 def _numbers(content: dict[str, Any], name: str) -> list[float]:
@@ -130,6 +151,8 @@ def _plans(content: dict[str, Any]) -> list[tuple[Hashable, ...]]:
 def _key(value: Any) -> Hashable:
     if isinstance(value, dict):
         raise ProblemError(f"key {value!r} of the frontier is an object; a key is a string, a number, null or a list")
+    if isinstance(value, float) and not abs(value) <= LARGEST:
+        raise ProblemError("a key of the frontier is a number too large for a float; write it with Frontier.to_json")
     return tuple(map(_key, value)) if isinstance(value, list) else value
 
 

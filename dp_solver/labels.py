@@ -19,11 +19,13 @@ all labels that it may, in their order.
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
+from depthcomp_errors import ProblemError
 from dp_solver.pareto import FloatArray, IntArray
 from dp_solver.problem import Chain, Choice, Parallel, State
 
@@ -103,6 +105,9 @@ def solve_labels(chain: Chain, prune: Prune) -> Solved:
         prune: (3, n) points -> the indices of those to keep, called once at each place that plans reach and once for
             each branch of a `Parallel`.
 
+    Raises:
+        ProblemError: the problem is no Chain.
+
     Example:
         >>> from dp_solver.pareto import nondominated
         >>> chain = Chain(1, {(0, 1): [Choice("keep", 2.0, 0.0), Choice("merge", 1.0, 0.5), Choice("slow", 3.0, 0.1)]})
@@ -110,6 +115,7 @@ def solve_labels(chain: Chain, prune: Prune) -> Solved:
         >>> solved.points[:2].tolist(), solved.plan(0)
         ([[1.0, 2.0], [0.5, 0.0]], ('merge',))
     """
+    _require_chain(chain)
     arrivals = _arrivals(chain)
     last_use = {start: place for place, items in arrivals.items() for start, _ in items}
     numbers: dict[Place, int] = {(0, chain.start): 0}
@@ -126,6 +132,12 @@ def solve_labels(chain: Chain, prune: Prune) -> Solved:
             if last_use[start] == place:
                 del live[table]
     return Solved(points, tables)
+
+
+def _require_chain(chain: object) -> None:
+    if not isinstance(chain, Chain):
+        given = reprlib.repr(chain)
+        raise ProblemError(f"the problem (={given}) must be a Chain; make one of its spans: Chain(length, spans)")
 
 
 def _origin() -> _Labels:
@@ -151,11 +163,13 @@ def _extend(
     for table, item in arrivals:
         if isinstance(item, Choice):
             steps.append(_Step(table, item, 0))
-            added.append((item.cost, item.loss, item.key is not None))
+            added.append((item.cost, item.loss, item.change_count))
         else:
             joined = _join(item, prune)
             steps.extend(_Step(table, joined, point) for point in range(joined.points.shape[1]))
             added.extend(joined.points.T.tolist())
+    if not steps:  # a region of which the pruning left nothing
+        return _origin()._replace(kept=np.zeros(0, dtype=np.intp)), np.zeros((3, 0))
     extended = [live[step.table] for step in steps]
     sizes = [points.shape[1] for points in extended]
     candidates = np.concatenate(extended, axis=1)

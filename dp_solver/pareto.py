@@ -66,7 +66,7 @@ def skyband(points: FloatArray, count: int) -> IntArray:
         points: (3, n), finite: costs, losses, changes.
         count: at least 1.
 
-    Complexity: O(n (log n + count)) time, O(n) memory.
+    Complexity: O(n (log n + min(count, n))) time, O(n) memory.
 
     Example:
         >>> points = np.array([[1.0, 2.0, 3.0, 2.0], [5.0, 6.0, 0.0, 7.0], [0.0, 0.0, 0.0, 0.0]])
@@ -80,11 +80,11 @@ def skyband(points: FloatArray, count: int) -> IntArray:
     losses = points[1][order]
     # Each round takes the running minimum out and hands on what it displaces: after `count` rounds `lowest` is the
     # running count-th smallest loss.
-    displaced = losses
-    for _ in range(count):
+    displaced = lowest = losses
+    for _ in range(min(count, len(losses))):
         lowest = np.minimum.accumulate(displaced)
         displaced = np.maximum(displaced[1:], lowest[:-1])
         displaced = np.concatenate(([np.inf], displaced))
-    before = np.concatenate(([np.inf], lowest[:-1]))
+    before = np.concatenate(([np.inf], lowest))[:-1]
     kept: IntArray = order[losses < before]
     return kept

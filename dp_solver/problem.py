@@ -26,6 +26,7 @@ from dp_solver.quantities import as_cost, as_number
 __all__ = ["Chain", "Choice", "Parallel", "State"]
 
 State: TypeAlias = Hashable
+MOST_CHANGES = 2**32  # sums of two million such counts are exact in float64
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,14 +35,16 @@ class Choice:
 
     Attributes:
         key: the caller's name for it, returned in plans and otherwise not looked at; None says that the span stays as
-            it is, and every other key counts as a change where plans tie.
+            it is.
         cost: latency in ms, at least 0.
         loss: expected loss increase, lower is better, may be negative.
         before: the state that it needs at the span's start.
         after: the state that it leaves at the span's end.
+        changes: how many changes it makes, which decides where plans tie; None counts 1, or 0 for the key None.
 
     Raises:
-        ProblemError: the key or a state is not hashable, a number is not finite, or the cost is negative.
+        ProblemError: the key or a state is not hashable, a number is not finite, the cost is negative, or `changes` is
+            no integer from 0 to 2**32.
 
     Example:
         >>> Choice("merge 0..3", 0.8, 0.05).cost
@@ -53,6 +56,7 @@ class Choice:
     loss: float
     before: State = None
     after: State = None
+    changes: int | None = None
 
     def __post_init__(self) -> None:
         _require_hashable("key of a choice", self.key)
@@ -60,6 +64,17 @@ class Choice:
         _require_hashable("state after", self.after)
         object.__setattr__(self, "cost", as_cost(self.cost, "cost of choice {!r}", self.key))
         object.__setattr__(self, "loss", as_number(self.loss, "loss of choice {!r}", self.key))
+        object.__setattr__(self, "changes", _changes(self.changes, self.key))
+
+    @property
+    def change_count(self) -> int:
+        """How many changes it counts as.
+
+        Example:
+            >>> Choice("merge", 0.8, 0.1).change_count, Choice("merge", 0.8, 0.1, changes=3).change_count
+            (1, 3)
+        """
+        return int(self.key is not None) if self.changes is None else self.changes
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +173,18 @@ def _require_hashable(name: str, value: object) -> None:
         raise ProblemError(f"{name} (={value!r}) must be hashable; use a tuple or a string") from error
 
 
+def _changes(changes: object, key: Hashable) -> int | None:
+    if changes is None:
+        return None
+    if not hasattr(changes, "__index__") or not 0 <= operator.index(changes) <= MOST_CHANGES:
+        given = reprlib.repr(changes)
+        raise ProblemError(
+            f"changes (={given}) of choice {key!r} must be an integer from 0 to {MOST_CHANGES}; correct it or "
+            "leave it out"
+        )
+    return operator.index(changes)
+
+
 def _branches(branches: object) -> tuple[Chain, ...]:
     if not isinstance(branches, Sequence) or not branches:
         given = reprlib.repr(branches)
@@ -212,7 +239,7 @@ def _require_distinct(span: Span, choices: list[Choice]) -> None:
 def _ends(ends: object) -> frozenset[State] | None:
     if ends is None:
         return None
-    if isinstance(ends, str) or not isinstance(ends, Collection) or not ends:
+    if isinstance(ends, str) or not isinstance(ends, Collection) or len(ends) == 0:
         raise ProblemError(f"ends (={ends!r}) of a Chain must be a collection of at least one state, or None for all")
     for state in ends:
         _require_hashable("end state", state)

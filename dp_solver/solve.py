@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dp_solver.frontier import frontier
+from dp_solver.frontier import Frontier, frontier
 from dp_solver.labels import solve_labels
-from dp_solver.pareto import skyband
+from dp_solver.pareto import FloatArray, IntArray, skyband
 from dp_solver.problem import Chain
-from dp_solver.quantities import as_count
+from dp_solver.quantities import as_budget, as_count
 
 __all__ = ["Solution", "best_plans", "solve"]
 
@@ -63,7 +63,8 @@ def best_plans(chain: Chain, budget_ms: float, count: int) -> list[Solution]:
     plans come back where there are fewer within the budget. Plans are counted as paths through the chain: two paths
     whose keys read the same are two plans.
 
-    The recursion is the frontier's, with labels that are dropped only once `count` others beat them.
+    The recursion is the frontier's, with labels that are dropped once `count` others beat them or they cost more than
+    the budget.
 
     Args:
         chain: the problem, not modified.
@@ -83,10 +84,21 @@ def best_plans(chain: Chain, budget_ms: float, count: int) -> list[Solution]:
         >>> [(plan.keys, plan.loss) for plan in best]
         [(('merge',), 0.1), (('fast', 'keep'), 0.2)]
     """
-    wanted = as_count(count)
-    frontier(chain).at(budget_ms)  # refuses a malformed or infeasible budget
-    solved = solve_labels(chain, lambda points: skyband(points, wanted))
+    wanted, budget = as_count(count), as_budget(budget_ms)
+    _require_feasible(chain, budget)
+
+    def prune(points: FloatArray) -> IntArray:
+        within = np.flatnonzero(points[0] <= budget)  # costs are at least 0: no sum falls below the budget again
+        kept: IntArray = within[skyband(points[:, within], wanted)]
+        return kept
+
+    solved = solve_labels(chain, prune)
     costs, losses, changes = solved.points
-    order = np.lexsort((changes, costs, losses))
-    best = order[costs[order] <= budget_ms][:wanted].tolist()
+    best = np.lexsort((changes, costs, losses))[:wanted].tolist()
     return [Solution(solved.plan(k), float(costs[k]), float(losses[k])) for k in best]
+
+
+def _require_feasible(chain: Chain, budget_ms: float) -> None:
+    """Raises BudgetInfeasibleError where the cheapest plan, found with one label at each place, costs too much."""
+    cheapest = solve_labels(chain, lambda points: points[0].argmin(keepdims=True))
+    Frontier(cheapest.points[0], cheapest.points[1], cheapest).at(budget_ms)

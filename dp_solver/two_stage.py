@@ -22,15 +22,25 @@ The importance is extended likewise: what was measured for a whole span may be w
     I_ext[i, j, a, b] = max(I[i, j, a, b], max over i < m < j of I_ext[i, m, a, 0] + I[m, j, 0, b])
 
 since the activation at m, inside of the span, is gone. Entries are scores against the original network, each the worse
-for the short training that it was measured with, and a plan of many spans adds that up many times. So the mean score of
-single layers, which lose no activation, is taken off all entries first: `normalized`.
+for the short training that it was measured with, and a plan of many spans adds that up many times. Nothing here
+takes that off: the caller does, before this, with `normalized`, which subtracts the mean score of single layers that
+lose no activation from all entries.
+
+    >>> from dp_solver import normalized
+    >>> latencies = {(0, 1): 1.0, (1, 2): 1.0, (0, 2): 2.0}
+    >>> scores = {(0, 1, 1, 1): -0.1, (1, 2, 1, 1): -0.1, (0, 2, 1, 1): -0.15}
+    >>> two_stage(latencies, scores, 2.0).kept_activations
+    (2,)
+    >>> two_stage(latencies, normalized(scores, activations=[1, 2]), 2.0).kept_activations
+    (1, 2)
 
 Stage 2 walks over positions and states. With D[j, b](t) for the most importance of a plan from position 0 to position j
 that ends there in state b and takes at most t,
 
     D[0, 1](t) = 0        D[j, b](t) = max over i < j, a of D[i, a](t - T_opt[i, j]) + I_ext[i, j, a, b]
 
-and the answer is the better D[L, b](T_0): nothing says how the network must end. Of equal importance the faster wins.
+and the answer is the better D[L, b](T_0): nothing says how the network must end. Of equal importance the faster wins,
+then the plan that leaves fewer positions without an activation: those inside of its spans, and ends in state 0.
 The states are those of the cuts of a `Chain`, a span's choices are its (a, b), and labels stand in for D over all t, so
 that costs are never rounded and one solve answers every budget: see `dp_solver.labels`.
 
@@ -54,10 +64,12 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+import reprlib
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from depthcomp_errors import ProblemError
 from dp_solver.frontier import Frontier, frontier
 from dp_solver.problem import Chain, Choice
 from dp_solver.two_stage_tables import Importances, Latencies, Span, extended_importance, joined, optimal_latency
@@ -106,14 +118,57 @@ class TwoStageProblem:
             budget_ms: latency in ms, at least 0.
 
         Raises:
-            ProblemError: the budget is NaN, negative or not a number.
+            ProblemError: the budget is NaN, negative or not a number, or the frontier is of another problem.
             BudgetInfeasibleError: every plan costs more; `best_ms` is the smallest cost.
         """
         k = front.at(budget_ms)
-        keys: tuple[Any, ...] = front.plan(k)
+        return self._described(front.plan(k), -float(front.losses[k]), float(front.costs[k]))
+
+    def describe(self, keys: Sequence[Hashable]) -> TwoStageResult:
+        """Returns what a plan of `chain` keeps and where its merges end, as for one of `best_plans(chain, ...)`.
+
+        Args:
+            keys: the plan's keys in order from position 0 to the last.
+
+        Raises:
+            ProblemError: a key is none of this problem's, or the keys do not lead from position 0 to the last.
+
+        Example:
+            >>> problem = two_stage_problem({(0, 1): 2.0}, {(0, 1, 1, 1): 0.0, (0, 1, 1, 0): -0.1})
+            >>> problem.describe([(0, 1, 1, 0)])
+            TwoStageResult(value=-0.1, cost_ms=2.0, kept_activations=(), merge_ends=(1,), keys=((0, 1, 1, 0),))
+        """
+        self._require_own(keys)
+        plan: tuple[Any, ...] = tuple(keys)
+        places = [(0, ENTRY), *((j, b) for _, j, _, b, *_ in plan)]
+        if [(i, a) for i, _, a, *_ in plan] != places[:-1] or places[-1][0] != self.chain.length:
+            raise ProblemError(
+                f"keys (={reprlib.repr(keys)}) must lead from position 0 in state {ENTRY} to position "
+                f"{self.chain.length}, each from the position and state where the one before ends; give a whole plan"
+            )
+        items = self._items()
+        cost, loss = 0.0, 0.0
+        for key in plan:
+            cost, loss = cost + items[key].cost, loss + items[key].loss
+        return self._described(plan, -loss, cost)
+
+    def _described(self, keys: tuple[Any, ...], value: float, cost_ms: float) -> TwoStageResult:
+        self._require_own(keys)
         ends = {j for _, j, *_ in keys}.union(*(self.breaks.get((i, j), ()) for i, j, *_ in keys))
         kept = tuple(j for _, j, _, b, *_ in keys if b == 1)
-        return TwoStageResult(-float(front.losses[k]), float(front.costs[k]), kept, tuple(sorted(ends)), keys)
+        return TwoStageResult(value, cost_ms, kept, tuple(sorted(ends)), keys)
+
+    def _items(self) -> dict[Hashable, Choice]:
+        items = (item for items in self.chain.spans.values() for item in items)
+        return {item.key: item for item in items if isinstance(item, Choice)}
+
+    def _require_own(self, keys: Sequence[Hashable]) -> None:
+        own = self._items()
+        foreign = [key for key in keys if key not in own]
+        if foreign:
+            raise ProblemError(
+                f"key {foreign[0]!r} is none of this problem's; give a plan or frontier of its own chain"
+            )
 
 
 def two_stage(
@@ -129,7 +184,8 @@ def two_stage(
 
     Args:
         T: {(i, j): ms}, or {(i, j, k): ms} with LayerMerge's kernels.
-        I: {(i, j, a, b): importance}, higher is better, or {(i, j, a, b, k): importance}.
+        I: {(i, j, a, b): importance}, higher is better, or {(i, j, a, b, k): importance}, taken as it stands: scores
+            that carry the loss of a short training go through `normalized` first.
         budget_ms: latency in ms, at least 0.
         extend_importance: whether I is still to be extended; False where it is I_ext already. Kernels are not extended.
 
@@ -172,6 +228,7 @@ def two_stage_problem(
         importance = extended_importance(importance) if extend_importance else importance
     spans: dict[Span, list[Choice]] = {}
     for (i, j, a, b, *kernel), value in importance.items():
-        choice = Choice((i, j, a, b, *kernel), latency[i, j, *kernel], -value, before=a, after=b)
+        without = j - i - 1 + (b == 0)  # positions that end up without an activation
+        choice = Choice((i, j, a, b, *kernel), latency[i, j, *kernel], -value, before=a, after=b, changes=without)
         spans.setdefault((i, j), []).append(choice)
     return TwoStageProblem(Chain(max(j for _, j in spans), spans, start=ENTRY), breaks)

@@ -6,6 +6,8 @@ T[i, j] is a latency in ms and I[i, j, a, b] an importance; what they mean and w
 
 from __future__ import annotations
 
+import operator
+import reprlib
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal, TypeAlias
 
@@ -32,8 +34,7 @@ def joined(
         ProblemError: a table is empty, a key is malformed, kernels are named in one table only, an importance has no
             latency, the tables end at different positions, a number is not finite, or a latency is negative.
     """
-    latency = {_key("T", key, states=0): as_cost(ms, "T[{!r}]", key) for key, ms in T.items()}
-    importance = {_key("I", key, states=2): as_number(value, "I[{!r}]", key) for key, value in I.items()}
+    latency, importance = _latencies(T), _importances(I)
     if not latency or not importance:
         raise ProblemError(f"T has {len(latency)} entries and I {len(importance)}; each needs at least one")
     if len({*map(len, latency), *(len(key) - 2 for key in importance)}) > 1:
@@ -58,10 +59,14 @@ def optimal_latency(T: Mapping[Span, float]) -> tuple[dict[Span, float], dict[Sp
 
     Of equal latencies the single merge wins, then the first m.
 
+    Raises:
+        ProblemError: T is no mapping, a key is malformed or names a kernel, a number is not finite or negative.
+
     Example:
         >>> optimal_latency({(0, 1): 1.0, (1, 2): 1.0, (0, 2): 3.0})
         ({(0, 1): 1.0, (1, 2): 1.0, (0, 2): 2.0}, {(0, 1): (), (1, 2): (), (0, 2): (1,)})
     """
+    T = _without_kernels("T", _latencies(T), 2)  # noqa: N806
     best: dict[Span, float] = {}
     breaks: dict[Span, tuple[int, ...]] = {}
     for i, j in sorted(T, key=lambda span: span[1]):  # (i, m] comes before (i, j] as m < j
@@ -79,10 +84,14 @@ def extended_importance(
 
     Only entries of I are extended: what was not measured at all stays out. I is not modified.
 
+    Raises:
+        ProblemError: I is no mapping, a key is malformed or names a kernel, a number is not finite.
+
     Example:
         >>> extended_importance({(0, 1, 1, 0): -0.1, (1, 2, 0, 1): 0.0, (0, 2, 1, 1): -0.5})[0, 2, 1, 1]
         -0.1
     """
+    I = _without_kernels("I", _importances(I), 4)  # noqa: E741, N806
     best: dict[Entry, float] = {}
     for i, j, a, b in sorted(I, key=lambda key: key[1]):
         parts = [best[i, m, a, 0] + I[m, j, 0, b] for m in range(i + 1, j) if {(i, m, a, 0), (m, j, 0, b)} <= I.keys()]
@@ -93,7 +102,7 @@ def extended_importance(
 def normalized(
     I: Importances,  # noqa: E741, N803
     *,
-    activations: Collection[int] = (),
+    activations: Collection[int] | None = None,
     alpha: float = 1.0,
     baseline: Baseline = "original",
 ) -> dict[Any, float]:
@@ -101,36 +110,85 @@ def normalized(
 
     Args:
         I: {(i, j, a, b): importance}, or with kernels; not modified.
-        activations: for "original", the positions behind which the original network has an activation. Position 0
-            counts as one.
+        activations: for "original", which needs it, the positions behind which the original network has an activation,
+            () if nowhere. Position 0 counts as one. The other baselines take none.
         alpha: how much of the mean to take off; 0 leaves I as it is.
         baseline: which entries count: "original" single layers (j = i + 1) whose states are the original network's
             own, "single" all single layers, "all" every entry.
 
     Raises:
-        ProblemError: the baseline is unknown, or I has no such entry.
+        ProblemError: I is malformed, the baseline is unknown, needs activations or takes none, the activations are no
+            positions, alpha is not finite, or I has no such entry.
 
     Example:
         >>> I = {(0, 1, 1, 1): -0.2, (1, 2, 1, 0): -0.4, (1, 2, 1, 1): 0.6, (0, 2, 1, 1): -0.8}
         >>> {key: round(value, 9) for key, value in normalized(I, activations=[1]).items()}
         {(0, 1, 1, 1): 0.1, (1, 2, 1, 0): -0.1, (1, 2, 1, 1): 0.9, (0, 2, 1, 1): -0.5}
     """
-    own = {0, *activations}
+    I, alpha = _importances(I), as_number(alpha, "alpha")  # noqa: E741, N806
     tests: dict[str, Callable[[int, int, int, int], bool]] = {
         "original": lambda i, j, a, b: j - i == 1 and (a == 1) == (i in own) and (b == 1) == (j in own),
         "single": lambda i, j, a, b: j - i == 1,
         "all": lambda i, j, a, b: True,
     }
-    if baseline not in tests:
+    if not isinstance(baseline, str) or baseline not in tests:
         raise ProblemError(f"baseline (={baseline!r}) must be one of {', '.join(tests)}")
+    own = _own_activations(baseline, activations)
     counted = [value for key, value in I.items() if tests[baseline](*key[:4])]
     if not counted:
         raise ProblemError(
-            f"no entry of I is a baseline of kind {baseline!r} with activations (={sorted(activations)}); name the "
+            f"no entry of I is a baseline of kind {baseline!r} with activations (={activations!r}); name the "
             "positions of the original network's activations, or choose another baseline"
         )
     mean = sum(counted) / len(counted)
     return {key: value - alpha * mean for key, value in I.items()}
+
+
+def _own_activations(baseline: str, activations: Collection[int] | None) -> set[int]:
+    """Returns the positions whose own state is 1; only the baseline "original" has any use for them."""
+    if baseline == "original" and activations is None:
+        raise ProblemError(
+            "baseline 'original' needs activations, and none were given; name the positions behind which the original "
+            "network has an activation, () if nowhere, or take the baseline 'single' or 'all'"
+        )
+    if baseline in ("single", "all") and activations is not None:
+        raise ProblemError(
+            f"activations (={activations!r}) go with baseline 'original' only, and baseline (={baseline!r}) was given; "
+            "leave them out"
+        )
+    positions = () if activations is None else activations
+    if not isinstance(positions, Collection) or not all(hasattr(position, "__index__") for position in positions):
+        given = reprlib.repr(activations)
+        raise ProblemError(f"activations (={given}) must be a collection of positions, integers each; correct it")
+    return {0, *map(operator.index, positions)}
+
+
+def _latencies(T: Latencies) -> dict[Any, float]:  # noqa: N803
+    _require_mapping("T", T)
+    return {_key("T", key, states=0): as_cost(ms, "T[{!r}]", key) for key, ms in T.items()}
+
+
+def _importances(I: Importances) -> dict[Any, float]:  # noqa: E741, N803
+    _require_mapping("I", I)
+    return {_key("I", key, states=2): as_number(value, "I[{!r}]", key) for key, value in I.items()}
+
+
+def _require_mapping(name: str, table: object) -> None:
+    if not isinstance(table, Mapping):
+        given = reprlib.repr(table)
+        raise ProblemError(
+            f"{name} (={given}) must map keys to numbers; give a dict, as the importers of tables return"
+        )
+
+
+def _without_kernels(name: str, table: dict[Any, float], size: int) -> dict[Any, float]:
+    named = next((key for key in table if len(key) > size), None)
+    if named is not None:
+        raise ProblemError(
+            f"key {named!r} of {name} names a kernel, and tables with kernels have no first stage; leave the kernel "
+            "out or give the table to two_stage"
+        )
+    return table
 
 
 def _key(table: str, key: object, *, states: int) -> tuple[Any, ...]:
@@ -138,11 +196,13 @@ def _key(table: str, key: object, *, states: int) -> tuple[Any, ...]:
     form = "(i, j, a, b)" if states else "(i, j)"
     if not isinstance(key, tuple) or len(key) not in (2 + states, 3 + states):
         raise ProblemError(f"key {key!r} of {table} must be {form} or, with a kernel, {form[:-1]}, k)")
-    if not all(type(part) is int for part in key[: 2 + states]) or not 0 <= key[0] < key[1]:
-        raise ProblemError(f"key {key!r} of {table} must be {form} with positions 0 <= i < j, all of them integers")
-    if not set(key[2 : 2 + states]) <= {0, 1}:
-        raise ProblemError(f"key {key!r} of {table} must be {form} with states a and b of 0 or 1")
-    return key
+    numbers = key[: 2 + states]
+    if all(hasattr(part, "__index__") for part in numbers):
+        i, j, *ends = numbers = tuple(map(operator.index, numbers))
+        if 0 <= i < j and set(ends) <= {0, 1}:
+            return (*numbers, *key[2 + states :])
+    needed = "integers with 0 <= i < j" + (" and states a and b of 0 or 1" if states else "")
+    raise ProblemError(f"key {key!r} of {table} must be {form} of {needed}; correct it")
 
 
 def _order(entry: tuple[tuple[Any, ...], float]) -> tuple[Any, ...]:

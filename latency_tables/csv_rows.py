@@ -89,6 +89,8 @@ def read_rows(path: str | os.PathLike[str], columns: Collection[str]) -> list[Ro
         TableError: the file cannot be read, is empty or no text, lacks a column or names one twice, holds no rows, or a
             line has too few or too many fields.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise TableError(f"the path of a table (={path!r}) must be a string or a Path; give that of a CSV file.")
     path = Path(path)
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:

@@ -25,6 +25,7 @@ from latency_tables.csv_rows import Row, read_rows
 __all__ = ["MergedKernel", "NoisyRow", "PublishedLatencies", "import_kim23", "merged_kernel", "span_of"]
 
 NOISY = 0.15  # of the latency: the published tables hold standard deviations of up to 85 % of it
+LONGEST = 18  # digits of a position, blanks included
 NAMED = 5  # how many noisy rows the warning shows
 KERNEL_COLUMNS = ("ker", "str", "is_dw")
 MergedKernel = tuple[int, int, bool]
@@ -132,7 +133,7 @@ def _latency(row: Row) -> tuple[float, float]:
 def _breaks(row: Row) -> tuple[int, ...]:
     """Return the ends inside the span: the column lists the span's own start and end, too."""
     parts = row.texts["breaks"].split(",")
-    if not all(part.strip().isdecimal() for part in parts):
+    if not all(part.strip().isdecimal() and len(part) <= LONGEST for part in parts):
         row.refuse(f"breaks (={row.texts['breaks']!r}) must be positions with commas between them")
     ends = tuple(int(part) for part in parts)
     if ends != tuple(sorted(set(ends))) or (ends[0], ends[-1]) != span_of(row):

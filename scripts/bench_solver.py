@@ -181,6 +181,11 @@ def machine() -> str:
     return f"{processor}, {os.cpu_count()} cores, Python {platform.python_version()}, NumPy {np.__version__}"
 
 
+def conditions() -> Record:
+    """Return where and when the part that follows is measured; each part keeps its own."""
+    return {"machine": machine(), "date": f"{datetime.now(UTC):%Y-%m-%d}", "load": round(os.getloadavg()[0], 1)}
+
+
 def plot(records: Sequence[Record], path: Path) -> None:
     """Draw time, labels and memory against the number of cuts."""
     import matplotlib
@@ -206,19 +211,21 @@ def plot(records: Sequence[Record], path: Path) -> None:
 
 def report(content: Record) -> str:
     """Return the results as text."""
-    lines = [f"{content['machine']}; load of the machine in the minute before the chains {content['load']}"]
+    lines = []
     if "mobilenet_v2" in content:
         net = content["mobilenet_v2"]
         found, reference, ratio = net["frontier"], net["reference_s_per_budget"], net["ratio_of_frontier"]
         lines += [
+            _measured(net),
             f"MobileNetV2-1.0, {net['choices']} choices: whole frontier ({net['points']} plans) in {_shown(found)}",
             f"  tables to chain, T_opt included: {_shown(net['problem'])}; both: {_shown(net['both'])}",
             f"  reference: {reference['min']} to {reference['max']} s for one budget, median {reference['median']} s "
             f"({net['reference_source']}), {ratio[0]} to {ratio[1]} times as long",
         ]
+    lines.append(_measured(content["scaling"]))
     lines.append(f"{'cuts':>5} {'kind':>9} {'grid ms':>7} {'choices':>7} {'median ms':>10} {'quartiles':>19} {'n':>2}"
                  f" {'labels':>9} {'points':>6} {'peak MB':>8} {'slack ms':>8} {'given up':>8}")  # fmt: skip
-    for row in content["scaling"]:
+    for row in content["scaling"]["chains"]:
         quartiles = f"{row['q25_ms']:.1f}-{row['q75_ms']:.1f}"
         lines.append(
             f"{row['cuts']:>5} {row['kind']:>9} {row['resolution_ms'] or 'exact':>7} {row['choices']:>7} "
@@ -228,6 +235,11 @@ def report(content: Record) -> str:
     return "\n".join(lines)
 
 
+def _measured(part: Record) -> str:
+    load = "not recorded" if part["load"] is None else part["load"]
+    return f"{part['machine']}, {part['date']}; load of the machine in the minute before: {load}"
+
+
 def _shown(timing: Record) -> str:
     quartiles = f"quartiles {timing['q25_ms']:.2f} to {timing['q75_ms']:.2f}"
     return f"{timing['median_ms']:.2f} ms (median; {quartiles}, n={timing['n']})"
@@ -235,10 +247,11 @@ def _shown(timing: Record) -> str:
 
 def _dump(content: Record) -> str:
     """Return JSON with one chain a line."""
-    lines = []
-    for key in sorted(content):
-        rows = ",\n".join("  " + json.dumps(row) for row in content[key]) if key == "scaling" else ""
-        lines.append(f' "{key}": ' + (f"[\n{rows}\n ]" if rows else json.dumps(content[key])))
+    scaling = content["scaling"]
+    rows = ",\n".join("   " + json.dumps(row) for row in scaling["chains"])
+    fields = [f'"{key}": {json.dumps(value)}' for key, value in scaling.items() if key != "chains"]
+    lines = [f' "{key}": {json.dumps(content[key])}' for key in sorted(content) if key != "scaling"]
+    lines.append(f' "scaling": {{{", ".join(fields)}, "chains": [\n{rows}\n  ]}}')
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
@@ -252,12 +265,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     content: Record = json.loads(options.out.read_text()) if options.out.exists() else {}
     if options.tables is not None:
-        content["mobilenet_v2"] = bench_mobilenet(options.tables, options.rounds)
-    content |= {"machine": machine(), "date": f"{datetime.now(UTC):%Y-%m-%d}", "load": round(os.getloadavg()[0], 1)}
-    content["scaling"] = bench_scaling(options.scaling_rounds)
+        content["mobilenet_v2"] = conditions() | bench_mobilenet(options.tables, options.rounds)
+    content["scaling"] = conditions() | {"chains": bench_scaling(options.scaling_rounds)}
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(_dump(content))
-    plot(content["scaling"], options.out.with_suffix(".svg"))
+    plot(content["scaling"]["chains"], options.out.with_suffix(".svg"))
     print(report(content))
 
 

@@ -1,3 +1,4 @@
+import importlib
 import math
 
 import numpy as np
@@ -7,7 +8,7 @@ from hypothesis import strategies as st
 from random_trees import all_plans, trees
 
 from depthcomp_errors import BudgetInfeasibleError, ProblemError
-from dp_solver import Chain, Choice, best_plans, solve
+from dp_solver import Chain, Choice, Parallel, best_plans, solve
 from dp_solver.pareto import nondominated, skyband
 
 
@@ -56,6 +57,32 @@ def test_refusals() -> None:
         best_plans(chain, 1.0, 0)
     with pytest.raises(ProblemError, match=r"budget_ms \(=nan\) must be a number of at least 0"):
         best_plans(chain, math.nan, 1)
+
+
+def test_more_plans_asked_for_than_there_are() -> None:
+    chain = Chain(1, {(0, 1): [Choice("a", 1.0, 0.0), Choice("b", 2.0, 1.0)]})
+    assert [plan.keys for plan in best_plans(chain, 9.0, 10**12)] == [("a",), ("b",)]
+
+
+def test_labels_above_the_budget_are_dropped_on_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = importlib.import_module("dp_solver.solve")
+    sizes = []
+
+    def counted(points: np.ndarray, count: int) -> np.ndarray:
+        sizes.append(points.shape[1])
+        return skyband(points, count)
+
+    monkeypatch.setattr(module, "skyband", counted)
+    monkeypatch.setattr(module, "frontier", None)  # the whole frontier has 2**30 plans
+    chain = Chain(30, {(i, i + 1): [Choice(0, 0.0, 0.0), Choice(1, 2.0**i, -(2.0**i))] for i in range(30)})
+    assert [plan.cost for plan in best_plans(chain, 3.5, 2)] == [3.0, 2.0]
+    assert max(sizes) <= 8
+
+
+def test_a_region_above_the_budget_is_left_out() -> None:
+    slow = Parallel(0.0, (Chain(1, {(0, 1): [Choice("slow", 9.0, -5.0)]}),), after="a")
+    spans = {(0, 1): [slow, Choice("fast", 1.0, 0.0)], (1, 2): [Choice("x", 0.0, 0.0, "a"), Choice("y", 0.0, 0.0)]}
+    assert [plan.keys for plan in best_plans(Chain(2, spans), 2.0, 3)] == [("fast", "y")]
 
 
 POINTS = st.lists(st.tuples(*[st.integers(0, 3)] * 3), min_size=1, max_size=12)

@@ -39,6 +39,23 @@ def test_ties_go_to_the_fewest_changes(tree: Chain) -> None:
 
 
 @settings(max_examples=300, deadline=None)
+@given(st.lists(st.tuples(*[st.integers(0, 2)] * 3), min_size=12, max_size=12))
+def test_ties_go_to_the_least_sum_of_the_changes_given(drawn: list[tuple[int, int, int]]) -> None:
+    spans: dict[tuple[int, int], list[Choice]] = {}
+    for place, (cost, loss, count) in enumerate(drawn):
+        span = list(itertools.combinations(range(4), 2))[place % 6]
+        spans.setdefault(span, []).append(Choice((place, count), cost, loss, changes=count))
+    chain = Chain(1, {(0, 1): [Parallel(0.0, (Chain(3, spans),))]})
+    fewest: dict[tuple[float, float], int] = {}
+    for cost, loss, keys in enumerate_plans(chain):
+        count = sum(count for _, count in keys)
+        fewest[cost, loss] = min(count, fewest.get((cost, loss), count))
+    front = frontier(chain)
+    found = [sum(count for _, count in front.plan(k)) for k in range(len(front))]
+    assert found == [fewest[point] for point in points(front)]
+
+
+@settings(max_examples=300, deadline=None)
 @given(st.lists(st.tuples(*[st.integers(0, 2)] * 3), min_size=30, max_size=30), st.integers(1, 4))
 def test_remaining_ties_go_to_the_first_in_order(drawn: list[tuple[int, int, int]], length: int) -> None:
     numbers = iter(drawn)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from random_trees import points, trees
 
 from depthcomp_errors import ProblemError
-from dp_solver import Chain, Choice, Frontier, frontier
+from dp_solver import Chain, Choice, Frontier, frontier, frontier_json
 
 KEYS = ["text é", None, 3, 2.5, True, 1, 1.0, ("a", (1, None), ()), -0.0]
 
@@ -117,3 +117,12 @@ def test_a_truncated_file_is_refused() -> None:
     for length in range(len(text) - 2):
         with pytest.raises(ProblemError, match="the frontier is not JSON"):
             Frontier.from_json(text[:length])
+
+
+def test_each_key_is_written_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    spans = {(i, i + 1): [Choice(("keep", i), 0.0, 0.0), Choice(("merge", i), 2.0**i, -(2.0**i))] for i in range(6)}
+    front = frontier(Chain(6, spans))
+    written, text = [], frontier_json._key_text
+    monkeypatch.setattr(frontier_json, "_key_text", lambda key: written.append(key) or text(key))
+    assert len(Frontier.from_json(front.to_json())) == 64
+    assert len(written) == 12

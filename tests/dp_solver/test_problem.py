@@ -124,3 +124,9 @@ def test_duplicate_key_in_a_span() -> None:
 def test_gap(spans: dict[tuple[int, int], list[Choice]], last: int) -> None:
     with pytest.raises(ProblemError, match=f"from cut 0 as far as cut {last}, never to cut 3"):
         Chain(3, spans)
+
+
+@pytest.mark.parametrize("changes", [-1, 0.5, "2", 2**32 + 1, 10**400])
+def test_unusable_changes(changes: object) -> None:
+    with pytest.raises(ProblemError, match=r"changes \(=.*\) of choice 'k' must be an integer from 0 to 4294967296; "):
+        Choice("k", 1.0, 0.0, changes=changes)

@@ -6,6 +6,7 @@ import pytest
 
 from depthcomp_errors import BudgetInfeasibleError, ProblemError
 from dp_solver import (
+    best_plans,
     extended_importance,
     frontier,
     normalized,
@@ -91,6 +92,15 @@ def test_position_0_has_state_1() -> None:
     assert two_stage({(0, 1): 1.0}, {(0, 1, 1, 1): 0.0, (0, 1, 0, 1): 9.0}, 1.0).value == 0.0
 
 
+def test_ties_go_to_the_plan_that_removes_fewer_activations() -> None:
+    latency = {(0, 1): 1.0, (1, 2): 1.0, (0, 2): 5.0}  # (0, 2] costs 2.0 by parts
+    entries = [(0, 1, 1, 1), (0, 1, 1, 0), (1, 2, 1, 1), (1, 2, 0, 1), (0, 2, 1, 1)]
+    scores = dict.fromkeys(entries, 0.0) | {(0, 2, 1, 1): -1.0}
+    assert two_stage(latency, scores, 2.0).kept_activations == (1, 2)
+    ends = {(0, 1, 1, 0): 0.0, (0, 1, 1, 1): 0.0}
+    assert two_stage({(0, 1): 1.0}, ends, 1.0).kept_activations == (1,)
+
+
 def best_value(latency, importance, budget) -> float:
     """All sets of positions and states, each path priced by the definitions."""
     last = max(j for _, j in latency)
@@ -158,6 +168,25 @@ def test_normalization_refusals() -> None:
         normalized({(1, 2, 1, 1): 0.0}, activations=[2])
 
 
+@pytest.mark.parametrize("given", [{}, {"baseline": "original"}])
+def test_the_original_baseline_needs_activations(given: dict) -> None:
+    with pytest.raises(ProblemError, match=r"baseline 'original' needs activations, and none were given; name the"):
+        normalized(IMPORTANCE, **given)
+
+
+def test_a_network_without_activations_says_so() -> None:
+    scores = {(0, 1, 1, 0): -0.2, (0, 1, 1, 1): -0.6}
+    assert normalized(scores, activations=())[0, 1, 1, 0] == 0.0
+
+
+@pytest.mark.parametrize("baseline", ["single", "all"])
+def test_other_baselines_take_no_activations(baseline: str) -> None:
+    with pytest.raises(
+        ProblemError, match=r"activations \(=\[1\]\) go with baseline 'original' only, .* leave them out"
+    ):
+        normalized(IMPORTANCE, baseline=baseline, activations=[1])
+
+
 def test_a_latency_without_importance_still_counts_in_stage_1() -> None:
     importance = {(0, 2, 1, 1): -0.1}
     assert two_stage({(0, 1): 1.0, (1, 2): 1.0, (0, 2): 5.0}, importance, 2.0).merge_ends == (1, 2)
@@ -166,6 +195,8 @@ def test_a_latency_without_importance_still_counts_in_stage_1() -> None:
 @pytest.mark.parametrize(
     ("latency", "importance", "sentence"),
     [
+        (None, IMPORTANCE, r"T \(=None\) must map keys to numbers; give a dict"),
+        (T, [1], r"I \(=\[1\]\) must map keys to numbers; give a dict"),
         ({}, IMPORTANCE, r"T has 0 entries and I 10; each needs at least one"),
         (T, {}, r"T has 6 entries and I 0; each needs at least one"),
         (
@@ -176,11 +207,15 @@ def test_a_latency_without_importance_still_counts_in_stage_1() -> None:
         ({(0, 1): 1.0, (1, 2): 1.0}, {(0, 1, 1, 1): 0.0}, r"T ends at position 2 and I at position 1"),
         ({(0, 1): 1.0}, {(0, 1, 1, 1, 3): 0.0}, r"some keys of T and I name a kernel and some do not"),
         ({(0, 1): 1.0, (0, 1, 3): 1.0}, {(0, 1, 1, 1): 0.0}, r"some keys of T and I name a kernel and some do not"),
-        ({(1, 0): 1.0}, {(0, 1, 1, 1): 0.0}, r"key \(1, 0\) of T must be \(i, j\) with positions 0 <= i < j"),
-        ({(0.0, 1): 1.0}, {(0, 1, 1, 1): 0.0}, r"key \(0.0, 1\) of T must be \(i, j\) with positions"),
+        ({(1, 0): 1.0}, {(0, 1, 1, 1): 0.0}, r"key \(1, 0\) of T must be \(i, j\) of integers with 0 <= i < j"),
+        ({(0.0, 1): 1.0}, {(0, 1, 1, 1): 0.0}, r"key \(0.0, 1\) of T must be \(i, j\) of integers with"),
         ({"01": 1.0}, {(0, 1, 1, 1): 0.0}, r"key '01' of T must be \(i, j\) or, with a kernel, \(i, j, k\)"),
         (T, {(0, 1, 1): 0.0}, r"key \(0, 1, 1\) of I must be \(i, j, a, b\) or, with a kernel, \(i, j, a, b, k\)"),
-        (T, {(0, 3, 1, 2): 0.0}, r"key \(0, 3, 1, 2\) of I must be \(i, j, a, b\) with states a and b of 0 or 1"),
+        (
+            T,
+            {(0, 3, 1, 2): 0.0},
+            r"key \(0, 3, 1, 2\) of I must be \(i, j, a, b\) of integers .* states a and b of 0 or 1",
+        ),
         ({(0, 1): math.nan}, {(0, 1, 1, 1): 0.0}, r"T\[\(0, 1\)\] \(=nan\) must be a finite number"),
         ({(0, 1): -1.0}, {(0, 1, 1, 1): 0.0}, r"T\[\(0, 1\)\] \(=-1.0\) must be at least 0 ms"),
         ({(0, 1): 1.0}, {(0, 1, 1, 1): math.inf}, r"I\[\(0, 1, 1, 1\)\] \(=inf\) must be a finite number"),
@@ -190,3 +225,57 @@ def test_a_latency_without_importance_still_counts_in_stage_1() -> None:
 def test_tables_that_do_not_fit(latency: dict, importance: dict, sentence: str) -> None:
     with pytest.raises(ProblemError, match=sentence):
         two_stage_problem(latency, importance)
+
+
+def test_numpy_integers_are_integers() -> None:
+    def counted(table: dict) -> dict:
+        return {tuple(map(np.int64, key)): value for key, value in table.items()}
+
+    found = two_stage(counted(T), counted(IMPORTANCE), 8.9)
+    assert found == two_stage(T, IMPORTANCE, 8.9)
+    assert {type(part) for key in found.keys for part in key} == {int}
+    assert normalized(counted(IMPORTANCE), activations=np.array([1, 3])) == normalized(IMPORTANCE, activations=[1, 3])
+
+
+@pytest.mark.parametrize(
+    ("function", "table", "sentence"),
+    [
+        (optimal_latency, [1], r"T \(=\[1\]\) must map keys to numbers"),
+        (optimal_latency, {(0, 1): "fast"}, r"T\[\(0, 1\)\] \(='fast'\) must be a finite number"),
+        (optimal_latency, {(0, 1, 3): 1.0}, r"key \(0, 1, 3\) of T names a kernel, .* leave the kernel out"),
+        (extended_importance, None, r"I \(=None\) must map keys to numbers"),
+        (extended_importance, {(0, 1): 1.0}, r"key \(0, 1\) of I must be \(i, j, a, b\)"),
+        (extended_importance, {(0, 1, 1, 1, 3): 1.0}, r"key \(0, 1, 1, 1, 3\) of I names a kernel"),
+        (normalized, {(0, 1, 1, 1): math.nan}, r"I\[\(0, 1, 1, 1\)\] \(=nan\) must be a finite number"),
+        (normalized, 3, r"I \(=3\) must map keys to numbers"),
+    ],
+)
+def test_malformed_tables_of_one_stage(function: object, table: object, sentence: str) -> None:
+    with pytest.raises(ProblemError, match=sentence):
+        function(table)
+
+
+def test_malformed_normalization() -> None:
+    with pytest.raises(ProblemError, match=r"alpha \(=nan\) must be a finite number"):
+        normalized(IMPORTANCE, activations=[1], alpha=math.nan)
+    with pytest.raises(ProblemError, match=r"activations \(=3\) must be a collection of positions, integers each"):
+        normalized(IMPORTANCE, activations=3)
+    with pytest.raises(ProblemError, match=r"baseline \(=\[\]\) must be one of"):
+        normalized(IMPORTANCE, baseline=[])
+
+
+def test_runners_up_are_described() -> None:
+    problem = two_stage_problem(T, IMPORTANCE)
+    plans = best_plans(problem.chain, 9.0, 3)
+    described = [problem.describe(plan.keys) for plan in plans]
+    assert described[0] == two_stage(T, IMPORTANCE, 9.0)
+    assert [(found.cost_ms, found.value) for found in described] == [(plan.cost, -plan.loss) for plan in plans]
+    assert problem.describe([(0, 3, 1, 1)]).merge_ends == (2, 3)
+
+
+@pytest.mark.parametrize("keys", [[], [(0, 1, 1, 1)], [(2, 3, 0, 1)], [(0, 2, 1, 0), (2, 3, 1, 1)]])
+def test_what_is_no_plan_is_not_described(keys: list) -> None:
+    with pytest.raises(ProblemError, match=r"keys \(=.*\) must lead from position 0 in state 1 to position 3, each"):
+        two_stage_problem(T, IMPORTANCE).describe(keys)
+    with pytest.raises(ProblemError, match=r"key 'x' is none of this problem's"):
+        two_stage_problem(T, IMPORTANCE).describe(["x"])

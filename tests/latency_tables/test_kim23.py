@@ -106,3 +106,13 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "binary.csv").write_bytes(b"\xff\xfe\x00st")
     with pytest.raises(TableError, match=r"binary.csv is no text file"):
         import_kim23(str(tmp_path / "binary.csv"))
+
+
+def test_a_position_of_very_many_digits(write: Write) -> None:
+    with pytest.raises(TableError, match=r"line 2: breaks \(=.*\) must be positions with commas between them"):
+        import_kim23(write(f'st,end,time,stdev,breaks\n0,2,2,0,"0,{5000 * "1"},2"\n'))
+
+
+def test_no_path() -> None:
+    with pytest.raises(TableError, match=r"the path of a table \(=None\) must be a string or a Path; give that"):
+        import_kim23(None)
