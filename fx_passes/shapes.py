@@ -1,4 +1,4 @@
-"""Run a graph node by node, and leave at each node the shape and type of what it computed."""
+"""Run a graph node by node, on real or fake tensors, and leave at each node the shape and type of what it made."""
 
 from __future__ import annotations
 
@@ -7,13 +7,31 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.passes.shape_prop import _extract_tensor_metadata
 from torch.utils._pytree import tree_leaves
 
 from depthcomp_errors import CaptureError
 from fx_passes.outputs import tensors_of
 
-__all__ = ["run_with_shapes"]
+__all__ = ["propagate_shapes", "run_with_shapes"]
+
+
+def propagate_shapes(gm: fx.GraphModule, inputs: Sequence[Tensor]) -> None:
+    """Write `meta["tensor_meta"]` and `meta["type"]` at the nodes of `gm`, which computes values only if it must.
+
+    A graph with a module that looks at values (a gate that branches on them) cannot run on fake tensors, and runs
+    on the inputs themselves.
+
+    Raises:
+        CaptureError: a node fails; the message names it.
+    """
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    try:
+        with torch.no_grad(), fake:
+            _Recorder(gm).run(*(fake.from_tensor(x) for x in inputs))
+    except Exception:
+        run_with_shapes(gm, inputs)
 
 
 def run_with_shapes(gm: fx.GraphModule, inputs: Sequence[Tensor]) -> list[Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,19 @@ class SymbolicTracer(fx.Tracer):
                 arguments[place + 1] = node.args[0]  # the first is the network itself
                 self.graph.erase_node(node)
         return forward, arguments
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """Trace the access to a parameter, as fx does, which searches all parameters for each."""
+        path = self._paths.get(attr_val) if isinstance(attr_val, nn.Parameter) else None
+        if path is None:
+            return attr_val
+        if path not in parameter_proxy_cache:
+            parameter_proxy_cache[path] = self.create_proxy("get_attr", path, (), {})
+        return parameter_proxy_cache[path]
+
+    @cached_property
+    def _paths(self) -> dict[nn.Parameter, str]:
+        return {parameter: path for path, parameter in self.root.named_parameters()}
 
 
 class ConcreteShapeTracer(SymbolicTracer):

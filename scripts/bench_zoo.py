@@ -8,7 +8,9 @@ Every torchvision classification model with convolutions, and the first model of
 - for seeded random plans, merged equals linearised to 1e-9 (relative, in float64);
 - capturing and enumerating the spans takes at most 10 s, 3 s for MobileNetV2.
 
-Each network runs in a process of its own under a time and a memory limit. The results file is replaced after each
+Images are as small as a network takes; torchvision's ViTs are built for small ones.
+
+Each network runs in a process of its own under a time and a memory limit, with its share of the cores. The results file is replaced after each
 network, so that a killed sweep goes on where it stopped; `--retry` repeats what failed.
 """
 
@@ -74,17 +76,17 @@ class Running:
 def start(net: Net, options: argparse.Namespace) -> Running:
     """Return the check of one network, begun in a new process."""
     receiver, sender = _FORK.Pipe(duplex=False)
-    process = _FORK.Process(target=_work, args=(sender, net, options.plans, options.memory_gb))
+    process = _FORK.Process(target=_work, args=(sender, net, options))
     process.start()
     sender.close()
     return Running(net, process, receiver, time.monotonic() + options.timeout_s)
 
 
-def _work(sender: Connection, net: Net, plans: int, memory_gb: float) -> None:
-    size = int(memory_gb * 2**30)
+def _work(sender: Connection, net: Net, options: argparse.Namespace) -> None:
+    size = int(options.memory_gb * 2**30)
     resource.setrlimit(resource.RLIMIT_DATA, (size, size))
-    torch.set_num_threads(1)
-    sender.send(check(net, plans))
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // options.jobs))
+    sender.send(check(net, options.plans))
 
 
 def sweep(nets: Iterable[Net], options: argparse.Namespace) -> Iterator[Record]:
@@ -149,10 +151,10 @@ def _dump(content: dict[str, Any]) -> str:
 
 
 def machine() -> str:
-    """Return the processor, its cores and the threads used."""
+    """Return the processor and its cores."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores, 1 thread per network"
+    return f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores"
 
 
 def summary(nets: list[Net], records: dict[str, Record]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import timm
 import torch
@@ -12,6 +13,7 @@ import torchvision
 from torch import Tensor, nn
 
 SIZES = (64, 96, 128, 160, 224, 256)  # a network is swept at the first of these that it takes
+VIT_SIZE = 112  # torchvision's are built for one size, which all their patch sizes divide
 LEAST_CONVOLUTIONS, LEAST_NORMS = 5, 3  # of a timm model; fewer make no convolutional network
 
 
@@ -55,7 +57,8 @@ def torchvision_nets() -> Iterator[Net]:
     for name in torchvision.models.list_models(module=torchvision.models):
         model = _skeleton("torchvision", name)
         if any(isinstance(module, nn.Conv2d) for module in model.modules()):
-            yield Net("torchvision", name, _weights(model), 224, fixed=name.startswith(("vit_", "maxvit")))
+            size = getattr(model, "image_size", 224)
+            yield Net("torchvision", name, _weights(model), size, fixed=name.startswith(("vit_", "maxvit")))
 
 
 def timm_nets() -> Iterator[Net]:
@@ -80,8 +83,13 @@ def _weights(model: nn.Module) -> int:
 def _build(library: str, name: str) -> nn.Module:
     if library == "timm":
         return timm.create_model(name, pretrained=False)
-    options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}  # theirs takes a minute
-    return torchvision.models.get_model(name, weights=None, **options)
+    return torchvision.models.get_model(name, weights=None, **_options(name))
+
+
+def _options(name: str) -> dict[str, Any]:
+    if name.startswith("vit_"):
+        return {"image_size": VIT_SIZE}
+    return {"init_weights": False} if name in ("googlenet", "inception_v3") else {}  # theirs takes a minute
 
 
 def _skeleton(library: str, name: str) -> nn.Module:
