@@ -10,8 +10,8 @@ Every torchvision classification model with convolutions, and the first model of
 
 Images are as small as a network takes; torchvision's ViTs are built for small ones.
 
-Each network runs in a process of its own under a time and a memory limit, with its share of the cores. The results file is replaced after each
-network, so that a killed sweep goes on where it stopped; `--retry` repeats what failed.
+Each network runs in a process of its own under a time and a memory limit, with its share of the cores. The results
+file is replaced after each network, so that a killed sweep goes on where it stopped; `--retry` repeats what failed.
 """
 
 from __future__ import annotations
