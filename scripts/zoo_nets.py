@@ -13,7 +13,7 @@ import torchvision
 from torch import Tensor, nn
 
 SIZES = (64, 96, 128, 160, 224, 256)  # a network is swept at the first of these that it takes
-VIT_SIZE = 112  # torchvision's are built for one size, which all their patch sizes divide
+VIT_PATCHES = 7  # along a side: torchvision's ViTs are built for one size
 LEAST_CONVOLUTIONS, LEAST_NORMS = 5, 3  # of a timm model; fewer make no convolutional network
 
 
@@ -88,7 +88,7 @@ def _build(library: str, name: str) -> nn.Module:
 
 def _options(name: str) -> dict[str, Any]:
     if name.startswith("vit_"):
-        return {"image_size": VIT_SIZE}
+        return {"image_size": VIT_PATCHES * int(name.rpartition("_")[2])}
     return {"init_weights": False} if name in ("googlenet", "inception_v3") else {}  # theirs takes a minute
 
 
