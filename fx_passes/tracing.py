@@ -108,13 +108,15 @@ class ConcreteShapeTracer(SymbolicTracer):
         """Trace the call of a module, or just call it while an example value is computed."""
         if self._evaluating:
             return forward(*args, **kwargs)
-        traced = len(self.graph.nodes)
+        traced, depth = len(self.graph.nodes), len(self.module_stack)
         try:
             return super().call_module(m, forward, args, kwargs)
         except Exception:
             if any(isinstance(part, nn.Conv2d) for part in m.modules()):
                 raise
             self._forget(list(self.graph.nodes)[traced:])
+            while len(self.module_stack) > depth:  # fx leaves a module that failed on its stack
+                self.module_stack.popitem(last=True)
             return self.create_proxy("call_module", self.path_of_module(m), args, kwargs)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:

@@ -426,6 +426,12 @@ def test_a_layer_that_cannot_be_traced_stays_a_layer():
     assert image_shape(gate) == (2, 5, 7, 9)
 
 
+def test_a_layer_that_cannot_be_traced_stays_a_layer_inside_a_sequential():
+    gated = nn.Sequential(nn.Sequential(nn.Conv2d(3, 5, 3), Gate(nn.Parameter(torch.ones(1))), nn.ReLU()), nn.ReLU())
+    gm = check(gated, torch.randn(2, 3, 11, 13))
+    assert called(gm) == [nn.Conv2d, Gate, nn.ReLU, nn.ReLU]
+
+
 class Branching(Chain):
     """Branches on values between convolutions."""
 
