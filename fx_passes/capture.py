@@ -18,12 +18,12 @@ from fx_passes.graph_edit import preserve_attributes, tidy
 from fx_passes.normalise.additions import UnifyAdditions
 from fx_passes.normalise.arguments import PositionalInputs
 from fx_passes.normalise.asserts import DropAsserts
-from fx_passes.normalise.casts import DropCasts
+from fx_passes.normalise.casts import DropCasts, DropCopies
 from fx_passes.normalise.channel_arithmetic import ChannelArithmetic
 from fx_passes.normalise.functional import FunctionalNorms, FunctionalToModules
 from fx_passes.normalise.inplace import DropInplace
 from fx_passes.normalise.layer_constants import FoldLayerConstants
-from fx_passes.normalise.modules import CloneSharedModules, DropIdentities
+from fx_passes.normalise.modules import CloneSharedModules, DropIdentities, PlainNorms
 from fx_passes.normalise.pixel_layers import PixelLinears
 from fx_passes.outputs import noise_like, require_comparable, require_equal, tensors_of
 from fx_passes.parametrizations import remove_parametrizations
@@ -46,7 +46,9 @@ _PASSES = (
 )
 _SHAPED_PASSES = (
     FunctionalNorms(),
+    PlainNorms(),
     DropCasts(),
+    DropCopies(),
     ChannelArithmetic(),
     PixelLinears(),
 )  # these read the shapes and types that a run leaves at the nodes

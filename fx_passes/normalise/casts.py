@@ -1,4 +1,4 @@
-"""Drop casts that change nothing: left in place, they would tie the graph to the type that it was captured in."""
+"""Drop casts and copies that change nothing: they would tie the graph to a type, or stand between two layers."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import torch
 from torch import fx
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
-__all__ = ["DropCasts"]
+__all__ = ["DropCasts", "DropCopies"]
 
 _METHODS = ("float", "double", "half", "bfloat16")
+_COPIES = ("clone", "contiguous", torch.clone)
+_VIEWS = ("view", "view_as")  # they need the layout that a copy makes
 
 
 class DropCasts(PassBase):
@@ -21,12 +23,30 @@ class DropCasts(PassBase):
     def call(self, graph_module: fx.GraphModule) -> PassResult:
         """Rewrite `graph_module` in place."""
         found = [node for node in graph_module.graph.nodes if _is_cast(node) and _changes_nothing(node)]
-        for node in found:
-            node.replace_all_uses_with(node.args[0])
-            graph_module.graph.erase_node(node)
-        if found:
-            graph_module.recompile()
-        return PassResult(graph_module, bool(found))
+        return PassResult(graph_module, _drop(graph_module, found))
+
+
+class DropCopies(PassBase):
+    """Erase `x.clone()` and `x.contiguous()` where nothing after them depends on the layout.
+
+    No node may overwrite its input: a copy protects the tensor from that.
+    """
+
+    def call(self, graph_module: fx.GraphModule) -> PassResult:
+        """Rewrite `graph_module` in place."""
+        copies = [node for node in graph_module.graph.nodes if node.op != "output" and node.target in _COPIES]
+        found = [node for node in copies if not any(user.target in _VIEWS for user in node.users)]
+        return PassResult(graph_module, _drop(graph_module, found))
+
+
+def _drop(gm: fx.GraphModule, nodes: list[fx.Node]) -> bool:
+    """Let the readers of each node read its input instead, and say whether there was any node."""
+    for node in nodes:
+        node.replace_all_uses_with(node.all_input_nodes[0])
+        gm.graph.erase_node(node)
+    if nodes:
+        gm.recompile()
+    return bool(nodes)
 
 
 def _is_cast(node: fx.Node) -> bool:

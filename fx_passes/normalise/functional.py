@@ -13,7 +13,7 @@ from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from fx_passes.graph_edit import add_module, redirect
 
-__all__ = ["FunctionalNorms", "FunctionalToModules"]
+__all__ = ["NORMS_BY_RANK", "FunctionalNorms", "FunctionalToModules"]
 
 _ELEMENTWISE: dict[Any, type[nn.Module]] = {
     F.relu: nn.ReLU, F.relu_: nn.ReLU, torch.relu: nn.ReLU, torch.relu_: nn.ReLU,
@@ -32,6 +32,7 @@ _BUILTIN_PARAMETERS: dict[Any, tuple[str, ...]] = {  # of functions that carry n
         "input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override",
     ),
     F.softplus: ("input", "beta", "threshold"),
+    torch.prelu: ("input", "weight"),
 }  # fmt: skip
 
 _TENSORS = ("weight", "bias", "running_mean", "running_var")
@@ -39,7 +40,7 @@ _TENSORS = ("weight", "bias", "running_mean", "running_var")
 Arguments = dict[str, Any]
 _Build = Callable[[fx.GraphModule, fx.Node], tuple[nn.Module, fx.Node] | None]
 _NormKind = type[nn.BatchNorm1d] | type[nn.BatchNorm2d] | type[nn.BatchNorm3d]
-_NORMS: dict[int, _NormKind] = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
+NORMS_BY_RANK: dict[int, _NormKind] = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
 
 
 class FunctionalToModules(PassBase):
@@ -81,7 +82,7 @@ def _build_norm(gm: fx.GraphModule, node: fx.Node) -> tuple[nn.Module, fx.Node] 
     source = arguments.pop("input", None)
     if not isinstance(source, fx.Node) or _has_computed_options(arguments):
         return None
-    kind = _NORMS.get(len(getattr(source.meta.get("tensor_meta"), "shape", ())))
+    kind = NORMS_BY_RANK.get(len(getattr(source.meta.get("tensor_meta"), "shape", ())))
     module = None if kind is None else _batch_norm(gm, kind, arguments)
     return None if module is None else (module, source)
 
@@ -103,6 +104,8 @@ def _build(gm: fx.GraphModule, node: fx.Node) -> tuple[nn.Module, fx.Node] | Non
         module = _linear(gm, arguments)
     elif node.target is F.avg_pool2d:
         module = nn.AvgPool2d(**arguments)
+    elif node.target is torch.prelu:
+        module = _prelu(gm, arguments)
     return None if module is None else (module, source)
 
 
@@ -179,6 +182,15 @@ def _linear(gm: fx.GraphModule, arguments: Arguments) -> nn.Module | None:
     module.weight = _parameter(weight)
     if bias is not None:
         module.bias = _parameter(bias)
+    return module
+
+
+def _prelu(gm: fx.GraphModule, arguments: Arguments) -> nn.Module | None:
+    weight = _tensor(gm, arguments.get("weight"))
+    if weight is None:
+        return None
+    module = nn.PReLU(weight.numel(), device="meta")
+    module.weight = _parameter(weight)
     return module
 
 

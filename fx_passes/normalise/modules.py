@@ -1,4 +1,4 @@
-"""Make every module call its own: no sharing, no no-ops."""
+"""Make every module call its own, of a plain kind: no sharing, no no-ops, no norms over several processes."""
 
 import copy
 from collections import Counter
@@ -7,8 +7,9 @@ from torch import fx, nn
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from fx_passes.graph_edit import add_module
+from fx_passes.normalise.functional import NORMS_BY_RANK
 
-__all__ = ["CloneSharedModules", "DropIdentities"]
+__all__ = ["CloneSharedModules", "DropIdentities", "PlainNorms"]
 
 
 class CloneSharedModules(PassBase):
@@ -39,3 +40,28 @@ class DropIdentities(PassBase):
                 graph_module.graph.erase_node(node)
                 modified = True
         return PassResult(graph_module, modified)
+
+
+class PlainNorms(PassBase):
+    """Replace nn.SyncBatchNorm, which trains on GPUs alone, by the norm of one process; shapes must be known.
+
+    `nn.SyncBatchNorm.convert_sync_batchnorm` turns them back for a training on several GPUs.
+    """
+
+    def call(self, graph_module: fx.GraphModule) -> PassResult:
+        """Rewrite `graph_module` in place."""
+        modified = False
+        for node in graph_module.graph.find_nodes(op="call_module"):
+            module = graph_module.get_submodule(node.target)
+            kind = NORMS_BY_RANK.get(len(getattr(node.meta.get("tensor_meta"), "shape", ())))
+            if type(module) is nn.SyncBatchNorm and kind is not None:
+                graph_module.set_submodule(node.target, _plain(module, kind))
+                modified = True
+        return PassResult(graph_module, modified)
+
+
+def _plain(norm: nn.SyncBatchNorm, kind: type[nn.Module]) -> nn.Module:
+    """Return the norm of one process with the options, parameters and statistics of `norm`."""
+    plain = kind(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats, device="meta")
+    plain.load_state_dict(norm.state_dict(), assign=True)
+    return plain.train(norm.training)

@@ -464,3 +464,15 @@ def test_casts_that_change_nothing_are_dropped():
     assert functions(gm).count("to") == 3  # to and from bfloat16, and to whatever type the image has
     assert "float" not in functions(gm)
     assert gm.double()(image(3, 7, 5)).dtype == torch.float64
+
+
+def test_a_norm_over_several_processes_becomes_one_of_a_single_process():
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5, eps=0.1, momentum=0.2), nn.ReLU(), nn.Conv2d(5, 4, 3))
+    plain[1].running_mean.normal_()
+    gm = check(nn.SyncBatchNorm.convert_sync_batchnorm(plain), torch.randn(2, 3, 9, 9))
+    assert called(gm) == [nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.Conv2d]
+    norm = gm.get_submodule("1")
+    assert (norm.eps, norm.momentum, norm.training) == (0.1, 0.2, False)
+    assert any(span.choices for span in enumerate_spans(gm))
+    gm.train()(torch.randn(2, 3, 9, 9))

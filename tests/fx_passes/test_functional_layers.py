@@ -67,3 +67,42 @@ def test_the_module_of_a_functional_norm_suits_the_tensor_and_trains(reshape, ki
 def test_softsign_is_an_activation():
     gm = captured(lambda net, y: F.softsign(y))
     assert [type(module) for module in gm.children()] == [nn.Conv2d, nn.Softsign]
+
+
+def kinds(gm):
+    return [type(gm.get_submodule(node.target)) for node in gm.graph.nodes if node.op == "call_module"]
+
+
+def test_a_functional_prelu_becomes_a_layer_with_the_models_slopes():
+    class Sloped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = nn.Conv2d(3, 5, 3), nn.Conv2d(5, 5, 3)
+            self.slopes = nn.Parameter(torch.linspace(-1, 1, 5))
+
+        def forward(self, x):
+            return self.two(F.prelu(self.one(x), self.slopes))
+
+    net = Sloped().eval()
+    gm = capture(net, X)
+    assert kinds(gm) == [nn.Conv2d, nn.PReLU, nn.Conv2d]
+    with torch.no_grad():
+        assert torch.equal(gm(X), net(X))
+
+
+@pytest.mark.parametrize("copy", [lambda y: y.clone(), lambda y: torch.clone(y), lambda y: y.contiguous()])
+def test_a_copy_between_two_layers_does_not_part_them(copy):
+    net = Net(lambda net, y: F.conv2d(copy(y), net.kernel, groups=5)).eval()
+    gm = capture(net, X)
+    assert kinds(gm) == [nn.Conv2d, nn.Conv2d]
+    assert any(choice.kind == "merge" for span in enumerate_spans(gm) for choice in span.choices)
+
+
+def test_a_copy_that_protects_a_tensor_or_suits_a_view_keeps_the_output():
+    def protected(net, y):
+        kept = y.clone()
+        kept.mul_(2)
+        return kept + y
+
+    captured(protected)
+    captured(lambda net, y: y.transpose(2, 3).contiguous().view(y.shape[0], -1))
