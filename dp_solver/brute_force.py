@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator
 from typing import TypeAlias
 
-from dp_solver.problem import Chain, Choice, Parallel, State
+from dp_solver.problem import Chain, Choice, Parallel, State, require_chain
 
 __all__ = ["enumerate_plans"]
 
@@ -15,6 +15,9 @@ PricedPlan: TypeAlias = tuple[float, float, tuple[Hashable, ...]]
 def enumerate_plans(chain: Chain) -> Iterator[PricedPlan]:
     """Yields (cost in ms, loss, keys) of every plan of `chain`, added up in the order that `frontier` uses.
 
+    Raises:
+        ProblemError: the problem is no Chain.
+
     Complexity: the number of plans, exponential in the length; for small chains only.
 
     Example:
@@ -22,6 +25,7 @@ def enumerate_plans(chain: Chain) -> Iterator[PricedPlan]:
         >>> list(enumerate_plans(Chain(2, {(0, 1): [keep], (1, 2): [keep], (0, 2): [merge]})))
         [(1.5, 0.2, ('merge',)), (2.0, 0.0, ('keep', 'keep'))]
     """
+    require_chain(chain)
     return (plan for plan, state in _plans_to(chain, chain.length) if chain.accepts(chain.length, state))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -14,7 +13,7 @@ from dp_solver.grid import Grid
 from dp_solver.labels import Keys, Solved, solve_labels
 from dp_solver.pareto import FloatArray, nondominated
 from dp_solver.problem import Chain
-from dp_solver.quantities import as_budget, as_count
+from dp_solver.quantities import as_budget, as_count, as_integer
 
 __all__ = ["Frontier", "frontier"]
 
@@ -68,9 +67,10 @@ class Frontier:
 
         Complexity: O(number of keys).
         """
-        if not hasattr(k, "__index__") or not -len(self) <= operator.index(k) < len(self):
+        number = as_integer(k)
+        if number is None or not -len(self) <= number < len(self):
             raise IndexError(f"plan {k!r} of a frontier of {len(self)} plans; use 0..{len(self) - 1}")
-        return self._plans.plan(k) if isinstance(self._plans, Solved) else self._plans[k]
+        return self._plans.plan(number) if isinstance(self._plans, Solved) else self._plans[number]
 
     def at(self, budget_ms: float) -> int:
         """Returns the index of the plan of least loss among those of cost <= `budget_ms`.

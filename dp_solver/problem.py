@@ -13,7 +13,6 @@ channels or half of them. An item extends only the partial plans whose state is 
 
 from __future__ import annotations
 
-import operator
 import reprlib
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,9 +20,9 @@ from types import MappingProxyType
 from typing import TypeAlias
 
 from depthcomp_errors import ProblemError
-from dp_solver.quantities import as_cost, as_number
+from dp_solver.quantities import as_cost, as_integer, as_number
 
-__all__ = ["Chain", "Choice", "Parallel", "State"]
+__all__ = ["Chain", "Choice", "Parallel", "State", "require_chain"]
 
 State: TypeAlias = Hashable
 MOST_CHANGES = 2**32  # sums of two million such counts are exact in float64
@@ -166,6 +165,13 @@ Item: TypeAlias = Choice | Parallel
 Span: TypeAlias = tuple[int, int]
 
 
+def require_chain(problem: object) -> None:
+    """Raises ProblemError where a problem is no `Chain`."""
+    if not isinstance(problem, Chain):
+        given = reprlib.repr(problem)
+        raise ProblemError(f"the problem (={given}) must be a Chain; make one of its spans: Chain(length, spans)")
+
+
 def _require_hashable(name: str, value: object) -> None:
     try:
         hash(value)
@@ -176,13 +182,14 @@ def _require_hashable(name: str, value: object) -> None:
 def _changes(changes: object, key: Hashable) -> int | None:
     if changes is None:
         return None
-    if not hasattr(changes, "__index__") or not 0 <= operator.index(changes) <= MOST_CHANGES:
+    number = as_integer(changes)
+    if number is None or not 0 <= number <= MOST_CHANGES:
         given = reprlib.repr(changes)
         raise ProblemError(
             f"changes (={given}) of choice {key!r} must be an integer from 0 to {MOST_CHANGES}; correct it or "
             "leave it out"
         )
-    return operator.index(changes)
+    return number
 
 
 def _branches(branches: object) -> tuple[Chain, ...]:
@@ -197,9 +204,10 @@ def _branches(branches: object) -> tuple[Chain, ...]:
 
 
 def _length(length: object) -> int:
-    if not hasattr(length, "__index__") or operator.index(length) < 0:
-        raise ProblemError(f"length (={length!r}) of a Chain must be an integer of at least 0")
-    return operator.index(length)
+    number = as_integer(length)
+    if number is None or number < 0:
+        raise ProblemError(f"length (={length!r}) of a Chain must be an integer of at least 0; count its cuts from 0")
+    return number
 
 
 def _spans(length: int, spans: object) -> dict[Span, tuple[Item, ...]]:
@@ -211,9 +219,9 @@ def _spans(length: int, spans: object) -> dict[Span, tuple[Item, ...]]:
 
 
 def _span(span: object, length: int) -> Span:
-    if isinstance(span, tuple) and len(span) == 2 and all(hasattr(cut, "__index__") for cut in span):
-        start, end = map(operator.index, span)
-        if 0 <= start < end <= length:
+    if isinstance(span, tuple) and len(span) == 2:
+        start, end = map(as_integer, span)
+        if start is not None and end is not None and 0 <= start < end <= length:
             return start, end
     raise ProblemError(f"span {span!r} must be a pair (i, j) of cuts with 0 <= i < j <= length (={length})")
 

@@ -1,4 +1,4 @@
-"""What counts as a number here: real, finite, and for a cost, a budget or a count not negative."""
+"""What counts as a number here: real, finite, no boolean, and for a cost, a budget or a count not negative."""
 
 import math
 import operator
@@ -6,7 +6,7 @@ from numbers import Real
 
 from depthcomp_errors import ProblemError
 
-__all__ = ["as_budget", "as_cost", "as_count", "as_number"]
+__all__ = ["as_budget", "as_cost", "as_count", "as_integer", "as_number"]
 
 LARGEST = 1e300  # 1e8 such numbers still add up to a finite float64
 
@@ -15,12 +15,12 @@ def as_number(value: object, name: str, *labels: object) -> float:
     """Returns `value` as a float.
 
     Args:
-        value: any real number.
+        value: any real number of Python or NumPy.
         name: what to call it in the error, a format string for `labels`.
         labels: only formatted where there is an error.
 
     Raises:
-        ProblemError: it is no real number, not finite, or larger than 1e300 in magnitude.
+        ProblemError: it is no real number (a boolean is none), not finite, or larger than 1e300 in magnitude.
 
     Example:
         >>> as_number(2, "loss of choice {!r}", "keep")
@@ -65,13 +65,29 @@ def as_count(value: object) -> int:
     Raises:
         ProblemError: it is no integer of at least 1.
     """
-    if not hasattr(value, "__index__") or operator.index(value) < 1:
-        raise ProblemError(f"count (={value!r}) must be an integer of at least 1")
-    return operator.index(value)
+    count = as_integer(value)
+    if count is None or count < 1:
+        raise ProblemError(f"count (={value!r}) must be an integer of at least 1; say how many plans you want")
+    return count
+
+
+def as_integer(value: object) -> int | None:
+    """Returns `value` as an int, or None where it is no integer.
+
+    Example:
+        >>> as_integer(3), as_integer(3.0)
+        (3, None)
+    """
+    try:
+        return operator.index(value)  # type: ignore[arg-type]  # what has no index raises
+    except TypeError:  # as arrays do, which have the method all the same
+        return None
 
 
 def _real_or_nan(value: object) -> float:
     """Returns NaN for what is no real number, infinity for what is too large for a float."""
+    if isinstance(value, bool):
+        return math.nan
     try:
         return float(value) if isinstance(value, Real) else math.nan
     except OverflowError:

@@ -183,7 +183,7 @@ def test_budget_below_the_fastest_plan() -> None:
     assert caught.value.best_ms == 1.5
 
 
-@pytest.mark.parametrize("budget", [math.nan, -1.0, -math.inf, None, "70%"])
+@pytest.mark.parametrize("budget", [math.nan, -1.0, -math.inf, None, "70%", True, np.array(1.0)])
 def test_malformed_budget(budget: object) -> None:
     with pytest.raises(ProblemError, match=r"budget_ms \(=.*\) must be a number of at least 0"):
         frontier(Chain(0, {})).at(budget)

@@ -49,7 +49,7 @@ def test_nearest_plans_lie_on_both_sides() -> None:
     assert four.nearest(2.0, 99) == [0, 1, 2, 3]
 
 
-@pytest.mark.parametrize("count", [0, -1, 1.0, None])
+@pytest.mark.parametrize("count", [0, -1, 1.0, None, np.array([1, 1])])
 def test_unusable_count(count: object) -> None:
     with pytest.raises(ProblemError, match=r"count \(=.*\) must be an integer of at least 1"):
         front((1, 0)).nearest(1.0, count)

@@ -50,7 +50,11 @@ def test_cuts_that_no_span_reaches_are_legal_where_a_plan_crosses() -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [math.nan, math.inf, -math.inf, 2e300, pytest.param(10**400, id="huge"), None, "1.0", 1j]
+    "value",
+    [
+        *(math.nan, math.inf, -math.inf, 2e300, pytest.param(10**400, id="huge")),
+        *(None, "1.0", 1j, True, np.True_, np.float32(np.inf), np.array(1.0)),
+    ],
 )
 def test_unusable_numbers(value: object) -> None:
     with pytest.raises(ProblemError, match=r"cost of choice 'k' \(=.*\) must be a finite number"):
@@ -84,7 +88,7 @@ def test_branch_that_is_no_chain() -> None:
         Parallel(0.0, (IDENTITY, KEEP))
 
 
-@pytest.mark.parametrize("length", [-1, 1.0, None, "1"])
+@pytest.mark.parametrize("length", [-1, 1.0, None, "1", np.array([1, 1])])
 def test_unusable_length(length: object) -> None:
     with pytest.raises(ProblemError, match="of a Chain must be an integer of at least 0"):
         Chain(length, {})
@@ -126,7 +130,7 @@ def test_gap(spans: dict[tuple[int, int], list[Choice]], last: int) -> None:
         Chain(3, spans)
 
 
-@pytest.mark.parametrize("changes", [-1, 0.5, "2", 2**32 + 1, 10**400])
+@pytest.mark.parametrize("changes", [-1, 0.5, "2", 2**32 + 1, 10**400, np.array([1, 1])])
 def test_unusable_changes(changes: object) -> None:
     with pytest.raises(ProblemError, match=r"changes \(=.*\) of choice 'k' must be an integer from 0 to 4294967296; "):
         Choice("k", 1.0, 0.0, changes=changes)
