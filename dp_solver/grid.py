@@ -82,13 +82,24 @@ class Grid:
 
 def _rounds(chain: Chain) -> int:
     """Returns how many prunings the plan goes through that goes through most."""
+    return _rounds_of(chain, {})
+
+
+def _rounds_of(chain: Chain, known: dict[int, int]) -> int:
+    """Returns the rounds of a chain, from `known` by its identity where it stands in several places."""
+    if id(chain) not in known:
+        known[id(chain)] = _longest_path(chain, known)
+    return known[id(chain)]
+
+
+def _longest_path(chain: Chain, known: dict[int, int]) -> int:
     most = {0: 0}
     for (start, end), items in chain.spans.items():
         if items and start in most:
-            rounds = most[start] + 1 + max(_rounds_within(item) for item in items)
+            rounds = most[start] + 1 + max(_rounds_within(item, known) for item in items)
             most[end] = max(most.get(end, 0), rounds)
     return most[chain.length]
 
 
-def _rounds_within(item: Choice | Parallel) -> int:
-    return 0 if isinstance(item, Choice) else sum(_rounds(branch) + 1 for branch in item.branches)
+def _rounds_within(item: Choice | Parallel, known: dict[int, int]) -> int:
+    return 0 if isinstance(item, Choice) else sum(_rounds_of(branch, known) + 1 for branch in item.branches)

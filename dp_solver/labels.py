@@ -9,6 +9,7 @@ which label it extends. With F(i, a) for the labels at cut i in state a,
 
 At the last cut all accepted states count as one, so that what is left there is the answer. A `Parallel` is first turned
 into the pruned sums of one point from each branch's answer, which then extend labels as if each were a choice.
+A `Chain` or `Parallel` that stands in several places, as the same object, is solved once.
 
 Which labels are worth going on with is the caller's to say (`Prune`): those that no other beats give the frontier,
 those that fewer than k others beat give the k best plans, and on a grid of costs there are few.
@@ -19,7 +20,6 @@ all labels that it may, in their order.
 
 from __future__ import annotations
 
-import reprlib
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
@@ -27,7 +27,7 @@ import numpy as np
 
 from depthcomp_errors import ProblemError
 from dp_solver.pareto import FloatArray, IntArray
-from dp_solver.problem import Chain, Choice, Parallel, State
+from dp_solver.problem import Chain, Choice, Parallel, State, require_chain
 
 __all__ = ["Keys", "Prune", "Solved", "solve_labels"]
 
@@ -103,10 +103,10 @@ def solve_labels(chain: Chain, prune: Prune) -> Solved:
     Args:
         chain: the problem, not modified.
         prune: (3, n) points -> the indices of those to keep, called once at each place that plans reach and once for
-            each branch of a `Parallel`.
+            each branch of a `Parallel`, however often that chain or region stands in the problem.
 
     Raises:
-        ProblemError: the problem is no Chain.
+        ProblemError: the problem is no Chain, or regions lie within regions too deep for Python's stack.
 
     Example:
         >>> from dp_solver.pareto import nondominated
@@ -115,29 +115,92 @@ def solve_labels(chain: Chain, prune: Prune) -> Solved:
         >>> solved.points[:2].tolist(), solved.plan(0)
         ([[1.0, 2.0], [0.5, 0.0]], ('merge',))
     """
-    _require_chain(chain)
-    arrivals = _arrivals(chain)
-    last_use = {start: place for place, items in arrivals.items() for start, _ in items}
-    numbers: dict[Place, int] = {(0, chain.start): 0}
-    points = np.zeros((3, 1))
-    tables, live = [_origin()], {0: points}  # `live`: the points of each table that are still to be extended
-    for place, items in arrivals.items():
-        reached = {start: numbers[start] for start, _ in items if start in numbers}
-        if reached:
-            labels, points = _extend(live, [(reached[start], item) for start, item in items if start in reached], prune)
-            numbers[place] = len(tables)
-            live[len(tables)] = points
-            tables.append(labels)
-        for start, table in reached.items():
-            if last_use[start] == place:
-                del live[table]
-    return Solved(points, tables)
+    require_chain(chain)
+    try:
+        return _Solver(prune).solve(chain)
+    except RecursionError as error:
+        raise ProblemError(
+            "the problem has too many regions within regions for Python's stack; write a Parallel of one branch as "
+            "items of the chain around it, or raise the limit with sys.setrecursionlimit"
+        ) from error
 
 
-def _require_chain(chain: object) -> None:
-    if not isinstance(chain, Chain):
-        given = reprlib.repr(chain)
-        raise ProblemError(f"the problem (={given}) must be a Chain; make one of its spans: Chain(length, spans)")
+class _Solver:
+    """One solve of a problem and of all chains within it, each of them once.
+
+    What is solved is looked up by identity, since equal chains may differ in their plans: 1 equals True as a key. The
+    problem holds all its chains, so that no identity passes to another object meanwhile.
+    """
+
+    def __init__(self, prune: Prune) -> None:
+        self._prune = prune
+        self._solved: dict[int, Solved] = {}  # by the chain's identity
+        self._joined: dict[int, _Joined] = {}  # by the region's identity
+
+    def solve(self, chain: Chain) -> Solved:
+        """Returns the labels of a chain at its last cut."""
+        if id(chain) not in self._solved:
+            self._solved[id(chain)] = self._push_labels(chain)
+        return self._solved[id(chain)]
+
+    def _push_labels(self, chain: Chain) -> Solved:
+        arrivals = _arrivals(chain)
+        last_use = {start: place for place, items in arrivals.items() for start, _ in items}
+        numbers: dict[Place, int] = {(0, chain.start): 0}
+        points = np.zeros((3, 1))
+        tables, live = [_origin()], {0: points}  # `live`: the points of each table that are still to be extended
+        for place, items in arrivals.items():
+            reached = {start: numbers[start] for start, _ in items if start in numbers}
+            if reached:
+                labels, points = self._extend(
+                    live, [(reached[start], item) for start, item in items if start in reached]
+                )
+                numbers[place] = len(tables)
+                live[len(tables)] = points
+                tables.append(labels)
+            for start, table in reached.items():
+                if last_use[start] == place:
+                    del live[table]
+        return Solved(points, tables)
+
+    def _extend(
+        self, live: Mapping[int, FloatArray], arrivals: Sequence[tuple[int, Choice | Parallel]]
+    ) -> tuple[_Labels, FloatArray]:
+        """Returns the labels of the next place and their points: each step extends each label, the best stay."""
+        steps, added = list[_Step](), list[tuple[float, float, float]]()
+        for table, item in arrivals:
+            if isinstance(item, Choice):
+                steps.append(_Step(table, item, 0))
+                added.append((item.cost, item.loss, item.change_count))
+            else:
+                joined = self._join(item)
+                steps.extend(_Step(table, joined, point) for point in range(joined.points.shape[1]))
+                added.extend(joined.points.T.tolist())
+        if not steps:  # a region of which the pruning left nothing
+            return _origin()._replace(kept=np.zeros(0, dtype=np.intp)), np.zeros((3, 0))
+        extended = [live[step.table] for step in steps]
+        sizes = [points.shape[1] for points in extended]
+        candidates = np.concatenate(extended, axis=1)
+        candidates += np.array(added).T.repeat(sizes, axis=1)
+        kept = self._prune(candidates)
+        return _Labels(kept, np.cumsum(sizes), steps), candidates[:, kept]
+
+    def _join(self, parallel: Parallel) -> _Joined:
+        """Returns the points of a region."""
+        if id(parallel) not in self._joined:
+            self._joined[id(parallel)] = self._add_branches(parallel)
+        return self._joined[id(parallel)]
+
+    def _add_branches(self, parallel: Parallel) -> _Joined:
+        """Returns the sums over the branches, pruned after each branch."""
+        branches = tuple(self.solve(branch) for branch in parallel.branches)
+        points, picks = np.array([[parallel.join_cost], [0.0], [0.0]]), np.zeros((1, 0), dtype=np.intp)
+        for branch in branches:
+            sums = (points[:, :, np.newaxis] + branch.points[:, np.newaxis, :]).reshape(3, -1)
+            kept = self._prune(sums)
+            before, pick = np.divmod(kept, branch.points.shape[1])
+            points, picks = sums[:, kept], np.column_stack((picks[before], pick))
+        return _Joined(points, picks, branches)
 
 
 def _origin() -> _Labels:
@@ -153,41 +216,6 @@ def _arrivals(chain: Chain) -> dict[Place, list[tuple[Place, Choice | Parallel]]
                 place = (end, item.after if end < chain.length else _ANY_END)
                 arrivals.setdefault(place, []).append(((start, item.before), item))
     return arrivals
-
-
-def _extend(
-    live: Mapping[int, FloatArray], arrivals: Sequence[tuple[int, Choice | Parallel]], prune: Prune
-) -> tuple[_Labels, FloatArray]:
-    """Returns the labels of the next place and their points: each step extends each label, the best stay."""
-    steps, added = list[_Step](), list[tuple[float, float, float]]()
-    for table, item in arrivals:
-        if isinstance(item, Choice):
-            steps.append(_Step(table, item, 0))
-            added.append((item.cost, item.loss, item.change_count))
-        else:
-            joined = _join(item, prune)
-            steps.extend(_Step(table, joined, point) for point in range(joined.points.shape[1]))
-            added.extend(joined.points.T.tolist())
-    if not steps:  # a region of which the pruning left nothing
-        return _origin()._replace(kept=np.zeros(0, dtype=np.intp)), np.zeros((3, 0))
-    extended = [live[step.table] for step in steps]
-    sizes = [points.shape[1] for points in extended]
-    candidates = np.concatenate(extended, axis=1)
-    candidates += np.array(added).T.repeat(sizes, axis=1)
-    kept = prune(candidates)
-    return _Labels(kept, np.cumsum(sizes), steps), candidates[:, kept]
-
-
-def _join(parallel: Parallel, prune: Prune) -> _Joined:
-    """Returns the sums over the branches, pruned after each branch."""
-    branches = tuple(solve_labels(branch, prune) for branch in parallel.branches)
-    points, picks = np.array([[parallel.join_cost], [0.0], [0.0]]), np.zeros((1, 0), dtype=np.intp)
-    for branch in branches:
-        sums = (points[:, :, np.newaxis] + branch.points[:, np.newaxis, :]).reshape(3, -1)
-        kept = prune(sums)
-        before, pick = np.divmod(kept, branch.points.shape[1])
-        points, picks = sums[:, kept], np.column_stack((picks[before], pick))
-    return _Joined(points, picks, branches)
 
 
 def _keys(step: _Step) -> Keys:

@@ -1,17 +1,20 @@
 """What is no problem, no frontier and no text of one is refused with a sentence."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
 
 from depthcomp_errors import ProblemError
-from dp_solver import Chain, Choice, Frontier, best_plans, frontier, solve, two_stage_problem
+from dp_solver import Chain, Choice, Frontier, Parallel, best_plans, enumerate_plans, frontier, solve, two_stage_problem
 
 FRONT = frontier(Chain(1, {(0, 1): [Choice(None, 1.0, 0.0)]}))
 
 
-@pytest.mark.parametrize("call", [frontier, lambda given: solve(given, 1.0), lambda given: best_plans(given, 1.0, 1)])
+@pytest.mark.parametrize(
+    "call", [frontier, enumerate_plans, lambda given: solve(given, 1.0), lambda given: best_plans(given, 1.0, 1)]
+)
 @pytest.mark.parametrize("given", [None, {}, [1]])
 def test_no_chain(call: object, given: object) -> None:
     with pytest.raises(ProblemError, match=r"the problem \(=.*\) must be a Chain; make one of its spans"):
@@ -47,8 +50,17 @@ def test_a_frontier_of_another_problem() -> None:
 
 
 def test_the_number_of_a_plan_is_an_integer() -> None:
-    with pytest.raises(IndexError, match=r"plan 'x' of a frontier of 1 plans; use 0\.\.0"):
-        FRONT.plan("x")
+    for k in ("x", np.array([0, 0])):
+        with pytest.raises(IndexError, match=r"plan .* of a frontier of 1 plans; use 0\.\.0"):
+            FRONT.plan(k)
+
+
+def test_regions_within_regions_beyond_the_stack() -> None:
+    chain = Chain(0, {})
+    for _ in range(sys.getrecursionlimit()):
+        chain = Chain(1, {(0, 1): [Parallel(0.0, (chain,))]})
+    with pytest.raises(ProblemError, match="has too many regions within regions for Python's stack; write a Parallel"):
+        frontier(chain)
 
 
 def test_ends_may_be_an_array() -> None:
