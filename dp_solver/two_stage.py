@@ -8,23 +8,36 @@ activation may stand (state 1) or not (state 0). Two tables are given:
   state b. Higher is better: it is the change in accuracy, mostly negative.
 
 Wanted is which positions keep an activation (the paper's A) and where convolutions end after merging (S), so that the
-importance adds up to as much as possible within the latency budget T_0. Both are found at once, in two stages.
+importance adds up to as much as possible within the latency budget T_0. To find the A and S that are best for the
+trained network itself is NP-hard; the sum stands in for it. With 0 = p_0 < p_1 < ... < p_n = L for the ends of spans
+and b_k for the state at p_k, b_0 = 1,
+
+    maximise    sum over k of I_ext[p_(k-1), p_k, b_(k-1), b_k]
+    subject to  sum over k of T_opt[p_(k-1), p_k] <= T_0
+
+A and S are found at once, in two stages: what each span costs and promises at best, then which spans to take.
 
 Stage 1 asks what a span costs at best. A span without activations inside need not become a single convolution: two
-smaller merges may be faster, since a merged kernel grows. With T_opt for the best latency (the paper's Algorithm 1),
+smaller merges may be faster, since a merged kernel grows. Look at where the last of its merges begins: either it is the
+only one, or it begins at some m and the merges before it make (i, m] as fast as can be. Hence, with T_opt for the best
+latency (Algorithm 1, in section 4 of the paper),
 
     T_opt[i, j] = min(T[i, j], min over i < m < j of T_opt[i, m] + T[m, j])
 
-taken where both spans exist, and the m that were chosen are the *breaks* of the span.
+where T is infinite for spans that it lacks. The m that were chosen are the *breaks* of the span.
 
 The importance is extended likewise: what was measured for a whole span may be worse than what its parts promise, so
+(Algorithm 3, in appendix B of the paper, with the normalisation below)
 
     I_ext[i, j, a, b] = max(I[i, j, a, b], max over i < m < j of I_ext[i, m, a, 0] + I[m, j, 0, b])
 
-since the activation at m, inside of the span, is gone. Entries are scores against the original network, each the worse
-for the short training that it was measured with, and a plan of many spans adds that up many times. Nothing here
-takes that off: the caller does, before this, with `normalized`, which subtracts the mean score of single layers that
-lose no activation from all entries.
+since the activation at m, inside of the span, is gone; I is minus infinity for entries that it lacks. Both are found
+for the spans and entries that the tables have, and for no others.
+
+Entries are scores against the original network, each the worse for the short training that it was measured with, and a
+plan of many spans adds that up many times. Nothing here takes that off: the caller does, before this, with
+`normalized`, which subtracts alpha times the mean score of single layers from all entries (those that lose no
+activation, or all of them; the authors' own tables have all, and an alpha of 1.2 to 1.6).
 
     >>> from dp_solver import normalized
     >>> latencies = {(0, 1): 1.0, (1, 2): 1.0, (0, 2): 2.0}
@@ -39,8 +52,10 @@ that ends there in state b and takes at most t,
 
     D[0, 1](t) = 0        D[j, b](t) = max over i < j, a of D[i, a](t - T_opt[i, j]) + I_ext[i, j, a, b]
 
-and the answer is the better D[L, b](T_0): nothing says how the network must end. Of equal importance the faster wins,
-then the plan that leaves fewer positions without an activation: those inside of its spans, and ends in state 0.
+and the answer is the better D[L, b](T_0): nothing says how the network must end. A plan whose last span is (i, j] has
+t - T_opt[i, j] left for what comes before, and D[i, a] says what that is worth at best; the authors tabulate D over t
+in steps of a grid, with T_opt rounded down to it. Of equal importance the faster wins, then the plan that leaves fewer
+positions without an activation: those inside of its spans, and ends in state 0.
 The states are those of the cuts of a `Chain`, a span's choices are its (a, b), and labels stand in for D over all t, so
 that costs are never rounded and one solve answers every budget: see `dp_solver.labels`.
 
@@ -59,7 +74,8 @@ entry is then one convolution as it stands, and there is neither a first stage n
 
 References:
     Kim et al., Efficient Latency-Aware CNN Depth Compression via Two-Stage Dynamic Programming, ICML 2023, arXiv
-    2301.12187.
+    2301.12187; the numbers of its algorithms are those that the authors' code gives for its tables
+    (github.com/snu-mllab/Efficient-CNN-Depth-Compression).
 """
 
 from __future__ import annotations
@@ -118,11 +134,15 @@ class TwoStageProblem:
             budget_ms: latency in ms, at least 0.
 
         Raises:
-            ProblemError: the budget is NaN, negative or not a number, or the frontier is of another problem.
+            ProblemError: the budget is NaN, negative or not a number, or the frontier is none or that of another
+                problem.
             BudgetInfeasibleError: every plan costs more; `best_ms` is the smallest cost.
         """
+        _require_frontier(front)
         k = front.at(budget_ms)
-        return self._described(front.plan(k), -float(front.losses[k]), float(front.costs[k]))
+        plan = front.plan(k)
+        self._require_plan(plan)
+        return self._described(plan, -float(front.losses[k]), float(front.costs[k]))
 
     def describe(self, keys: Sequence[Hashable]) -> TwoStageResult:
         """Returns what a plan of `chain` keeps and where its merges end, as for one of `best_plans(chain, ...)`.
@@ -131,44 +151,53 @@ class TwoStageProblem:
             keys: the plan's keys in order from position 0 to the last.
 
         Raises:
-            ProblemError: a key is none of this problem's, or the keys do not lead from position 0 to the last.
+            ProblemError: the keys are no sequence, one is none of this problem's, or they do not lead from position 0
+                to the last.
 
         Example:
             >>> problem = two_stage_problem({(0, 1): 2.0}, {(0, 1, 1, 1): 0.0, (0, 1, 1, 0): -0.1})
             >>> problem.describe([(0, 1, 1, 0)])
             TwoStageResult(value=-0.1, cost_ms=2.0, kept_activations=(), merge_ends=(1,), keys=((0, 1, 1, 0),))
         """
-        self._require_own(keys)
+        _require_sequence(keys)
         plan: tuple[Any, ...] = tuple(keys)
-        places = [(0, ENTRY), *((j, b) for _, j, _, b, *_ in plan)]
-        if [(i, a) for i, _, a, *_ in plan] != places[:-1] or places[-1][0] != self.chain.length:
-            raise ProblemError(
-                f"keys (={reprlib.repr(keys)}) must lead from position 0 in state {ENTRY} to position "
-                f"{self.chain.length}, each from the position and state where the one before ends; give a whole plan"
-            )
-        items = self._items()
+        items = self._require_plan(plan)
         cost, loss = 0.0, 0.0
         for key in plan:
             cost, loss = cost + items[key].cost, loss + items[key].loss
         return self._described(plan, -loss, cost)
 
     def _described(self, keys: tuple[Any, ...], value: float, cost_ms: float) -> TwoStageResult:
-        self._require_own(keys)
         ends = {j for _, j, *_ in keys}.union(*(self.breaks.get((i, j), ()) for i, j, *_ in keys))
         kept = tuple(j for _, j, _, b, *_ in keys if b == 1)
         return TwoStageResult(value, cost_ms, kept, tuple(sorted(ends)), keys)
 
-    def _items(self) -> dict[Hashable, Choice]:
+    def _require_plan(self, keys: tuple[Any, ...]) -> dict[Hashable, Choice]:
+        """Returns the choices by their keys; raises ProblemError where `keys` are no plan of them."""
         items = (item for items in self.chain.spans.values() for item in items)
-        return {item.key: item for item in items if isinstance(item, Choice)}
-
-    def _require_own(self, keys: Sequence[Hashable]) -> None:
-        own = self._items()
-        foreign = [key for key in keys if key not in own]
-        if foreign:
+        own: dict[Hashable, Choice] = {item.key: item for item in items if isinstance(item, Choice)}
+        for key in keys:
+            if not isinstance(key, Hashable) or key not in own:
+                raise ProblemError(f"key {key!r} is none of this problem's; give a plan or frontier of its own chain")
+        places = [(0, ENTRY), *((j, b) for _, j, _, b, *_ in keys)]
+        if [(i, a) for i, _, a, *_ in keys] != places[:-1] or places[-1][0] != self.chain.length:
             raise ProblemError(
-                f"key {foreign[0]!r} is none of this problem's; give a plan or frontier of its own chain"
+                f"keys (={reprlib.repr(keys)}) must lead from position 0 in state {ENTRY} to position "
+                f"{self.chain.length}, each from the position and state where the one before ends; give a whole plan"
             )
+        return own
+
+
+def _require_frontier(front: object) -> None:
+    if not isinstance(front, Frontier):
+        given = reprlib.repr(front)
+        raise ProblemError(f"the frontier (={given}) must be a Frontier; give frontier(problem.chain)")
+
+
+def _require_sequence(keys: object) -> None:
+    if not isinstance(keys, Sequence):
+        given = reprlib.repr(keys)
+        raise ProblemError(f"keys (={given}) must be a sequence of entries of I; give those of a plan")
 
 
 def two_stage(

@@ -6,18 +6,20 @@ T[i, j] is a latency in ms and I[i, j, a, b] an importance; what they mean and w
 
 from __future__ import annotations
 
-import operator
+import math
 import reprlib
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal, TypeAlias
 
 from depthcomp_errors import ProblemError
-from dp_solver.quantities import as_cost, as_number
+from dp_solver.key_order import key_order
+from dp_solver.quantities import as_cost, as_integer, as_number
 
 __all__ = ["Importances", "Latencies", "Span", "extended_importance", "joined", "normalized", "optimal_latency"]
 
 Span: TypeAlias = tuple[int, int]
 Entry: TypeAlias = tuple[int, int, int, int]
+Place: TypeAlias = tuple[int, int]  # a position and its state
 Latencies: TypeAlias = Mapping[Any, float]  # (i, j) or (i, j, k) -> ms
 Importances: TypeAlias = Mapping[Any, float]  # (i, j, a, b) or (i, j, a, b, k) -> importance
 Baseline: TypeAlias = Literal["original", "single", "all"]
@@ -55,9 +57,14 @@ def joined(
 
 
 def optimal_latency(T: Mapping[Span, float]) -> tuple[dict[Span, float], dict[Span, tuple[int, ...]]]:  # noqa: N803
-    """Returns T_opt and the breaks inside each span, by the paper's Algorithm 1; T is not modified.
+    """Returns T_opt and the breaks inside each span: Algorithm 1, in section 4 of the paper; T is not modified.
 
-    Of equal latencies the single merge wins, then the first m.
+    T_opt[i, j] is the least sum of T over all ways to cut (i, j] into spans of T, and the breaks are where it is cut.
+    It is found by the recursion that `dp_solver.two_stage` tells, with T infinite where it has no such span: a way
+    leads on from m although (i, m] was not measured as a whole. Of equal latencies the single merge wins, then the
+    first m.
+
+    Complexity: for each position O(spans that begin between it and the furthest end of its own spans).
 
     Raises:
         ProblemError: T is no mapping, a key is malformed or names a kernel, a number is not finite or negative.
@@ -67,14 +74,37 @@ def optimal_latency(T: Mapping[Span, float]) -> tuple[dict[Span, float], dict[Sp
         ({(0, 1): 1.0, (1, 2): 1.0, (0, 2): 2.0}, {(0, 1): (), (1, 2): (), (0, 2): (1,)})
     """
     T = _without_kernels("T", _latencies(T), 2)  # noqa: N806
-    best: dict[Span, float] = {}
-    breaks: dict[Span, tuple[int, ...]] = {}
-    for i, j in sorted(T, key=lambda span: span[1]):  # (i, m] comes before (i, j] as m < j
-        best[i, j], breaks[i, j] = T[i, j], ()
-        for m in range(i + 1, j):
-            if (i, m) in T and (m, j) in T and best[i, m] + T[m, j] < best[i, j]:
-                best[i, j], breaks[i, j] = best[i, m] + T[m, j], (*breaks[i, m], m)
-    return {span: best[span] for span in T}, {span: breaks[span] for span in T}
+    ends = _ends_by_start(T)
+    ways = {i: _fastest_ways(i, ends, T) for i in ends}
+    return {(i, j): ways[i][j][0] for i, j in T}, {(i, j): ways[i][j][1] for i, j in T}
+
+
+def _ends_by_start(T: Mapping[Span, float]) -> dict[int, list[int]]:  # noqa: N803
+    """Returns where the spans that begin at a position end, positions in rising order."""
+    ends: dict[int, list[int]] = {}
+    for i, j in sorted(T):
+        ends.setdefault(i, []).append(j)
+    return ends
+
+
+def _fastest_ways(
+    i: int,
+    ends: Mapping[int, list[int]],
+    T: Mapping[Span, float],  # noqa: N803
+) -> dict[int, tuple[float, tuple[int, ...]]]:
+    """Returns, for each position that spans from position i lead to, the least latency and where that way cuts."""
+    ways: dict[int, tuple[float, tuple[int, ...]]] = {i: (0.0, ())}
+    for m in _from(i, ends):  # every way to m is known by now, since its last span begins before m
+        for j in ends[m] if m in ways else ():
+            ms, breaks = ways[m]
+            if j not in ways or ms + T[m, j] < ways[j][0]:
+                ways[j] = ms + T[m, j], (*breaks, m) if m > i else ()
+    return ways
+
+
+def _from(i: int, ends: Mapping[int, list[int]]) -> list[int]:
+    """Returns the positions where spans begin, from i to before the furthest end of those that begin at i."""
+    return [m for m in ends if i <= m < ends[i][-1]]
 
 
 def extended_importance(
@@ -82,7 +112,10 @@ def extended_importance(
 ) -> dict[Entry, float]:
     """Returns I_ext: what a span's parts promise, where that is more than was measured for the whole.
 
-    Only entries of I are extended: what was not measured at all stays out. I is not modified.
+    I_ext[i, j, a, b] is the largest sum of I over all ways to cut (i, j] into entries of I, in state a at i, b at j and
+    0 at every cut between. It is found by the recursion that `dp_solver.two_stage` tells (Algorithm 3, in appendix B of
+    the paper), with I minus infinity where it has no such entry. Only entries of I are extended: what was not measured
+    at all stays out. I is not modified.
 
     Raises:
         ProblemError: I is no mapping, a key is malformed or names a kernel, a number is not finite.
@@ -92,11 +125,30 @@ def extended_importance(
         -0.1
     """
     I = _without_kernels("I", _importances(I), 4)  # noqa: E741, N806
-    best: dict[Entry, float] = {}
-    for i, j, a, b in sorted(I, key=lambda key: key[1]):
-        parts = [best[i, m, a, 0] + I[m, j, 0, b] for m in range(i + 1, j) if {(i, m, a, 0), (m, j, 0, b)} <= I.keys()]
-        best[i, j, a, b] = max([I[i, j, a, b], *parts])
-    return {key: best[key] for key in I}
+    entries: dict[Place, list[Place]] = {}
+    for i, j, a, b in sorted(I):
+        entries.setdefault((i, a), []).append((j, b))
+    promises = {start: _promises(start, entries, I) for start in entries}
+    return {(i, j, a, b): promises[i, a][j, b] for i, j, a, b in I}
+
+
+def _promises(
+    start: Place,
+    entries: Mapping[Place, list[Place]],
+    I: Mapping[Entry, float],  # noqa: E741, N803
+) -> dict[Place, float]:
+    """Returns, for each place that entries lead to from `start`, the most importance, in state 0 on the way."""
+    best = {start: 0.0}
+    for m, state in _on_the_way(start, entries):  # every way to m is known by now: its last entry begins before m
+        for j, b in entries[m, state] if (m, state) in best else ():
+            best[j, b] = max(best.get((j, b), -math.inf), best[m, state] + I[m, j, state, b])
+    return best
+
+
+def _on_the_way(start: Place, entries: Mapping[Place, list[Place]]) -> list[Place]:
+    """Returns `start` and the later places in state 0 where entries begin, as far as those from `start` reach."""
+    furthest = max(j for j, _ in entries[start])
+    return [start, *((m, state) for m, state in entries if start[0] < m < furthest and state == 0)]
 
 
 def normalized(
@@ -157,10 +209,12 @@ def _own_activations(baseline: str, activations: Collection[int] | None) -> set[
             "leave them out"
         )
     positions = () if activations is None else activations
-    if not isinstance(positions, Collection) or not all(hasattr(position, "__index__") for position in positions):
+    iterable = isinstance(positions, Collection) and getattr(positions, "ndim", 1) == 1  # or an array of one number
+    own = {as_integer(position) for position in positions} if iterable else {None}
+    if None in own:
         given = reprlib.repr(activations)
         raise ProblemError(f"activations (={given}) must be a collection of positions, integers each; correct it")
-    return {0, *map(operator.index, positions)}
+    return {0, *(position for position in own if position is not None)}
 
 
 def _latencies(T: Latencies) -> dict[Any, float]:  # noqa: N803
@@ -196,15 +250,12 @@ def _key(table: str, key: object, *, states: int) -> tuple[Any, ...]:
     form = "(i, j, a, b)" if states else "(i, j)"
     if not isinstance(key, tuple) or len(key) not in (2 + states, 3 + states):
         raise ProblemError(f"key {key!r} of {table} must be {form} or, with a kernel, {form[:-1]}, k)")
-    numbers = key[: 2 + states]
-    if all(hasattr(part, "__index__") for part in numbers):
-        i, j, *ends = numbers = tuple(map(operator.index, numbers))
-        if 0 <= i < j and set(ends) <= {0, 1}:
-            return (*numbers, *key[2 + states :])
+    i, j, *ends = map(as_integer, key[: 2 + states])
+    if i is not None and j is not None and 0 <= i < j and set(ends) <= {0, 1}:
+        return (i, j, *ends, *key[2 + states :])
     needed = "integers with 0 <= i < j" + (" and states a and b of 0 or 1" if states else "")
     raise ProblemError(f"key {key!r} of {table} must be {form} of {needed}; correct it")
 
 
 def _order(entry: tuple[tuple[Any, ...], float]) -> tuple[Any, ...]:
-    key = entry[0]
-    return (*key[:4], repr(key[4:])) if len(key) > 3 else (*key[:2], repr(key[2:]))
+    return key_order(entry[0])

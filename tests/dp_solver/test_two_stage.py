@@ -6,6 +6,7 @@ import pytest
 
 from depthcomp_errors import BudgetInfeasibleError, ProblemError
 from dp_solver import (
+    Chain,
     best_plans,
     extended_importance,
     frontier,
@@ -45,7 +46,7 @@ def test_of_equal_latencies_the_single_merge_wins_then_the_first_break() -> None
     assert optimal_latency(single | {(0, 2): 2.0, (1, 3): 2.0, (0, 3): 9.0})[1][0, 3] == (1,)
 
 
-def test_a_break_needs_both_spans_in_the_table() -> None:
+def test_a_break_needs_a_span_behind_it() -> None:
     assert optimal_latency({(0, 1): 1.0, (0, 2): 5.0})[0][0, 2] == 5.0
 
 
@@ -260,6 +261,9 @@ def test_malformed_normalization() -> None:
         normalized(IMPORTANCE, activations=[1], alpha=math.nan)
     with pytest.raises(ProblemError, match=r"activations \(=3\) must be a collection of positions, integers each"):
         normalized(IMPORTANCE, activations=3)
+    for positions in (np.array(1), np.array([[1, 2]]), [np.array([1, 2])], "12"):
+        with pytest.raises(ProblemError, match=r"activations \(=.*\) must be a collection of positions"):
+            normalized(IMPORTANCE, activations=positions)
     with pytest.raises(ProblemError, match=r"baseline \(=\[\]\) must be one of"):
         normalized(IMPORTANCE, baseline=[])
 
@@ -277,5 +281,22 @@ def test_runners_up_are_described() -> None:
 def test_what_is_no_plan_is_not_described(keys: list) -> None:
     with pytest.raises(ProblemError, match=r"keys \(=.*\) must lead from position 0 in state 1 to position 3, each"):
         two_stage_problem(T, IMPORTANCE).describe(keys)
-    with pytest.raises(ProblemError, match=r"key 'x' is none of this problem's"):
-        two_stage_problem(T, IMPORTANCE).describe(["x"])
+    for foreign in ("x", [1]):
+        with pytest.raises(ProblemError, match=r"key .* is none of this problem's"):
+            two_stage_problem(T, IMPORTANCE).describe([foreign])
+
+
+@pytest.mark.parametrize("keys", [None, 3, {(0, 3, 1, 1)}, (key for key in [(0, 3, 1, 1)])])
+def test_what_is_no_sequence_is_not_described(keys: object) -> None:
+    with pytest.raises(ProblemError, match=r"keys \(=.*\) must be a sequence of entries of I; give those of a plan"):
+        two_stage_problem(T, IMPORTANCE).describe(keys)
+
+
+def test_only_a_frontier_of_the_problem_gives_a_result() -> None:
+    problem = two_stage_problem(T, IMPORTANCE)
+    with pytest.raises(ProblemError, match=r"the frontier \(=None\) must be a Frontier; give frontier"):
+        problem.result(None, 9.0)
+    part = two_stage_problem({(0, 1): 4.0}, {(0, 1, 1, 1): 0.0})  # its keys are keys of the problem, too
+    for front in (frontier(part.chain), frontier(Chain(0, {}))):
+        with pytest.raises(ProblemError, match=r"keys \(=.*\) must lead from position 0 in state 1 to position 3"):
+            problem.result(front, 9.0)
