@@ -1,16 +1,16 @@
 """Time the exact solver: the published MobileNetV2-1.0 problem, and chains of up to 1,000 cuts.
 
-- With `--tables` (a folder as for `reproduce_kim23.py`): T_opt, the chain and the whole frontier of MobileNetV2-1.0,
-timed
-  apart and in turns over the importances given, against what the authors' solver took for one budget. The reference's
-  seconds are those recorded in `reference_solutions.json`, measured on another day; they are not timed here.
+- With `--tables` (a folder as `kim23_tables.py` tells it): T_opt, the chain and the whole frontier of MobileNetV2-1.0,
+  timed apart and in turns over the importances given, against what the authors' solver took for one budget. The
+  reference's seconds are those recorded in `reference_solutions.json`, measured on another day and not timed here.
 - Chains like MobileNet's, seeded: blocks of three convolutions, spans within a block and from block to block up to four
   blocks long, an activation or none (a state) at the end of each block; the same with each block beside a skip
   connection (a `Parallel`) where its input and output may be added. Timed in turns, memory measured in a run of its
   own.
 
 NumPy runs on one thread or many as the environment says; nothing here is multiplied, so that it does not matter.
-Results go to docs/solver.json with a plot beside it; without `--tables` the first part of an earlier run is kept.
+Results go to docs/solver.json with a plot beside it; without `--tables` the first part of an earlier run is kept. The
+exit code is 2, before anything is timed, where the tables or the earlier results cannot be read.
 """
 
 from __future__ import annotations
@@ -23,22 +23,23 @@ import platform
 import statistics
 import time
 import tracemalloc
-import warnings
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from kim23_tables import ANSWERS, read_answers, read_json, read_latencies, refuse
 
+from depthcomp.errors import DepthCompError, TableError
 from depthcomp.importance_table import import_importance
 from dp_solver import Chain, Choice, Parallel, frontier, two_stage_problem
 from dp_solver.grid import Grid
 from dp_solver.labels import solve_labels
 from dp_solver.pareto import nondominated
-from latency_tables import import_kim23
 
 ROOT = Path(__file__).parents[1]
+NET = "mbv2_1.0"
 LENGTHS = (25, 50, 100, 200, 400, 1000)
 BLOCK = 3  # convolutions: expand, depthwise, project
 LONGEST = 4  # blocks in one span
@@ -70,12 +71,15 @@ def summary_ms(seconds: Sequence[float]) -> Record:
 
 
 def bench_mobilenet(tables: Path, rounds: int) -> Record:
-    """Return the timings of the published MobileNetV2-1.0 problem."""
-    net = tables / "mbv2_1.0"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # rows with a large spread are part of the problem as it was published
-        latencies = import_kim23(next(net.glob("time_*.csv"))).ms
-    answers = [row for row in json.loads((tables / "reference_solutions.json").read_text()) if row["net"] == net.name]
+    """Return the timings of the published MobileNetV2-1.0 problem.
+
+    Raises:
+        TableError, ProblemError: the tables or the answers of the reference are missing or malformed.
+    """
+    net, answers = tables / NET, [row for row in read_answers(tables) if row["net"] == NET]
+    if not answers:
+        raise TableError(f"{tables / ANSWERS} has no answer for {NET}; give the folder of the published tables")
+    latencies = read_latencies(net, "time_*.csv").ms
     scores = {name: import_importance(net / name) for name in sorted({row["importance"] for row in answers})}
     problems = {name: two_stage_problem(latencies, table, extend_importance=False) for name, table in scores.items()}
     tasks: dict[str, Task] = {}
@@ -213,15 +217,7 @@ def report(content: Record) -> str:
     """Return the results as text."""
     lines = []
     if "mobilenet_v2" in content:
-        net = content["mobilenet_v2"]
-        found, reference, ratio = net["frontier"], net["reference_s_per_budget"], net["ratio_of_frontier"]
-        lines += [
-            _measured(net),
-            f"MobileNetV2-1.0, {net['choices']} choices: whole frontier ({net['points']} plans) in {_shown(found)}",
-            f"  tables to chain, T_opt included: {_shown(net['problem'])}; both: {_shown(net['both'])}",
-            f"  reference: {reference['min']} to {reference['max']} s for one budget, median {reference['median']} s "
-            f"({net['reference_source']}), {ratio[0]} to {ratio[1]} times as long",
-        ]
+        lines += _mobilenet_lines(content["mobilenet_v2"])
     lines.append(_measured(content["scaling"]))
     lines.append(f"{'cuts':>5} {'kind':>9} {'grid ms':>7} {'choices':>7} {'median ms':>10} {'quartiles':>19} {'n':>2}"
                  f" {'labels':>9} {'points':>6} {'peak MB':>8} {'slack ms':>8} {'given up':>8}")  # fmt: skip
@@ -233,6 +229,17 @@ def report(content: Record) -> str:
             f"{row['peak_mb']:>8.1f} {row['slack_ms']:>8.2f} {row['given_up_in_the_middle']:>8.1%}"
         )
     return "\n".join(lines)
+
+
+def _mobilenet_lines(net: Record) -> list[str]:
+    found, reference, ratio = net["frontier"], net["reference_s_per_budget"], net["ratio_of_frontier"]
+    return [
+        _measured(net),
+        f"MobileNetV2-1.0, {net['choices']} choices: whole frontier ({net['points']} plans) in {_shown(found)}",
+        f"  tables to chain, T_opt included: {_shown(net['problem'])}; both: {_shown(net['both'])}",
+        f"  reference: {reference['min']} to {reference['max']} s for one budget, median {reference['median']} s "
+        f"({net['reference_source']}), {ratio[0]} to {ratio[1]} times as long",
+    ]
 
 
 def _measured(part: Record) -> str:
@@ -255,22 +262,55 @@ def _dump(content: Record) -> str:
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
+def earlier_results(out: Path) -> Record:
+    """Return what an earlier run wrote that this run may keep; the folder is made where it is missing.
+
+    Raises:
+        TableError: the file cannot be read or holds something else, or the folder cannot be made.
+    """
+    advice = "name another file with --out, or delete it"
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TableError(f"{out.parent} cannot be made ({error.strerror}); name another file with --out") from error
+    if not out.exists():
+        return {}
+    content = read_json(out, advice)
+    try:
+        kept: Record = {"mobilenet_v2": content["mobilenet_v2"]} if "mobilenet_v2" in content else {}
+        report(kept | {"scaling": content["scaling"]})
+    except (TypeError, LookupError, ValueError, AttributeError) as error:
+        raise TableError(f"{out} holds no results of an earlier run; {advice}") from error
+    return kept
+
+
+def _rounds(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be an integer of at least 1")
+    return int(text)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Time what the arguments (the command line's where none are given) ask for and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tables", type=Path, help="folder with mbv2_1.0 and reference_solutions.json")
-    parser.add_argument("--rounds", type=int, default=50, help="repetitions for MobileNetV2")
-    parser.add_argument("--scaling-rounds", type=int, default=5, help="repetitions for the growing chains")
+    parser.add_argument("--rounds", type=_rounds, default=50, help="repetitions for MobileNetV2")
+    parser.add_argument("--scaling-rounds", type=_rounds, default=5, help="repetitions for the growing chains")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "solver.json", help="results, a plot beside them")
     options = parser.parse_args(arguments)
-    content: Record = json.loads(options.out.read_text()) if options.out.exists() else {}
-    if options.tables is not None:
-        content["mobilenet_v2"] = conditions() | bench_mobilenet(options.tables, options.rounds)
+    try:
+        content = earlier_results(options.out)
+        if options.tables is not None:
+            content["mobilenet_v2"] = conditions() | bench_mobilenet(options.tables, options.rounds)
+    except DepthCompError as error:
+        refuse(parser, error)
     content["scaling"] = conditions() | {"chains": bench_scaling(options.scaling_rounds)}
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(_dump(content))
-    plot(content["scaling"]["chains"], options.out.with_suffix(".svg"))
     print(report(content))
+    try:
+        options.out.write_text(_dump(content))
+        plot(content["scaling"]["chains"], options.out.with_suffix(".svg"))
+    except OSError as error:
+        refuse(parser, TableError(f"{options.out} cannot be written ({error.strerror}); name another file with --out"))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,7 @@
 """Reproduce Kim et al. 2023: do the published tables give the optimum that their solver claims, and within the budget?
 
-`--tables` names a folder with a folder for each network, holding the published `time_*.csv` (latencies of merged spans)
-and `opt_time_*.csv` (their T_opt with its breaks), and importances in the authors' columns, taken as I_ext; beside them
-`reference_solutions.json`, a list of what the authors' solver answered: `net`, `importance` (a file name), `budget_ms`,
-`prec`, `value`, `time_ms` (sum of the unrounded T_opt of its solution), `A` and `S`. Checked for each of them:
+`--tables` names a folder as `kim23_tables.py` tells it: the published tables of each network, importances, taken as
+I_ext, and `reference_solutions.json`, what the authors' solver answered. Checked for each answer:
 
 - T_opt, computed here from `time_*.csv`, is that of `opt_time_*.csv`;
 - within the latency that the reference's own solution really has, our optimum equals its value;
@@ -11,27 +9,27 @@ and `opt_time_*.csv` (their T_opt with its breaks), and importances in the autho
   reference's are said to take;
 - within the budget that was asked for, our solution, priced in that way, exceeds nothing.
 
-The exit code is 1 where a check fails. A and S are compared and counted only: where plans tie, either is right.
+The exit code is 1 where a check fails and 2 where the tables cannot be read. A and S are compared and counted only:
+where plans tie, either is right.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
-import warnings
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from depthcomp.errors import BudgetInfeasibleError
+from kim23_tables import Answer, read_answers, read_latencies, refuse
+
+from depthcomp.errors import BudgetInfeasibleError, DepthCompError, ProblemError, TableError
 from depthcomp.importance_table import import_importance
 from dp_solver import Frontier, TwoStageProblem, TwoStageResult, frontier, optimal_latency, two_stage_problem
-from latency_tables import PublishedLatencies, import_kim23
 
 TOLERANCE = 1e-9  # of values and of latencies in ms
+Solved = tuple[Mapping[tuple[Hashable, ...], float], TwoStageProblem, Frontier]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,22 +38,24 @@ class Row:
 
     Attributes:
         reference: the entry of `reference_solutions.json`.
-        same_latency: our optimum within the latency of the reference's solution.
+        same_latency: our optimum within the latency of the reference's solution; None where no plan meets it.
         same_budget: our optimum within the budget; None where no plan meets it.
         measured: the raw latencies in ms by span.
     """
 
-    reference: dict[str, Any]
-    same_latency: TwoStageResult
+    reference: Answer
+    same_latency: TwoStageResult | None
     same_budget: TwoStageResult | None
     measured: Mapping[tuple[Hashable, ...], float]
 
     @property
     def agrees(self) -> bool:
         """Whether both found the same optimum at the same latency, and their merges take what they say."""
+        plan = self.same_latency
         return (
-            abs(self.same_latency.value - self.reference["value"]) <= TOLERANCE
-            and _costs(self.measured, self.same_latency.merge_ends, self.same_latency.cost_ms)
+            plan is not None
+            and abs(plan.value - self.reference["value"]) <= TOLERANCE
+            and _costs(self.measured, plan.merge_ends, plan.cost_ms)
             and _costs(self.measured, self.reference["S"], self.reference["time_ms"])
         )
 
@@ -76,15 +76,16 @@ class Row:
     @property
     def same_sets(self) -> bool:
         """Whether A and S are those of the reference."""
-        ours = (list(self.same_latency.kept_activations), list(self.same_latency.merge_ends))
-        return ours == (self.reference["A"], self.reference["S"])
+        plan, given = self.same_latency, self.reference
+        return plan is not None and (list(plan.kept_activations), list(plan.merge_ends)) == (given["A"], given["S"])
 
     def __str__(self) -> str:
         given, ours, held = self.reference, self.same_latency, self.same_budget
         shown = f"{held.value:.6f} {held.cost_ms:>9.4f}" if held else "no plan          "
+        value = f"{ours.value:.6f}" if ours else "no plan "
         return (
             f"{given['net']:>13} {_seed(given['importance']):>5} {given['budget_ms']:>6} {given['prec']:>4}  "
-            f"{given['value']:.6f} {given['time_ms']:>9.4f} {self.over:>+6.2f}%  {ours.value:.6f}  "
+            f"{given['value']:.6f} {given['time_ms']:>9.4f} {self.over:>+6.2f}%  {value}  "
             f"{shown}  {'ok' if self.agrees and self.holds else 'FAILED'}"
         )
 
@@ -108,19 +109,9 @@ def _seed(name: str) -> str:
     return Path(name).stem.rpartition("_")[2]
 
 
-def _latencies(folder: Path, pattern: str) -> PublishedLatencies:
-    """Return the one table of a network that fits a pattern."""
-    found = sorted(folder.glob(pattern))
-    if len(found) != 1:
-        sys.exit(f"{folder} holds {len(found)} files {pattern}; one is needed")
-    with warnings.catch_warnings(record=True):  # noisy rows are counted in the output instead
-        warnings.simplefilter("always")
-        return import_kim23(found[0])
-
-
 def check_optimal_latency(folder: Path) -> bool:
     """Print how T_opt, computed here, compares with the published one, and return whether they are equal."""
-    measured, published = _latencies(folder, "time_*.csv"), _latencies(folder, "opt_time_*.csv")
+    measured, published = read_latencies(folder, "time_*.csv"), read_latencies(folder, "opt_time_*.csv")
     ours, breaks = optimal_latency(measured.ms)
     largest = max((abs(ours[span] - ms) for span, ms in published.ms.items() if span in ours), default=0.0)
     same = ours.keys() == published.ms.keys() and largest <= TOLERANCE
@@ -133,19 +124,30 @@ def check_optimal_latency(folder: Path) -> bool:
     return same
 
 
-def compare(tables: Path, references: list[dict[str, Any]]) -> Iterator[Row]:
-    """Yield each answer of the reference beside ours; each problem is solved once for all its budgets."""
-    solved: dict[tuple[str, str], tuple[Mapping[tuple[Hashable, ...], float], TwoStageProblem, Frontier]] = {}
+def compare(tables: Path, references: list[Answer]) -> Iterator[Row]:
+    """Yield each answer of the reference beside ours; each problem is solved once for all its budgets.
+
+    Raises:
+        TableError: a table cannot be read, or the tables of a network do not belong together.
+    """
+    solved: dict[tuple[str, str], Solved] = {}
     for given in references:
         name = (given["net"], given["importance"])
         if name not in solved:
-            latencies = _latencies(tables / given["net"], "time_*.csv").ms
-            importances = import_importance(tables / given["net"] / given["importance"])
-            problem = two_stage_problem(latencies, importances, extend_importance=False)
-            solved[name] = latencies, problem, frontier(problem.chain)
+            solved[name] = _solved(tables / given["net"], given["importance"])
         latencies, problem, front = solved[name]
-        same_latency = problem.result(front, given["time_ms"] + TOLERANCE)  # the sums may be rounded differently
+        same_latency = _within(problem, front, given["time_ms"] + TOLERANCE)  # the sums may be rounded differently
         yield Row(given, same_latency, _within(problem, front, given["budget_ms"]), latencies)
+
+
+def _solved(folder: Path, importance: str) -> Solved:
+    """Return the latencies of a network, its problem with one of its importances, and the frontier."""
+    latencies, importances = read_latencies(folder, "time_*.csv").ms, import_importance(folder / importance)
+    try:
+        problem = two_stage_problem(latencies, importances, extend_importance=False)
+    except ProblemError as error:
+        raise TableError(f"{folder}, {importance}: {error}") from error
+    return latencies, problem, frontier(problem.chain)
 
 
 def _within(problem: TwoStageProblem, front: Frontier, budget_ms: float) -> TwoStageResult | None:
@@ -159,11 +161,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Print every comparison and return the exit code; the arguments are the command line's where none are given."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tables", type=Path, required=True, help="folder of the tables and reference_solutions.json")
-    tables = parser.parse_args(arguments).tables
-    answers = tables / "reference_solutions.json"
-    if not answers.exists():
-        parser.error(f"{answers} does not exist; give the folder that holds it and the tables")
-    references = json.loads(answers.read_text())
+    try:
+        return reproduce(parser.parse_args(arguments).tables)
+    except DepthCompError as error:
+        refuse(parser, error)
+
+
+def reproduce(tables: Path) -> int:
+    """Print every comparison and return 0 where all of them hold, 1 otherwise.
+
+    Raises:
+        TableError: a table or the answers of the reference cannot be read.
+        ProblemError: the latencies of a network name kernels.
+    """
+    references = read_answers(tables)
     nets = dict.fromkeys(given["net"] for given in references)
     optimal = [check_optimal_latency(tables / net) for net in nets]
     print(f"\n{HEADER}")

@@ -1,39 +1,12 @@
 """The solver's scripts on tables of our own: a network by hand, and answers that are right or wrong."""
 
 import dataclasses
-import importlib.util
 import json
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
-
-SCRIPTS = Path(__file__).parents[2] / "scripts"
-TIME = "id,st,end,time,stdev\n0,0,1,2.0,0.1\n1,0,2,5.0,0.1\n2,1,2,2.0,0.5\n"
-OPT_TIME = 'id,st,end,time,stdev,breaks\n0,0,1,2.0,0.1,"0,1"\n1,0,2,4.0,0.1,"0,1,2"\n2,1,2,2.0,0.5,"1,2"\n'
-IMPORTANCE = "st,end,st_act,end_act,imp\n0,1,1,1,0.2\n0,2,1,1,0.1\n1,2,1,1,0.1\n"
-ANSWER = {
-    "net": "mbv2_1.0", "importance": "importance_seed0.csv", "budget_ms": 4.0, "prec": 1, "value": 0.2 + 0.1,
-    "time_ms": 4.0, "over_budget_pct": 0.0, "seconds": 0.1, "A": [1, 2], "S": [1, 2],
-}  # fmt: skip
-Answer = dict[str, object]
-
-
-def script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up there
-    spec.loader.exec_module(module)
-    return module
-
-
-def write_tables(folder: Path, answer: Answer, opt_time: str = OPT_TIME) -> None:
-    net = folder / "mbv2_1.0"
-    net.mkdir()
-    for name, text in (("time_a.csv", TIME), ("opt_time_a.csv", opt_time), ("importance_seed0.csv", IMPORTANCE)):
-        (net / name).write_text(text)
-    (folder / "reference_solutions.json").write_text(json.dumps([answer]))
+from script_tables import ANSWER, OPT_TIME, Answer, script, write_tables
 
 
 @pytest.fixture(scope="module")
@@ -100,14 +73,6 @@ def test_a_plan_whose_merges_take_other_than_it_says_fails(
     monkeypatch.setattr(reproduce_kim23, "_within", lambda *of: dataclasses.replace(right(*of), **{field: wrong}))
     assert reproduce_kim23.main(["--tables", str(tmp_path)]) == 1
     assert "ours exceeds it in 1" in capsys.readouterr().out
-
-
-def test_a_folder_without_answers(
-    reproduce_kim23: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit, match="2"):
-        reproduce_kim23.main(["--tables", str(tmp_path)])
-    assert "reference_solutions.json does not exist" in capsys.readouterr().err
 
 
 def test_the_benchmark_writes_numbers_and_a_plot_and_no_path(
