@@ -382,6 +382,7 @@ def _timing(timing: Timing) -> dict[str, Any]:
         "least_ms": timing.ms,
         "spread": timing.spread,
         "n": timing.n,
+        "drifted_rounds": timing.drifted,
         "rounds_ms": list(timing.rounds_ms),
     }
 

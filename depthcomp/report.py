@@ -13,6 +13,7 @@ from torch import fx
 
 from depthcomp.console import deed, milliseconds, percent, place, verdict
 from depthcomp.frontier_plot import frontier_svg
+from latency_tables.timing import DRIFT_LIMIT
 
 if TYPE_CHECKING:
     from depthcomp.result import CompressionResult, Refusal, SpanRecord
@@ -63,6 +64,8 @@ def _page(result: CompressionResult, svg: str, folder: str) -> str:
         free=_free(result),
         refusals=_grouped(result.refusals),
         rounds=_rounds(result),
+        drifted=max(result.original_timing.drifted, result.measured_timing.drifted),
+        drift_percent=f"{100 * DRIFT_LIMIT:.0f} %",
         agreement=_agreement(result),
         sizes=["x".join(map(str, tensor.shape)) for tensor in result.example_inputs],
         load=f"network = depthcomp.load({folder!r})",

@@ -77,6 +77,7 @@ def _quality_lines(quality: Quality) -> Iterator[str]:
     yield from _finding("slower than a larger one", inversions, quality.pairs)
     unstable = sorted(quality.unstable.items(), key=lambda item: -item[1])
     yield from _finding("unstable", [f"{key}, spread {100 * spread:.1f} %" for key, spread in unstable], quality.n)
+    yield f"measured in part while the machine changed its speed: {len(quality.drifted)} of {quality.n}"
     yield from _finding("not above the call overhead", list(quality.free), quality.n)
     failures = [f"{key}: {why}" for key, why in quality.failures.items()]
     yield from _finding("failed", failures, quality.n + len(failures))

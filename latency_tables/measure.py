@@ -14,7 +14,7 @@ from latency_tables.operators import call_overhead_model, operator_model
 from latency_tables.protocol import Backend, Progress, Runner
 from latency_tables.signature import OperatorSignature
 from latency_tables.table import LatencyTable
-from latency_tables.timing import ESTIMATOR, SAMPLES_PER_ROUND, Timing, time_interleaved
+from latency_tables.timing import DRIFT_LIMIT, ESTIMATOR, SAMPLES_PER_ROUND, Timing, time_interleaved
 
 __all__ = ["chunks", "measure", "measure_chunk", "measured_method"]
 
@@ -42,7 +42,8 @@ def measure(
 
     Operators are timed in chunks, side by side (see `time_interleaved`). What an all but empty model costs is
     measured first and removed from every entry. An entry whose spread is above 2.5 % gets two more attempts,
-    whose rounds are added to its own; if that does not help it is flagged `unstable`.
+    whose rounds are added to its own; if that does not help it is flagged `unstable`. So is one that has no round
+    in which the machine kept its speed.
 
     Args:
         signatures: the operators wanted, in any order, repeated or not.
@@ -104,6 +105,7 @@ def measured_method(backend: Backend, rounds: int = 3, seed: int = 0) -> Method:
         warmup_ms=WARMUP_MS,
         seed=seed,
         overhead_ms=0.0,
+        drift_limit=DRIFT_LIMIT,
     )
     with ExitStack() as open_runners:
         runner = _built(call_overhead_model(), "the call overhead", backend, open_runners)
@@ -202,5 +204,6 @@ def _entry(timing: Timing, method: Method) -> Entry:
         ms=max(0.0, timing.ms - method.overhead_ms),
         spread=timing.spread,
         n=timing.n,
-        unstable=timing.spread > STABLE_SPREAD,
+        unstable=timing.spread > STABLE_SPREAD or timing.drifted == len(timing.rounds_ms),
+        drifted=timing.drifted,
     )

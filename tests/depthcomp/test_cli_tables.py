@@ -213,7 +213,7 @@ def test_merging_tells_how_far_repeated_entries_are_apart():
 
 def test_check_reports_what_is_wrong_and_exits_with_1():
     fit = Calibration(0.1, 0.9, 0.02, 5)
-    entries = {KEYS[0]: entry(0.9), KEYS[1]: entry(0.5), KEYS[2]: entry(1.0, spread=0.3, unstable=True)}
+    entries = {KEYS[0]: entry(0.9), KEYS[1]: entry(0.5), KEYS[2]: entry(1.0, spread=0.3, unstable=True, drifted=1)}
     failed = KEYS[0].replace("-> 4", "-> 9")
     write("t.json", entries, failures={failed: "no kernel"}, calibration=fit)
     text = tables("check", "t.json", code=1).stdout
@@ -221,6 +221,7 @@ def test_check_reports_what_is_wrong_and_exits_with_1():
     assert "slower than a larger one: 1 of 3" in text
     assert "unstable: 1 of 3" in text
     assert f"  {KEYS[2]}, spread 30.0 %" in text
+    assert "measured in part while the machine changed its speed: 1 of 3" in text
     assert f"failed: 1 of 4\n  {failed}: no kernel" in text
     assert "whole networks: +0.100 ms + 0.900 x sum, residual 0.020 ms over 5 networks" in text
     content = in_json("check", "t.json", code=1)

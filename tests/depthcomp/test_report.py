@@ -179,6 +179,15 @@ def test_trust_in_importance_is_said(tmp_path, correlation, said):
     assert said in page_of(make_result(rank_correlation=correlation), tmp_path).text
 
 
+def test_rounds_in_which_the_machine_drifted_are_counted(tmp_path):
+    steady = "in 5 interleaved rounds, the one having a turn before and after that of the other in each;"
+    assert steady in page_of(make_result(), tmp_path).text
+    assert "that are counted" not in page_of(make_result(), tmp_path).text
+    drifted = Timing((9.78, 9.76, 9.80, 9.84, 9.88), 15, drifted=2)
+    page = page_of(make_result(measured_timing=drifted), tmp_path)
+    assert "differed by more than 3 % were done again as far as their number allowed, but for 2 that are" in page.text
+
+
 def test_free_merges_are_said_and_the_original_is_then_not_predicted(tmp_path):
     free = Plan((SpanChoice("x", "act", "merge", (3, 3)),) * 2)
     page = page_of(make_result(free_merges=free), tmp_path)

@@ -50,6 +50,14 @@ def test_equal_tables_are_equal_bytes(tmp_path: Path) -> None:
     assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
 
 
+def test_a_table_of_a_version_that_timed_no_sentinel_is_read(tmp_path: Path, table: LatencyTable) -> None:
+    table.save(tmp_path / "t.json")
+    content = json.loads((tmp_path / "t.json").read_text())
+    del content["method"]["drift_limit"], content["entries"][conv().key]["drifted"]
+    (tmp_path / "t.json").write_text(json.dumps(content))
+    assert LatencyTable.load(tmp_path / "t.json") == table
+
+
 def test_lookups(table: LatencyTable) -> None:
     assert table.ms(conv()) == 0.25
     assert conv() in table
@@ -89,6 +97,7 @@ def test_a_foreign_environment_is_refused(table: LatencyTable) -> None:
         ({"ms": math.nan}, r"ms \(=nan\) of a table entry must be finite"),
         ({"ms": -0.1}, r"ms \(=-0.1\) of a table entry must be finite and not negative"),
         ({"spread": math.inf}, r"spread \(=inf\)"),
+        ({"drifted": -1}, r"drifted \(=-1\) of a table entry must be finite and not negative"),
         ({"n": 0}, r"n \(=0\) of a table entry must be at least 1"),
     ],
 )

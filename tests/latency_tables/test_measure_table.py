@@ -1,3 +1,4 @@
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -5,7 +6,7 @@ import pytest
 from fake_backend import FakeBackend, FakeRunner, Machine, conv, model_ms, net_ms
 
 from depthcomp_errors import TableError, TableMismatchError
-from latency_tables import OperatorSignature, measure
+from latency_tables import OperatorSignature, Timing, measure
 from latency_tables.measure import CHUNK_ENTRIES
 from latency_tables.operators import call_overhead_model, operator_model
 
@@ -99,6 +100,21 @@ def test_an_entry_that_stays_unstable_is_flagged() -> None:
     assert entry.n == 27
     assert entry.unstable
     assert entry.spread > 0.025
+
+
+@pytest.mark.parametrize("drifted", [0, 2, 3])
+def test_an_entry_without_a_round_at_one_speed_is_flagged_however_small_its_spread(
+    monkeypatch: pytest.MonkeyPatch, drifted: int
+) -> None:
+    timing = Timing((1.0, 1.0, 1.0), 9, drifted=drifted)
+    module = sys.modules["latency_tables.measure"]  # the package's attribute of that name is the function
+    monkeypatch.setattr(module, "time_interleaved", lambda runners, **_: dict.fromkeys(runners, timing))
+    (entry,) = measure([conv()], FakeBackend()).entries.values()
+    assert (entry.drifted, entry.unstable) == (drifted, drifted == 3)
+
+
+def test_the_method_says_how_the_machine_was_watched() -> None:
+    assert measure([conv()], FakeBackend()).method.drift_limit == 0.03
 
 
 def test_an_operator_cheaper_than_the_overhead_costs_nothing() -> None:
