@@ -127,7 +127,8 @@ def measure_chunk(
         signatures: the operators, few enough to be held at the same time: see `chunks`.
         backend: what measures them.
         method: how, and the call overhead to remove.
-        announce: called with the key of each operator before it is built, and with None when all are.
+        announce: called with the key of each operator before it is built, and with None when all are and after each
+            round of timing: a sign of life.
         refused: called with the key of an operator that the backend refuses, which is then left out; without it
             a refusal ends the measurement.
 
@@ -147,7 +148,7 @@ def measure_chunk(
             else:
                 runners[signature.key] = runner
         announce(None)
-        timings = _stable_timings(runners, method)
+        timings = _stable_timings(runners, method, lambda done, total, what: announce(None))
     return {key: _entry(timing, method) for key, timing in timings.items()}
 
 
@@ -180,22 +181,25 @@ def _built(model: bytes, what: str, backend: Backend, open_runners: ExitStack) -
     return runner
 
 
-def _stable_timings(runners: Mapping[str, Runner], method: Method) -> dict[str, Timing]:
-    timings = _timed(runners, method, attempt=0)
+def _stable_timings(runners: Mapping[str, Runner], method: Method, progress: Progress) -> dict[str, Timing]:
+    timings = _timed(runners, method, attempt=0, progress=progress)
     for attempt in range(1, EXTRA_ATTEMPTS + 1):
         shaky = {key: runners[key] for key, timing in timings.items() if timing.spread > STABLE_SPREAD}
-        for key, timing in _timed(shaky, method, attempt).items():
+        for key, timing in _timed(shaky, method, attempt, progress).items():
             timings[key] = timings[key].pooled(timing)
     return timings
 
 
-def _timed(runners: Mapping[str, Runner], method: Method, attempt: int) -> dict[str, Timing]:
+def _timed(
+    runners: Mapping[str, Runner], method: Method, attempt: int, progress: Progress | None = None
+) -> dict[str, Timing]:
     return time_interleaved(
         runners,
         rounds=method.rounds,
         seed=method.seed + attempt,
         sample_ms=method.sample_ms,
         warmup_ms=method.warmup_ms,
+        progress=progress,
     )
 
 

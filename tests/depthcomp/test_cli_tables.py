@@ -11,7 +11,9 @@ import pytest
 from typer.testing import CliRunner
 
 from depthcomp.cli import app
+from depthcomp.errors import TableError
 from latency_tables import Calibration, Entry, Environment, LatencyTable, Method, OperatorSignature
+from latency_tables.chunk_process import TIMEOUT_S
 from latency_tables.table_file import published_schema
 from latency_tables.work import Work
 
@@ -140,6 +142,20 @@ def test_a_model_that_shares_operators_adds_only_its_own():
     second = in_json("run", "two.json", "--table", "t.json", *RUN)
     assert second["new"] == len(Work.load("two.json")) - len(Work.load("one.json")) > 0
     assert second["entries"] == first["entries"] + second["new"]
+
+
+def test_the_limit_for_a_build_that_hangs_is_passed_on(monkeypatch):
+    seen = []
+
+    def recorded(signatures, table, *, timeout_s, **options):
+        seen.append(timeout_s)
+        raise TableError("that is all.")
+
+    monkeypatch.setattr("latency_tables.run_work.run_work", recorded)
+    Work({KEYS[0]: ()}).save("work.json")
+    for options in ((), ("--timeout-s", "12.5")):
+        assert refused("run", "work.json", "--table", "t.json", *RUN, *options) == "error: that is all."
+    assert seen == [TIMEOUT_S, 12.5]
 
 
 def test_a_plan_says_nothing_of_random_weights(monkeypatch):

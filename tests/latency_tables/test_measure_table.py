@@ -7,7 +7,7 @@ from fake_backend import FakeBackend, FakeRunner, Machine, conv, model_ms, net_m
 
 from depthcomp_errors import TableError, TableMismatchError
 from latency_tables import OperatorSignature, Timing, measure
-from latency_tables.measure import CHUNK_ENTRIES
+from latency_tables.measure import CHUNK_ENTRIES, measure_chunk, measured_method
 from latency_tables.operators import call_overhead_model, operator_model
 
 SIGNATURES = [conv(3, channels) for channels in range(2, 8)]
@@ -143,6 +143,13 @@ def test_a_refused_operator_is_named_and_nothing_stays_open() -> None:
     with pytest.raises(TableError, match=r"cannot measure 'conv 1x3x11x7 -> 4 .*': no such kernel"):
         measure(SIGNATURES, backend)
     assert backend.live == 0
+
+
+def test_a_chunk_gives_a_sign_of_life_before_each_build_and_after_each_round() -> None:
+    signs: list[str | None] = []
+    backend = FakeBackend()
+    measure_chunk(SIGNATURES[:2], backend, measured_method(backend), announce=signs.append)
+    assert signs == [SIGNATURES[0].key, SIGNATURES[1].key, None, None, None, None]
 
 
 def test_too_few_rounds_are_refused() -> None:
