@@ -357,6 +357,8 @@ def result_json(result: CompressionResult) -> dict[str, Any]:
         "original": _timing(result.original_timing),
         "measured": _timing(result.measured_timing),
         "predicted_ms": result.predicted_ms,
+        "residual": result.residual,
+        "calibration": None if result.table.calibration is None else asdict(result.table.calibration),
         "speedup": result.speedup,
         "loss": result.loss,
         "rank_correlation": result.rank_correlation,

@@ -199,7 +199,9 @@ def show(
         entries = selected(loaded, contains, sort.value, limit)
         if as_json:
             rows = [{"key": key, **asdict(entry)} for key, entry in entries]
-            typer.echo(json.dumps({"environment": asdict(loaded.environment), "entries": rows}, indent=2))
+            fit = None if loaded.calibration is None else asdict(loaded.calibration)
+            content = {"environment": asdict(loaded.environment), "entries": rows, "calibration": fit}
+            typer.echo(json.dumps(content, indent=2))
         else:
             from rich.console import Console
 

@@ -239,7 +239,7 @@ def test_check_reports_what_is_wrong_and_exits_with_1():
     assert f"  {KEYS[2]}, spread 30.0 %" in text
     assert "measured in part while the machine changed its speed: 1 of 3" in text
     assert f"failed: 1 of 4\n  {failed}: no kernel" in text
-    assert "whole networks: +0.100 ms + 0.900 x sum, residual 0.020 ms over 5 networks" in text
+    assert "whole networks, by the last compression: +0.100 ms + 0.900 x sum, residual 0.020 ms over 5 networks" in text
     content = in_json("check", "t.json", code=1)
     assert content["failures"] == {failed: "no kernel"}
     assert content["calibration"]["residual_ms"] == 0.02
@@ -261,6 +261,16 @@ def test_show_sorts_filters_and_limits():
     assert "abacus 1, wood, threads=1, fp32" in text
     assert "30.0 % unstable" in text
     assert "3 of 3 entries, 0 failed" in text
+    assert "no fit to whole networks is stored" in text
+
+
+def test_show_tells_the_line_to_whole_networks():
+    write("t.json", {KEYS[0]: entry()}, calibration=Calibration(0.1, 0.9, 0.02, 5))
+    assert "+0.100 ms + 0.900 x sum, residual 0.020 ms over 5 networks" in " ".join(
+        tables("show", "t.json").stdout.split()
+    )
+    fit = in_json("show", "t.json")["calibration"]
+    assert fit == {"intercept_ms": 0.1, "slope": 0.9, "residual_ms": 0.02, "n": 5}
 
 
 def test_times_of_trtexec_become_a_table_and_join_one():

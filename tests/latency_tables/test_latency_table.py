@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from depthcomp_errors import TableError, TableMismatchError
-from latency_tables import Entry, LatencyTable, Method
+from latency_tables import Calibration, Entry, LatencyTable, Method
 from latency_tables.table_file import require_writable_table
 
 METHOD = Method(
@@ -76,6 +76,13 @@ def test_merging_lets_the_other_win(table: LatencyTable) -> None:
     assert other.merged(table).ms(conv()) == 0.25
     assert len(other.merged(table)) == 2
     assert table.ms(conv()) == 0.25
+
+
+def test_merging_keeps_the_fresher_line_to_whole_networks(table: LatencyTable) -> None:
+    old, new = (replace(table, calibration=Calibration(0.1, slope, 0.01, 5)) for slope in (0.9, 1.1))
+    assert old.merged(new).calibration == new.calibration
+    assert old.merged(table).calibration == old.calibration
+    assert table.merged(old).calibration == old.calibration
 
 
 def test_tables_of_two_places_do_not_merge_unless_told(table: LatencyTable) -> None:
