@@ -21,8 +21,8 @@ __all__ = ["DRIFT_LIMIT", "ESTIMATOR", "SAMPLES_PER_ROUND", "Timing", "time_inte
 ESTIMATOR = "minimum of round medians"
 LEAST_ROUNDS = 3  # fewer cannot tell drift from spread
 SAMPLES_PER_ROUND = 3
-DRIFT_LIMIT = 0.03  # between the sentinel's turns in a round; above trtexec's 2.5 % for a spread, as it is a range
-ROUNDS_PER_REDO = 3  # of these one may be done again: a machine that never rests costs a third more, not more than that
+DRIFT_LIMIT = 0.03  # between turns of the sentinel in a round; above the 2.5 % of a steady spread, as it is a range
+ROUNDS_PER_REDO = 3  # of these one may be done again: a machine that never rests costs about a third more
 LEAST_FOR_A_MIDDLE = 4  # other runners; with fewer, the sentinel's start and end are close enough together
 _NORMAL_CONSISTENCY = 1.4826  # median absolute deviation -> standard deviation of a normal distribution
 
@@ -83,8 +83,8 @@ def time_interleaved(
 
     The runner of median latency is the sentinel: it has a turn at the start, in the middle (from five runners on)
     and at the end of each round, and their median counts; the end of a round is the start of the next. A round in
-    which they differ by more than `drift_limit` is thrown away and done again, one round in three at most; further
-    ones are kept and counted in `Timing.drifted`. A runner alone needs no sentinel: nothing stands between its turns.
+    which they differ by more than `drift_limit` is broken off and done again, one round in three at most; further ones
+    are kept and counted in `Timing.drifted`. A runner alone needs no sentinel: nothing stands between its turns.
 
     Args:
         runners: what to time, by name.
@@ -93,7 +93,7 @@ def time_interleaved(
         sample_ms: least duration in ms of one sample.
         warmup_ms: least duration in ms of the warm-up of each runner.
         drift_limit: how far the slowest turn of the sentinel in a round may be above its fastest, relative to that.
-        progress: called as (rounds done, rounds in all, "round") after each round, one thrown away included.
+        progress: called as (rounds done, rounds in all, "round") after each round, one broken off included.
 
     Raises:
         TableError: `rounds` is below 3, or a runner reports a time that is not positive.
@@ -138,7 +138,7 @@ def _rounds(
     drifted, redoes = 0, rounds // ROUNDS_PER_REDO
     start_ms: float | None = None
     while len(kept) < rounds:
-        turns = _round(next(orders), sentinel, turn, start_ms)
+        turns = _round(next(orders), sentinel, turn, start_ms, drift_limit if redoes else math.inf)
         drifts = _drift(turns[sentinel]) > drift_limit
         if drifts and redoes:
             redoes, start_ms = redoes - 1, None
@@ -150,13 +150,20 @@ def _rounds(
     return kept, drifted
 
 
-def _round(order: Sequence[str], sentinel: str, turn: Callable[[str], float], start_ms: float | None) -> _Turns:
-    """Let all have their turns; `start_ms` is the sentinel's turn just before, None where it has to have one."""
+def _round(
+    order: Sequence[str], sentinel: str, turn: Callable[[str], float], start_ms: float | None, bearable: float
+) -> _Turns:
+    """Let all have their turns, until the sentinel's drift further apart than is bearable.
+
+    `start_ms` is the sentinel's turn just before, None where it has to have one.
+    """
     turns: _Turns = {name: [] for name in order}
     if len(turns) > 1:
         turns[sentinel].append(turn(sentinel) if start_ms is None else start_ms)
     for name in order:
         turns[name].append(turn(name))
+        if name == sentinel and _drift(turns[name]) > bearable:
+            break
     return turns
 
 
