@@ -357,6 +357,8 @@ def result_json(result: CompressionResult) -> dict[str, Any]:
         "original": _timing(result.original_timing),
         "measured": _timing(result.measured_timing),
         "predicted_ms": result.predicted_ms,
+        "residual": result.residual,
+        "calibration": None if result.table.calibration is None else asdict(result.table.calibration),
         "speedup": result.speedup,
         "loss": result.loss,
         "rank_correlation": result.rank_correlation,
@@ -382,6 +384,7 @@ def _timing(timing: Timing) -> dict[str, Any]:
         "least_ms": timing.ms,
         "spread": timing.spread,
         "n": timing.n,
+        "drifted_rounds": timing.drifted,
         "rounds_ms": list(timing.rounds_ms),
     }
 

@@ -103,6 +103,9 @@ def run(
     threads: Annotated[int, typer.Option(min=1, help="Threads that one inference may use.")] = 1,
     chunk: Annotated[int, typer.Option(min=1, help="Operators that are timed side by side in one process.")] = 24,
     retry_failed: Annotated[bool, typer.Option(help="Try again what failed in earlier runs.")] = False,
+    timeout_s: Annotated[
+        float, typer.Option(min=1.0, help="Seconds after which a build that hangs is given up.")
+    ] = 600,
     seed: Annotated[int, typer.Option(help="Of the order of the measurements.")] = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -124,6 +127,7 @@ def run(
                 chunk=chunk,
                 seed=seed,
                 retry_failed=retry_failed,
+                timeout_s=timeout_s,
                 progress=lambda done, total, key: progress("measuring operators", done, total),
             )
         for key, why in found.failed.items():
@@ -195,7 +199,9 @@ def show(
         entries = selected(loaded, contains, sort.value, limit)
         if as_json:
             rows = [{"key": key, **asdict(entry)} for key, entry in entries]
-            typer.echo(json.dumps({"environment": asdict(loaded.environment), "entries": rows}, indent=2))
+            fit = None if loaded.calibration is None else asdict(loaded.calibration)
+            content = {"environment": asdict(loaded.environment), "entries": rows, "calibration": fit}
+            typer.echo(json.dumps(content, indent=2))
         else:
             from rich.console import Console
 

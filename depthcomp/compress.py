@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -60,7 +60,8 @@ def compress_depth(
         val_data: other images, on which the loss is estimated and nothing is fitted; absent: each third of `data`
             in turn, by fits on the other two.
         backend: "auto", "onnxruntime", or an instance such as `create_backend("onnxruntime", threads=4)`.
-        table: a latency table of this machine, or its path; what it lacks is measured and, given a path, added.
+        table: a latency table of this machine, or its path; what it lacks is measured and, given a path, added, as is
+            the line from sums of its entries to the whole networks that are measured here.
         precision: "fp32".
         importance: "calibrated": closed-form fits and the divergence of outputs, no labels, no training.
         finetune: None; train `result.trainable` and call `fx_passes.merge` with `result.plan` to fine-tune.
@@ -71,7 +72,8 @@ def compress_depth(
 
     Raises:
         BudgetError: the budget is malformed, or met by the original already.
-        BudgetInfeasibleError: no plan meets the budget; `best_ms` is what the fastest one was measured at.
+        BudgetInfeasibleError: no plan meets the budget, or none is faster than the original when both are measured
+            side by side; `best_ms` is what the fastest one was measured at.
         CaptureError: the model or its example inputs are unusable.
         DataError: the data are empty or do not fit the model.
         BackendUnavailableError: `backend` is unknown, or no backend.
@@ -106,6 +108,8 @@ def compress_depth(
         search = _search(prepared, offer, losses, timer, seed, stages.report)
         found = search.meet(wanted)
 
+    offer = replace(offer, table=replace(offer.table, calibration=search.predictor.calibration))
+    store.keep_calibration(offer.table)
     result = _result(
         prepared, offer, losses, search, found,
         budget=wanted, environment=store.environment, seed=seed, seconds=stages.seconds,

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from fx_passes import SpanChoice
     from latency_tables import Timing
 
-__all__ = ["Progress", "deed", "milliseconds", "percent", "place", "summary", "verdict"]
+__all__ = ["Progress", "deed", "line_residual", "milliseconds", "percent", "place", "summary", "verdict"]
 
 REFRESH_SECONDS = 0.1  # faster is not seen
 _BACKENDS = {
@@ -59,6 +59,12 @@ def place(result: CompressionResult) -> str:
     return f"{library}, {here.device}, {threads}, {here.precision}, batch {batch}"
 
 
+def line_residual(result: CompressionResult) -> str:
+    """Return how far the measured networks lie from the line that predicts them."""
+    line, residual = result.table.calibration, result.residual
+    return "not known" if line is None or residual is None else f"{100 * residual:.1f} % over {line.n} networks"
+
+
 def verdict(result: CompressionResult) -> str:
     """Return whether the measured latency is within the budget, and by how much."""
     gap = milliseconds(abs(result.budget_ms - result.measured_ms))
@@ -90,6 +96,7 @@ def _rows(result: CompressionResult) -> list[tuple[str, str, str]]:
         ("measured latency", milliseconds(original.median_ms), milliseconds(compressed.median_ms)),
         ("  spread over rounds, samples", _certainty(original), _certainty(compressed)),
         ("predicted latency", "", milliseconds(result.predicted_ms)),
+        *([("  residual of the predicting line", "", line_residual(result))] if result.table.calibration else []),
         (f"budget {result.budget}", milliseconds(result.budget_ms), verdict(result)),
         ("convolutions on the longest path", str(result.original_depth), str(result.depth)),
         ("loss against the original, cross-fitted", "0", f"{result.loss:.4g}"),

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from torch import fx
 
-from depthcomp.console import deed, milliseconds, percent, place, verdict
+from depthcomp.console import deed, line_residual, milliseconds, percent, place, verdict
 from depthcomp.frontier_plot import frontier_svg
+from latency_tables.timing import DRIFT_LIMIT
 
 if TYPE_CHECKING:
     from depthcomp.result import CompressionResult, Refusal, SpanRecord
@@ -63,6 +64,8 @@ def _page(result: CompressionResult, svg: str, folder: str) -> str:
         free=_free(result),
         refusals=_grouped(result.refusals),
         rounds=_rounds(result),
+        drifted=max(result.original_timing.drifted, result.measured_timing.drifted),
+        drift_percent=f"{100 * DRIFT_LIMIT:.0f} %",
         agreement=_agreement(result),
         sizes=["x".join(map(str, tensor.shape)) for tensor in result.example_inputs],
         load=f"network = depthcomp.load({folder!r})",
@@ -93,12 +96,18 @@ def _comparison(result: CompressionResult) -> list[_Line]:
             _foretold(unchanged[0], result.original_ms) if unchanged else NOT_KNOWN,
             _foretold(result.predicted_ms, result.measured_ms),
         ),
+        *_residual(result),
         _Line("Speed-up, round by round", NOT_KNOWN, _speedups(result)),
         _Line(f"Budget ({result.budget})", milliseconds(result.budget_ms), verdict(result)),
         _Line("Convolutions on the longest path", str(result.original_depth), str(result.depth)),
         _Line("Parameters", NOT_KNOWN, parameters),
         _Line("Loss against the original on images left out of the fits", "0", f"{result.loss:.4g}"),
     ]
+
+
+def _residual(result: CompressionResult) -> list[_Line]:
+    fitted = result.table.calibration is not None
+    return [_Line("Residual of the predicting line", NOT_KNOWN, line_residual(result))] if fitted else []
 
 
 def _timed(timing: Timing) -> str:

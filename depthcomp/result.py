@@ -92,7 +92,7 @@ class CompressionResult:
         refusals: spans that cannot be compressed.
         warnings: what the user should know about how this was made.
         environment: where it was measured.
-        table: the latency table that was used.
+        table: the latency table that was used, with the line from sums to whole networks that was learnt.
         example_inputs: the inputs that the network was captured and measured with.
         seed: the seed of everything random.
         seconds: wall time of each stage.
@@ -144,6 +144,16 @@ class CompressionResult:
     def speedup(self) -> float:
         """How many times as fast as the original the compressed network is, both measured."""
         return self.original_ms / self.measured_ms
+
+    @property
+    def residual(self) -> float | None:
+        """How far the measured networks lie from the line that predicts them, as a share of the original's latency.
+
+        The root mean square over all networks that were measured, this one included; None where the table has no
+        line.
+        """
+        line = self.table.calibration
+        return None if line is None else line.residual_ms / self.original_ms
 
     def export_onnx(self, path: str | os.PathLike[str]) -> Path:
         """Write `model` as ONNX, checked by onnx.checker and against onnxruntime; return the path.

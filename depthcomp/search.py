@@ -25,7 +25,7 @@ FINALISTS = 4  # frontier neighbours that are compared by their true loss
 NEIGHBOURHOOD = 0.05  # of a plan's sum: neighbours that give away more speed are not worth a refit
 CLIMBS = 2  # rounds in which each choice of the best plan is given up in turn
 ATTEMPTS = 6
-LESS = 1 - 1e-9  # of the original's sum: what sums to all of it is the original
+LESS = 1 - 1e-9  # of the original: what sums to all of it is the original, what takes all of it is not faster
 UNUSED = 0.98  # of the budget: a plan that is faster than this leaves accuracy on the table
 CALIBRATION_SHARES = (0.5, 1.4)  # of the saving that the budget asks for: one plan on either side of it
 
@@ -106,10 +106,11 @@ class Search:
         """Return a plan whose merged network was measured within `budget`.
 
         Each measured network corrects the prediction; a plan that misses the budget also lowers the sum that
-        the next one may have.
+        the next one may have. A plan that is not faster than the original beside it misses every budget: a budget in
+        ms may be met by both where the machine has become faster since the original was measured alone.
 
         Raises:
-            BudgetInfeasibleError: the fastest plan, measured, misses the budget.
+            BudgetInfeasibleError: the fastest plan, measured, misses the budget or is not faster than the original.
         """
         self._calibrate(budget)
         slack, limit_ms, best, tried = 1.0, LESS * self.predictor.original_sum_ms, None, set[Option]()
@@ -120,7 +121,7 @@ class Search:
                 break
             tried.add(chosen)
             found = self._try(chosen)
-            used = found.measured.median_ms / budget.target_ms(found.original.median_ms)
+            used = _used(found, budget)
             if used > 1:
                 slack *= 0.995 / used
                 limit_ms = min(limit_ms, np.nextafter(chosen.sum_ms, 0.0))
@@ -142,8 +143,15 @@ class Search:
         """Return the fastest plan if it meets the budget, and say how far it gets where it does not."""
         fastest = self._try(self.option(0))
         original_ms, best_ms = fastest.original.median_ms, fastest.measured.median_ms
-        if best_ms <= budget.target_ms(original_ms):
+        if _used(fastest, budget) <= 1:
             return fastest
+        if best_ms <= budget.target_ms(original_ms):
+            raise BudgetInfeasibleError(
+                f"no plan is faster than the original when measured beside it: the fastest took {best_ms:.3f} ms, the "
+                f"original {original_ms:.3f} ms, which is within budget {budget}; keep the original, or ask for less "
+                f"than {original_ms:.3f} ms",
+                best_ms=best_ms,
+            )
         raise BudgetInfeasibleError(
             f"budget {budget} ({budget.target_ms(original_ms):.3f} ms) is below what any plan reaches: the "
             f"fastest was measured at {best_ms:.3f} ms, the original at {original_ms:.3f} ms; ask for more time",
@@ -214,6 +222,12 @@ class Search:
         linearized = self._refitter.refit(plan, progress=self._report)
         original, measured = self.predictor.learn(merge(linearized, plan), option.sum_ms)
         return Found(plan, linearized, loss, predicted_share * original.median_ms, original, measured)
+
+
+def _used(found: Found, budget: Budget) -> float:
+    """Return which share a plan takes of what it may: of the budget, and of all but the original's own time."""
+    original_ms = found.original.median_ms
+    return found.measured.median_ms / min(budget.target_ms(original_ms), LESS * original_ms)
 
 
 def _plan_of(keys: Sequence[object]) -> Plan:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from depthcomp.errors import TableError
+from depthcomp.errors import DepthCompError, TableError
 from latency_tables import Backend, Environment, LatencyTable, OperatorSignature, Progress, measure
 from latency_tables.table_file import require_writable_table
 from latency_tables.table_update import update_table
@@ -78,8 +79,21 @@ class TableStore:
             check_environment=False,
         )  # fmt: skip
         if self.path is not None:
-            update_table(self.path, complete)
+            update_table(self.path, replace(complete, calibration=None))  # the file may have a fresher one by now
         return complete
+
+    def keep_calibration(self, table: LatencyTable) -> None:
+        """Put a table's line to whole networks into the file at `path`, where there is one, and nothing else.
+
+        Warns:
+            UserWarning: the file cannot be written any more; a network that was found is not lost by that.
+        """
+        if self.path is None:
+            return
+        try:
+            update_table(self.path, replace(table, entries={}, failures={}))
+        except DepthCompError as error:
+            warnings.warn(f"the line to whole networks was not added to the latency table: {error}", stacklevel=3)
 
     def forget_journal(self) -> None:
         """Delete the journal of this environment; those of others stay."""

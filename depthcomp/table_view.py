@@ -6,14 +6,14 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from depthcomp.console import milliseconds
-from latency_tables import Entry, LatencyTable
+from latency_tables import Calibration, Entry, LatencyTable
 from latency_tables.quality import Inversion, Quality
 from latency_tables.roofline import RooflineEstimate
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["estimate_view", "quality_text", "selected", "table_view"]
+__all__ = ["estimate_view", "fit_text", "quality_text", "selected", "table_view"]
 
 LISTED = 10  # of each kind of finding; the rest is counted
 
@@ -33,7 +33,7 @@ def table_view(table: LatencyTable, entries: Sequence[tuple[str, Entry]]) -> Tab
 
     here = table.environment
     place = f"{here.backend} {here.backend_version}, {here.device}, threads={here.threads}, {here.precision}"
-    caption = f"{len(entries)} of {len(table)} entries, {len(table.failures)} failed"
+    caption = f"{len(entries)} of {len(table)} entries, {len(table.failures)} failed\n{fit_text(table.calibration)}"
     view = Table(title=Text(place), caption=Text(caption))
     view.add_column("operator", overflow="fold")
     for name in ("latency", "spread", "n"):
@@ -77,10 +77,11 @@ def _quality_lines(quality: Quality) -> Iterator[str]:
     yield from _finding("slower than a larger one", inversions, quality.pairs)
     unstable = sorted(quality.unstable.items(), key=lambda item: -item[1])
     yield from _finding("unstable", [f"{key}, spread {100 * spread:.1f} %" for key, spread in unstable], quality.n)
+    yield f"measured in part while the machine changed its speed: {len(quality.drifted)} of {quality.n}"
     yield from _finding("not above the call overhead", list(quality.free), quality.n)
     failures = [f"{key}: {why}" for key, why in quality.failures.items()]
     yield from _finding("failed", failures, quality.n + len(failures))
-    yield _fit(quality)
+    yield fit_text(quality.calibration)
 
 
 def _inversion(found: Inversion) -> str:
@@ -94,11 +95,11 @@ def _finding(what: str, cases: list[str], of: int) -> Iterator[str]:
         yield f"  and {len(cases) - LISTED} more"
 
 
-def _fit(quality: Quality) -> str:
-    fit = quality.calibration
+def fit_text(fit: Calibration | None) -> str:
+    """Return the line from sums to whole networks in words."""
     if fit is None:
         return "no fit to whole networks is stored"
     return (
-        f"whole networks: {fit.intercept_ms:+.3f} ms + {fit.slope:.3f} x sum, residual {fit.residual_ms:.3f} ms over"
-        f" {fit.n} networks"
+        f"whole networks, by the last compression: {fit.intercept_ms:+.3f} ms + {fit.slope:.3f} x sum, residual"
+        f" {fit.residual_ms:.3f} ms over {fit.n} networks"
     )

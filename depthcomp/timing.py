@@ -94,12 +94,23 @@ class LatencyPredictor:
 
     def predict(self, sum_ms: float) -> float:
         """Return the predicted latency in ms of a network whose operators sum to `sum_ms`."""
-        return self._calibration.predict(sum_ms / self.original_sum_ms) * self.original.median_ms
+        return self.calibration.predict(sum_ms)
 
     def invert(self, target_ms: float) -> float:
         """Return the largest sum in ms whose predicted latency is at most `target_ms`."""
-        return self._calibration.invert(target_ms / self.original.median_ms) * self.original_sum_ms
+        return self.calibration.invert(target_ms)
 
     @property
-    def _calibration(self) -> Calibration:
-        return fit_affine(self._sum_shares, self._measured_shares)
+    def calibration(self) -> Calibration:
+        """The line through the networks measured so far, from sums in ms to ms at the speed of `original`.
+
+        It is fitted in shares of the original and then scaled, as where there are too few networks for a slope, a
+        share saved of the sum is taken for the same share of the whole.
+        """
+        line, whole_ms = fit_affine(self._sum_shares, self._measured_shares), self.original.median_ms
+        return Calibration(
+            intercept_ms=line.intercept_ms * whole_ms,
+            slope=line.slope * whole_ms / self.original_sum_ms,
+            residual_ms=line.residual_ms * whole_ms,
+            n=line.n,
+        )

@@ -2,8 +2,8 @@
 
 The parent (`measure_in_process`) starts this module as a program and sends it a request. The program says on its
 standard output what it is about to do, one JSON object a line, so that the parent knows what it died of; what it
-measured goes straight to the journal. It ends at once when its standard input is closed, so that it does not outlive
-a parent that is killed and time operators beside the next run.
+measured goes straight to the journal. A program that says nothing for too long is killed. It ends at once when its
+standard input is closed, so that it does not outlive a parent that is killed and time operators beside the next run.
 """
 
 import json
@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from queue import Empty, Queue
 from typing import IO, Any, TextIO, cast
 
 from depthcomp_errors import DepthCompError, TableError
@@ -25,8 +26,9 @@ from latency_tables.measure import measure_chunk, measured_method
 from latency_tables.own_backend import find_backend
 from latency_tables.signature import OperatorSignature
 
-__all__ = ["ChunkRequest", "Outcome", "measure_in_process"]
+__all__ = ["TIMEOUT_S", "ChunkRequest", "Outcome", "measure_in_process"]
 
+TIMEOUT_S = 600.0  # no engine of a single operator takes that long to build, even on a small device
 LAST_WORDS_CHARS = 300  # of what a dying process wrote on its standard error
 
 
@@ -56,7 +58,7 @@ class Outcome:
     """How a process ended.
 
     Attributes:
-        death: what it died of; None where it finished.
+        death: how it died, as a clause; None where it finished.
         building: the key of the operator that it was building when it died; None for none.
     """
 
@@ -64,8 +66,12 @@ class Outcome:
     building: str | None = None
 
 
-def measure_in_process(request: ChunkRequest) -> Outcome:
+def measure_in_process(request: ChunkRequest, timeout_s: float = TIMEOUT_S) -> Outcome:
     """Measure a chunk in a process of its own and return how that ended.
+
+    Args:
+        request: what to measure.
+        timeout_s: seconds that it may take to begin, for a build, or for a round of timing; then it is killed.
 
     Raises:
         TableError: the process could not begin, or the backend or the journal cannot be used at all.
@@ -73,43 +79,69 @@ def measure_in_process(request: ChunkRequest) -> Outcome:
     with tempfile.TemporaryFile() as errors:
         program = [sys.executable, "-m", __name__]
         process = subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True)
+        lines: Queue[str] = Queue()
+        reader = threading.Thread(target=_pass_on, args=(process.stdout, lines))
+        reader.start()
         try:
-            return _followed(process, request, errors)
+            return _followed(process, request, lines, timeout_s, errors)
         finally:
             process.kill()
+            process.wait()
+            reader.join()
             with suppress(OSError):  # a request that it did not read to its end cannot be flushed any more
-                process.communicate()
+                cast(IO[str], process.stdin).close()
 
 
-def _followed(process: "subprocess.Popen[str]", request: ChunkRequest, errors: IO[bytes]) -> Outcome:
-    to_child, from_child = cast(IO[str], process.stdin), cast(IO[str], process.stdout)
+def _pass_on(stream: IO[str], lines: Queue[str]) -> None:
+    """Put what the process says into a queue, which can be waited on for a limited time; an empty line is the end."""
+    try:
+        with stream:
+            for line in stream:
+                lines.put(line)
+    finally:
+        lines.put("")
+
+
+def _followed(
+    process: "subprocess.Popen[str]", request: ChunkRequest, lines: Queue[str], timeout_s: float, errors: IO[bytes]
+) -> Outcome:
+    to_child = cast(IO[str], process.stdin)
     with suppress(OSError):  # it died at once; its exit code and last words say more
         to_child.write(json.dumps(asdict(request)) + "\n")
         to_child.flush()
     building, begun = None, False
-    for event in _events(from_child):
-        if "error" in event:
-            raise TableError(event["error"])
-        if "done" in event:
-            return Outcome()
-        building, begun = event["building"], True
-    death = _death(process.wait(), errors)
+    try:
+        for event in _events(lines, timeout_s):
+            if "error" in event:
+                raise TableError(event["error"])
+            if "done" in event:
+                return Outcome()
+            building, begun = event["building"], True
+        death = _death(process.wait(), errors)
+    except Empty:
+        death = (
+            f"its process hung and was killed: nothing was heard of it for {timeout_s:g} s; where it only needs longer,"
+            " run again with --retry-failed and a larger --timeout-s"
+        )
     if not begun:
-        raise TableError(f"the measuring process died before it could measure anything ({death}).")
+        raise TableError(f"the backend {request.backend} could not measure anything: {death}.")
     return Outcome(death, building)
 
 
-def _events(stream: IO[str]) -> Iterator[dict[str, Any]]:
-    """Yield what the process says; half a line, the last of a process that was killed, says nothing."""
-    for line in stream:
-        if line.endswith("\n"):
-            yield json.loads(line)
+def _events(lines: Queue[str], timeout_s: float) -> Iterator[dict[str, Any]]:
+    """Yield what the process says; half a line, the last of a process that was killed, says nothing.
+
+    Raises:
+        Empty: it has said nothing for `timeout_s`.
+    """
+    while (line := lines.get(timeout=timeout_s)).endswith("\n"):
+        yield json.loads(line)
 
 
 def _death(code: int, errors: IO[bytes]) -> str:
     errors.seek(0)
     words = " ".join(errors.read().decode(errors="replace").split())
-    how = f"signal {_signal_name(-code)}" if code < 0 else f"exit code {code}"
+    how = f"its process died of signal {_signal_name(-code)}" if code < 0 else f"its process died of exit code {code}"
     return f"{how}: {words[-LAST_WORDS_CHARS:]}" if words else how
 
 

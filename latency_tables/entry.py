@@ -19,7 +19,10 @@ class Entry:
         ms: latency in ms, the backend's call overhead removed.
         spread: relative spread of the measurement, before the overhead was removed.
         n: samples behind it.
-        unstable: whether the spread stayed too large however often it was measured.
+        unstable: whether the spread stayed too large however often it was measured, or the machine changed its speed
+            in every round.
+        drifted: rounds behind it in which the machine changed its speed and that could not be done again; 0 where
+            that was not watched (see `Method.drift_limit`).
 
     Raises:
         TableError: a number is negative or not finite, or `n` is below 1.
@@ -31,9 +34,10 @@ class Entry:
     spread: float
     n: int
     unstable: bool = False
+    drifted: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("ms", "spread"):
+        for name in ("ms", "spread", "drifted"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise TableError(f"{name} (={value}) of a table entry must be finite and not negative.")
@@ -53,6 +57,8 @@ class Method:
         warmup_ms: least duration in ms of the warm-up.
         seed: drew the order of the rounds.
         overhead_ms: what a call of the backend costs by itself, in ms; it is removed from the entries.
+        drift_limit: how far a sentinel's turns in a round may lie apart, relative to the fastest, before the round is
+            done again; None where no sentinel was timed.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
@@ -64,3 +70,4 @@ class Method:
     warmup_ms: float
     seed: int
     overhead_ms: float
+    drift_limit: float | None = None

@@ -14,7 +14,7 @@ from latency_tables.operators import call_overhead_model, operator_model
 from latency_tables.protocol import Backend, Progress, Runner
 from latency_tables.signature import OperatorSignature
 from latency_tables.table import LatencyTable
-from latency_tables.timing import ESTIMATOR, SAMPLES_PER_ROUND, Timing, time_interleaved
+from latency_tables.timing import DRIFT_LIMIT, ESTIMATOR, SAMPLES_PER_ROUND, Timing, time_interleaved
 
 __all__ = ["chunks", "measure", "measure_chunk", "measured_method"]
 
@@ -42,7 +42,8 @@ def measure(
 
     Operators are timed in chunks, side by side (see `time_interleaved`). What an all but empty model costs is
     measured first and removed from every entry. An entry whose spread is above 2.5 % gets two more attempts,
-    whose rounds are added to its own; if that does not help it is flagged `unstable`.
+    whose rounds are added to its own; if that does not help it is flagged `unstable`. So is one that has no round
+    in which the machine kept its speed.
 
     Args:
         signatures: the operators wanted, in any order, repeated or not.
@@ -104,6 +105,7 @@ def measured_method(backend: Backend, rounds: int = 3, seed: int = 0) -> Method:
         warmup_ms=WARMUP_MS,
         seed=seed,
         overhead_ms=0.0,
+        drift_limit=DRIFT_LIMIT,
     )
     with ExitStack() as open_runners:
         runner = _built(call_overhead_model(), "the call overhead", backend, open_runners)
@@ -125,7 +127,8 @@ def measure_chunk(
         signatures: the operators, few enough to be held at the same time: see `chunks`.
         backend: what measures them.
         method: how, and the call overhead to remove.
-        announce: called with the key of each operator before it is built, and with None when all are.
+        announce: called with the key of each operator before it is built, and with None when all are and after each
+            round of timing: a sign of life.
         refused: called with the key of an operator that the backend refuses, which is then left out; without it
             a refusal ends the measurement.
 
@@ -145,7 +148,7 @@ def measure_chunk(
             else:
                 runners[signature.key] = runner
         announce(None)
-        timings = _stable_timings(runners, method)
+        timings = _stable_timings(runners, method, lambda done, total, what: announce(None))
     return {key: _entry(timing, method) for key, timing in timings.items()}
 
 
@@ -178,22 +181,25 @@ def _built(model: bytes, what: str, backend: Backend, open_runners: ExitStack) -
     return runner
 
 
-def _stable_timings(runners: Mapping[str, Runner], method: Method) -> dict[str, Timing]:
-    timings = _timed(runners, method, attempt=0)
+def _stable_timings(runners: Mapping[str, Runner], method: Method, progress: Progress) -> dict[str, Timing]:
+    timings = _timed(runners, method, attempt=0, progress=progress)
     for attempt in range(1, EXTRA_ATTEMPTS + 1):
         shaky = {key: runners[key] for key, timing in timings.items() if timing.spread > STABLE_SPREAD}
-        for key, timing in _timed(shaky, method, attempt).items():
+        for key, timing in _timed(shaky, method, attempt, progress).items():
             timings[key] = timings[key].pooled(timing)
     return timings
 
 
-def _timed(runners: Mapping[str, Runner], method: Method, attempt: int) -> dict[str, Timing]:
+def _timed(
+    runners: Mapping[str, Runner], method: Method, attempt: int, progress: Progress | None = None
+) -> dict[str, Timing]:
     return time_interleaved(
         runners,
         rounds=method.rounds,
         seed=method.seed + attempt,
         sample_ms=method.sample_ms,
         warmup_ms=method.warmup_ms,
+        progress=progress,
     )
 
 
@@ -202,5 +208,6 @@ def _entry(timing: Timing, method: Method) -> Entry:
         ms=max(0.0, timing.ms - method.overhead_ms),
         spread=timing.spread,
         n=timing.n,
-        unstable=timing.spread > STABLE_SPREAD,
+        unstable=timing.spread > STABLE_SPREAD or timing.drifted == len(timing.rounds_ms),
+        drifted=timing.drifted,
     )

@@ -62,6 +62,7 @@ class Quality:
         pairs: pairs of operators of which one is at least as large as the other and otherwise the same.
         inversions: those pairs in which the smaller one is slower by more than 10 % and the spreads; worst first.
         unstable: spread by key of the entries that never became steady.
+        drifted: rounds in which the machine changed its speed, by key of the entries that have such rounds.
         free: keys of entries that cost nothing once the overhead is removed.
         failures: why an operator could not be measured, by key.
         calibration: the line from sums to whole networks; None where none is stored.
@@ -73,6 +74,7 @@ class Quality:
     pairs: int
     inversions: tuple[Inversion, ...]
     unstable: Mapping[str, float]
+    drifted: Mapping[str, int]
     free: tuple[str, ...]
     failures: Mapping[str, str]
     calibration: Calibration | None
@@ -95,6 +97,7 @@ def quality_of(table: LatencyTable) -> Quality:
         pairs=len(pairs),
         inversions=tuple(sorted(inversions, key=lambda found: found.larger_ms / found.smaller_ms)),
         unstable={signature.key: entry.spread for signature, entry in entries.items() if entry.unstable},
+        drifted={signature.key: entry.drifted for signature, entry in entries.items() if entry.drifted},
         free=tuple(signature.key for signature, entry in entries.items() if entry.ms == 0),
         failures=dict(sorted(table.failures.items())),
         calibration=table.calibration,

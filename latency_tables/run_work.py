@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from depthcomp_errors import TableError
-from latency_tables.chunk_process import ChunkRequest, measure_in_process
+from latency_tables.chunk_process import TIMEOUT_S, ChunkRequest, measure_in_process
 from latency_tables.environment import Environment
 from latency_tables.journal import Journal, Journaled
 from latency_tables.measure import CHUNK_ENTRIES, chunks
@@ -49,14 +49,15 @@ def run_work(
     rounds: int = 3,
     seed: int = 0,
     retry_failed: bool = False,
+    timeout_s: float = TIMEOUT_S,
     progress: Progress | None = None,
 ) -> Run:
     """Measure the operators that a table's file lacks, and add them to it.
 
     Operators are measured in chunks, each in a process of its own, and each chunk goes to a journal beside the file at
     once: a run that is killed loses the chunk in flight, and the next goes on from there. An operator whose build
-    kills its process is recorded as failed, as is one that the backend refuses; the rest of its chunk is measured
-    without it. Several runs may fill one file at the same time.
+    kills its process, or takes too long, is recorded as failed, as is one that the backend refuses; the rest of its
+    chunk is measured without it. Several runs may fill one file at the same time.
 
     Args:
         signatures: the operators wanted.
@@ -67,6 +68,7 @@ def run_work(
         rounds: interleaved rounds of each attempt, at least 3.
         seed: draws the order of the rounds.
         retry_failed: whether operators that failed in earlier runs are tried again.
+        timeout_s: seconds that the build of an operator, or a round of timing a chunk, may take.
         progress: called as (operators done, operators wanted, key of the last) after each chunk.
 
     Raises:
@@ -77,7 +79,7 @@ def run_work(
     """
     wanted = sorted(set(signatures))
     require_writable_table(table)
-    session = _Session(table, find_backend(backend, threads=threads).environment(), retry_failed)
+    session = _Session(table, find_backend(backend, threads=threads).environment(), retry_failed, timeout_s)
     before = session.found().entries.keys() - session.journal.read().keys()
     request = ChunkRequest(backend, threads, str(session.journal.path), (), rounds, seed)
     missing = set(session.missing(signature.key for signature in wanted))
@@ -100,12 +102,14 @@ class _Session:
         path: the table's file.
         environment: where this session measures.
         retry_failed: whether operators that failed in earlier runs are tried again.
+        timeout_s: seconds after which a process of which nothing is heard is killed.
         tried: keys that this session need not try again.
     """
 
     path: Path
     environment: Environment
     retry_failed: bool
+    timeout_s: float
     tried: set[str] = field(default_factory=set)
 
     @property
@@ -129,15 +133,15 @@ class _Session:
         return [key for key in keys if key not in found.entries and key not in given_up]
 
     def measure(self, request: ChunkRequest) -> None:
-        """Measure what is missing of a chunk, without what kills its process, which is recorded as failed."""
+        """Measure what is missing of a chunk, without what kills or blocks its process, which is recorded as failed."""
         while keys := tuple(self.missing(request.keys)):
-            outcome = measure_in_process(replace(request, keys=keys))
+            outcome = measure_in_process(replace(request, keys=keys), self.timeout_s)
             culprit = outcome.building or (keys[0] if len(keys) == 1 else None)
             if outcome.death is None:
                 self.tried.update(keys)
             elif culprit is not None:
                 self.tried.add(culprit)
-                self.journal.append({}, failures={culprit: f"its process died of {outcome.death}"})
+                self.journal.append({}, failures={culprit: outcome.death})
             else:  # it died while all were timed, so each is timed alone
                 for key in keys:
                     self.measure(replace(request, keys=(key,)))

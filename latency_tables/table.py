@@ -24,7 +24,9 @@ class LatencyTable:
         method: how.
         entries: entry by `OperatorSignature.key`.
         failures: why an operator could not be measured, by its key; none of them has an entry.
-        calibration: the line from sums of entries to whole networks; None where it was not fitted.
+        calibration: the line from sums of entries to whole networks, as the last compression that used the table
+            fitted it; None where none was. It was learnt on variants of one network: for another it is information
+            at most, and nothing predicts by it.
 
     Example:
         >>> table = LatencyTable.load("desktop.json")  # doctest: +SKIP
@@ -78,8 +80,8 @@ class LatencyTable:
     def merged(self, other: "LatencyTable", *, check_environment: bool = True) -> "LatencyTable":
         """Return a table with the entries of both; where both have one, and for the method, `other` wins.
 
-        A failure counts only where neither has an entry. The calibration is this table's, as it belongs to its
-        entries, unless it has none.
+        A failure counts only where neither has an entry. The calibration is that of `other`, too, unless it has none:
+        the fresher line was fitted to the fresher entries.
 
         Raises:
             TableMismatchError: the tables come from different environments.
@@ -88,7 +90,7 @@ class LatencyTable:
             self.check(other.environment)
         entries = {**self.entries, **other.entries}
         failures = {key: why for key, why in {**self.failures, **other.failures}.items() if key not in entries}
-        return LatencyTable(self.environment, other.method, entries, failures, self.calibration or other.calibration)
+        return LatencyTable(self.environment, other.method, entries, failures, other.calibration or self.calibration)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "LatencyTable":

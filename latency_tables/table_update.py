@@ -16,8 +16,8 @@ STALE_SECONDS = 3600  # no write takes that long, so the writer of an older draf
 def update_table(path: Path, fresh: LatencyTable) -> LatencyTable:
     """Add a table to the one in a file, under the file's lock, and return what the file holds then.
 
-    What another process wrote since `fresh` was begun stays; where both have an entry, `fresh` wins. A file
-    that is not there is created.
+    What another process wrote since `fresh` was begun stays; where both have an entry or a calibration, `fresh` wins. A
+    file that is not there is created.
 
     Raises:
         TableMismatchError: the file holds a table of another environment; it is not changed.

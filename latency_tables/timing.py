@@ -1,8 +1,12 @@
-"""The timing protocol: warm up by time, then interleaved rounds, so that drift hits all runners alike."""
+"""The timing protocol: warm up by time, then interleaved rounds, so that drift hits all runners alike.
+
+One of the runners, the sentinel, has a turn at the start, in the middle and at the end of each round. Where these
+differ, the machine changed while the others had their turns, and the round is done again.
+"""
 
 import gc
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
@@ -12,11 +16,14 @@ import numpy as np
 from depthcomp_errors import TableError
 from latency_tables.protocol import Progress, Runner
 
-__all__ = ["ESTIMATOR", "SAMPLES_PER_ROUND", "Timing", "time_interleaved"]
+__all__ = ["DRIFT_LIMIT", "ESTIMATOR", "SAMPLES_PER_ROUND", "Timing", "time_interleaved"]
 
 ESTIMATOR = "minimum of round medians"
 LEAST_ROUNDS = 3  # fewer cannot tell drift from spread
 SAMPLES_PER_ROUND = 3
+DRIFT_LIMIT = 0.03  # between turns of the sentinel in a round; above the 2.5 % of a steady spread, as it is a range
+ROUNDS_PER_REDO = 3  # of these one may be done again: a machine that never rests costs about a third more
+LEAST_FOR_A_MIDDLE = 4  # other runners; with fewer, the sentinel's start and end are close enough together
 _NORMAL_CONSISTENCY = 1.4826  # median absolute deviation -> standard deviation of a normal distribution
 
 
@@ -27,11 +34,13 @@ class Timing:
     Attributes:
         rounds_ms: median latency in ms of one inference in each round. Runners timed together share their
             rounds, so whole networks are best compared round by round.
-        n: samples behind it, over all rounds.
+        n: samples behind it, over all rounds; a sentinel's additional turns are not counted.
+        drifted: rounds among them in which the machine changed its speed, kept as it did not settle.
     """
 
     rounds_ms: tuple[float, ...]
     n: int
+    drifted: int = 0
 
     @property
     def ms(self) -> float:
@@ -52,7 +61,7 @@ class Timing:
 
     def pooled(self, other: "Timing") -> "Timing":
         """Return the timing over the rounds of both."""
-        return Timing(self.rounds_ms + other.rounds_ms, self.n + other.n)
+        return Timing(self.rounds_ms + other.rounds_ms, self.n + other.n, self.drifted + other.drifted)
 
 
 def time_interleaved(
@@ -62,6 +71,7 @@ def time_interleaved(
     seed: int = 0,
     sample_ms: float = 3.0,
     warmup_ms: float = 20.0,
+    drift_limit: float = DRIFT_LIMIT,
     progress: Progress | None = None,
 ) -> dict[str, Timing]:
     """Return the latency of each runner, all timed side by side.
@@ -71,13 +81,19 @@ def time_interleaved(
     untimed inference that brings its weights back into the cache, then a few samples, of which the median
     counts. The garbage collector is off meanwhile.
 
+    The runner of median latency is the sentinel: it has a turn at the start, in the middle (from five runners on)
+    and at the end of each round, and their median counts; the end of a round is the start of the next. A round in
+    which they differ by more than `drift_limit` is broken off and done again, one round in three at most; further ones
+    are kept and counted in `Timing.drifted`. A runner alone needs no sentinel: nothing stands between its turns.
+
     Args:
         runners: what to time, by name.
-        rounds: turns of each runner, at least 3.
+        rounds: rounds that count, at least 3.
         seed: draws the order of the rounds.
         sample_ms: least duration in ms of one sample.
         warmup_ms: least duration in ms of the warm-up of each runner.
-        progress: called as (turns done, turns in all, name of the runner).
+        drift_limit: how far the slowest turn of the sentinel in a round may be above its fastest, relative to that.
+        progress: called as (rounds done, rounds in all, "round") after each round, one broken off included.
 
     Raises:
         TableError: `rounds` is below 3, or a runner reports a time that is not positive.
@@ -91,33 +107,94 @@ def time_interleaved(
     """
     if rounds < LEAST_ROUNDS:
         raise TableError(f"rounds (={rounds}) must be at least {LEAST_ROUNDS} to tell drift from spread.")
-    medians: dict[str, list[float]] = {name: [] for name in runners}
+    if not runners:
+        return {}
     with _collector_off():
-        inner = {name: _warm_up(runner, warmup_ms, sample_ms) for name, runner in runners.items()}
-        for done, name in enumerate(_turns(list(runners), rounds, seed), start=1):
-            medians[name].append(_turn(runners[name], inner[name]))
-            if progress is not None:
-                progress(done, rounds * len(runners), name)
-    return {name: Timing(tuple(values), rounds * SAMPLES_PER_ROUND) for name, values in medians.items()}
+        single_ms = {name: _warm_up(runner, warmup_ms, sample_ms) for name, runner in runners.items()}
+        sentinel = sorted(runners, key=lambda name: single_ms[name])[(len(runners) - 1) // 2]
+
+        def turn(name: str) -> float:
+            return _turn(runners[name], _inner(single_ms[name], sample_ms))
+
+        orders = _orders([name for name in runners if name != sentinel], sentinel, seed)
+        kept, drifted = _rounds(orders, sentinel, turn, rounds, drift_limit, progress)
+    n = rounds * SAMPLES_PER_ROUND
+    return {name: Timing(tuple(median(turns[name]) for turns in kept), n, drifted) for name in runners}
 
 
-def _turns(names: list[str], rounds: int, seed: int) -> Iterator[str]:
+_Turns = dict[str, list[float]]  # of one round: the latency of each turn in ms, by runner
+
+
+def _rounds(
+    orders: Iterator[Sequence[str]],
+    sentinel: str,
+    turn: Callable[[str], float],
+    rounds: int,
+    drift_limit: float,
+    progress: Progress | None,
+) -> tuple[list[_Turns], int]:
+    """Return the rounds that count, and in how many of them the sentinel drifted."""
+    kept: list[_Turns] = []
+    drifted, redoes = 0, rounds // ROUNDS_PER_REDO
+    start_ms: float | None = None
+    while len(kept) < rounds:
+        turns = _round(next(orders), sentinel, turn, start_ms, drift_limit if redoes else math.inf)
+        drifts = _drift(turns[sentinel]) > drift_limit
+        if drifts and redoes:
+            redoes, start_ms = redoes - 1, None
+        else:
+            kept.append(turns)
+            drifted, start_ms = drifted + drifts, turns[sentinel][-1]
+        if progress is not None:
+            progress(len(kept), rounds, "round")
+    return kept, drifted
+
+
+def _round(
+    order: Sequence[str], sentinel: str, turn: Callable[[str], float], start_ms: float | None, bearable: float
+) -> _Turns:
+    """Let all have their turns, until the sentinel's drift further apart than is bearable.
+
+    `start_ms` is the sentinel's turn just before, None where it has to have one.
+    """
+    turns: _Turns = {name: [] for name in order}
+    if len(turns) > 1:
+        turns[sentinel].append(turn(sentinel) if start_ms is None else start_ms)
+    for name in order:
+        turns[name].append(turn(name))
+        if name == sentinel and _drift(turns[name]) > bearable:
+            break
+    return turns
+
+
+def _drift(turns_ms: Sequence[float]) -> float:
+    """Return how far the slowest turn of a runner is above its fastest, relative to that."""
+    return max(turns_ms) / min(turns_ms) - 1
+
+
+def _orders(others: Sequence[str], sentinel: str, seed: int) -> Iterator[list[str]]:
+    """Yield the turns of round after round, but for the sentinel's at the start."""
     rng = np.random.default_rng(seed)
-    for _ in range(rounds):
-        for index in rng.permutation(len(names)):
-            yield names[index]
+    while True:
+        order = [others[index] for index in rng.permutation(len(others))]
+        middle = [sentinel] if len(others) >= LEAST_FOR_A_MIDDLE else []
+        yield [*order[: len(order) // 2], *middle, *order[len(order) // 2 :], sentinel]
 
 
-def _warm_up(runner: Runner, warmup_ms: float, sample_ms: float) -> int:
-    """Run for `warmup_ms` and return how many inferences last `sample_ms`."""
+def _warm_up(runner: Runner, warmup_ms: float, sample_ms: float) -> float:
+    """Run for `warmup_ms` and return what an inference takes at best, in ms."""
     spent_ms, fastest_ms, inner = 0.0, math.inf, 1
     while spent_ms == 0 or spent_ms < warmup_ms:
         elapsed_ms = _time_ms(runner, inner)
         spent_ms += elapsed_ms
         fastest_ms = min(fastest_ms, elapsed_ms / inner)
-        enough = max(1, math.ceil(sample_ms / fastest_ms))
-        inner = min(2 * inner, enough)
-    return enough
+        inner = min(2 * inner, _inner(fastest_ms, sample_ms))
+    return fastest_ms
+
+
+def _inner(single_ms: float, sample_ms: float) -> int:
+    """Return how many inferences last `sample_ms`."""
+    return max(1, math.ceil(sample_ms / single_ms))
 
 
 def _turn(runner: Runner, inner: int) -> float:

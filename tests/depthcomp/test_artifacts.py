@@ -433,6 +433,7 @@ def test_the_numbers_of_a_result():
         "least_ms": 1.0,
         "spread": pytest.approx(0.135, abs=0.001),
         "n": 9,
+        "drifted_rounds": 0,
         "rounds_ms": [1.0, 1.1, 1.2],
     }
     assert content["speedup"] == 2.0

@@ -11,7 +11,9 @@ import pytest
 from typer.testing import CliRunner
 
 from depthcomp.cli import app
+from depthcomp.errors import TableError
 from latency_tables import Calibration, Entry, Environment, LatencyTable, Method, OperatorSignature
+from latency_tables.chunk_process import TIMEOUT_S
 from latency_tables.table_file import published_schema
 from latency_tables.work import Work
 
@@ -142,6 +144,20 @@ def test_a_model_that_shares_operators_adds_only_its_own():
     assert second["entries"] == first["entries"] + second["new"]
 
 
+def test_the_limit_for_a_build_that_hangs_is_passed_on(monkeypatch):
+    seen = []
+
+    def recorded(signatures, table, *, timeout_s, **options):
+        seen.append(timeout_s)
+        raise TableError("that is all.")
+
+    monkeypatch.setattr("latency_tables.run_work.run_work", recorded)
+    Work({KEYS[0]: ()}).save("work.json")
+    for options in ((), ("--timeout-s", "12.5")):
+        assert refused("run", "work.json", "--table", "t.json", *RUN, *options) == "error: that is all."
+    assert seen == [TIMEOUT_S, 12.5]
+
+
 def test_a_plan_says_nothing_of_random_weights(monkeypatch):
     monkeypatch.setattr("depthcomp.preparation.needed_operators", lambda model, example: {})
     assert "random weights" not in tables("plan", "torchvision:squeezenet1_1").stderr
@@ -213,7 +229,7 @@ def test_merging_tells_how_far_repeated_entries_are_apart():
 
 def test_check_reports_what_is_wrong_and_exits_with_1():
     fit = Calibration(0.1, 0.9, 0.02, 5)
-    entries = {KEYS[0]: entry(0.9), KEYS[1]: entry(0.5), KEYS[2]: entry(1.0, spread=0.3, unstable=True)}
+    entries = {KEYS[0]: entry(0.9), KEYS[1]: entry(0.5), KEYS[2]: entry(1.0, spread=0.3, unstable=True, drifted=1)}
     failed = KEYS[0].replace("-> 4", "-> 9")
     write("t.json", entries, failures={failed: "no kernel"}, calibration=fit)
     text = tables("check", "t.json", code=1).stdout
@@ -221,8 +237,9 @@ def test_check_reports_what_is_wrong_and_exits_with_1():
     assert "slower than a larger one: 1 of 3" in text
     assert "unstable: 1 of 3" in text
     assert f"  {KEYS[2]}, spread 30.0 %" in text
+    assert "measured in part while the machine changed its speed: 1 of 3" in text
     assert f"failed: 1 of 4\n  {failed}: no kernel" in text
-    assert "whole networks: +0.100 ms + 0.900 x sum, residual 0.020 ms over 5 networks" in text
+    assert "whole networks, by the last compression: +0.100 ms + 0.900 x sum, residual 0.020 ms over 5 networks" in text
     content = in_json("check", "t.json", code=1)
     assert content["failures"] == {failed: "no kernel"}
     assert content["calibration"]["residual_ms"] == 0.02
@@ -244,6 +261,16 @@ def test_show_sorts_filters_and_limits():
     assert "abacus 1, wood, threads=1, fp32" in text
     assert "30.0 % unstable" in text
     assert "3 of 3 entries, 0 failed" in text
+    assert "no fit to whole networks is stored" in text
+
+
+def test_show_tells_the_line_to_whole_networks():
+    write("t.json", {KEYS[0]: entry()}, calibration=Calibration(0.1, 0.9, 0.02, 5))
+    assert "+0.100 ms + 0.900 x sum, residual 0.020 ms over 5 networks" in " ".join(
+        tables("show", "t.json").stdout.split()
+    )
+    fit = in_json("show", "t.json")["calibration"]
+    assert fit == {"intercept_ms": 0.1, "slope": 0.9, "residual_ms": 0.02, "n": 5}
 
 
 def test_times_of_trtexec_become_a_table_and_join_one():

@@ -3,6 +3,7 @@
 import copy
 import json
 import time
+from dataclasses import replace
 
 import onnxruntime
 import pytest
@@ -21,9 +22,10 @@ from depthcomp.errors import (
 )
 from depthcomp.export import to_onnx
 from depthcomp.importance import divergence
+from depthcomp.pricing import Pricing
 from depthcomp.refit import Refitter
 from fx_passes import Plan, capture, fold_batch_norms, merge
-from latency_tables import LatencyTable
+from latency_tables import Calibration, LatencyTable
 
 
 def whole_networks(backend, macs_of):
@@ -237,6 +239,43 @@ def test_the_folder_loads_to_the_same_bits(run):
 def test_the_table_was_written(run):
     table = LatencyTable.load(run.folder / "table.json")
     assert table.entries == run.result.table.entries
+
+
+def test_the_table_and_its_file_have_the_line_to_whole_networks(run, macs_of):
+    line = run.result.table.calibration
+    assert LatencyTable.load(run.folder / "table.json").calibration == line
+    assert LatencyTable.load(run.folder / "out" / "latency_table.json").calibration == line
+    assert line.n == 1 + len(whole_networks(run.backend, macs_of)[1:]) // 2  # the original is built beside each other
+
+
+def test_the_line_is_in_ms_of_sums_and_of_whole_networks(run):
+    line, result = run.result.table.calibration, run.result
+    total_ms = line.invert(result.frontier[-1].predicted_ms)  # nothing is rewritten
+    pricing = Pricing(folded_net())
+    assert total_ms == pytest.approx(pricing.kept_ms(pricing.kept, result.table.ms))
+    assert line.predict(total_ms) == pytest.approx(result.original_ms, rel=0.05)
+    saved_ms = sum(record.kept_ms - record.new_ms for record in result.spans)
+    assert line.predict(total_ms - saved_ms) == pytest.approx(result.measured_ms, rel=0.05)
+
+
+def test_the_residual_stands_beside_the_prediction(run):
+    result = run.result
+    assert result.residual == pytest.approx(result.table.calibration.residual_ms / result.original_ms)
+    assert 0 <= result.residual < 0.05
+    numbers = json.loads((run.folder / "out" / "result.json").read_text())
+    assert numbers["residual"] == result.residual
+    assert numbers["calibration"]["n"] == result.table.calibration.n
+
+
+def test_the_line_of_another_network_predicts_nothing_and_gives_way(run, arithmetic_backend, tmp_path):
+    foreign = Calibration(intercept_ms=9.0, slope=7.0, residual_ms=5.0, n=3)
+    replace(run.result.table, calibration=foreign).save(tmp_path / "table.json")
+    result = compress_depth(
+        tiny_net(), "75%", data=[images()], backend=arithmetic_backend(), table=tmp_path / "table.json"
+    )
+    assert result.predicted_ms == pytest.approx(run.result.predicted_ms, rel=1e-6)
+    assert result.table.calibration != foreign
+    assert LatencyTable.load(tmp_path / "table.json").calibration == result.table.calibration
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@ import io
 import itertools
 import re
 import sys
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -9,6 +10,7 @@ from test_report import make_result
 
 from depthcomp.console import Progress, deed, milliseconds, place, summary, verdict
 from fx_passes import Plan, SpanChoice
+from latency_tables import Calibration
 
 
 def printed(table):
@@ -39,6 +41,14 @@ def test_summary_says_what_was_gained_and_at_what_cost():
         r"spans refused\W+3",
     ):
         assert re.search(row, text), row
+
+
+def test_summary_tells_how_well_the_predicting_line_fits():
+    table = replace(make_result().table, calibration=Calibration(0.1, 0.9, 0.1541, 5))
+    result = make_result(table=table)
+    assert re.search(r"residual of the predicting line\W+1\.2 % over 5 networks", printed(summary(result)))
+    assert make_result().residual is None
+    assert "residual" not in printed(summary(make_result()))
 
 
 def test_summary_of_an_empty_plan():

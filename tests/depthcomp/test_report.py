@@ -15,7 +15,7 @@ from depthcomp.frontier_plot import frontier_svg
 from depthcomp.report import write_report
 from depthcomp.result import CompressionResult, FrontierPoint, Refusal, SpanRecord
 from fx_passes import Plan, SpanChoice
-from latency_tables import Entry, Environment, LatencyTable, Method, Timing
+from latency_tables import Calibration, Entry, Environment, LatencyTable, Method, Timing
 
 ATTACK = "<script>alert('x')</script>"
 VOID = {"meta", "br"}
@@ -177,6 +177,23 @@ def test_provenance_and_loading(tmp_path):
 @pytest.mark.parametrize(("correlation", "said"), [(0.5, "tried is 0.50."), (None, "fewer than three whole plans")])
 def test_trust_in_importance_is_said(tmp_path, correlation, said):
     assert said in page_of(make_result(rank_correlation=correlation), tmp_path).text
+
+
+def test_the_residual_of_the_line_stands_below_what_it_predicts(tmp_path):
+    plain = make_result()
+    assert "Residual of the predicting line" not in [row[0] for row in page_of(plain, tmp_path).rows if row]
+    table = replace(plain.table, calibration=Calibration(0.1, 0.9, 0.1541, 5))
+    rows = {row[0]: row[1:] for row in page_of(make_result(table=table), tmp_path).rows if row}
+    assert rows["Residual of the predicting line"][1] == "1.2 % over 5 networks"
+
+
+def test_rounds_in_which_the_machine_drifted_are_counted(tmp_path):
+    steady = "in 5 interleaved rounds, the one having a turn before and after that of the other in each;"
+    assert steady in page_of(make_result(), tmp_path).text
+    assert "that are counted" not in page_of(make_result(), tmp_path).text
+    drifted = Timing((9.78, 9.76, 9.80, 9.84, 9.88), 15, drifted=2)
+    page = page_of(make_result(measured_timing=drifted), tmp_path)
+    assert "differed by more than 3 % were done again as far as their number allowed, but for 2 that are" in page.text
 
 
 def test_free_merges_are_said_and_the_original_is_then_not_predicted(tmp_path):

@@ -187,6 +187,22 @@ def test_the_predictor_measures_and_predicts(network, half, offered, arithmetic_
     assert backend.live == 0
 
 
+def test_the_line_is_learnt_in_shares_and_given_in_ms(network, half, offered, arithmetic_backend):
+    """Sums may be far from what networks take; a share saved of the sum is a share of the whole until more is known."""
+    predictor = LatencyPredictor(NetworkTimer(network, (EXAMPLE,), arithmetic_backend()), 100.0)
+    whole_ms = predictor.original.median_ms
+    assert (predictor.calibration.n, predictor.calibration.residual_ms) == (1, 0.0)
+    assert predictor.calibration.slope == pytest.approx(whole_ms / 100)
+    assert predictor.calibration.predict(80.0) == pytest.approx(0.8 * whole_ms)
+    for sum_ms in (50.0, 60.0):
+        predictor.learn(half, sum_ms)
+    line = fit_affine([1.0, 0.5, 0.6], predictor._measured_shares)
+    assert predictor.calibration.n == 3
+    assert predictor.calibration.predict(70.0) == pytest.approx(whole_ms * line.predict(0.7))
+    assert predictor.calibration.residual_ms == pytest.approx(whole_ms * line.residual_ms)
+    assert predictor.calibration.residual_ms > 0
+
+
 def test_the_timer_closes_what_it_built_when_measuring_fails(network, arithmetic_backend):
     backend = arithmetic_backend(hidden=lambda model, ms: -1.0)
     with pytest.raises(Exception, match="a time is finite and positive"):

@@ -115,6 +115,35 @@ def test_the_original_itself_is_no_compressed_network(known_search):
     assert found.plan == plan_of(1)
 
 
+def made_faster(predictor, original_ms):
+    """The machine has become faster since the original was measured alone."""
+    learn = predictor.learn
+    predictor.learn = lambda network, sum_ms: (Timing((original_ms,) * 3, 9), learn(network, sum_ms)[1])
+
+
+@pytest.mark.parametrize("slowness", [1.0, 1.05], ids=["as slow", "slower"])
+def test_a_network_that_is_not_faster_than_the_original_is_refused_though_it_meets_the_budget(known_search, slowness):
+    plans = [(7.4, 0.1, 0.1), (6.5, 0.2, 0.2)]
+    searching, predictor = known_search(plans, dict.fromkeys((7.4, 6.5), 7.0 * slowness))
+    made_faster(predictor, 7.0)
+    sentence = (
+        r"no plan is faster than the original when measured beside it: the fastest took 7\.\d+ ms, the original "
+        r"7\.000 ms, which is within budget 8ms; keep the original, or ask for less than 7\.000 ms$"
+    )
+    with pytest.raises(BudgetInfeasibleError, match=sentence) as caught:
+        searching.meet(Budget(8, "ms"))
+    assert caught.value.best_ms == 7.0 * slowness
+
+
+def test_of_plans_that_meet_the_budget_one_that_is_faster_than_the_original_is_returned(known_search):
+    plans = [(7.9, 0.1, 0.1), (6.5, 0.2, 0.2)]
+    searching, predictor = known_search(plans, {7.9: 7.5, 6.5: 6.0})
+    made_faster(predictor, 7.2)
+    found = searching.meet(Budget(8, "ms"))
+    assert 7.9 in predictor.tried
+    assert (found.plan, found.measured.ms) == (plan_of(3), 6.0)
+
+
 def test_no_plan_is_measured_until_it_fits(known_search):
     """A budget is not met by luck: the fastest plan, refitted, is measured once."""
     searching, predictor = known_search([(6.0, 1.0, 1.0)], {6.0: 8.5})

@@ -1,10 +1,13 @@
 """Where a compression's latencies come from and are kept, run after run."""
 
+import shutil
+from dataclasses import replace
+
 import pytest
 
 from depthcomp.errors import TableError, TableMismatchError
 from depthcomp.table_store import TableStore
-from latency_tables import LatencyTable, OperatorSignature
+from latency_tables import Calibration, LatencyTable, OperatorSignature
 from latency_tables.measure import CHUNK_ENTRIES
 
 
@@ -67,6 +70,43 @@ def test_what_another_compression_wrote_meanwhile_stays(arithmetic_backend, tmp_
     theirs.complete(SIGNATURES[:4], backend, seed=0)
     ours.complete(SIGNATURES[2:8], backend, seed=0)
     assert set(LatencyTable.load(path).entries) == {signature.key for signature in SIGNATURES[:8]}
+
+
+LINES = [Calibration(intercept_ms=0.1 * n, slope=1.0, residual_ms=0.01, n=n) for n in (3, 4)]
+
+
+def test_a_line_to_whole_networks_is_added_to_the_file_and_to_nothing_else(arithmetic_backend, tmp_path):
+    backend, path = arithmetic_backend(), tmp_path / "table.json"
+    store, table = complete(backend, path, signatures=SIGNATURES[:3])
+    complete(backend, path, signatures=SIGNATURES[:6])  # what another process has added meanwhile stays
+    store.keep_calibration(replace(table, calibration=LINES[0]))
+    assert (len(LatencyTable.load(path)), LatencyTable.load(path).calibration) == (6, LINES[0])
+    store.keep_calibration(replace(table, calibration=LINES[1]))
+    assert LatencyTable.load(path).calibration == LINES[1]
+
+
+def test_completing_a_table_leaves_a_fresher_line_in_its_file(arithmetic_backend, tmp_path):
+    backend, path = arithmetic_backend(), tmp_path / "table.json"
+    store, table = complete(backend, path, signatures=SIGNATURES[:3])
+    store.keep_calibration(replace(table, calibration=LINES[0]))
+    later = TableStore.open(path, backend.environment())
+    store.keep_calibration(replace(table, calibration=LINES[1]))
+    later.complete(SIGNATURES[:6], backend, seed=0)
+    assert (len(LatencyTable.load(path)), LatencyTable.load(path).calibration) == (6, LINES[1])
+
+
+def test_a_line_that_cannot_be_written_is_a_warning_as_the_network_must_not_be_lost(arithmetic_backend, tmp_path):
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    store, table = complete(arithmetic_backend(), folder / "table.json", signatures=SIGNATURES[:3])
+    shutil.rmtree(folder)
+    with pytest.warns(UserWarning, match=r"line to whole networks was not added .*: its folder does not exist"):
+        store.keep_calibration(replace(table, calibration=LINES[0]))
+
+
+def test_without_a_file_a_line_goes_nowhere(arithmetic_backend):
+    store, table = complete(arithmetic_backend(), signatures=SIGNATURES[:3])
+    store.keep_calibration(replace(table, calibration=LINES[0]))
 
 
 def test_a_table_given_as_an_object_is_not_changed(arithmetic_backend):

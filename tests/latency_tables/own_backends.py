@@ -13,6 +13,7 @@ from depthcomp_errors import TableError
 from latency_tables.operators import call_overhead_model
 
 BUILD_SECONDS = 0.002
+FOREVER_SECONDS = 3600
 
 
 @dataclass
@@ -59,6 +60,35 @@ class TreacherousBackend(SlowBackend):
         if channels == 9:
             return DeadlyRunner("deadly", 1.0)
         return super().build(onnx_model)
+
+
+@dataclass
+class HangingBackend(SlowBackend):
+    """The build of an operator with seven output channels never ends; one with nine hangs when it is timed."""
+
+    def build(self, onnx_model: bytes) -> FakeRunner:
+        channels = out_channels(onnx_model)
+        if channels == 7:
+            time.sleep(FOREVER_SECONDS)
+        if channels == 9:
+            return HangingRunner("hanging", 1.0)
+        return super().build(onnx_model)
+
+
+@dataclass
+class HangingRunner(FakeRunner):
+    def time_ms(self, inner: int) -> float:
+        time.sleep(FOREVER_SECONDS)
+        return super().time_ms(inner)
+
+
+def hanging(threads: int) -> HangingBackend:
+    return HangingBackend()
+
+
+def stuck(threads: int) -> SlowBackend:
+    time.sleep(FOREVER_SECONDS)
+    return SlowBackend()
 
 
 def slow(threads: int) -> SlowBackend:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from depthcomp_errors import TableError, TableMismatchError
-from latency_tables import Entry, LatencyTable, Method
+from latency_tables import Calibration, Entry, LatencyTable, Method
 from latency_tables.table_file import require_writable_table
 
 METHOD = Method(
@@ -50,6 +50,14 @@ def test_equal_tables_are_equal_bytes(tmp_path: Path) -> None:
     assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
 
 
+def test_a_table_of_a_version_that_timed_no_sentinel_is_read(tmp_path: Path, table: LatencyTable) -> None:
+    table.save(tmp_path / "t.json")
+    content = json.loads((tmp_path / "t.json").read_text())
+    del content["method"]["drift_limit"], content["entries"][conv().key]["drifted"]
+    (tmp_path / "t.json").write_text(json.dumps(content))
+    assert LatencyTable.load(tmp_path / "t.json") == table
+
+
 def test_lookups(table: LatencyTable) -> None:
     assert table.ms(conv()) == 0.25
     assert conv() in table
@@ -68,6 +76,13 @@ def test_merging_lets_the_other_win(table: LatencyTable) -> None:
     assert other.merged(table).ms(conv()) == 0.25
     assert len(other.merged(table)) == 2
     assert table.ms(conv()) == 0.25
+
+
+def test_merging_keeps_the_fresher_line_to_whole_networks(table: LatencyTable) -> None:
+    old, new = (replace(table, calibration=Calibration(0.1, slope, 0.01, 5)) for slope in (0.9, 1.1))
+    assert old.merged(new).calibration == new.calibration
+    assert old.merged(table).calibration == old.calibration
+    assert table.merged(old).calibration == old.calibration
 
 
 def test_tables_of_two_places_do_not_merge_unless_told(table: LatencyTable) -> None:
@@ -89,6 +104,7 @@ def test_a_foreign_environment_is_refused(table: LatencyTable) -> None:
         ({"ms": math.nan}, r"ms \(=nan\) of a table entry must be finite"),
         ({"ms": -0.1}, r"ms \(=-0.1\) of a table entry must be finite and not negative"),
         ({"spread": math.inf}, r"spread \(=inf\)"),
+        ({"drifted": -1}, r"drifted \(=-1\) of a table entry must be finite and not negative"),
         ({"n": 0}, r"n \(=0\) of a table entry must be at least 1"),
     ],
 )

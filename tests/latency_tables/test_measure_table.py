@@ -1,3 +1,4 @@
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -5,8 +6,8 @@ import pytest
 from fake_backend import FakeBackend, FakeRunner, Machine, conv, model_ms, net_ms
 
 from depthcomp_errors import TableError, TableMismatchError
-from latency_tables import OperatorSignature, measure
-from latency_tables.measure import CHUNK_ENTRIES
+from latency_tables import OperatorSignature, Timing, measure
+from latency_tables.measure import CHUNK_ENTRIES, measure_chunk, measured_method
 from latency_tables.operators import call_overhead_model, operator_model
 
 SIGNATURES = [conv(3, channels) for channels in range(2, 8)]
@@ -101,6 +102,21 @@ def test_an_entry_that_stays_unstable_is_flagged() -> None:
     assert entry.spread > 0.025
 
 
+@pytest.mark.parametrize("drifted", [0, 2, 3])
+def test_an_entry_without_a_round_at_one_speed_is_flagged_however_small_its_spread(
+    monkeypatch: pytest.MonkeyPatch, drifted: int
+) -> None:
+    timing = Timing((1.0, 1.0, 1.0), 9, drifted=drifted)
+    module = sys.modules["latency_tables.measure"]  # the package's attribute of that name is the function
+    monkeypatch.setattr(module, "time_interleaved", lambda runners, **_: dict.fromkeys(runners, timing))
+    (entry,) = measure([conv()], FakeBackend()).entries.values()
+    assert (entry.drifted, entry.unstable) == (drifted, drifted == 3)
+
+
+def test_the_method_says_how_the_machine_was_watched() -> None:
+    assert measure([conv()], FakeBackend()).method.drift_limit == 0.03
+
+
 def test_an_operator_cheaper_than_the_overhead_costs_nothing() -> None:
     slow_at_first = Machine(lambda now_ms: 10.0 if now_ms < 55 else 0.01)  # until the overhead is measured
     table = measure(SIGNATURES[:1], FakeBackend(machine=slow_at_first))
@@ -127,6 +143,13 @@ def test_a_refused_operator_is_named_and_nothing_stays_open() -> None:
     with pytest.raises(TableError, match=r"cannot measure 'conv 1x3x11x7 -> 4 .*': no such kernel"):
         measure(SIGNATURES, backend)
     assert backend.live == 0
+
+
+def test_a_chunk_gives_a_sign_of_life_before_each_build_and_after_each_round() -> None:
+    signs: list[str | None] = []
+    backend = FakeBackend()
+    measure_chunk(SIGNATURES[:2], backend, measured_method(backend), announce=signs.append)
+    assert signs == [SIGNATURES[0].key, SIGNATURES[1].key, None, None, None, None]
 
 
 def test_too_few_rounds_are_refused() -> None:

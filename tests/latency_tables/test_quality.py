@@ -75,12 +75,13 @@ def test_an_inversion_within_the_spread_is_none() -> None:
 
 def test_unstable_free_and_failed_entries_are_listed() -> None:
     entries = {
-        conv(3, 4).key: Entry(ms=1.0, spread=0.3, n=27, unstable=True),
+        conv(3, 4).key: Entry(ms=1.0, spread=0.3, n=27, unstable=True, drifted=2),
         conv(3, 5).key: Entry(ms=0.0, spread=0.0, n=9),
     }
     fit = Calibration(0.1, 0.9, 0.02, 5)
     quality = quality_of(LatencyTable(ENVIRONMENT, METHOD, entries, {conv(3, 6).key: "no kernel"}, fit))
     assert quality.unstable == {conv(3, 4).key: 0.3}
+    assert quality.drifted == {conv(3, 4).key: 2}
     assert quality.free == (conv(3, 5).key,)
     assert quality.failures == {conv(3, 6).key: "no kernel"}
     assert quality.calibration == fit

@@ -98,6 +98,24 @@ def test_what_crashes_costs_only_itself(tmp_path: Path) -> None:
     assert seen == [(5, 5)]
 
 
+def test_what_hangs_costs_only_itself(tmp_path: Path) -> None:
+    """One hangs when it is built, one when it is timed; the limit is far above what all else takes."""
+    signatures = [conv(3, channels) for channels in (4, 7, 9)]
+    found = run(tmp_path / "table.json", signatures, "hanging", chunk=2, timeout_s=10.0)
+    assert list(found.table.entries) == [conv(3, 4).key]
+    assert found.failed.keys() == {conv(3, 7).key, conv(3, 9).key}
+    for why in found.failed.values():
+        assert why.startswith("its process hung and was killed: nothing was heard of it for 10 s; ")
+        assert why.endswith("run again with --retry-failed and a larger --timeout-s")
+
+
+def test_a_process_that_never_begins_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("latency_tables.run_work.find_backend", lambda name, threads: FakeBackend())
+    sentence = r"own_backends:stuck could not measure anything: its process hung and was killed: .* for 0\.5 s"
+    with pytest.raises(TableError, match=sentence):
+        run(tmp_path / "t.json", backend="stuck", timeout_s=0.5)
+
+
 def test_failures_are_kept_and_tried_again_only_when_asked(tmp_path: Path, built: Counted) -> None:
     path = tmp_path / "table.json"
     signatures = [conv(3, channels) for channels in (4, 5)]
@@ -148,7 +166,9 @@ def test_a_backend_that_cannot_be_made_is_named(tmp_path: Path, backend: str, se
 @pytest.mark.usefixtures("built")
 def test_a_process_that_cannot_begin_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("latency_tables.run_work.find_backend", lambda name, threads: FakeBackend())
-    with pytest.raises(TableError, match=r"process died before it could measure anything \(exit code 3\)"):
+    with pytest.raises(
+        TableError, match=r"own_backends:dead could not measure anything: its process died of exit code 3"
+    ):
         run(tmp_path / "t.json", backend="dead")
 
 
