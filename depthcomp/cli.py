@@ -111,12 +111,16 @@ def export(
     data: Annotated[Path | None, typer.Option(help="A folder of images, for the ranges of int8.")] = None,
     out: Annotated[Path | None, typer.Option(help="The file to write; by default in DIR.")] = None,
     tf32: Annotated[bool, typer.Option(help="Let fp32 convolutions round to TF32, as TensorRT does.")] = True,
+    timing_cache: Annotated[
+        Path | None,
+        typer.Option(help="With tensorrt, a file that speeds up builds on this GPU; it is read and added to."),
+    ] = None,
 ) -> None:
     """Write a compressed network as ONNX, or build a TensorRT engine of it."""
     from depthcomp.export_command import Request, run
 
     with plain_words():
-        for line in run(Request.parse(directory, to, sm, precision, batch, data, out, tf32)):
+        for line in run(Request.parse(directory, to, sm, precision, batch, data, out, tf32, timing_cache)):
             typer.echo(line)
 
 

@@ -53,6 +53,8 @@ class Method:
         warmup_ms: least duration in ms of the warm-up.
         seed: drew the order of the rounds.
         overhead_ms: what a call of the backend costs by itself, in ms; it is removed from the entries.
+        device_state: clocks, temperature, reasons to throttle and the like, right after the call overhead was
+            measured; None where the backend does not tell.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
@@ -64,3 +66,4 @@ class Method:
     warmup_ms: float
     seed: int
     overhead_ms: float
+    device_state: dict[str, str | int] | None = None
