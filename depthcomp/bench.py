@@ -131,6 +131,8 @@ def compare(
 ) -> Comparison:
     """Time networks in turns; arguments and errors are those of `bench`."""
     require_same_inputs(entries)
+    for entry in entries:
+        _require_runs_on(backend, entry)
     with ExitStack() as open_runners:
         runners: dict[str, Runner] = {}
         for entry in entries:
@@ -147,18 +149,21 @@ def compare(
     )  # fmt: skip
 
 
-def _runner(entry: BenchEntry, backend: Backend) -> Runner:
-    if entry.engine_for is None:
-        try:
-            return backend.build(entry.content)
-        except TableError as error:
-            raise TableError(f"cannot time {entry.name}: {error}") from error
-    if not isinstance(backend, TensorRtBackend) or backend.name != entry.engine_for:
+def _require_runs_on(backend: Backend, entry: BenchEntry) -> None:
+    if entry.engine_for is not None and not (isinstance(backend, TensorRtBackend) and backend.name == entry.engine_for):
         raise BackendUnavailableError(
             f"{entry.source} is an engine for {entry.engine_for}, which the backend {backend.name} does not run; "
             f"choose --backend {entry.engine_for}, on the GPU that it was built for"
         )
-    return backend.load(entry.content, entry.batch)
+
+
+def _runner(entry: BenchEntry, backend: Backend) -> Runner:
+    if entry.engine_for is not None and isinstance(backend, TensorRtBackend):
+        return backend.load(entry.content, entry.batch)
+    try:
+        return backend.build(entry.content)
+    except TableError as error:
+        raise TableError(f"cannot time {entry.name}: {error}") from error
 
 
 def _timed(runners: Mapping[str, Runner], rounds: int, seed: int, progress: Progress) -> dict[str, Timing]:

@@ -16,27 +16,25 @@ __all__ = ["comparison_view", "notes"]
 
 
 def comparison_view(comparison: Comparison) -> Table:
-    """Return a comparison as rows, above the place where it was measured."""
+    """Return a comparison as rows; a column tells the precisions where they differ."""
     from rich.table import Table
     from rich.text import Text
 
-    here = comparison.environment
-    shapes = ", ".join("x".join(map(str, shape)) for shape in comparison.rows[0].entry.inputs)
-    place = f"{where(here)}, input {shapes}; {here.os}, Python {here.python}"
-    view = Table(title=Text(f"against {comparison.baseline}"), caption=Text(place))
+    mixed = len(_precisions(comparison)) > 1
+    view = Table(title=Text(f"against {comparison.baseline}"))
     view.add_column("name", overflow="fold")
-    for name in ("precision", "median", "spread", "minimum", "speed-up", "n"):
+    for name in (*(["precision"] if mixed else []), "median", "spread", "minimum", "speed-up", "n"):
         view.add_column(name, justify="right", no_wrap=True)
     for row in comparison.rows:
-        view.add_row(*map(Text, _cells(row)))
+        view.add_row(*map(Text, _cells(row, with_precision=mixed)))
     return view
 
 
-def _cells(row: BenchRow) -> tuple[str, ...]:
+def _cells(row: BenchRow, *, with_precision: bool) -> tuple[str, ...]:
     timing = row.timing
     return (
         row.entry.name,
-        row.entry.precision,
+        *([row.entry.precision] if with_precision else []),
         milliseconds(timing.median_ms),
         f"{100 * timing.spread:.1f} %{' unstable' if row.unstable else ''}",
         milliseconds(timing.ms),
@@ -45,8 +43,16 @@ def _cells(row: BenchRow) -> tuple[str, ...]:
     )
 
 
+def _precisions(comparison: Comparison) -> list[str]:
+    return list(dict.fromkeys(row.entry.precision for row in comparison.rows))
+
+
 def notes(comparison: Comparison) -> Iterator[str]:
-    """Yield what belongs below the table, a line each."""
+    """Yield what belongs below the table, a line each: where it was measured first."""
+    here = comparison.environment
+    shapes = ", ".join("x".join(map(str, shape)) for shape in comparison.rows[0].entry.inputs)
+    precisions = " and ".join(_precisions(comparison))
+    yield f"{where(here)}, {precisions}, input {shapes}; {here.os}, Python {here.python}"
     slow = slowdowns(comparison.device_state)
     if slow:
         yield f"the GPU was slowed down ({', '.join(slow)}), so these latencies are longer than it can do"

@@ -130,7 +130,7 @@ def bench(
     artefacts: Annotated[
         list[str],
         typer.Argument(
-            metavar="DIR...",
+            metavar="DIR",
             help="Folders that --out or result.save wrote, .onnx files, engines with their .json beside them, or "
             "models such as timm:NAME; NAME=DIR names one.",
         ),

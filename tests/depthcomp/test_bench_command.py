@@ -44,9 +44,10 @@ def models(network):
 
 
 @pytest.fixture
-def folder(network, models, tmp_path, monkeypatch):
+def folder(network, models, tmp_path, monkeypatch, arithmetic_backend):
     """A folder as a compression saves it, beside ONNX files, in the current directory."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(own_machine, "machine", arithmetic_backend)
     monkeypatch.setattr(sys, "path", list(sys.path))
     saved = save_network(network, tmp_path / "saved", (EXAMPLE,))
     (saved / "model.onnx").write_bytes(models["tiny"])
@@ -91,9 +92,9 @@ def test_the_table_says_who_is_how_fast_and_where():
     result = run("saved", "quick=faster.onnx", "--baseline", "quick", *OWN)
     assert result.exit_code == 0, result.output
     assert "against quick" in result.stdout
-    assert re.search(r"│ saved +│ +fp32 │ +[\d.]+ ms │ +0\.0 % │ +[\d.]+ ms │ +0\.\d\dx │ +21 │", result.stdout)
-    assert re.search(r"│ quick +│ +fp32 │.*1\.00x", result.stdout)
-    assert "arithmetic 1.0, abacus, 1 thread, input 1x3x32x32; none, Python 3.11" in result.stdout
+    assert re.search(r"│ saved +│ +[\d.]+ ms │ +0\.0 % │ +[\d.]+ ms │ +0\.\d\dx │ +21 │", result.stdout)
+    assert re.search(r"│ quick +│.*1\.00x", result.stdout)
+    assert "arithmetic 1.0, abacus, 1 thread, fp32, input 1x3x32x32; none, Python 3.11" in result.stdout
     assert "saved: 12.84 ms -> 9.80 ms when it was compressed, on onnxruntime" in result.stdout
     assert "NVIDIA" not in result.stdout
     assert "measuring side by side" in result.stderr
@@ -127,6 +128,7 @@ def test_the_batch_is_that_asked_for():
 def test_precisions_are_compared_as_long_as_shapes_agree():
     found = measured("faster.onnx", "half.onnx")
     assert [row["precision"] for row in found["artefacts"]] == ["fp32", "fp16"]
+    assert re.search(r"│ half\.onnx +│ +fp16 │", run("faster.onnx", "half.onnx", *OWN).stdout)
 
 
 def test_an_original_is_named_as_for_compress(folder):
