@@ -1,4 +1,4 @@
-"""The command line: `depthcomp compress MODEL --budget 70%`, `depthcomp export DIR --to tensorrt-rtx`.
+"""The command line: `depthcomp compress MODEL --budget 70%`, `depthcomp export DIR`, `depthcomp bench DIR...`.
 
 stdout carries the result alone; progress, warnings and errors go to stderr. Exit codes: 0; 2 for what
 the user can mend; 130 after Ctrl-C.
@@ -21,6 +21,7 @@ from depthcomp.plain_words import plain_words
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from depthcomp.bench import Comparison
     from depthcomp.result import CompressionResult
 
 __all__ = ["app", "main"]
@@ -111,13 +112,66 @@ def export(
     data: Annotated[Path | None, typer.Option(help="A folder of images, for the ranges of int8.")] = None,
     out: Annotated[Path | None, typer.Option(help="The file to write; by default in DIR.")] = None,
     tf32: Annotated[bool, typer.Option(help="Let fp32 convolutions round to TF32, as TensorRT does.")] = True,
+    timing_cache: Annotated[
+        Path | None,
+        typer.Option(help="With tensorrt, a file that speeds up builds on this GPU; it is read and added to."),
+    ] = None,
 ) -> None:
     """Write a compressed network as ONNX, or build a TensorRT engine of it."""
     from depthcomp.export_command import Request, run
 
     with plain_words():
-        for line in run(Request.parse(directory, to, sm, precision, batch, data, out, tf32)):
+        for line in run(Request.parse(directory, to, sm, precision, batch, data, out, tf32, timing_cache)):
             typer.echo(line)
+
+
+@app.command()
+def bench(
+    artefacts: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="DIR",
+            help="Folders that --out or result.save wrote, .onnx files, engines with their .json beside them, or "
+            "models such as timm:NAME; NAME=DIR names one.",
+        ),
+    ],
+    backend: Annotated[
+        str, typer.Option(help="What runs them: auto, onnxruntime, tensorrt, tensorrt_rtx, or package.module:factory.")
+    ] = "auto",
+    threads: Annotated[int, typer.Option(help="Threads that one inference may use.")] = 1,
+    rounds: Annotated[int, typer.Option(help="Turns of each; where one is not steady, all get more.")] = 7,
+    batch: Annotated[int | None, typer.Option(min=1, help="Images per inference; by default as saved.")] = None,
+    baseline: Annotated[
+        str | None, typer.Option(help="What the others are compared with; by default the first.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the order of the measurements.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Time artefacts side by side, in turns, on one backend."""
+    with plain_words():
+        from depthcomp.bench import bench as compared
+        from depthcomp.console import Progress
+        from latency_tables.own_backend import find_backend
+
+        with Progress() as progress, redirect_stdout(sys.stderr):
+            runtime = find_backend(backend, threads=threads)
+            found = compared(
+                artefacts, runtime, baseline=baseline, batch=batch, rounds=rounds, seed=seed, progress=progress
+            )
+        if as_json:
+            typer.echo(json.dumps(found.to_json(), indent=2, allow_nan=False))
+        else:
+            _print_comparison(found)
+
+
+def _print_comparison(found: Comparison) -> None:
+    from rich.console import Console
+
+    from depthcomp.bench_view import comparison_view, notes
+
+    Console().print(comparison_view(found))
+    for note in notes(found):
+        typer.echo(note)
 
 
 def _images(directory: Path | None, model: nn.Module, example: Tensor) -> Iterator[Tensor] | None:

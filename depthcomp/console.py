@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
     from depthcomp.result import CompressionResult
     from fx_passes import SpanChoice
-    from latency_tables import Timing
+    from latency_tables import Environment, Timing
 
-__all__ = ["Progress", "deed", "line_residual", "milliseconds", "percent", "place", "summary", "verdict"]
+__all__ = ["Progress", "deed", "line_residual", "milliseconds", "percent", "place", "summary", "verdict", "where"]
 
 REFRESH_SECONDS = 0.1  # faster is not seen
 _BACKENDS = {
@@ -52,11 +52,13 @@ def percent(share: float) -> str:
 
 def place(result: CompressionResult) -> str:
     """Return where a result was measured: library, device, threads, precision and batch size."""
-    here = result.environment
+    return f"{where(result.environment)}, {result.environment.precision}, batch {len(result.example_inputs[0])}"
+
+
+def where(here: Environment) -> str:
+    """Return the library, the device and the threads of an environment."""
     library = f"{_BACKENDS.get(here.backend, here.backend)} {here.backend_version}"
-    threads = f"{here.threads} thread{'' if here.threads == 1 else 's'}"
-    batch = len(result.example_inputs[0])
-    return f"{library}, {here.device}, {threads}, {here.precision}, batch {batch}"
+    return f"{library}, {here.device}, {here.threads} thread{'' if here.threads == 1 else 's'}"
 
 
 def line_residual(result: CompressionResult) -> str:

@@ -40,6 +40,7 @@ def export_engine(
     batch: int | Sequence[int] | None = None,
     data: Iterable[Any] | None = None,
     tf32: bool = True,
+    timing_cache: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> Path:
     """Build a TensorRT engine of a network, write it and return its path.
@@ -59,6 +60,7 @@ def export_engine(
             example's.
         data: images for the ranges of int8.
         tf32: let fp32 convolutions round their inputs to TF32 on Ampere and later, TensorRT's default.
+        timing_cache: a file of what earlier builds on this GPU have learnt, read and added to, with `to` "tensorrt".
         progress: called as (stage, done, total).
 
     Raises:
@@ -78,13 +80,16 @@ def export_engine(
         batch=_profile(batch),
         tf32=tf32,
     )
+    if timing_cache is not None and spec.flavour != "tensorrt":
+        raise EngineError(f"timing_cache (={timing_cache!s}) goes with tensorrt only: {to} times nothing; leave it out")
     require_buildable(spec)  # what is missing is said before the network is exported
     example = with_batch(example_inputs, batch) if isinstance(batch, int) else example_inputs
     images = None if data is None else calibration_batches(data, example[0])
     report(_EXPORTING, 0, 1)
     model = onnx_in_precision(gm, example, precision, batch=spec.batch, data=images)
     report(_EXPORTING, 1, 1)
-    engine = build_engine(model, spec, lambda done, total, _: report(_BUILDING, done, total))
+    cache = None if timing_cache is None else Path(timing_cache)
+    engine = build_engine(model, spec, lambda done, total, _: report(_BUILDING, done, total), timing_cache=cache)
     judged = random_inputs(example, len(example[0])) if images is None else with_batch((images[0],), len(example[0]))
     judge = "random inputs" if images is None else "calibration images"
     content = {

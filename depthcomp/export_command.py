@@ -37,6 +37,7 @@ class Request:
         data: a folder of images; None: none.
         out: the file to write.
         tf32: whether fp32 convolutions may round to TF32.
+        timing_cache: what earlier builds on this GPU have learnt; None: nothing.
     """
 
     directory: Path
@@ -47,6 +48,7 @@ class Request:
     data: Path | None
     out: Path
     tf32: bool
+    timing_cache: Path | None = None
 
     @classmethod
     def parse(
@@ -59,6 +61,7 @@ class Request:
         data: Path | None,
         out: Path | None,
         tf32: bool,
+        timing_cache: Path | None = None,
     ) -> Request:
         """Return the request that the options of the command line spell.
 
@@ -74,11 +77,13 @@ class Request:
             raise EngineError(f"--sm {sm} goes with --to tensorrt-rtx only; {to} knows no targets")
         if len(sizes) not in (0, 1, 3) or 0 in sizes or list(sizes) != sorted(sizes):
             raise EngineError(f"--batch {batch} must be a size, or smallest,typical,largest in order, such as 1,8,32")
+        if timing_cache is not None and to != "tensorrt":
+            raise EngineError(f"--timing-cache {timing_cache} goes with --to tensorrt only; leave it out")
         if data is not None and precision != "int8":
             raise EngineError(f"--data {data} goes with --precision int8 only; leave it out")
         return cls(
             directory=directory, to=to, targets=targets, precision=precision, batch=_batch(sizes), data=data,
-            out=out or directory / _file_name(to, precision, sizes), tf32=tf32,
+            out=out or directory / _file_name(to, precision, sizes), tf32=tf32, timing_cache=timing_cache,
         )  # fmt: skip
 
 
@@ -171,7 +176,7 @@ def _write_engine(request: Request, network: fx.GraphModule, example: tuple[Tens
     with Progress() as progress:
         path = export_engine(
             network, example, request.out, to=request.to, precision=request.precision, targets=request.targets,
-            batch=request.batch, data=data, tf32=request.tf32, progress=progress,
+            batch=request.batch, data=data, tf32=request.tf32, timing_cache=request.timing_cache, progress=progress,
         )  # fmt: skip
     written = sidecar_of(path)
     lines = [f"wrote {path}", f"wrote {path.with_name(written['onnx'])}", f"wrote {path}.json"]

@@ -173,6 +173,7 @@ class CompressionResult:
         batch: int | Sequence[int] | None = None,
         data: Iterable[Any] | None = None,
         tf32: bool = True,
+        timing_cache: str | os.PathLike[str] | None = None,
         progress: Progress | None = None,
     ) -> Path:
         """Build a TensorRT engine of `model`, write it with a file that says what it is, and return its path.
@@ -184,7 +185,8 @@ class CompressionResult:
         """
         return engine.export_engine(
             self.model, self.example_inputs, path,
-            to=to, precision=precision, targets=targets, batch=batch, data=data, tf32=tf32, progress=progress,
+            to=to, precision=precision, targets=targets, batch=batch, data=data, tf32=tf32, timing_cache=timing_cache,
+            progress=progress,
         )  # fmt: skip
 
     def save(self, directory: str | os.PathLike[str]) -> Path:

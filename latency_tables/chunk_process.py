@@ -21,6 +21,7 @@ from queue import Empty, Queue
 from typing import IO, Any, TextIO, cast
 
 from depthcomp_errors import DepthCompError, TableError
+from latency_tables.extras import keep_timings_beside
 from latency_tables.journal import Journal
 from latency_tables.measure import measure_chunk, measured_method
 from latency_tables.own_backend import find_backend
@@ -169,6 +170,7 @@ def main() -> None:
 def _measure(request: ChunkRequest, events: TextIO) -> None:
     backend = find_backend(request.backend, threads=request.threads)
     journal = Journal(Path(request.journal), backend.environment())
+    keep_timings_beside(backend, journal.path)
     method = measured_method(backend, request.rounds, request.seed)
     failures: dict[str, str] = {}
 

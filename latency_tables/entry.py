@@ -59,6 +59,8 @@ class Method:
         overhead_ms: what a call of the backend costs by itself, in ms; it is removed from the entries.
         drift_limit: how far a sentinel's turns in a round may lie apart, relative to the fastest, before the round is
             done again; None where no sentinel was timed.
+        device_state: clocks, temperature, reasons to throttle and the like, right after the call overhead was
+            measured; None where the backend does not tell.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
@@ -71,3 +73,4 @@ class Method:
     seed: int
     overhead_ms: float
     drift_limit: float | None = None
+    device_state: dict[str, str | int] | None = None

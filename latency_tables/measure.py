@@ -9,6 +9,7 @@ from pathlib import Path
 
 from depthcomp_errors import TableError
 from latency_tables.entry import Entry, Method
+from latency_tables.extras import device_state, keep_timings_beside, part_builder
 from latency_tables.journal import Journal, Journaled
 from latency_tables.operators import call_overhead_model, operator_model
 from latency_tables.protocol import Backend, Progress, Runner
@@ -69,6 +70,8 @@ def measure(
         table.check(environment)
     log = None if journal is None else Journal(Path(journal), environment)
     journaled = log.content() if log is not None else Journaled()
+    if log is not None:
+        keep_timings_beside(backend, log.path)
     entries = {**(table.entries if table is not None else {}), **journaled.entries}
     wanted = sorted(set(signatures))
     missing = [signature for signature in wanted if signature.key not in entries]
@@ -110,7 +113,7 @@ def measured_method(backend: Backend, rounds: int = 3, seed: int = 0) -> Method:
     with ExitStack() as open_runners:
         runner = _built(call_overhead_model(), "the call overhead", backend, open_runners)
         overhead = _timed({"overhead": runner}, method, attempt=0)["overhead"]
-    return replace(method, overhead_ms=overhead.ms)
+    return replace(method, overhead_ms=overhead.ms, device_state=device_state(backend))
 
 
 def measure_chunk(
@@ -174,7 +177,7 @@ def _live_bytes(signature: OperatorSignature) -> int:
 
 def _built(model: bytes, what: str, backend: Backend, open_runners: ExitStack) -> Runner:
     try:
-        runner = backend.build(model)
+        runner = part_builder(backend)(model)
     except TableError as error:
         raise TableError(f"cannot measure {what}: {error}") from error
     open_runners.callback(runner.close)

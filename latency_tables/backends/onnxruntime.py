@@ -126,6 +126,6 @@ def _static_shape(tensor: Any) -> tuple[int, ...]:
     if tensor.type != "tensor(float)" or not all(isinstance(length, int) for length in tensor.shape):
         raise TableError(
             f"tensor {tensor.name!r} of the model is {tensor.type} with shape {tensor.shape}; measuring needs"
-            " float32 with a static shape, so export the model with fixed input sizes."
+            " float32 with a static shape, so export the model in fp32 with fixed input sizes."
         )
     return tuple(tensor.shape)

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -148,9 +149,25 @@ def test_contradictions_are_refused_before_anything_is_exported(network, tmp_pat
     for batch in (0, (1, 8), ()):
         with pytest.raises(EngineError, match=r"batch \(=.*\) must be a size, or smallest, typical and largest"):
             export_engine(network, (EXAMPLE,), tmp_path / "m", batch=batch)
+    with pytest.raises(EngineError, match=r"timing_cache \(=c\) goes with tensorrt only: tensorrt-rtx times nothing"):
+        export_engine(network, (EXAMPLE,), tmp_path / "m", timing_cache="c")
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     with pytest.raises(MissingPackageError, match="pip install tensorrt"):
         export_engine(network, (EXAMPLE,), tmp_path / "m", to="tensorrt")
+
+
+def test_a_timing_cache_reaches_the_build(folder, monkeypatch):
+    asked = []
+
+    def build(model, spec, progress, *, timing_cache):
+        asked.append((spec.flavour, timing_cache))
+        raise EngineError("enough")
+
+    monkeypatch.setattr("latency_tables.backends.tensorrt.require_buildable", lambda spec: None)
+    monkeypatch.setattr("latency_tables.backends.tensorrt.build_engine", build)
+    assert "error: enough" in run(folder, "--to", "tensorrt", "--timing-cache", "desktop.cache").stderr
+    assert "error: enough" in run(folder, "--to", "tensorrt").stderr
+    assert asked == [("tensorrt", Path("desktop.cache")), ("tensorrt", None)]
 
 
 def test_a_result_exports_its_network(network, tmp_path):

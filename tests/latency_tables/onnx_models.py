@@ -1,11 +1,12 @@
 """Small ONNX models, good and bad."""
 
+import ml_dtypes
 import numpy as np
 from onnx import TensorProto
 from onnx.helper import make_graph, make_model, make_node, make_opsetid, make_tensor_value_info
 from onnx.numpy_helper import from_array
 
-FLOATS = {TensorProto.FLOAT: np.float32, TensorProto.FLOAT16: np.float16}
+FLOATS = {TensorProto.FLOAT: np.float32, TensorProto.FLOAT16: np.float16, TensorProto.BFLOAT16: ml_dtypes.bfloat16}
 
 
 def model_of(nodes, x_shape, y_shape, *, dtype=TensorProto.FLOAT, opset=20, weights=(), more_inputs=()):

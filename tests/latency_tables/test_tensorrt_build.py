@@ -170,3 +170,19 @@ def test_an_engine_does_not_load_without_a_gpu_and_the_driver_is_named():
     engine = build_engine(residual_model(), ADA)
     with pytest.raises(BackendUnavailableError, match=r"no NVIDIA GPU with a working driver .*CUDA driver version"):
         load_engine(trt, engine.data)
+
+
+@pytest.mark.skipif(gpu_is_visible(), reason="there is a GPU here")
+def test_the_library_alone_gives_no_reason_why_an_engine_is_invalid():
+    """That is why the reason is taken from its log, and the GPU named."""
+    engine = build_engine(residual_model(), ADA)
+    runtime = trt.Runtime(new_log(trt))
+    assert runtime is not None
+    assert runtime.deserialize_cuda_engine(engine.data) is None
+    validity, diagnostics = runtime.get_engine_validity(engine.data)
+    assert (validity.name, diagnostics) == ("INVALID", 0)
+
+
+def test_a_bf16_convolution_is_refused_with_its_node_named():
+    with pytest.raises(EngineError, match=r"no valid ONNX .*node name: conv.* unsupported type: tensor\(bfloat16\)"):
+        build_engine(residual_model(TensorProto.BFLOAT16), ADA)

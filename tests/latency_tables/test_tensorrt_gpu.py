@@ -2,10 +2,11 @@
 
 import pytest
 from fake_backend import conv
-from onnx_models import residual_model
+from onnx_models import chain_model, residual_model
 
+from depthcomp_errors import BackendUnavailableError
 from latency_tables import create_backend, measure, time_interleaved
-from latency_tables.backends.tensorrt import FLAVOURS, gpu_is_visible
+from latency_tables.backends.tensorrt import FLAVOURS, BuildSpec, build_engine, gpu_is_visible
 from latency_tables.backends.tensorrt.device_state import read_device_state
 from latency_tables.operators import operator_model
 
@@ -48,3 +49,28 @@ def test_a_table_is_measured(backend):
     table = measure([signature], backend)
     assert table.ms(signature) > 0
     assert "SM" in table.environment.device
+    assert table.method.device_state is None or "throttle_reasons" in table.method.device_state
+
+
+def test_an_engine_comes_back_from_its_bytes_at_any_batch_it_was_built_for(backend):
+    spec = BuildSpec(flavour=backend.name, batch=(1, 8, 32))
+    engine = build_engine(chain_model("Relu", shape=("batch", 3)), spec)
+    for batch in (1, 32):
+        runner = backend.load(engine.data, batch)
+        assert runner.time_ms(10) > 0
+        runner.close()
+    with pytest.raises(BackendUnavailableError, match="takes no batches of 64"):
+        backend.load(engine.data, 64)
+
+
+@pytest.mark.filterwarnings("always::UserWarning")
+def test_tensorrt_keeps_a_timing_cache_that_the_next_build_accepts(tmp_path, recwarn):
+    pytest.importorskip("tensorrt", reason="tensorrt is not installed")
+    spec, path = BuildSpec(flavour="tensorrt"), tmp_path / "desktop.timing_cache"
+    build_engine(residual_model(), spec, timing_cache=path)
+    assert path.stat().st_size > 0
+    build_engine(residual_model(), spec, timing_cache=path)
+    assert not [warning for warning in recwarn if "timing cache" in str(warning.message)]
+    path.write_bytes(b"garbage")
+    build_engine(residual_model(), spec, timing_cache=path)
+    assert path.stat().st_size > len(b"garbage")

@@ -13,12 +13,13 @@ CLASSES = {
     "builder": "Builder", "network": "INetworkDefinition", "config": "IBuilderConfig", "parser": "OnnxParser",
     "parser_error": "ParserError", "profile": "IOptimizationProfile", "tensor": "ITensor", "layer": "ILayer",
     "runtime": "Runtime", "_engine": "ICudaEngine", "_context": "IExecutionContext",
+    "cache": "ITimingCache",
 }  # fmt: skip
 GUARDED = {"ComputeCapability", "IBuilderConfig.num_compute_capabilities", "IBuilderConfig.set_compute_capability"}
 """Behind `spec.targets`, which are refused for tensorrt."""
 WITH_HASATTR = {"IExecutionContext.is_stream_capturable"}
 PYTHONS_OWN = {"__name__", "__version__", "__members__", "messages", "texts"}
-USERS = ("build.py", "library.py", "monitor.py", "onnx_check.py", "runner.py", "backend.py")
+USERS = ("build.py", "library.py", "monitor.py", "onnx_check.py", "runner.py", "timing_cache.py", "backend.py")
 
 
 def versions_with(name):

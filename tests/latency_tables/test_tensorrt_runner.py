@@ -19,8 +19,11 @@ class Engine:
 
     num_io_tensors = 2
 
-    def __init__(self, context):
+    def __init__(self, context, shape=(1, 13, 7, 5)):
         self.create_execution_context = lambda: context
+        self.shape = shape
+        if context is not None:
+            context.shape = shape
 
     def get_tensor_name(self, index):
         return "xy"[index]
@@ -29,7 +32,7 @@ class Engine:
         return INPUT if name == "x" else OUTPUT
 
     def get_tensor_shape(self, name):
-        return (1, 13, 7, 5)
+        return self.shape
 
     def get_tensor_vectorized_dim(self, name):
         return 1 if name == "x" else -1
@@ -44,6 +47,14 @@ class Engine:
 class Context:
     def __init__(self):
         self.runs, self.works, self.capturable = 0, True, True
+        self.largest_batch = 32
+
+    def get_tensor_shape(self, name):
+        return self.shape
+
+    def set_input_shape(self, name, shape):
+        self.shape = shape
+        return shape[0] <= self.largest_batch
 
     def set_tensor_address(self, name, address):
         pass
@@ -74,7 +85,9 @@ def machine(monkeypatch):
     )
     monkeypatch.setattr(module, "cuda", lambda: torch)
     monkeypatch.setattr(module, "load_engine", lambda trt, data: (object(), Engine(context)))
-    return SimpleNamespace(torch=torch, context=context, replays=replays, make=lambda: TensorRtRunner(trt, b"engine"))
+    return SimpleNamespace(
+        torch=torch, context=context, replays=replays, make=lambda batch=None: TensorRtRunner(trt, b"engine", batch)
+    )
 
 
 def test_a_replay_is_queued_before_the_first_event_and_one_is_timed(machine):
@@ -113,4 +126,14 @@ def test_what_does_not_run_or_cannot_be_captured_is_said(machine):
 def test_a_gpu_without_room_is_said(machine, monkeypatch):
     monkeypatch.setattr(module, "load_engine", lambda trt, data: (object(), Engine(None)))
     with pytest.raises(BackendUnavailableError, match="has no room on the GPU for the engine's tensors"):
+        machine.make()
+
+
+def test_a_dynamic_batch_is_the_one_asked_for(machine, monkeypatch):
+    monkeypatch.setattr(module, "load_engine", lambda trt, data: (object(), Engine(machine.context, (-1, 13, 7, 5))))
+    machine.make(batch=4)
+    assert machine.torch.randn.call_args.args == ((4, 16, 7, 5),)
+    with pytest.raises(BackendUnavailableError, match=r"takes no batches of 64; choose one that it was built for"):
+        machine.make(batch=64)
+    with pytest.raises(BackendUnavailableError, match=r"input 'x' of the engine has a dynamic batch; say which"):
         machine.make()

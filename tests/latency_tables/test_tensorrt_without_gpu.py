@@ -1,7 +1,9 @@
 """What TensorRT does without a GPU or without its package becomes a sentence. No library is needed here."""
 
+import ast
 import sys
 import types
+from pathlib import Path
 from unittest.mock import MagicMock
 
 import pytest
@@ -10,9 +12,9 @@ from onnx_models import chain_model
 from depthcomp_errors import BackendUnavailableError, EngineError, MissingPackageError
 from latency_tables import create_backend
 from latency_tables.backends import onnxruntime, tensorrt
-from latency_tables.backends.tensorrt import library, runner
+from latency_tables.backends.tensorrt import device_state, library, runner
 from latency_tables.backends.tensorrt.build import _network_flags
-from latency_tables.backends.tensorrt.device_state import read_device_state
+from latency_tables.backends.tensorrt.device_state import read_device_state, slowdowns
 
 NO_GPU = "no NVIDIA GPU with a working driver is visible here"
 
@@ -173,6 +175,34 @@ def test_the_state_of_the_gpu_is_what_it_tells(monkeypatch):
     told = {"nvmlSystemGetDriverVersion": "580.1", "nvmlDeviceGetPowerUsage": 71000}
     monkeypatch.setitem(sys.modules, "pynvml", nvml(**asked, **told))
     assert read_device_state() == {"driver": "580.1", "power_mw": 71000}
+
+
+@pytest.mark.parametrize(
+    ("bits", "names", "slow"),
+    [
+        (0, "none", ()),
+        (0x1, "gpu_idle", ()),
+        (0x25, "gpu_idle sw_power_cap sw_thermal_slowdown", ("sw_power_cap", "sw_thermal_slowdown")),
+        (0x1008, "hw_slowdown 0x1000", ("hw_slowdown", "0x1000")),
+    ],
+)
+def test_reasons_to_throttle_have_names(bits, names, slow, monkeypatch):
+    asked = {"nvmlInit": None, "nvmlShutdown": None, "nvmlDeviceGetHandleByIndex": 0}
+    monkeypatch.setitem(sys.modules, "pynvml", nvml(**asked, nvmlDeviceGetCurrentClocksThrottleReasons=bits))
+    state = read_device_state()
+    assert state == {"throttle_reasons": names}
+    assert slowdowns(state) == slow
+
+
+def test_a_gpu_that_tells_nothing_is_not_called_slow():
+    assert slowdowns(None) == slowdowns({"power_mw": 71000}) == ()
+
+
+def test_the_gpu_is_only_asked_never_set():
+    tree = ast.parse(Path(device_state.__file__).read_text())
+    asked = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and node.attr.startswith("nvml")}
+    assert asked
+    assert all(name in ("nvmlInit", "nvmlShutdown") or "Get" in name for name in asked)
 
 
 def test_without_nvml_or_its_driver_there_is_no_state(monkeypatch):

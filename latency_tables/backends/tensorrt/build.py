@@ -3,6 +3,7 @@
 import hashlib
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from onnx import ModelProto
@@ -13,6 +14,7 @@ from latency_tables.backends.tensorrt.library import create_builder, load_librar
 from latency_tables.backends.tensorrt.monitor import Stop, new_monitor, stopped_by_interrupt
 from latency_tables.backends.tensorrt.onnx_check import checked_model, parse_into, shapes_of
 from latency_tables.backends.tensorrt.spec import BuildSpec
+from latency_tables.backends.tensorrt.timing_cache import TimingCache
 from latency_tables.protocol import Progress
 
 __all__ = ["Engine", "build_engine", "require_buildable"]
@@ -47,25 +49,33 @@ class Engine:
 
 
 def build_engine(
-    onnx_model: bytes | str | os.PathLike[str], spec: BuildSpec, progress: Progress | None = None
+    onnx_model: bytes | str | os.PathLike[str],
+    spec: BuildSpec,
+    progress: Progress | None = None,
+    *,
+    timing_cache: Path | None = None,
 ) -> Engine:
-    """Return the engine of an ONNX model, given as bytes or a file. Nothing is written.
+    """Return the engine of an ONNX model, given as bytes or a file. Nothing but the timing cache is written.
 
     Args:
         onnx_model: in the precision of `spec`.
         spec: what to build for.
         progress: called as (parts done, 1000, phase); where it raises, the build stops and the error is passed on.
+        timing_cache: a file of what earlier builds on this GPU have learnt, read and added to; tensorrt_rtx has none.
 
     Raises:
         MissingPackageError: the flavour's package is not installed.
         BackendUnavailableError: a GPU is needed to build, and there is none.
         EngineError: the model or a target cannot be built; all nodes at fault are named.
         KeyboardInterrupt: Ctrl-C, once the build has stopped.
+
+    Warns:
+        UserWarning: the timing cache cannot be used or kept; the build goes on without.
     """
     model = checked_model(onnx_model, spec)
     trt = load_library(spec.flavour)
     log = new_log(trt)
-    data = _serialized(trt, model, spec, log, progress)
+    data = _serialized(trt, model, spec, log, progress, TimingCache(timing_cache, trt, log))
     return Engine(
         data=data,
         spec=spec,
@@ -95,7 +105,9 @@ def _bytes_of(source: bytes | str | os.PathLike[str], model: ModelProto) -> byte
     return source if isinstance(source, bytes) else model.SerializeToString()
 
 
-def _serialized(trt: Any, model: ModelProto, spec: BuildSpec, log: Any, progress: Progress | None) -> bytes:
+def _serialized(
+    trt: Any, model: ModelProto, spec: BuildSpec, log: Any, progress: Progress | None, timings: TimingCache
+) -> bytes:
     builder = create_builder(trt, log)
     network = builder.create_network(_network_flags(trt))
     parse_into(network, model, trt, log)
@@ -103,6 +115,7 @@ def _serialized(trt: Any, model: ModelProto, spec: BuildSpec, log: Any, progress
     _set_profile(builder, network, config, spec)
     if spec.channels_last_io:
         _set_layouts(trt, network)
+    timings.attach(config)
     config.progress_monitor = monitor = new_monitor(trt, progress, stop)
     with stopped_by_interrupt(stop):
         memory = builder.build_serialized_network(network, config)
@@ -112,6 +125,7 @@ def _serialized(trt: Any, model: ModelProto, spec: BuildSpec, log: Any, progress
         stop.raise_if_wanted()
         raise _refusal(trt, spec, log.texts(*_ERRORS))
     stop.raise_if_wanted()
+    timings.keep(config)
     return bytes(memory)
 
 

@@ -10,7 +10,7 @@ from onnx import ModelProto, TensorProto, ValueInfoProto
 from depthcomp_errors import EngineError
 from latency_tables.backends.tensorrt.spec import BuildSpec
 
-__all__ = ["checked_model", "parse_into", "shapes_of"]
+__all__ = ["checked_model", "parse_into", "precision_of", "shapes_of", "sound_model"]
 
 _FLOATS = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16}
 _QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
@@ -23,6 +23,21 @@ def checked_model(source: bytes | str | os.PathLike[str], spec: BuildSpec) -> Mo
         EngineError: it is empty, invalid, without nodes or outputs, has float64 inputs or outputs, is in another
             precision than the specification's, or its batch is dynamic and no profile is given, or the other way.
     """
+    model = sound_model(source)
+    for value in (*model.graph.input, *model.graph.output):
+        if value.type.tensor_type.elem_type == TensorProto.DOUBLE:
+            raise EngineError(f"{value.name!r} is float64, which TensorRT cannot compute; export the model in float32.")
+    _require_precision(model, spec.precision)
+    _require_batch(model, spec)
+    return model
+
+
+def sound_model(source: bytes | str | os.PathLike[str]) -> ModelProto:
+    """Return a model, read from bytes or a file, that is valid ONNX and computes something.
+
+    Raises:
+        EngineError: it cannot be read, or is empty, truncated, invalid, of a future opset, or without nodes or outputs.
+    """
     model = _read(source)
     try:
         onnx.checker.check_model(model, full_check=True)
@@ -31,12 +46,15 @@ def checked_model(source: bytes | str | os.PathLike[str], spec: BuildSpec) -> Mo
     _require_known_operators(model)
     if not model.graph.node or not model.graph.output:
         raise EngineError("the model has no nodes or no outputs, so there is nothing to build; export it anew.")
-    for value in (*model.graph.input, *model.graph.output):
-        if value.type.tensor_type.elem_type == TensorProto.DOUBLE:
-            raise EngineError(f"{value.name!r} is float64, which TensorRT cannot compute; export the model in float32.")
-    _require_precision(model, spec.precision)
-    _require_batch(model, spec)
     return model
+
+
+def precision_of(model: ModelProto) -> str:
+    """Return "int8" for a model with QuantizeLinear nodes, "fp16" for one with a float16 input, else "fp32"."""
+    if any(node.op_type in _QUANTIZERS for node in model.graph.node):
+        return "int8"
+    kinds = {value.type.tensor_type.elem_type for value in model.graph.input}
+    return "fp16" if TensorProto.FLOAT16 in kinds else "fp32"
 
 
 def shapes_of(values: Any) -> dict[str, tuple[int | str, ...]]:

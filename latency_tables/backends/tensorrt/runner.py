@@ -61,17 +61,18 @@ def gpu_name() -> str:
 
 
 class TensorRtRunner:
-    """An engine with static shapes whose inputs and outputs stay on the GPU.
+    """An engine whose inputs and outputs stay on the GPU.
 
     Args:
         trt: the library.
         data: the engine.
+        batch: size of the first dimension of its inputs, where that is dynamic.
 
     Raises:
         BackendUnavailableError: there is no GPU, or the engine does not load on it or cannot be captured.
     """
 
-    def __init__(self, trt: Any, data: bytes) -> None:
+    def __init__(self, trt: Any, data: bytes, batch: int | None = None) -> None:
         self._torch = cuda()
         self._trt = trt
         self._runtime, self._engine = load_engine(trt, data)
@@ -81,6 +82,7 @@ class TensorRtRunner:
                 f"{trt.__name__} {trt.__version__} has no room on the GPU for the engine's tensors; free its memory."
             )
         self._stream = self._torch.cuda.Stream()
+        self._set_batch(batch)
         self._buffers = self._bind()
         self._graphs: dict[int, Any] = {}
         self._run()  # outside of any capture: the first run compiles and allocates
@@ -106,13 +108,29 @@ class TensorRtRunner:
         self._stream.synchronize()
         del self._graphs, self._context, self._engine, self._runtime, self._buffers
 
+    def _names(self) -> list[str]:
+        return [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
+
+    def _is_input(self, name: str) -> bool:
+        return bool(self._engine.get_tensor_mode(name) == self._trt.TensorIOMode.INPUT)
+
+    def _set_batch(self, batch: int | None) -> None:
+        for name in self._names():
+            shape = tuple(self._engine.get_tensor_shape(name))
+            if not self._is_input(name) or -1 not in shape:
+                continue
+            if batch is None:
+                raise BackendUnavailableError(f"input {name!r} of the engine has a dynamic batch; say which to time.")
+            if not self._context.set_input_shape(name, (batch, *shape[1:])):
+                raise BackendUnavailableError(
+                    f"the engine takes no batches of {batch}; choose one that it was built for, or build it anew."
+                )
+
     def _bind(self) -> dict[str, Any]:
         generator = self._torch.Generator(device="cuda").manual_seed(_SEED)
         buffers = {}
-        for index in range(self._engine.num_io_tensors):
-            name = self._engine.get_tensor_name(index)
-            is_input = self._engine.get_tensor_mode(name) == self._trt.TensorIOMode.INPUT
-            buffers[name] = self._buffer(name, generator if is_input else None)
+        for name in self._names():
+            buffers[name] = self._buffer(name, generator if self._is_input(name) else None)
             self._context.set_tensor_address(name, buffers[name].data_ptr())
         return buffers
 
@@ -126,7 +144,7 @@ class TensorRtRunner:
 
     def _padded(self, name: str) -> tuple[int, ...]:
         """Return a shape with room for the tensor in its layout: HWC8 rounds the channels up to eight."""
-        shape = list(self._engine.get_tensor_shape(name))
+        shape = list(self._context.get_tensor_shape(name))
         axis, step = self._engine.get_tensor_vectorized_dim(name), self._engine.get_tensor_components_per_element(name)
         if axis >= 0 and step > 1:
             shape[axis] = -(-shape[axis] // step) * step

@@ -70,15 +70,19 @@ class BuildSpec:
         """Return a hash over all fields; two builds of one model by one library and specification do the same."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
-    def command(self, onnx: str, engine: str, shapes: dict[str, tuple[int | str, ...]]) -> str:
-        """Return the line for NVIDIA's own tool that builds such an engine.
+    def command(
+        self, onnx: str, engine: str, shapes: dict[str, tuple[int | str, ...]], *, inference: bool = False
+    ) -> str:
+        """Return the line for NVIDIA's own tool that builds such an engine; the layouts of its ends are left out.
 
         Args:
             onnx: name of the ONNX file.
             engine: name of the engine file.
             shapes: shape of each input; a name stands for the batch.
+            inference: whether the tool times the engine, too.
         """
-        words = [_SPELLINGS[self.flavour], f"--onnx={onnx}", f"--saveEngine={engine}", "--skipInference"]
+        words = [_SPELLINGS[self.flavour], f"--onnx={onnx}", f"--saveEngine={engine}"]
+        words += [] if inference else ["--skipInference"]
         if self.flavour == "tensorrt":
             words += ["--stronglyTyped", f"--avgTiming={self.timing_iterations}"]
         if self.targets:
