@@ -10,9 +10,9 @@ from pathlib import Path
 from depthcomp_errors import TableError
 from latency_tables.entry import Entry, Method
 from latency_tables.journal import Journal, Journaled
-from latency_tables.operators import call_overhead_model, operator_model
-from latency_tables.protocol import Backend, Progress, Runner
+from latency_tables.protocol import AnyBackend, Progress, Runner, Subject, runner_of
 from latency_tables.signature import OperatorSignature
+from latency_tables.subjects import CallOverhead, Operator
 from latency_tables.table import LatencyTable
 from latency_tables.timing import ESTIMATOR, SAMPLES_PER_ROUND, Timing, time_interleaved
 
@@ -29,7 +29,7 @@ _FLOAT_BYTES = 4
 
 def measure(
     signatures: Iterable[OperatorSignature],
-    backend: Backend,
+    backend: AnyBackend,
     *,
     table: LatencyTable | None = None,
     journal: str | os.PathLike[str] | None = None,
@@ -90,7 +90,7 @@ def _report(progress: Progress, fresh: list[str], done: int, total: int) -> None
         progress(index, total, key)
 
 
-def measured_method(backend: Backend, rounds: int = 3, seed: int = 0) -> Method:
+def measured_method(backend: AnyBackend, rounds: int = 3, seed: int = 0) -> Method:
     """Return how a backend measures here and now: the call overhead is measured.
 
     Raises:
@@ -106,14 +106,14 @@ def measured_method(backend: Backend, rounds: int = 3, seed: int = 0) -> Method:
         overhead_ms=0.0,
     )
     with ExitStack() as open_runners:
-        runner = _built(call_overhead_model(), "the call overhead", backend, open_runners)
+        runner = _built(CallOverhead(), "the call overhead", backend, open_runners)
         overhead = _timed({"overhead": runner}, method, attempt=0)["overhead"]
     return replace(method, overhead_ms=overhead.ms)
 
 
 def measure_chunk(
     signatures: Iterable[OperatorSignature],
-    backend: Backend,
+    backend: AnyBackend,
     method: Method,
     *,
     announce: Callable[[str | None], None] = lambda building: None,
@@ -137,7 +137,7 @@ def measure_chunk(
         for signature in signatures:
             announce(signature.key)
             try:
-                runner = _built(operator_model(signature), repr(signature.key), backend, open_runners)
+                runner = _built(Operator(signature), repr(signature.key), backend, open_runners)
             except TableError as error:
                 if refused is None:
                     raise
@@ -169,9 +169,9 @@ def _live_bytes(signature: OperatorSignature) -> int:
     return _FLOAT_BYTES * signature.batch * (signature.in_channels * prod(signature.in_size) + outputs)
 
 
-def _built(model: bytes, what: str, backend: Backend, open_runners: ExitStack) -> Runner:
+def _built(subject: Subject, what: str, backend: AnyBackend, open_runners: ExitStack) -> Runner:
     try:
-        runner = backend.build(model)
+        runner = runner_of(subject, backend)
     except TableError as error:
         raise TableError(f"cannot measure {what}: {error}") from error
     open_runners.callback(runner.close)
