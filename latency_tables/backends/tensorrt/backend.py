@@ -1,9 +1,10 @@
 """TensorRT and TensorRT for RTX as backends that measure, on the GPU of this machine."""
 
 from depthcomp_errors import BackendUnavailableError, EngineError, TableError
+from latency_tables.backends.gpu import cuda, gpu_name
 from latency_tables.backends.tensorrt.build import build_engine
 from latency_tables.backends.tensorrt.library import load_library
-from latency_tables.backends.tensorrt.runner import TensorRtRunner, cuda, gpu_name
+from latency_tables.backends.tensorrt.runner import TensorRtRunner
 from latency_tables.backends.tensorrt.spec import BuildSpec
 from latency_tables.environment import Environment
 
