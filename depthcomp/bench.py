@@ -11,10 +11,11 @@ from typing import Any
 from depthcomp.bench_entries import BenchEntry, named, read_entry, require_same_inputs
 from depthcomp.errors import ArtifactError, BackendUnavailableError, EngineError, TableError
 from depthcomp.progress import Progress, silent
-from latency_tables import Backend, Environment, Runner, Timing, time_interleaved
+from latency_tables import AnyBackend, Environment, Runner, Timing, time_interleaved
 from latency_tables.backends.tensorrt.backend import TensorRtBackend
 from latency_tables.extras import DeviceState, device_state
 from latency_tables.measure import EXTRA_ATTEMPTS, STABLE_SPREAD
+from latency_tables.protocol import runner_of
 
 __all__ = ["BenchRow", "Comparison", "bench", "compare"]
 
@@ -80,7 +81,7 @@ class Comparison:
 
 def bench(
     sources: Sequence[str],
-    backend: Backend,
+    backend: AnyBackend,
     *,
     baseline: str | None = None,
     batch: int | None = None,
@@ -122,7 +123,7 @@ def bench(
 
 def compare(
     entries: Sequence[BenchEntry],
-    backend: Backend,
+    backend: AnyBackend,
     *,
     baseline: str | None = None,
     rounds: int = 7,
@@ -149,7 +150,7 @@ def compare(
     )  # fmt: skip
 
 
-def _require_runs_on(backend: Backend, entry: BenchEntry) -> None:
+def _require_runs_on(backend: AnyBackend, entry: BenchEntry) -> None:
     if entry.engine_for is not None and not (isinstance(backend, TensorRtBackend) and backend.name == entry.engine_for):
         raise BackendUnavailableError(
             f"{entry.source} is an engine for {entry.engine_for}, which the backend {backend.name} does not run; "
@@ -157,11 +158,11 @@ def _require_runs_on(backend: Backend, entry: BenchEntry) -> None:
         )
 
 
-def _runner(entry: BenchEntry, backend: Backend) -> Runner:
+def _runner(entry: BenchEntry, backend: AnyBackend) -> Runner:
     if entry.engine_for is not None and isinstance(backend, TensorRtBackend):
         return backend.load(entry.content, entry.batch)
     try:
-        return backend.build(entry.content)
+        return runner_of(entry, backend)
     except TableError as error:
         raise TableError(f"cannot time {entry.name}: {error}") from error
 
@@ -184,7 +185,7 @@ def _turns(runners: Mapping[str, Runner], rounds: int, seed: int, progress: Prog
     )  # fmt: skip
 
 
-def _row(entry: BenchEntry, timings: Mapping[str, Timing], baseline: str, backend: Backend) -> BenchRow:
+def _row(entry: BenchEntry, timings: Mapping[str, Timing], baseline: str, backend: AnyBackend) -> BenchRow:
     timing = timings[entry.name]
     return BenchRow(
         entry=entry, timing=timing, speedup=timings[baseline].median_ms / timing.median_ms,
@@ -192,7 +193,7 @@ def _row(entry: BenchEntry, timings: Mapping[str, Timing], baseline: str, backen
     )  # fmt: skip
 
 
-def _command(entry: BenchEntry, backend: Backend) -> str | None:
+def _command(entry: BenchEntry, backend: AnyBackend) -> str | None:
     if not isinstance(backend, TensorRtBackend):
         return None
     try:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from depthcomp.errors import ArtifactError, EngineError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from depthcomp.timing import Network
 
 __all__ = ["BenchEntry", "named", "read_entry", "require_same_inputs"]
 
@@ -30,6 +35,7 @@ class BenchEntry:
         name: what the result calls it.
         source: the path or the name of the model.
         content: an ONNX model with static shapes, or an engine.
+        network: makes the network itself; None where the source is a file that does not hold it.
         engine_for: "tensorrt" or "tensorrt_rtx" where `content` is an engine; None where it is ONNX.
         inputs: shape of each input.
         precision: "fp32", "fp16" or "int8".
@@ -42,12 +48,30 @@ class BenchEntry:
     name: str
     source: str
     content: bytes
+    network: Callable[[], Network] | None = None
     engine_for: str | None = None
     inputs: tuple[Shape, ...]
     precision: str
     batch: int | None = None
     command: str | None = None
     when_compressed: dict[str, Any] | None = None
+
+    def onnx(self) -> bytes:
+        """Return the ONNX model."""
+        return self.content
+
+    def module(self) -> tuple[nn.Module, tuple[Tensor, ...]]:
+        """Return the network as a module with example inputs.
+
+        Raises:
+            ArtifactError: the source does not hold it.
+        """
+        if self.network is None:
+            raise ArtifactError(
+                f"{self.source} holds no PyTorch module, and the backend runs nothing else; choose --backend "
+                "onnxruntime, or give the folder of a result or a model by its name"
+            )
+        return self.network().module()
 
 
 def named(words: Iterable[str]) -> dict[str, str]:
@@ -125,11 +149,15 @@ def _folder(name: str, folder: Path, batch: int | None) -> BenchEntry:
     file = folder / MODEL
     if not file.is_file():
         raise ArtifactError(f"{folder} holds no {MODEL}; {_SPELLING}")
-    summary = _when_compressed(folder / "result.json")
     found = _read_onnx(file)
     if batch is not None and _static_batch(found) not in (batch, None):
-        return _entry(name, str(folder), _exported_anew(folder, batch), when_compressed=summary)
-    return _entry(name, str(folder), _with_batch(found, file, batch), when_compressed=summary)
+        entry = _entry(name, str(folder), _exported_anew(folder, batch))
+    else:
+        entry = _entry(name, str(folder), _with_batch(found, file, batch))
+    return replace(
+        entry, network=lambda: _saved(folder, entry.inputs[0][0]),
+        when_compressed=_when_compressed(folder / "result.json"),
+    )  # fmt: skip
 
 
 def _when_compressed(path: Path) -> dict[str, Any] | None:
@@ -150,12 +178,18 @@ def _when_compressed(path: Path) -> dict[str, Any] | None:
 def _exported_anew(folder: Path, batch: int) -> Any:
     import onnx
 
+    return onnx.load_from_string(_saved(folder, batch).onnx())
+
+
+def _saved(folder: Path, batch: int) -> Network:
     from depthcomp.artifacts import load
     from depthcomp.engine import with_batch
-    from depthcomp.export import to_onnx
     from depthcomp.export_command import saved_inputs
+    from depthcomp.timing import Network
+    from fx_passes import capture
 
-    return onnx.load_from_string(to_onnx(load(folder), with_batch(saved_inputs(folder), batch)))
+    inputs = with_batch(saved_inputs(folder), batch)
+    return Network(capture(load(folder), inputs), inputs)
 
 
 def _onnx(name: str, source: str, path: Path, batch: int | None) -> BenchEntry:
@@ -166,23 +200,24 @@ def _model(name: str, spec: str, batch: int | None) -> BenchEntry:
     import onnx
 
     from depthcomp.engine import with_batch
-    from depthcomp.export import to_onnx
     from depthcomp.models import load_model
+    from depthcomp.timing import Network
     from fx_passes import capture
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*random weights")  # latencies do not depend on them
         model, example = load_model(spec)
     inputs = with_batch((example,), batch or len(example))
-    return _entry(name, spec, onnx.load_from_string(to_onnx(capture(model, *inputs), inputs)))
+    network = Network(capture(model, *inputs), inputs)
+    return replace(_entry(name, spec, onnx.load_from_string(network.onnx())), network=lambda: network)
 
 
-def _entry(name: str, source: str, model: Any, *, when_compressed: dict[str, Any] | None = None) -> BenchEntry:
+def _entry(name: str, source: str, model: Any) -> BenchEntry:
     from latency_tables.backends.tensorrt.onnx_check import precision_of
 
     return BenchEntry(
         name=name, source=source, content=model.SerializeToString(), inputs=tuple(_shapes(model).values()),
-        precision=precision_of(model), when_compressed=when_compressed,
+        precision=precision_of(model),
     )  # fmt: skip
 
 

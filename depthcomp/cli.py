@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from depthcomp.backend_help import BACKENDS, BackendHelp
 from depthcomp.cli_tables import tables
 from depthcomp.plain_words import plain_words
 
@@ -40,7 +41,7 @@ def main() -> None:
     app(prog_name="depthcomp")
 
 
-@app.command()
+@app.command(cls=BackendHelp)
 def compress(
     model: Annotated[
         str,
@@ -56,7 +57,7 @@ def compress(
     val_data: Annotated[
         Path | None, typer.Option(help="Other images, to estimate the loss on; else each third of --data in turn.")
     ] = None,
-    backend: Annotated[str, typer.Option(help="What runs the network: auto or onnxruntime.")] = "auto",
+    backend: Annotated[str, typer.Option(help=f"What runs the network: {BACKENDS}.")] = "auto",
     threads: Annotated[int, typer.Option(help="Threads that one inference may use.")] = 1,
     table: Annotated[
         Path | None,

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from depthcomp.backend_help import BACKENDS, BackendHelp
 from depthcomp.errors import TableError
 from depthcomp.plain_words import plain_words
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["tables"]
 
 EXIT_UNSOUND = 1  # of `check`, as linters have it
-_BACKEND = "What runs the operators: auto, onnxruntime, tensorrt, tensorrt_rtx, or package.module:factory."
+_BACKEND = f"What runs the operators: {BACKENDS}, or package.module:factory."
 
 tables = typer.Typer(
     name="tables", help="Measure latency tables once for a device, and look into them.", no_args_is_help=True
@@ -94,7 +95,7 @@ def _batch_of(example: Tensor, size: int) -> Tensor:
     return example[:1].repeat(size, 1, 1, 1)
 
 
-@tables.command()
+@tables.command(cls=BackendHelp)
 def run(
     work: Annotated[Path, typer.Argument(metavar="WORK", help="A file that `tables plan` wrote.")],
     table: Annotated[Path, typer.Option(help="The table to write; what it lacks is measured and added.")],

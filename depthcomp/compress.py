@@ -24,7 +24,7 @@ from depthcomp.table_store import TableStore
 from depthcomp.timing import LatencyPredictor, NetworkTimer
 from dp_solver import Chain
 from fx_passes import SpanChoice, linearize, merge, placed_convolutions
-from latency_tables import Backend, Environment, LatencyTable, as_backend
+from latency_tables import AnyBackend, Environment, LatencyTable, as_backend
 
 __all__ = ["compress_depth"]
 
@@ -39,7 +39,7 @@ def compress_depth(
     example_inputs: Tensor | Sequence[Tensor] | None = None,
     data: Iterable[Any] | None = None,
     val_data: Iterable[Any] | None = None,
-    backend: str | Backend = "auto",
+    backend: str | AnyBackend = "auto",
     table: LatencyTable | str | os.PathLike[str] | None = None,
     precision: str = "fp32",
     importance: str = "calibrated",
@@ -59,7 +59,8 @@ def compress_depth(
             labels are not used. Absent: synthetic images with the spectrum of natural ones, and a warning.
         val_data: other images, on which the loss is estimated and nothing is fitted; absent: each third of `data`
             in turn, by fits on the other two.
-        backend: "auto", "onnxruntime", or an instance such as `create_backend("onnxruntime", threads=4)`.
+        backend: one of `latency_tables.backends.BACKEND_NAMES`, such as "onnxruntime", "openvino", "torch" or
+            "torch_compile"; "auto"; or an instance such as `create_backend("onnxruntime", threads=4)`.
         table: a latency table of this machine, or its path; what it lacks is measured and, given a path, added, as is
             the line from sums of its entries to the whole networks that are measured here.
         precision: "fp32".
@@ -140,7 +141,7 @@ class _Offer:
 
 def _require_supported(precision: str, importance: str, finetune: object) -> None:
     if precision != "fp32":
-        raise DepthCompError(f"precision (={precision!r}) must be 'fp32': ONNX Runtime's CPU kernels are timed in it")
+        raise DepthCompError(f"precision (={precision!r}) must be 'fp32', in which operators are timed")
     if importance != "calibrated":
         raise DepthCompError(f"importance (={importance!r}) must be 'calibrated'")
     if finetune is not None:
@@ -155,7 +156,9 @@ def _announce(notes: Iterable[str]) -> None:
         warnings.warn(note, stacklevel=3)
 
 
-def _complete(store: TableStore, prepared: Prepared, backend: Backend, seed: int, progress: Progress) -> LatencyTable:
+def _complete(
+    store: TableStore, prepared: Prepared, backend: AnyBackend, seed: int, progress: Progress
+) -> LatencyTable:
     """Return a table with every operator that the plans may need."""
     needed = {*prepared.pricing.signatures(prepared.candidates), *Pricing(prepared.original).kept.values()}
     return store.complete(

@@ -22,8 +22,11 @@ __all__ = ["Progress", "deed", "line_residual", "milliseconds", "percent", "plac
 REFRESH_SECONDS = 0.1  # faster is not seen
 _BACKENDS = {
     "onnxruntime": "ONNX Runtime",
+    "onnxruntime_cuda": "ONNX Runtime's CUDA provider",
+    "onnxruntime_tensorrt": "ONNX Runtime's TensorRT provider",
     "openvino": "OpenVINO",
     "torch": "PyTorch",
+    "torch_compile": "torch.compile",
     "tensorrt": "TensorRT",
     "tensorrt_rtx": "TensorRT for RTX",
 }

@@ -124,8 +124,8 @@ def _profile(batch: int | Sequence[int] | None) -> tuple[int, int, int] | None:
 def _sidecar(engine: Engine, path: Path) -> dict[str, Any]:
     import onnx
 
+    from latency_tables.backends.gpu import gpu_name
     from latency_tables.backends.tensorrt.device_state import read_device_state
-    from latency_tables.backends.tensorrt.runner import gpu_name
 
     plan, on_gpu = engine.plan, engine.spec.flavour == "tensorrt"
     return {

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from depthcomp.errors import DepthCompError, TableError
-from latency_tables import Backend, Environment, LatencyTable, OperatorSignature, Progress, measure
+from latency_tables import AnyBackend, Environment, LatencyTable, OperatorSignature, Progress, measure
 from latency_tables.table_file import require_writable_table
 from latency_tables.table_update import update_table
 
@@ -61,7 +61,12 @@ class TableStore:
         return cls(environment, known, path, journal)
 
     def complete(
-        self, signatures: Iterable[OperatorSignature], backend: Backend, *, seed: int, progress: Progress | None = None
+        self,
+        signatures: Iterable[OperatorSignature],
+        backend: AnyBackend,
+        *,
+        seed: int,
+        progress: Progress | None = None,
     ) -> LatencyTable:
         """Return the table with all the signatures, measuring what is not known, and add it to the file at `path`.
 

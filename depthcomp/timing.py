@@ -2,14 +2,50 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 from torch import Tensor, fx
 
 from depthcomp.export import to_onnx
 from depthcomp.progress import Progress, silent
-from latency_tables import Backend, Calibration, Runner, Timing, fit_affine, time_interleaved
+from fx_passes import Plan, merge
+from latency_tables import AnyBackend, Calibration, Runner, Timing, fit_affine, time_interleaved
 from latency_tables.measure import EXTRA_ATTEMPTS, STABLE_SPREAD
+from latency_tables.protocol import runner_of
 
-__all__ = ["LatencyPredictor", "NetworkTimer"]
+__all__ = ["LatencyPredictor", "Network", "NetworkTimer"]
+
+
+class Network:
+    """A captured network as backends take it; either form is made when it is asked for, and `gm` is not changed.
+
+    In both, norms are folded and nothing is left of dropout, whether the network was compressed or not: runtimes do
+    that to ONNX models by themselves, and PyTorch does not.
+
+    Args:
+        gm: a captured graph, or one made of it.
+        example_inputs: tell the shapes.
+    """
+
+    def __init__(self, gm: fx.GraphModule, example_inputs: tuple[Tensor, ...]) -> None:
+        self._gm = gm
+        self._example_inputs = example_inputs
+
+    def onnx(self) -> bytes:
+        """Return it as a serialised ONNX model.
+
+        Raises:
+            ArtifactError: it cannot be exported.
+        """
+        return self._onnx
+
+    @cached_property
+    def _onnx(self) -> bytes:
+        return to_onnx(self._gm, self._example_inputs)
+
+    def module(self) -> tuple[fx.GraphModule, tuple[Tensor, ...]]:
+        """Return a copy of it in evaluation mode, and its example inputs."""
+        return merge(self._gm, Plan()), self._example_inputs
 
 
 class NetworkTimer:
@@ -27,28 +63,28 @@ class NetworkTimer:
     """
 
     def __init__(
-        self, original: fx.GraphModule, example_inputs: tuple[Tensor, ...], backend: Backend,
+        self, original: fx.GraphModule, example_inputs: tuple[Tensor, ...], backend: AnyBackend,
         *, seed: int = 0, progress: Progress | None = None,
     ) -> None:  # fmt: skip
         self._example_inputs = example_inputs
         self._backend = backend
         self._seed = seed
         self._report = progress or silent
-        self._model = to_onnx(original, example_inputs)
-        self.original = self._time({"original": self._model}, rounds=5)["original"]
+        self._original = Network(original, example_inputs)
+        self.original = self._time({"original": self._original}, rounds=5)["original"]
 
     def compare(self, network: fx.GraphModule, *, rounds: int = 7) -> tuple[Timing, Timing]:
         """Return the timings of the original and of `network`, measured side by side in one run.
 
         Where the spread of either is above 2.5 %, two more sets of rounds are added at most.
         """
-        models = {"original": self._model, "compressed": to_onnx(network, self._example_inputs)}
-        timings = self._time(models, rounds)
+        networks = {"original": self._original, "compressed": Network(network, self._example_inputs)}
+        timings = self._time(networks, rounds)
         return timings["original"], timings["compressed"]
 
-    def _time(self, models: dict[str, bytes], rounds: int) -> dict[str, Timing]:
-        """Time all models in turns, and all of them again while one of them is not steady."""
-        runners = {name: self._backend.build(model) for name, model in models.items()}
+    def _time(self, networks: dict[str, Network], rounds: int) -> dict[str, Timing]:
+        """Time all networks in turns, and all of them again while one of them is not steady."""
+        runners = {name: runner_of(network, self._backend) for name, network in networks.items()}
         try:
             timings = self._rounds(runners, rounds, self._seed)
             for attempt in range(1, EXTRA_ATTEMPTS + 1):

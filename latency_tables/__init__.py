@@ -10,7 +10,7 @@ The room promises:
 - `import_kim23` reads the tables that the method's authors published, which go by position in one network;
 - `fit_affine` turns sums of entries into latencies of whole networks, which the sums alone miss.
 
-Nothing here knows of PyTorch, and importing it loads no backend's library.
+Importing it loads no backend's library, and PyTorch is known only where a backend takes modules or a GPU is used.
 """
 
 from latency_tables.backends import as_backend, create_backend
@@ -19,18 +19,20 @@ from latency_tables.entry import Entry, Method
 from latency_tables.environment import Environment
 from latency_tables.kim23 import NoisyRow, PublishedLatencies, import_kim23
 from latency_tables.measure import measure
-from latency_tables.protocol import Backend, Progress, Runner
+from latency_tables.protocol import AnyBackend, Backend, ModuleBackend, Progress, Runner
 from latency_tables.signature import OperatorSignature
 from latency_tables.table import LatencyTable
 from latency_tables.timing import Timing, time_interleaved
 
 __all__ = [
+    "AnyBackend",
     "Backend",
     "Calibration",
     "Entry",
     "Environment",
     "LatencyTable",
     "Method",
+    "ModuleBackend",
     "NoisyRow",
     "OperatorSignature",
     "Progress",

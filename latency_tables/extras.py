@@ -3,30 +3,30 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from latency_tables.protocol import Backend, Runner
+from latency_tables.protocol import AnyBackend, Runner, Subject, runner_of
 
-__all__ = ["DeviceState", "device_state", "keep_timings_beside", "part_builder"]
+__all__ = ["DeviceState", "device_state", "keep_timings_beside", "part_runner_of"]
 
 DeviceState = dict[str, str | int]
 
 
-def part_builder(backend: Backend) -> Callable[[bytes], Runner]:
-    """Return what makes a runner of a part of a network: the backend's `build_part`, else its `build`.
+def part_runner_of(subject: Subject, backend: AnyBackend) -> Runner:
+    """Return a runner of a part of a network: made by the backend's `build_part`, else like one of a whole network.
 
     A part reads and writes feature maps in the layout that its neighbours leave them in; a whole network takes them
     as its user does.
     """
-    found: Callable[[bytes], Runner] = getattr(backend, "build_part", backend.build)
-    return found
+    build_part: Callable[[bytes], Runner] | None = getattr(backend, "build_part", None)
+    return runner_of(subject, backend) if build_part is None else build_part(subject.onnx())
 
 
-def device_state(backend: Backend) -> DeviceState | None:
+def device_state(backend: AnyBackend) -> DeviceState | None:
     """Return the clocks, temperature and the like of the device now; None where the backend's `device_state` is not."""
     read: Callable[[], DeviceState | None] | None = getattr(backend, "device_state", None)
     return None if read is None else read()
 
 
-def keep_timings_beside(backend: Backend, file: Path) -> None:
+def keep_timings_beside(backend: AnyBackend, file: Path) -> None:
     """Let a backend that has `keep_timings_beside` keep what its builds learn in the folder of `file`."""
     keep: Callable[[Path], None] | None = getattr(backend, "keep_timings_beside", None)
     if keep is not None:

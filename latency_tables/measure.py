@@ -9,11 +9,11 @@ from pathlib import Path
 
 from depthcomp_errors import TableError
 from latency_tables.entry import Entry, Method
-from latency_tables.extras import device_state, keep_timings_beside, part_builder
+from latency_tables.extras import device_state, keep_timings_beside, part_runner_of
 from latency_tables.journal import Journal, Journaled
-from latency_tables.operators import call_overhead_model, operator_model
-from latency_tables.protocol import Backend, Progress, Runner
+from latency_tables.protocol import AnyBackend, Progress, Runner, Subject
 from latency_tables.signature import OperatorSignature
+from latency_tables.subjects import CallOverhead, Operator
 from latency_tables.table import LatencyTable
 from latency_tables.timing import DRIFT_LIMIT, ESTIMATOR, SAMPLES_PER_ROUND, Timing, time_interleaved
 
@@ -30,7 +30,7 @@ _FLOAT_BYTES = 4
 
 def measure(
     signatures: Iterable[OperatorSignature],
-    backend: Backend,
+    backend: AnyBackend,
     *,
     table: LatencyTable | None = None,
     journal: str | os.PathLike[str] | None = None,
@@ -94,7 +94,7 @@ def _report(progress: Progress, fresh: list[str], done: int, total: int) -> None
         progress(index, total, key)
 
 
-def measured_method(backend: Backend, rounds: int = 3, seed: int = 0) -> Method:
+def measured_method(backend: AnyBackend, rounds: int = 3, seed: int = 0) -> Method:
     """Return how a backend measures here and now: the call overhead is measured.
 
     Raises:
@@ -111,14 +111,14 @@ def measured_method(backend: Backend, rounds: int = 3, seed: int = 0) -> Method:
         drift_limit=DRIFT_LIMIT,
     )
     with ExitStack() as open_runners:
-        runner = _built(call_overhead_model(), "the call overhead", backend, open_runners)
+        runner = _built(CallOverhead(), "the call overhead", backend, open_runners)
         overhead = _timed({"overhead": runner}, method, attempt=0)["overhead"]
     return replace(method, overhead_ms=overhead.ms, device_state=device_state(backend))
 
 
 def measure_chunk(
     signatures: Iterable[OperatorSignature],
-    backend: Backend,
+    backend: AnyBackend,
     method: Method,
     *,
     announce: Callable[[str | None], None] = lambda building: None,
@@ -143,7 +143,7 @@ def measure_chunk(
         for signature in signatures:
             announce(signature.key)
             try:
-                runner = _built(operator_model(signature), repr(signature.key), backend, open_runners)
+                runner = _built(Operator(signature), repr(signature.key), backend, open_runners)
             except TableError as error:
                 if refused is None:
                     raise
@@ -175,9 +175,9 @@ def _live_bytes(signature: OperatorSignature) -> int:
     return _FLOAT_BYTES * signature.batch * (signature.in_channels * prod(signature.in_size) + outputs)
 
 
-def _built(model: bytes, what: str, backend: Backend, open_runners: ExitStack) -> Runner:
+def _built(subject: Subject, what: str, backend: AnyBackend, open_runners: ExitStack) -> Runner:
     try:
-        runner = part_builder(backend)(model)
+        runner = part_runner_of(subject, backend)
     except TableError as error:
         raise TableError(f"cannot measure {what}: {error}") from error
     open_runners.callback(runner.close)

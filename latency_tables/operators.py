@@ -6,6 +6,7 @@ from math import prod
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, ValueInfoProto
 from onnx.helper import make_graph, make_model, make_node, make_opsetid, make_tensor_value_info
 from onnx.numpy_helper import from_array
@@ -13,12 +14,13 @@ from onnx.numpy_helper import from_array
 from latency_tables.activations import ACTIVATIONS, Fragment
 from latency_tables.signature import OperatorSignature
 
-__all__ = ["call_overhead_model", "operator_model"]
+__all__ = ["Weights", "call_overhead_model", "operator_model", "operator_weights"]
 
 OPSET = 20  # the first with Gelu
 IR_VERSION = 9  # the one that came with opset 20: every runtime that knows the opset reads it
 
 Stage = Callable[[str, str], Fragment]  # (input name, output name) -> fragment
+Weights = dict[str, NDArray[np.float32]]
 
 
 def operator_model(signature: OperatorSignature, *, seed: int = 0) -> bytes:
@@ -33,7 +35,7 @@ def operator_model(signature: OperatorSignature, *, seed: int = 0) -> bytes:
         >>> [node.op_type for node in onnx.load_from_string(operator_model(pool)).graph.node]
         ['AveragePool']
     """
-    body = _chain(_stages(signature, np.random.default_rng(seed)))
+    body = _chain(_stages(signature, operator_weights(signature, seed=seed)))
     result = _tensor("y", signature.out_channels, signature.out_size, signature)
     inputs = [_tensor("x", signature.in_channels, signature.in_size, signature)]
     if signature.residual:
@@ -47,9 +49,24 @@ def call_overhead_model() -> bytes:
     return _checked(Fragment([make_node("Relu", ["x"], ["y"])], []), ends[:1], ends[1])
 
 
-def _stages(signature: OperatorSignature, rng: np.random.Generator) -> list[Stage]:
+def operator_weights(signature: OperatorSignature, *, seed: int = 0) -> Weights:
+    """Return the weights of an operator by name, drawn from `seed`; those of its activation are no random ones."""
+    rng, channels = np.random.default_rng(seed), (signature.out_channels,)
+    if signature.op == "conv":
+        shape = (signature.out_channels, signature.in_channels // signature.groups, *signature.kernel)
+        he_scale = np.sqrt(2 / prod(shape[1:]))
+        return {"weight": _normal(rng, shape, he_scale), "bias": _normal(rng, channels, 0.1)}
+    if signature.op == "scale":
+        affine = {"gain": _normal(rng, channels, 0.1, mean=1.0), "shift": _normal(rng, channels, 0.1)}
+        mean, variance = _normal(rng, channels, 0.1), rng.uniform(0.5, 1.5, channels).astype(np.float32)
+        return {**affine, "mean": mean, "variance": variance}
+    return {}
+
+
+def _stages(signature: OperatorSignature, weights: Weights) -> list[Stage]:
     operator = {"conv": _conv, "avg_pool": _avg_pool, "scale": _scale}[signature.op]
-    stages: list[Stage] = [partial(operator, signature, rng)]
+    tensors = [from_array(values, name) for name, values in weights.items()]
+    stages: list[Stage] = [partial(operator, signature, tensors)]
     if signature.residual:
         stages.append(_add_residual)
     if signature.activation is not None:
@@ -67,14 +84,10 @@ def _chain(stages: list[Stage]) -> Fragment:
     return whole
 
 
-def _conv(signature: OperatorSignature, rng: np.random.Generator, x: str, y: str) -> Fragment:
-    shape = (signature.out_channels, signature.in_channels // signature.groups, *signature.kernel)
-    he_scale = np.sqrt(2 / prod(shape[1:]))
-    weight = _normal(rng, shape, he_scale, "weight")
-    bias = _normal(rng, shape[:1], 0.1, "bias")
+def _conv(signature: OperatorSignature, weights: list[TensorProto], x: str, y: str) -> Fragment:
     node = make_node(
         "Conv",
-        [x, weight.name, bias.name],
+        [x, *(tensor.name for tensor in weights)],
         [y],
         kernel_shape=signature.kernel,
         strides=signature.stride,
@@ -82,10 +95,10 @@ def _conv(signature: OperatorSignature, rng: np.random.Generator, x: str, y: str
         dilations=signature.dilation,
         group=signature.groups,
     )
-    return Fragment([node], [weight, bias])
+    return Fragment([node], weights)
 
 
-def _avg_pool(signature: OperatorSignature, rng: np.random.Generator, x: str, y: str) -> Fragment:
+def _avg_pool(signature: OperatorSignature, weights: list[TensorProto], x: str, y: str) -> Fragment:
     node = make_node(
         "AveragePool",
         [x],
@@ -98,15 +111,8 @@ def _avg_pool(signature: OperatorSignature, rng: np.random.Generator, x: str, y:
     return Fragment([node], [])
 
 
-def _scale(signature: OperatorSignature, rng: np.random.Generator, x: str, y: str) -> Fragment:
-    channels = (signature.in_channels,)
-    weights = [
-        _normal(rng, channels, 0.1, "gain", mean=1.0),
-        _normal(rng, channels, 0.1, "shift"),
-        _normal(rng, channels, 0.1, "mean"),
-        from_array(rng.uniform(0.5, 1.5, channels).astype(np.float32), "variance"),
-    ]
-    return Fragment([make_node("BatchNormalization", [x, *(weight.name for weight in weights)], [y])], weights)
+def _scale(signature: OperatorSignature, weights: list[TensorProto], x: str, y: str) -> Fragment:
+    return Fragment([make_node("BatchNormalization", [x, *(tensor.name for tensor in weights)], [y])], weights)
 
 
 def _add_residual(x: str, y: str) -> Fragment:
@@ -114,9 +120,9 @@ def _add_residual(x: str, y: str) -> Fragment:
 
 
 def _normal(
-    rng: np.random.Generator, shape: tuple[int, ...], scale: float, name: str, *, mean: float = 0.0
-) -> TensorProto:
-    return from_array((mean + scale * rng.standard_normal(shape)).astype(np.float32), name)
+    rng: np.random.Generator, shape: tuple[int, ...], scale: float, *, mean: float = 0.0
+) -> NDArray[np.float32]:
+    return (mean + scale * rng.standard_normal(shape)).astype(np.float32)
 
 
 def _onnx_pads(signature: OperatorSignature) -> list[int]:

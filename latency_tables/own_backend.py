@@ -6,12 +6,12 @@ import sys
 
 from depthcomp_errors import BackendUnavailableError, DepthCompError
 from latency_tables.backends import as_backend, create_backend
-from latency_tables.protocol import Backend
+from latency_tables.protocol import AnyBackend
 
 __all__ = ["find_backend"]
 
 
-def find_backend(name: str, *, threads: int = 1) -> Backend:
+def find_backend(name: str, *, threads: int = 1) -> AnyBackend:
     """Return the backend of that name, or what a user's function returns.
 
     Args:

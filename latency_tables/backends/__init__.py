@@ -1,36 +1,56 @@
 """The backends by name. Importing this package loads none of their libraries."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from importlib.util import find_spec
 
-from depthcomp_errors import BackendUnavailableError
+from depthcomp_errors import BackendUnavailableError, MissingPackageError
+from latency_tables.backends.onnxruntime import FLAVOURS as ONNXRUNTIME_FLAVOURS
 from latency_tables.backends.onnxruntime import OnnxRuntimeBackend
+from latency_tables.backends.openvino import OpenVinoBackend
 from latency_tables.backends.tensorrt.backend import TensorRtBackend
-from latency_tables.backends.tensorrt.library import FLAVOURS, gpu_is_visible
-from latency_tables.protocol import Backend
+from latency_tables.backends.tensorrt.library import FLAVOURS as TENSORRT_FLAVOURS
+from latency_tables.backends.tensorrt.library import gpu_is_visible
+from latency_tables.protocol import AnyBackend, ModuleBackend
 
-__all__ = ["as_backend", "create_backend"]
+__all__ = ["BACKEND_NAMES", "as_backend", "create_backend"]
 
-_BACKENDS: dict[str, Callable[[int], Backend]] = {
-    "onnxruntime": OnnxRuntimeBackend,
-    **{flavour: partial(TensorRtBackend, flavour) for flavour in FLAVOURS},
+
+def _torch(threads: int, *, compiled: bool) -> AnyBackend:
+    try:
+        from latency_tables.backends.torch import TorchBackend
+    except ImportError as error:
+        raise MissingPackageError("the backend 'torch' needs the package torch; run `pip install torch`.") from error
+    return TorchBackend(threads, compiled=compiled)
+
+
+_BACKENDS: Mapping[str, Callable[[int], AnyBackend]] = {
+    **{flavour: partial(OnnxRuntimeBackend, flavour=flavour) for flavour in ONNXRUNTIME_FLAVOURS},
+    "openvino": OpenVinoBackend,
+    "torch": partial(_torch, compiled=False),
+    "torch_compile": partial(_torch, compiled=True),
+    **{flavour: partial(TensorRtBackend, flavour) for flavour in TENSORRT_FLAVOURS},
 }
+BACKEND_NAMES = ("auto", *_BACKENDS)
+"""What `create_backend` knows."""
 
 logger = logging.getLogger(__name__)
 
 
-def create_backend(name: str = "auto", *, threads: int = 1) -> Backend:
+def create_backend(name: str = "auto", *, threads: int = 1) -> AnyBackend:
     """Return the backend of that name; "auto" picks the best for this machine and logs which.
 
     Args:
-        name: "onnxruntime", "tensorrt", "tensorrt_rtx", or "auto": TensorRT where a GPU and its package are
-            there and one thread is asked for, else ONNX Runtime.
-        threads: threads that one inference may use.
+        name: one of `BACKEND_NAMES`: "onnxruntime", "openvino", or "torch" and "torch_compile", on a CPU, the last
+            two on a GPU where torch sees one and one thread is asked for; "onnxruntime_cuda",
+            "onnxruntime_tensorrt", "tensorrt" and "tensorrt_rtx", on a GPU; or "auto": TensorRT where a GPU and its
+            package are there and one thread is asked for, else ONNX Runtime on the CPU.
+        threads: threads that one inference may use; 1 on a GPU.
 
     Raises:
-        BackendUnavailableError: the name is unknown or `threads` is below 1.
+        BackendUnavailableError: the name is unknown or `threads` is out of range.
+        MissingPackageError: the name is "torch" or "torch_compile", and torch is not installed.
 
     Example:
         >>> create_backend("onnxruntime").name
@@ -45,16 +65,16 @@ def create_backend(name: str = "auto", *, threads: int = 1) -> Backend:
     return _BACKENDS[name](threads)
 
 
-def as_backend(backend: str | Backend) -> Backend:
+def as_backend(backend: str | AnyBackend) -> AnyBackend:
     """Return the backend of that name, or the object itself where it can measure.
 
     Raises:
         BackendUnavailableError: the name is unknown, or the object is no backend.
+        MissingPackageError: torch is not installed, and the name asks for it.
     """
     if isinstance(backend, str):
         return create_backend(backend)
-    complete = all(callable(getattr(backend, method, None)) for method in ("environment", "build"))
-    if isinstance(backend, type) or not complete:
+    if isinstance(backend, type) or not _can_measure(backend):
         raise BackendUnavailableError(
             f"backend (={backend!r}) must be one of {_known()}, or an instance such as"
             " create_backend('onnxruntime', threads=4)."
@@ -62,10 +82,15 @@ def as_backend(backend: str | Backend) -> Backend:
     return backend
 
 
+def _can_measure(backend: object) -> bool:
+    takes_onnx = all(callable(getattr(backend, method, None)) for method in ("environment", "build"))
+    return takes_onnx or isinstance(backend, ModuleBackend)
+
+
 def _best(threads: int) -> str:
-    usable = [flavour for flavour in FLAVOURS if find_spec(flavour) is not None]
+    usable = [flavour for flavour in TENSORRT_FLAVOURS if find_spec(flavour) is not None]
     return usable[0] if usable and threads == 1 and gpu_is_visible() else "onnxruntime"
 
 
 def _known() -> str:
-    return ", ".join(["auto", *sorted(_BACKENDS)])
+    return ", ".join(BACKEND_NAMES)

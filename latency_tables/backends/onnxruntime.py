@@ -1,54 +1,103 @@
-"""ONNX Runtime on the CPU."""
+"""ONNX Runtime on the CPU, or on an NVIDIA GPU through its CUDA or TensorRT provider."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from depthcomp_errors import BackendUnavailableError, MissingPackageError, TableError
+from latency_tables.backends.gpu import cuda, gpu_name
+from latency_tables.backends.tensors import FLOAT32, require_measurable
 from latency_tables.environment import Environment, cpu_name
 
 if TYPE_CHECKING:
     import onnxruntime
 
-__all__ = ["OnnxRuntimeBackend", "OnnxRuntimeRunner"]
+__all__ = ["FLAVOURS", "OnnxRuntimeBackend", "OnnxRuntimeRunner"]
 
-PROVIDER = "CPUExecutionProvider"
+CONFIG = {"session.intra_op.allow_spinning": "0"}  # idle threads that spin slow down whatever runs next
+GPU_CONFIG = {"session.disable_cpu_ep_fallback": "1"}  # a model that the GPU cannot run whole is refused
 _SILENT = 4  # log severity; what goes wrong is in the exception too
 _INPUT_SEED = 0
 
 
-class OnnxRuntimeBackend:
-    """Runs models with ONNX Runtime's CPU provider, all graph optimisations on, threads not spinning.
+@dataclass(frozen=True, slots=True)
+class Flavour:
+    """Where a session runs.
 
-    Denormals are left as they are: ONNX Runtime would flush them for the calling thread until the process
-    ends, which changes arithmetic everywhere else in it.
-
-    Args:
-        threads: threads that one inference may use.
-
-    Raises:
-        BackendUnavailableError: `threads` is below 1.
+    Attributes:
+        providers: ONNX Runtime's execution providers with their options; the first runs the model, the others what
+            it leaves over.
+        device: what ONNX Runtime calls the place of the tensors.
+        precision: arithmetic of the operators.
+        config: entries of the session's configuration.
     """
 
-    name = "onnxruntime"
+    providers: Mapping[str, Mapping[str, str]]
+    device: str
+    precision: str
+    config: Mapping[str, str]
 
-    def __init__(self, threads: int = 1) -> None:
+    @property
+    def provider(self) -> str:
+        """The provider that runs the model."""
+        return next(iter(self.providers))
+
+
+_CUDA = {"CUDAExecutionProvider": {"use_tf32": "0"}}
+FLAVOURS = {
+    "onnxruntime": Flavour({"CPUExecutionProvider": {}}, "cpu", "fp32", CONFIG),
+    "onnxruntime_cuda": Flavour(_CUDA, "cuda", "fp32", CONFIG | GPU_CONFIG),
+    "onnxruntime_tensorrt": Flavour(
+        {"TensorrtExecutionProvider": {}, **_CUDA}, "cuda", "fp32 with TF32", CONFIG | GPU_CONFIG
+    ),
+}
+"""The flavours by the names of their backends."""
+
+
+class OnnxRuntimeBackend:
+    """Runs models with ONNX Runtime, all graph optimisations on, threads not spinning.
+
+    Denormals are left as they are: ONNX Runtime would flush them for the calling thread until the process
+    ends, which changes arithmetic everywhere else in it. On a GPU inputs and outputs stay there, and a call ends
+    when its results are there; CUDA's TF32 is off, TensorRT's on, as it is everywhere in TensorRT.
+
+    Args:
+        threads: threads that one inference may use; 1 on a GPU, which does the work.
+        flavour: "onnxruntime" for the CPU, "onnxruntime_cuda" or "onnxruntime_tensorrt".
+
+    Raises:
+        BackendUnavailableError: `threads` is below 1, or not 1 on a GPU.
+    """
+
+    def __init__(self, threads: int = 1, flavour: str = "onnxruntime") -> None:
         if threads < 1:
             raise BackendUnavailableError(f"threads (={threads}) must be at least 1.")
+        self.name = flavour
         self.threads = threads
+        self._flavour = FLAVOURS[flavour]
+        if self._on_gpu and threads != 1:
+            raise BackendUnavailableError(f"threads (={threads}) must be 1 with {flavour}: the GPU does the work.")
+
+    @property
+    def _on_gpu(self) -> bool:
+        return self._flavour.device == "cuda"
 
     def environment(self) -> Environment:
         """Return where this backend measures.
 
         Raises:
             MissingPackageError: onnxruntime is not installed.
+            BackendUnavailableError: this build of onnxruntime lacks the provider, or there is no GPU.
         """
         return Environment.here(
             backend=self.name,
-            backend_version=_library().__version__,
-            device=cpu_name(),
+            backend_version=self._library().__version__,
+            device=gpu_name() if self._on_gpu else cpu_name(),
             threads=self.threads,
+            precision=self._flavour.precision,
         )
 
     def build(self, onnx_model: bytes) -> "OnnxRuntimeRunner":
@@ -56,20 +105,43 @@ class OnnxRuntimeBackend:
 
         Raises:
             MissingPackageError: onnxruntime is not installed.
-            BackendUnavailableError: the CPU provider did not take the model.
+            BackendUnavailableError: this build of onnxruntime lacks the provider, or the provider did not take the
+                model.
             TableError: onnxruntime refuses the model, or a shape is not static float32.
         """
-        library = _library()
+        library = self._library()
+        providers = [(name, dict(options)) for name, options in self._flavour.providers.items()]
         try:
-            session = library.InferenceSession(onnx_model, self._options(library), providers=[PROVIDER])
+            session = library.InferenceSession(
+                onnx_model, self._options(library), providers=providers, enable_fallback=False
+            )
         except Exception as error:  # its error classes share no base but Exception
             raise TableError(f"onnxruntime {library.__version__} refuses the model: {error}") from error
-        if session.get_providers()[0] != PROVIDER:
+        self._require_provider(session)
+        return OnnxRuntimeRunner(session, self._flavour.device)
+
+    def _library(self) -> Any:
+        library = _library()
+        if not self._on_gpu:
+            return library
+        available = library.get_available_providers()
+        if self._flavour.provider not in available:
             raise BackendUnavailableError(
-                f"onnxruntime runs the model on {session.get_providers()[0]}, not on {PROVIDER};"
-                " install a build of onnxruntime with the CPU provider."
+                f"the backend {self.name!r} needs {self._flavour.provider}, but onnxruntime {library.__version__} here"
+                f" offers {', '.join(available)}; run `pip install onnxruntime-gpu` in place of onnxruntime."
             )
-        return OnnxRuntimeRunner(session)
+        cuda()  # a GPU, and the libraries of CUDA that torch brings along
+        library.preload_dlls()
+        return library
+
+    def _require_provider(self, session: "onnxruntime.InferenceSession") -> None:
+        """Refuse a session that silently runs elsewhere, as ONNX Runtime lets it where a provider does not load."""
+        found = session.get_providers()[0]
+        if found != self._flavour.provider:
+            remedy = "the CUDA libraries that it needs" if self._on_gpu else "a build of onnxruntime with that provider"
+            raise BackendUnavailableError(
+                f"onnxruntime runs the model on {found}, not on {self._flavour.provider}; install {remedy}."
+            )
 
     def _options(self, library: Any) -> Any:
         options = library.SessionOptions()
@@ -78,25 +150,25 @@ class OnnxRuntimeBackend:
         options.execution_mode = library.ExecutionMode.ORT_SEQUENTIAL
         options.graph_optimization_level = library.GraphOptimizationLevel.ORT_ENABLE_ALL
         options.log_severity_level = _SILENT
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        for key, value in self._flavour.config.items():
+            options.add_session_config_entry(key, value)
         return options
 
 
 class OnnxRuntimeRunner:
-    """A session whose inputs and outputs are bound once, so that a call copies nothing."""
+    """A session whose inputs and outputs are bound once, on its device, so that a call copies nothing."""
 
-    def __init__(self, session: "onnxruntime.InferenceSession") -> None:
-        library, rng = _library(), np.random.default_rng(_INPUT_SEED)
+    def __init__(self, session: "onnxruntime.InferenceSession", device: str) -> None:
+        value, rng = _library().OrtValue, np.random.default_rng(_INPUT_SEED)
         self._session = session
         self._binding = session.io_binding()
         self._bound = []  # the binding borrows their memory
         for tensor in session.get_inputs():
             values = rng.standard_normal(_static_shape(tensor), dtype=np.float32)
-            self._bound.append(library.OrtValue.ortvalue_from_numpy(values))
+            self._bound.append(value.ortvalue_from_numpy(values, device))
             self._binding.bind_ortvalue_input(tensor.name, self._bound[-1])
         for tensor in session.get_outputs():
-            values = np.empty(_static_shape(tensor), np.float32)
-            self._bound.append(library.OrtValue.ortvalue_from_numpy(values))
+            self._bound.append(value.ortvalue_from_shape_and_type(_static_shape(tensor), np.float32, device))
             self._binding.bind_ortvalue_output(tensor.name, self._bound[-1])
 
     def time_ms(self, inner: int) -> float:
@@ -123,9 +195,5 @@ def _library() -> Any:
 
 
 def _static_shape(tensor: Any) -> tuple[int, ...]:
-    if tensor.type != "tensor(float)" or not all(isinstance(length, int) for length in tensor.shape):
-        raise TableError(
-            f"tensor {tensor.name!r} of the model is {tensor.type} with shape {tensor.shape}; measuring needs"
-            " float32 with a static shape, so export the model in fp32 with fixed input sizes."
-        )
-    return tuple(tensor.shape)
+    kind = FLOAT32 if tensor.type == "tensor(float)" else tensor.type
+    return require_measurable(tensor.name, kind, tensor.shape)

@@ -143,7 +143,17 @@ def test_an_original_is_named_as_for_compress(folder):
     ]
 
 
-def test_onnxruntime_times_them(folder):
+@pytest.mark.usefixtures("folder")
+def test_torch_times_the_networks_themselves():
+    result = run("saved", "again=saved", "--batch", "2", "--backend", "torch", "--rounds", "3", "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["environment"]["backend"] == "torch"
+    assert [row["inputs"] for row in found["artefacts"]] == [[[2, 3, 32, 32]]] * 2
+
+
+@pytest.mark.usefixtures("folder")
+def test_onnxruntime_times_them():
     result = run("saved", "faster.onnx", "--backend", "onnxruntime", "--rounds", "3", "--json")
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
@@ -170,6 +180,7 @@ def test_onnxruntime_times_them(folder):
         (["timm:mobilnetv2_050"], "model timm:mobilnetv2_050 is unknown to timm"),
         (["saved", "--backend", "abacus"], "backend 'abacus' is unknown; choose one of"),
         (["saved", "--backend", "own_machine:deaf"], "cannot time saved: no kernel takes this."),
+        (["tiny.onnx", "--backend", "torch"], "tiny.onnx holds no PyTorch module, and the backend runs nothing else"),
         (["m.engine"], "m.engine.json, which says what the engine is, cannot be read (No such file or directory)"),
     ],
 )

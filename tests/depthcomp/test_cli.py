@@ -11,8 +11,10 @@ from PIL import Image
 from test_report import make_result
 from typer.testing import CliRunner
 
+from depthcomp.backend_help import BACKENDS
 from depthcomp.cli import app
 from depthcomp.errors import BudgetInfeasibleError
+from latency_tables.backends import BACKEND_NAMES
 
 SPEC = "some_cli_nets:net"
 MODULE = """
@@ -162,6 +164,20 @@ def test_ctrl_c_exits_as_shells_expect(monkeypatch):
 def test_a_bug_keeps_its_traceback(monkeypatch):
     fail_with(monkeypatch, ZeroDivisionError("a bug"))
     assert isinstance(run(SPEC, "--budget", "80%").exception, ZeroDivisionError)
+
+
+@pytest.mark.parametrize("command", [["compress"], ["tables", "run"]])
+def test_help_names_every_backend(command):
+    text = click.unstyle(CliRunner().invoke(app, [*command, "--help"], env={"COLUMNS": "200"}).stdout)
+    words = re.findall(r"[\w.:]+", text)
+    assert [name for name in BACKEND_NAMES if name not in [word.rstrip(".") for word in words]] == []
+    assert BACKENDS not in text
+
+
+def test_the_command_line_starts_without_the_tables():
+    program = "import sys, depthcomp.cli; print({'latency_tables', 'numpy', 'onnx'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
 
 
 def test_help_names_the_command_and_its_options():

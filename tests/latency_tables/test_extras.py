@@ -4,13 +4,14 @@ from dataclasses import dataclass, field
 
 from fake_backend import FakeBackend, conv
 from onnx import TensorProto
-from onnx_models import chain_model, residual_model
+from onnx_models import residual_model
 
 from latency_tables import measure
 from latency_tables.backends.tensorrt import build as building
-from latency_tables.extras import device_state, keep_timings_beside, part_builder
+from latency_tables.extras import device_state, keep_timings_beside, part_runner_of
 from latency_tables.journal import Journal
 from latency_tables.measure import measured_method
+from latency_tables.subjects import Operator
 from latency_tables.table import LatencyTable
 
 
@@ -46,7 +47,7 @@ def test_a_backend_without_extras_lacks_nothing(tmp_path):
     keep_timings_beside(backend, tmp_path)
     assert device_state(backend) is None
     assert measured_method(backend).device_state is None
-    part_builder(backend)(chain_model("Relu"))
+    part_runner_of(Operator(conv()), backend)
     assert len(backend.built) == 2, "the call overhead and the part"
 
 

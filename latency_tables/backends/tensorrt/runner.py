@@ -2,10 +2,11 @@
 
 from typing import Any
 
-from depthcomp_errors import BackendUnavailableError, MissingPackageError
+from depthcomp_errors import BackendUnavailableError
+from latency_tables.backends.gpu import cuda
 from latency_tables.backends.tensorrt.library import NO_GPU, gpu_is_visible, new_log
 
-__all__ = ["TensorRtRunner", "cuda", "gpu_name", "load_engine"]
+__all__ = ["TensorRtRunner", "load_engine"]
 
 GRAPHS_KEPT = 2  # a timing run asks for one inference and for one inner count, in turns
 _SEED = 0
@@ -28,36 +29,6 @@ def load_engine(trt: Any, data: bytes) -> tuple[Any, Any]:
         f"{trt.__name__} {trt.__version__} cannot load the engine: {cause}"
         f" ({'; '.join(reasons) or 'no reason is given'}); run it where it was built for."
     )
-
-
-def cuda() -> Any:
-    """Return torch, whose tensors and streams are used on the GPU.
-
-    Raises:
-        MissingPackageError: torch is not installed.
-        BackendUnavailableError: torch sees no GPU.
-    """
-    try:
-        import torch
-    except ImportError as error:
-        raise MissingPackageError("timing on a GPU needs the package torch; run `pip install torch`.") from error
-    if not torch.cuda.is_available():
-        raise BackendUnavailableError(
-            "torch sees no NVIDIA GPU; install the driver and a build of torch for CUDA, or choose the backend"
-            " onnxruntime."
-        )
-    return torch
-
-
-def gpu_name() -> str:
-    """Return the name and the compute capability of the GPU that engines are built for and run on.
-
-    Raises:
-        MissingPackageError: torch is not installed.
-        BackendUnavailableError: torch sees no GPU.
-    """
-    properties = cuda().cuda.get_device_properties(0)
-    return f"{properties.name} (SM{properties.major}{properties.minor})"
 
 
 class TensorRtRunner:
