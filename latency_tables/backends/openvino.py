@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from time import perf_counter_ns
 from typing import Any
 
@@ -59,7 +60,7 @@ class OpenVinoBackend:
             TableError: openvino refuses the model, or a shape is not static float32.
         """
         library = _library()
-        core = library.Core()
+        core = _core(library)
         try:
             model = core.read_model(onnx_model)
             for port in (*model.inputs, *model.outputs):
@@ -127,6 +128,12 @@ def _no_telemetry() -> Iterator[None]:
         yield
     finally:
         del sys.modules[_TELEMETRY]
+
+
+@cache
+def _core(library: Any) -> Any:
+    """Return the one that lives as long as the process: the last to go would unload the plugins that it loaded."""
+    return library.Core()
 
 
 def _version(library: Any) -> str:

@@ -132,3 +132,13 @@ def test_telemetry_that_is_there_already_is_left_alone(monkeypatch: pytest.Monke
     monkeypatch.setitem(sys.modules, "openvino_telemetry", there)
     create_backend("openvino").environment()
     assert sys.modules["openvino_telemetry"] is there
+
+
+def test_one_core_serves_every_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last core to go unloads its plugins; TensorRT's next exception then ended the process."""
+    made = []
+    create = openvino.Core
+    monkeypatch.setattr(openvino, "Core", lambda: made.append(create()) or made[-1])
+    for _ in range(2):
+        create_backend("openvino").build(relu_model()).close()
+    assert len(made) <= 1
