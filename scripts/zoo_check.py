@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import resource
 import time
 from collections import Counter
@@ -49,6 +50,7 @@ def check(net: Net, seeds: int) -> Record:
         if any(span.choices for span in spans):
             for seed in range(seeds):
                 record["plans"].append(_carry_out(gm, seed, x))
+                gc.collect()  # graphs refer to themselves
     except Exception as error:
         record["cause"] = f"{stage}: {type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
     record["cause"] = record["cause"] or _verdict(record)
