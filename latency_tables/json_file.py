@@ -42,13 +42,7 @@ class JsonFormat(Generic[Document]):
         Raises:
             TableError: the file cannot be read, is truncated, or holds something else.
         """
-        try:
-            text = path.read_text(encoding="utf-8")
-            raw = json.loads(text, parse_constant=_refuse_constant)
-        except OSError as error:
-            raise TableError(f"cannot read the {self.what} {path}: {error.strerror}; check the path.") from error
-        except ValueError as error:
-            raise TableError(f"{path} is truncated or not JSON ({error}); restore it or {self.remedy}.") from error
+        text, raw = self._parsed(path)
         self._check_kind(raw, path)
         self._check_version(raw, path)
         try:
@@ -59,11 +53,14 @@ class JsonFormat(Generic[Document]):
     def write(self, path: Path, content: dict[str, Any]) -> None:
         """Write a document, all of it or nothing: a reader never sees half a file.
 
-        Equal documents become equal bytes.
+        Equal documents become equal bytes. A kind of file that says what it is takes the place of its own kind only,
+        so that a mistyped path costs no measurements.
 
         Raises:
-            TableError: the path cannot be written, or a number is not finite.
+            TableError: the path cannot be written, or holds something else, or a number is not finite.
         """
+        if self.has_kind and path.is_file():
+            self._require_replaceable(path)
         kind = {"kind": self.what} if self.has_kind else {}
         document = {**kind, self.version_field: self.version, **content}
         try:
@@ -71,6 +68,22 @@ class JsonFormat(Generic[Document]):
         except ValueError as error:
             raise TableError(f"the {self.what} holds a number that is not finite ({error}); {self.remedy}.") from error
         self._write_whole(path, f"{text}\n")
+
+    def _parsed(self, path: Path) -> tuple[str, Any]:
+        try:
+            text = path.read_text(encoding="utf-8")
+            return text, json.loads(text, parse_constant=_refuse_constant)
+        except OSError as error:
+            raise TableError(f"cannot read the {self.what} {path}: {error.strerror}; check the path.") from error
+        except (ValueError, RecursionError) as error:
+            raise TableError(f"{path} is truncated or not JSON ({error}); restore it or {self.remedy}.") from error
+
+    def _require_replaceable(self, path: Path) -> None:
+        """Refuse to overwrite what is no such document; one of another version, or broken inside, may go."""
+        raw = self._parsed(path)[1]
+        self._check_kind(raw, path)
+        if not isinstance(raw, dict) or "kind" not in raw:
+            raise TableError(f"{path} is no {self.what}, so it is not overwritten; check the path.")
 
     def _check_kind(self, raw: Any, path: Path) -> None:
         found = raw.get("kind") if isinstance(raw, dict) else None

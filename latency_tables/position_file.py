@@ -59,8 +59,6 @@ def write_positions(path: Path, published: PublishedLatencies) -> None:
     Raises:
         TableError: the path cannot be written, or holds something else.
     """
-    if path.exists():
-        read_positions(path)
     rows = [_row(published, key) for key in sorted(published.ms, key=str)]
     _FORMAT.write(path, {"rows": rows})
 

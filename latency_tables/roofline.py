@@ -94,7 +94,7 @@ class RooflineEstimate:
         """Write the estimate to a file that no reader takes for a table, all of it or nothing.
 
         Raises:
-            TableError: the path cannot be written.
+            TableError: the path cannot be written, or holds something else.
         """
         _FORMAT.write(Path(path), asdict(self))
 

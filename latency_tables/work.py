@@ -118,7 +118,7 @@ class Work:
         """Write the work to a file, all of it or nothing; equal works become equal bytes.
 
         Raises:
-            TableError: the path cannot be written.
+            TableError: the path cannot be written, or holds something else.
         """
         _FORMAT.write(Path(path), self.content())
 

@@ -168,6 +168,12 @@ def test_a_truncated_table_is_refused_wherever_it_ends(tmp_path: Path, content: 
             LatencyTable.load(tmp_path / "table.json")
 
 
+def test_json_nested_without_end_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "table.json").write_text("[" * 100_000)
+    with pytest.raises(TableError, match="is truncated or not JSON"):
+        LatencyTable.load(tmp_path / "table.json")
+
+
 def test_a_path_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(TableError, match=r"cannot read the latency table .*absent.json: No such file"):
         LatencyTable.load(tmp_path / "absent.json")
