@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import warnings
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["tables"]
 
 EXIT_UNSOUND = 1  # of `check`, as linters have it
+_TRTEXEC_BACKEND = "tensorrt"  # the tool of tensorrt_rtx has a name of its own
 _BACKEND = f"What runs the operators: {BACKENDS}, or package.module:factory."
 
 tables = typer.Typer(
@@ -217,7 +219,9 @@ def import_(
     key: Annotated[str | None, typer.Option(help="trtexec: the operator that was timed.")] = None,
     device: Annotated[str | None, typer.Option(help="trtexec: name of the GPU.")] = None,
     backend_version: Annotated[str | None, typer.Option(help="trtexec: version of TensorRT.")] = None,
-    precision: Annotated[str, typer.Option(help="trtexec: precision of the engine.")] = "fp32",
+    precision: Annotated[
+        str | None, typer.Option(help="trtexec: precision of the engine; for a new table fp32 unless given.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Take in measurements of another tool: trtexec's go into a table, Kim et al.'s rows into a list of their own."""
@@ -232,8 +236,10 @@ def import_(
             text = f"wrote {out}, {count} latencies by position in one network, which price no other: not a table"
             _print(as_json, {"imported": count, "file": str(out)}, text)
             return
+        named = {"device": device, "backend_version": backend_version, "precision": precision}
+        given = {name: value for name, value in named.items() if value is not None}
         known = LatencyTable.load(out).environment if out.exists() else None
-        fresh = _from_trtexec(file, key, known or _trtexec_environment(device, backend_version, precision))
+        fresh = _from_trtexec(file, key, _new_place(given) if known is None else _same_place(known, given, file, out))
         table = update_table(out, fresh)
         text = f"wrote {out}, {len(fresh)} imported, {len(table)} entries in all"
         _print(as_json, {"imported": len(fresh), "entries": len(table), "file": str(out)}, text)
@@ -248,17 +254,25 @@ def _from_trtexec(file: Path, key: str | None, environment: Environment) -> Late
     return import_trtexec(file, OperatorSignature.parse(key), environment)
 
 
-def _trtexec_environment(device: str | None, backend_version: str | None, precision: str) -> Environment:
+def _new_place(given: Mapping[str, Any]) -> Environment:
+    """Return where trtexec ran, as the command line says."""
     from latency_tables import Environment
 
-    if device is None or backend_version is None:
+    if not {"device", "backend_version"} <= given.keys():
         raise TableError(
             "a file of trtexec does not say where it was made; give --device and --backend-version, or add to a table"
             " that is there already."
         )
-    return Environment.here(
-        backend="tensorrt", backend_version=backend_version, device=device, threads=1, precision=precision
-    )
+    return Environment.here(backend=_TRTEXEC_BACKEND, threads=1, **given)
+
+
+def _same_place(known: Environment, given: Mapping[str, Any], file: Path, out: Path) -> Environment:
+    """Return where a table was measured, unless that is not where trtexec ran."""
+    from latency_tables.environment import require_same_environment
+
+    claimed = replace(known, backend=_TRTEXEC_BACKEND, **given)
+    require_same_environment(claimed, known, what=str(file), place=f"in {out}", remedy="give another --table")
+    return known
 
 
 def _by_position(file: Path, out: Path) -> int:

@@ -110,6 +110,7 @@ def entry(ms=0.25, **fields):
 
 
 RUN = ("--backend", "some_abacus:Backend")
+TRTEXEC = ("import", "x.json", "--from", "trtexec", "--table", "t.json")
 
 
 def test_from_plan_to_a_merged_table():
@@ -176,8 +177,12 @@ def test_a_plan_says_nothing_of_random_weights(monkeypatch):
         (("plan", "timm:mobilnetv2_050"), "error: model timm:mobilnetv2_050 is unknown to timm; did you mean"),
         (("plan", "some_table_nets:net", "--out", "no/w.json"), "error: cannot write the work file no/w.json: its f"),
         (("check", "absent.json"), "error: cannot read the latency table absent.json: No such file"),
-        (("import", "x.json", "--from", "trtexec", "--table", "t.json"), "error: a file of trtexec does not say where"),
-        (("import", "x.json", "--from", "trtexec", "--table", "t0.json"), "error: x.json does not say what was timed"),
+        (TRTEXEC, "error: a file of trtexec does not say where"),
+        ((*TRTEXEC, "--device", "A", "--backend-version", "1"), "error: x.json does not say what was timed"),
+        (("plan", "some_table_nets:net", "--out", "t0.json"), "error: t0.json holds a latency table, and a work"),
+        (("estimate", "work.json", "--device", "t4", "--out", "t0.json"), "error: t0.json holds a latency table, and"),
+        (("estimate", "work.json", "--device", "t4", "--out", "notes"), "error: notes is truncated or not JSON"),
+        (("plan", "some_table_nets:net", "--out", "list.json"), "error: list.json is no work file, so it is not overw"),
         (("estimate", "work.json", "--device", "abacus"), "error: device 'abacus' is unknown; choose one of"),
         (("estimate", "work.json", "--device", "x", "--tflops", "1"), "error: device 'x' needs both of --tflops and"),
     ],
@@ -185,7 +190,11 @@ def test_a_plan_says_nothing_of_random_weights(monkeypatch):
 def test_what_the_user_can_mend_is_one_sentence_and_code_2(arguments, sentence):
     Work({KEYS[0]: ()}).save("work.json")
     write("t0.json", {})
+    Path("notes").write_text("mine")
+    Path("list.json").write_text("[1]")
+    before = {path: path.read_bytes() for path in Path().iterdir() if path.is_file()}
     assert refused(*arguments).startswith(sentence)
+    assert {path: path.read_bytes() for path in before} == before
 
 
 @pytest.mark.parametrize(
@@ -282,6 +291,26 @@ def test_times_of_trtexec_become_a_table_and_join_one():
     table = LatencyTable.load("t.json")
     assert (table.environment.backend, table.environment.device) == ("tensorrt", "NVIDIA A100")
     assert {key: found.ms for key, found in table.entries.items()} == dict.fromkeys(KEYS[:2], 0.25)
+
+
+@pytest.mark.parametrize(
+    ("field", "found", "options"),
+    [
+        ("backend", "arithmetic", ()),
+        ("device", "NVIDIA A100", ("--device", "NVIDIA H100")),
+        ("backend_version", "10.3", ("--backend-version", "11.0")),
+        ("precision", "fp32", ("--precision", "fp16")),
+    ],
+)
+def test_times_of_trtexec_join_no_table_of_another_place(field, found, options):
+    Path("times.json").write_text(json.dumps([{"computeMs": 0.25}] * 12))
+    there = replace(ENVIRONMENT, backend="tensorrt", device="NVIDIA A100", backend_version="10.3")
+    LatencyTable(replace(there, **{field: found}), METHOD, {KEYS[0]: entry()}).save("t.json")
+    before = Path("t.json").read_bytes()
+    line = refused("import", "times.json", "--from", "trtexec", "--table", "t.json", "--key", KEYS[0], *options)
+    assert line.startswith(f"error: times.json was measured with {field} ")
+    assert f"but in t.json {field} is {found!r}; give another --table." in line
+    assert Path("t.json").read_bytes() == before
 
 
 def test_published_latencies_by_position_are_a_list_of_their_own():
