@@ -15,7 +15,7 @@ from depthcomp.depth import convolution_depth
 from depthcomp.errors import BudgetError, BudgetInfeasibleError, DepthCompError
 from depthcomp.files import require_writable
 from depthcomp.importance import calibrated
-from depthcomp.preparation import Prepared, prepare
+from depthcomp.preparation import Prepared, measurable, prepare
 from depthcomp.pricing import Candidate, Pricing
 from depthcomp.progress import Progress, Stages
 from depthcomp.result import CompressionResult, FrontierPoint, SpanRecord
@@ -80,8 +80,8 @@ def compress_depth(
         BackendUnavailableError: `backend` is unknown, or no backend.
         MissingPackageError: the backend's library is not installed.
         TableMismatchError: the table was measured in another environment.
-        TableError: the table or the journal in `output_dir` cannot be read or written, or the backend refuses the
-            network or one of its operators.
+        TableError: the table or the journal in `output_dir` cannot be read or written, the backend refuses the
+            network or an operator, or the table says that one of the network's own could not be measured.
         ArtifactError: `output_dir` cannot be written, or the network cannot be exported to ONNX.
 
     Example:
@@ -95,7 +95,7 @@ def compress_depth(
     store, stages = TableStore.open(table, runtime.environment(), folder), Stages(progress)
 
     with stages("capturing"):
-        prepared = prepare(model, example_inputs, data, val_data, seed)
+        prepared = measurable(prepare(model, example_inputs, data, val_data, seed), store.failures)
         _announce(prepared.notes)
     with stages("measuring the original"):
         timer = NetworkTimer(prepared.original, (prepared.example,), runtime, seed=seed, progress=stages.report)

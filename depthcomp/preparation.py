@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from depthcomp.calibration import LAYOUTS, CalibrationSet, Layout, cross_validated, separate
 from depthcomp.data import calibration_batches, synthetic_batches
-from depthcomp.errors import CaptureError
+from depthcomp.errors import CaptureError, TableError
 from depthcomp.importance import LARGEST_SYSTEM, unknowns
 from depthcomp.inputs import infer_example
 from depthcomp.pricing import Candidate, Pricing
@@ -33,7 +33,7 @@ from fx_passes import (
 from fx_passes.preconditions import require_capturable
 from latency_tables import OperatorSignature
 
-__all__ = ["OFFERED", "Prepared", "needed_operators", "prepare"]
+__all__ = ["OFFERED", "Prepared", "measurable", "needed_operators", "prepare"]
 
 SYNTHETIC_IMAGES = 64
 OFFERED = SpanLimits(layer_pruning=False, other_ends=())  # a fit does what pruning would, and aims at the original end
@@ -99,6 +99,34 @@ def prepare(
         original, free, captured, network, example, calibration, structure_tree(network), pricing, candidates,
         refusals, notes=tuple(text for text in (guess, note) if text),
     )  # fmt: skip
+
+
+def measurable(prepared: Prepared, failures: Mapping[str, str]) -> Prepared:
+    """Return what is prepared without the rewrites to operators that failed before; each of them becomes a refusal.
+
+    Args:
+        prepared: what is prepared; not changed.
+        failures: why an operator could not be measured, by its key. It may have killed its process, so it is not tried.
+
+    Raises:
+        TableError: the network itself has such an operator.
+    """
+    for signature in sorted({*Pricing(prepared.original).kept.values(), *prepared.pricing.kept.values()}):
+        if signature.key in failures:
+            raise TableError(
+                f"the latency table says that {signature.key!r}, which the network has, could not be measured: "
+                f"{failures[signature.key].rstrip('.')}; try again with `depthcomp tables run --retry-failed`, or give "
+                "another table"
+            )
+    kept, refused = [], []
+    for candidate in prepared.candidates:
+        key = "" if candidate.signature is None else candidate.signature.key
+        if key in failures:
+            reason = f"the latency table says that {key!r} could not be measured: {failures[key]}"
+            refused.append(Refusal(candidate.span.entry, candidate.span.exit, reason))
+        else:
+            kept.append(candidate)
+    return replace(prepared, candidates=kept, refusals=(*prepared.refusals, *refused))
 
 
 def needed_operators(model: nn.Module, example: Tensor) -> dict[OperatorSignature, list[str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -60,6 +60,11 @@ class TableStore:
             known.check(environment)
         return cls(environment, known, path, journal)
 
+    @property
+    def failures(self) -> Mapping[str, str]:
+        """Why operators could not be measured in earlier runs, by key."""
+        return {} if self.known is None else self.known.failures
+
     def complete(
         self,
         signatures: Iterable[OperatorSignature],
@@ -83,9 +88,16 @@ class TableStore:
             signatures, backend, table=self.known, journal=self.journal, seed=seed, progress=progress,
             check_environment=False,
         )  # fmt: skip
-        if self.path is not None:
-            update_table(self.path, replace(complete, calibration=None))  # the file may have a fresher one by now
+        if self.path is not None:  # what stands in the file by now may be fresher than what was read from it
+            fresh = self._fresh(complete) if self.path.exists() else complete
+            update_table(self.path, replace(fresh, calibration=None))
         return complete
+
+    def _fresh(self, complete: LatencyTable) -> LatencyTable:
+        """Return what of a table is not known from the start."""
+        known = {} if self.known is None else self.known.entries
+        new = {key: entry for key, entry in complete.entries.items() if known.get(key) != entry}
+        return replace(complete, entries=new)
 
     def keep_calibration(self, table: LatencyTable) -> None:
         """Put a table's line to whole networks into the file at `path`, where there is one, and nothing else.

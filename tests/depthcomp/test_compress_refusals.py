@@ -17,7 +17,8 @@ from depthcomp.errors import (
     DepthCompError,
     TableError,
 )
-from latency_tables import Environment, create_backend
+from depthcomp.preparation import needed_operators
+from latency_tables import Environment, LatencyTable, Method, create_backend
 
 
 class Untouchable:
@@ -91,6 +92,16 @@ def test_a_table_that_cannot_be_kept_is_refused_before_any_work(tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     with pytest.raises(TableError, match=sentence):
         compress_depth(tiny_net(), "75%", data=untouchable_data(), backend=Untouchable(), table=table)
+
+
+def test_a_network_with_an_operator_that_killed_its_process_before_is_not_measured():
+    kept = next(s for s, places in needed_operators(tiny_net(), EXAMPLE).items() if " to " not in places[0])
+    method = Method(
+        estimator="none", rounds=3, samples_per_round=3, sample_ms=3.0, warmup_ms=20.0, seed=0, overhead_ms=0.0
+    )
+    table = LatencyTable(Untouchable().environment(), method, {}, {kept.key: "its process died of signal SIGSEGV"})
+    with pytest.raises(TableError, match=r"could not be measured: its process died of signal SIGSEGV; try again with"):
+        compress_depth(tiny_net(), "75%", data=[images(8)], backend=Untouchable(), table=table)
 
 
 @pytest.mark.parametrize("model", [3, nn.DataParallel(tiny_net()), nn.Sequential(nn.LazyConv2d(5, 3), nn.ReLU())])

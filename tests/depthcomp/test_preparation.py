@@ -6,8 +6,8 @@ from torch import nn
 
 from depthcomp import preparation
 from depthcomp.calibration import cross_validated, separate
-from depthcomp.errors import CaptureError
-from depthcomp.preparation import prepare
+from depthcomp.errors import CaptureError, TableError
+from depthcomp.preparation import measurable, prepare
 
 EXAMPLE = torch.zeros(1, 3, 7, 11)
 
@@ -55,6 +55,25 @@ def test_candidates_and_refusals():
     assert any("MaxPool2d" in refusal.reason for refusal in prepared.refusals)
     assert prepared.notes == ()
     assert prepared.example.shape == (1, 3, 7, 11)
+
+
+def test_a_rewrite_whose_operator_failed_before_is_refused_with_the_reason():
+    prepared = prepare(net(), None, [images(8)], None, seed=0)
+    failed = prepared.candidates[0].signature.key
+    left = measurable(prepared, {failed: "its process died", "another operator": "no kernel"})
+    assert len(left.candidates) < len(prepared.candidates)
+    assert failed not in [candidate.signature.key for candidate in left.candidates if candidate.signature]
+    (refusal,) = {refusal.reason for refusal in left.refusals[len(prepared.refusals) :]}
+    assert refusal == f"the latency table says that {failed!r} could not be measured: its process died"
+    untouched = measurable(prepared, {})
+    assert (untouched.candidates, untouched.refusals) == (prepared.candidates, prepared.refusals)
+
+
+def test_a_network_with_an_operator_that_failed_before_is_refused():
+    prepared = prepare(net(), None, [images(8)], None, seed=0)
+    kept = next(iter(prepared.pricing.kept.values()))
+    with pytest.raises(TableError, match=r"which the network has, could not be measured: no kernel; try again with"):
+        measurable(prepared, {kept.key: "no kernel."})
 
 
 class Branches(nn.Module):

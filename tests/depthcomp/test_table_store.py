@@ -72,6 +72,18 @@ def test_what_another_compression_wrote_meanwhile_stays(arithmetic_backend, tmp_
     assert set(LatencyTable.load(path).entries) == {signature.key for signature in SIGNATURES[:8]}
 
 
+def test_an_entry_that_was_measured_better_meanwhile_stays(arithmetic_backend, tmp_path):
+    backend, path = arithmetic_backend(), tmp_path / "table.json"
+    _, table = complete(backend, path, signatures=SIGNATURES[:2])
+    ours = TableStore.open(path, backend.environment())
+    key = SIGNATURES[0].key
+    better = replace(table.entries[key], n=99)
+    replace(table, entries={**table.entries, key: better}).save(path)
+    ours.complete(SIGNATURES[:4], backend, seed=0)
+    assert LatencyTable.load(path).entries[key] == better
+    assert len(LatencyTable.load(path)) == 4
+
+
 LINES = [Calibration(intercept_ms=0.1 * n, slope=1.0, residual_ms=0.01, n=n) for n in (3, 4)]
 
 
