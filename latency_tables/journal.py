@@ -22,6 +22,7 @@ from latency_tables.signature import OperatorSignature
 __all__ = ["Journal", "Journaled"]
 
 JOURNAL_VERSION = 1
+_BEGINNING = '{"journal_version": '  # of every header
 
 
 class _Header(BaseModel):
@@ -197,11 +198,14 @@ class Journal:
 
     def _text(self) -> str:
         try:
-            return self.path.read_text(encoding="utf-8")
+            text = self.path.read_bytes().decode("utf-8")  # line ends as they are: what is cut off is counted in bytes
         except FileNotFoundError:
             return ""
         except (OSError, UnicodeDecodeError) as error:
             raise TableError(f"cannot read the journal {self.path}: {error}; give another journal path.") from error
+        if "\n" not in text and not text.startswith(_BEGINNING[: len(text)]):  # not the start of a header, cut off
+            raise TableError(f"{self.path} is no journal of latencies; give another journal path.")
+        return text
 
     def _write_after(self, offset: int, text: str) -> None:
         try:
@@ -227,7 +231,7 @@ def _kind(line: str) -> type[BaseModel]:
     """Return what a line holds; the checks of that kind tell what is wrong with it."""
     try:
         raw = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return _Line
     found = raw.keys() if isinstance(raw, dict) else ()
     return _Method if "method" in found else _Failure if "failure" in found else _Line

@@ -96,6 +96,23 @@ def test_a_file_that_is_no_journal_is_refused(journal: Journal) -> None:
         journal.read()
 
 
+@pytest.mark.parametrize("text", ["# notes", '{"results": [1, 2, 3]}', '{"journal_vision"'])
+def test_a_file_of_one_unfinished_line_that_is_no_journal_is_not_overwritten(journal: Journal, text: str) -> None:
+    journal.path.write_text(text)
+    with pytest.raises(TableError, match=r"is no journal of latencies; give another journal path"):
+        journal.read()
+    with pytest.raises(TableError, match=r"is no journal of latencies"):
+        journal.append(entries(1))
+    assert journal.path.read_text() == text
+
+
+def test_a_journal_with_the_line_ends_of_another_system_loses_nothing(journal: Journal) -> None:
+    journal.append(entries(1, 2, 3))
+    journal.path.write_bytes(journal.path.read_bytes().replace(b"\n", b"\r\n"))
+    journal.append(entries(4))
+    assert journal.read() == entries(1, 2, 3, 4)
+
+
 def test_a_folder_that_does_not_exist_is_named(tmp_path: Path) -> None:
     with pytest.raises(TableError, match="its folder does not exist; create it first"):
         Journal(tmp_path / "absent" / "journal.jsonl", ENVIRONMENT).read()
