@@ -105,18 +105,20 @@ def require_same_environment(
 def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     """Return the processor's name.
 
-    Virtual machines hide the model behind names such as "AMD EPYC", so family and model number are added
-    where the system tells them.
+    Virtual machines hide the model behind names such as "AMD EPYC", and Linux on ARM tells no name at all, so the
+    numbers of the model are added where the system tells them; of cores that differ, those of all.
     """
     try:
         text = cpuinfo.read_text(errors="replace")
     except OSError:
         text = ""
-    fields = dict(re.findall(r"^(model name|cpu family|model)\s*:\s*(.+?)\s*$", text, re.MULTILINE))
-    if "model name" not in fields:
-        return platform.processor() or platform.machine()
+    found: dict[str, set[str]] = {}
+    for name, value in re.findall(rf"^(model name|{'|'.join(_NUMBERS)})\s*:\s*(.+?)\s*$", text, re.MULTILINE):
+        found.setdefault(name, set()).add(value)
+    fields = {name: "/".join(sorted(values)) for name, values in found.items()}
     numbers = [f"{label} {fields[name]}" for name, label in _NUMBERS.items() if name in fields]
-    return f"{fields['model name']} ({', '.join(numbers)})" if numbers else fields["model name"]
+    cpu = fields.get("model name") or platform.processor() or platform.machine()
+    return f"{cpu} ({', '.join(numbers)})" if numbers else cpu
 
 
-_NUMBERS = {"cpu family": "family", "model": "model"}
+_NUMBERS = {"cpu family": "family", "model": "model", "CPU implementer": "implementer", "CPU part": "part"}

@@ -59,5 +59,11 @@ def test_the_processor_is_named_with_its_numbers(tmp_path: Path, text: str, name
     assert cpu_name(tmp_path / "cpuinfo") == name
 
 
+def test_processors_without_a_name_differ_by_their_numbers(tmp_path: Path) -> None:
+    cores = ["CPU implementer\t: 0x41\nCPU part\t: 0xd08\n", "CPU implementer\t: 0x41\nCPU part\t: 0xd03\n"]
+    (tmp_path / "cpuinfo").write_text("\n".join(cores))
+    assert cpu_name(tmp_path / "cpuinfo").endswith(" (implementer 0x41, part 0xd03/0xd08)")
+
+
 def test_a_system_without_cpuinfo_still_names_its_processor(tmp_path: Path) -> None:
     assert cpu_name(tmp_path / "absent")
