@@ -6,9 +6,10 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
-from depthcomp.bench_entries import BenchEntry, named, read_entry, require_same_inputs
+from depthcomp.bench_entries import MODEL, BenchEntry, named, read_entry, require_same_inputs
 from depthcomp.errors import ArtifactError, BackendUnavailableError, EngineError, TableError
 from depthcomp.progress import Progress, silent
 from latency_tables import AnyBackend, Environment, Runner, Timing, time_interleaved
@@ -197,9 +198,15 @@ def _command(entry: BenchEntry, backend: AnyBackend) -> str | None:
     if not isinstance(backend, TensorRtBackend):
         return None
     try:
-        return backend.command(entry.content, "model.onnx" if ":" in entry.source else entry.source)
+        return backend.command(entry.content, _onnx_file(Path(entry.source)))
     except EngineError:
         return None
+
+
+def _onnx_file(source: Path) -> str:
+    """Return the file that holds a network, or a name for one that no file holds yet."""
+    file = source / MODEL if source.is_dir() else source
+    return str(file) if file.is_file() else MODEL
 
 
 def _row_json(row: BenchRow) -> dict[str, Any]:

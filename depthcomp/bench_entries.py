@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from depthcomp.timing import Network
 
-__all__ = ["BenchEntry", "named", "read_entry", "require_same_inputs"]
+__all__ = ["MODEL", "BenchEntry", "named", "read_entry", "require_same_inputs"]
 
 MODEL = "model.onnx"  # what a saved network is timed by
 ENGINES = (".engine", ".plan")
@@ -225,9 +225,13 @@ def _read_onnx(path: Path) -> Any:
     from latency_tables.backends.tensorrt.onnx_check import sound_model
 
     try:
-        return sound_model(path)
+        model = sound_model(path)
     except EngineError as error:
         raise ArtifactError(f"{path} is truncated or cannot be used: {error}") from error
+    shapes = _shapes(model).values()
+    if not shapes or () in shapes:
+        raise ArtifactError(f"{path} has no input, or one without a batch; give a network that takes images")
+    return model
 
 
 def _shapes(model: Any) -> dict[str, tuple[Any, ...]]:

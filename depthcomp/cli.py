@@ -126,7 +126,7 @@ def export(
             typer.echo(line)
 
 
-@app.command()
+@app.command(cls=BackendHelp)
 def bench(
     artefacts: Annotated[
         list[str],
@@ -136,9 +136,7 @@ def bench(
             "models such as timm:NAME; NAME=DIR names one.",
         ),
     ],
-    backend: Annotated[
-        str, typer.Option(help="What runs them: auto, onnxruntime, tensorrt, tensorrt_rtx, or package.module:factory.")
-    ] = "auto",
+    backend: Annotated[str, typer.Option(help=f"What runs them: {BACKENDS}, or package.module:factory.")] = "auto",
     threads: Annotated[int, typer.Option(help="Threads that one inference may use.")] = 1,
     rounds: Annotated[int, typer.Option(help="Turns of each; where one is not steady, all get more.")] = 7,
     batch: Annotated[int | None, typer.Option(min=1, help="Images per inference; by default as saved.")] = None,

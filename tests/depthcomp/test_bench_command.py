@@ -58,6 +58,12 @@ def folder(network, models, tmp_path, monkeypatch, arithmetic_backend):
     return tmp_path
 
 
+def relu_of_a_scalar():
+    ends = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ()) for name in "xy"]
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "scalar", ends[:1], ends[1:])
+    return onnx.helper.make_model(graph).SerializeToString()
+
+
 def run(*arguments):
     return CliRunner().invoke(app, ["bench", *arguments], env={"COLUMNS": "160"})
 
@@ -170,6 +176,7 @@ def test_onnxruntime_times_them():
         (["empty"], "empty holds no model.onnx; give a folder"),
         (["saved", "wide.onnx"], "saved takes 1x3x32x32 and wide.onnx 1x3x40x40, and only networks with equal inputs"),
         (["cut.onnx"], "cut.onnx is truncated or cannot be used: cut.onnx is no ONNX file"),
+        (["scalar.onnx"], "scalar.onnx has no input, or one without a batch; give a network that takes images"),
         (["nothing.onnx"], "nothing.onnx is truncated or cannot be used: the model is no valid ONNX"),
         (["saved", "other/saved"], "saved and other/saved are both called 'saved'; name one of them yourself: other="),
         (["a=saved", "a=tiny.onnx"], "saved and tiny.onnx are both called 'a'; name one of them"),
@@ -190,6 +197,7 @@ def test_what_cannot_be_compared_is_answered_in_a_sentence(folder, arguments, se
     (folder / "other" / "saved").mkdir(parents=True)
     (folder / "cut.onnx").write_bytes((folder / "tiny.onnx").read_bytes()[:-100])
     (folder / "nothing.onnx").touch()
+    (folder / "scalar.onnx").write_bytes(relu_of_a_scalar())
     (folder / "m.engine").write_bytes(b"engine")
     backend = () if "--backend" in arguments else OWN
     result = run(*arguments, *backend, "--json")
@@ -269,6 +277,8 @@ def test_an_engine_runs_beside_networks_on_its_backend_and_the_equivalent_lines_
     assert (b"engine", 4) in Gpu.loaded
     assert built["command"] == SIDECAR["command"]
     assert onnx_row["command"] == "tensorrt_rtx --onnx=any.onnx --saveEngine=any.onnx.engine --maxAuxStreams=0"
+    (saved,) = measured("saved", backend=("--backend", "tensorrt_rtx"))["artefacts"]
+    assert saved["command"].startswith("tensorrt_rtx --onnx=saved/model.onnx --saveEngine=")
     text = run("m.engine", "--batch", "4", "--backend", "tensorrt_rtx").stdout
     assert f"m.engine with NVIDIA's tool: {SIDECAR['command']}" in text
 

@@ -166,7 +166,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch):
     assert isinstance(run(SPEC, "--budget", "80%").exception, ZeroDivisionError)
 
 
-@pytest.mark.parametrize("command", [["compress"], ["tables", "run"]])
+@pytest.mark.parametrize("command", [["compress"], ["bench"], ["tables", "run"]])
 def test_help_names_every_backend(command):
     text = click.unstyle(CliRunner().invoke(app, [*command, "--help"], env={"COLUMNS": "200"}).stdout)
     words = re.findall(r"[\w.:]+", text)
