@@ -64,7 +64,7 @@ def compress(
         typer.Option(help="A latency table of this machine; what it lacks is measured and added."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The folder where everything is saved.")] = None,
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Make a trained CNN shallower until it meets a latency budget when measured."""
@@ -143,7 +143,7 @@ def bench(
     baseline: Annotated[
         str | None, typer.Option(help="What the others are compared with; by default the first.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the order of the measurements.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the order of the measurements.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Time artefacts side by side, in turns, on one backend."""

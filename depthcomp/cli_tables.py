@@ -109,7 +109,7 @@ def run(
     timeout_s: Annotated[
         float, typer.Option(min=1.0, help="Seconds after which a build that hangs is given up.")
     ] = 600,
-    seed: Annotated[int, typer.Option(help="Of the order of the measurements.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the order of the measurements.")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Measure what a table lacks of a work file; a run that was killed goes on where it was."""

@@ -71,10 +71,7 @@ def _quality_lines(quality: Quality) -> Iterator[str]:
             f"{line.kind}: {line.n} entries, {line.ms_per_giga:.3g} ms per 1e9 multiply-adds,"
             f" intercept {1e3 * line.intercept_ms:+.1f} us"
         )
-    inversions = [
-        f"{i.smaller} ({i.smaller_ms:.4f} ms) > {i.larger} ({i.larger_ms:.4f} ms)" for i in quality.inversions
-    ]
-    yield from _finding("slower than a larger one", inversions, quality.pairs)
+    yield from _finding("slower than a larger one", list(map(_inversion, quality.inversions)), quality.pairs)
     unstable = sorted(quality.unstable.items(), key=lambda item: -item[1])
     yield from _finding("unstable", [f"{key}, spread {100 * spread:.1f} %" for key, spread in unstable], quality.n)
     yield f"measured in part while the machine changed its speed: {len(quality.drifted)} of {quality.n}"

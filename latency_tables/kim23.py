@@ -4,9 +4,9 @@ Their rows say where a span starts and ends in the network that was measured, no
 become a `LatencyTable`. Columns of the files, from github.com/snu-mllab/Efficient-CNN-Depth-Compression (MIT) and
 github.com/snu-mllab/LayerMerge (MIT):
 
-- latency: `st,end,time,stdev`, a row a span (st, end], in ms; - optimal latency (T_opt): the same, and `breaks`, the
-ends of the merges that the span consists of, st and end included; - LayerMerge's latency:
-`st,end,ker,str,is_dw,time,stdev`, a row for each kernel size, stride and depthwise or not that
+- latency: `st,end,time,stdev`, a row a span (st, end], in ms;
+- optimal latency (T_opt): the same, and `breaks`, the ends of the merges that make up the span, st and end included;
+- LayerMerge's latency: `st,end,ker,str,is_dw,time,stdev`, a row for each kernel size, stride and depthwise or not that
   the span's merge may come to.
 
 Other columns are left alone.

@@ -22,7 +22,7 @@ def locked(path: Path, what: str) -> Iterator[None]:
         what: what the file is, for the message.
 
     Raises:
-        TableError: the folder does not exist or cannot be written to.
+        TableError: the folder does not exist, cannot be written to, or is of a file system without locks.
     """
     if not path.parent.is_dir():
         raise TableError(f"cannot write the {what} {path}: its folder does not exist; create it first.")
@@ -32,6 +32,10 @@ def locked(path: Path, what: str) -> Iterator[None]:
     except OSError as error:
         raise TableError(
             f"cannot write the {what} {path}: {error.strerror}; choose a folder that is writable and has room."
+        ) from error
+    except NotImplementedError as error:  # filelock's word for a file system without locks
+        raise TableError(
+            f"cannot lock the {what} {path}: its file system knows no locks; choose a folder of another one."
         ) from error
     try:
         yield

@@ -96,7 +96,7 @@ def time_interleaved(
         progress: called as (rounds done, rounds in all, "round") after each round, one broken off included.
 
     Raises:
-        TableError: `rounds` is below 3, or a runner reports a time that is not positive.
+        TableError: `rounds` is below 3, `seed` below 0, or a runner reports a time that is not positive.
 
     Example:
         >>> class Steady:
@@ -107,6 +107,8 @@ def time_interleaved(
     """
     if rounds < LEAST_ROUNDS:
         raise TableError(f"rounds (={rounds}) must be at least {LEAST_ROUNDS} to tell drift from spread.")
+    if seed < 0:
+        raise TableError(f"seed (={seed}) must be at least 0.")
     if not runners:
         return {}
     with _collector_off():

@@ -237,6 +237,15 @@ def test_a_folder_that_cannot_be_written_to_is_named(tmp_path: Path, monkeypatch
         Journal(tmp_path / "journal.jsonl", ENVIRONMENT).append({})
 
 
+def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: object, *_: object, **__: object) -> None:
+        raise NotImplementedError("FileSystem does not appear to support flock")
+
+    monkeypatch.setattr("latency_tables.locking.FileLock.acquire", refuse)
+    with pytest.raises(TableError, match=r"cannot lock the journal .*: its file system knows no locks; choose a f"):
+        Journal(tmp_path / "journal.jsonl", ENVIRONMENT).append({})
+
+
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
 def test_a_truncated_journal_costs_its_last_line(tmp_path: Path, share: float) -> None:
     table = tmp_path / "table.json"

@@ -207,6 +207,11 @@ def test_too_few_rounds_are_refused() -> None:
         time_interleaved({}, rounds=2)
 
 
+def test_a_seed_that_draws_no_order_is_refused() -> None:
+    with pytest.raises(TableError, match=r"seed \(=-1\) must be at least 0"):
+        time_interleaved({}, seed=-1)
+
+
 @pytest.mark.parametrize("factor", [0.0, -1.0, float("nan"), float("inf")])
 def test_a_broken_clock_is_refused(factor: float) -> None:
     with pytest.raises(TableError, match="for 1 inferences, but a time is finite and positive"):
