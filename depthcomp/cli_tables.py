@@ -114,7 +114,7 @@ def run(
 ) -> None:
     """Measure what a table lacks of a work file; a run that was killed goes on where it was."""
     with plain_words():
-        from depthcomp.console import Progress
+        from depthcomp.console import Progress, where
         from latency_tables.run_work import run_work
         from latency_tables.work import Shard, Work
 
@@ -136,8 +136,10 @@ def run(
         for key, why in found.failed.items():
             warnings.warn(f"{key} failed: {why}", stacklevel=1)
         counts = {"new": len(found.measured), "failed": len(found.failed), "entries": len(found.table)}
-        text = f"{table}: {counts['new']} new, {counts['failed']} failed, {counts['entries']} entries in all"
-        _print(as_json, {**counts, "file": str(table), "failures": found.failed}, text)
+        here = found.table.environment
+        text = f"{table}: {counts['new']} new, {counts['failed']} failed, {counts['entries']} in all; {where(here)}"
+        content = {**counts, "file": str(table), "environment": asdict(here), "failures": found.failed}
+        _print(as_json, content, text)
 
 
 @tables.command()

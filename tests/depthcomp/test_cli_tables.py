@@ -123,6 +123,7 @@ def test_from_plan_to_a_merged_table():
         done = in_json("run", "work.json", "--shard", f"{index}/2", "--table", f"t{index}.json", *RUN)
         assert done["new"] == done["entries"] == (count + 1 - index) // 2
         assert done["failed"] == 0
+        assert done["environment"]["backend"] == "abacus"
     merged = in_json("merge", "t0.json", "t1.json", "--out", "all.json")
     assert (merged["entries"], merged["shared"]) == (count, 0)
     again = in_json("run", "work.json", "--table", "all.json", *RUN)
