@@ -97,7 +97,7 @@ class ConcreteShapeTracer(SymbolicTracer):
         proxy = super().create_proxy(kind, target, args, kwargs, *rest, **options)
         self._evaluating = True
         try:
-            with self._fake_mode:
+            with torch.no_grad(), self._fake_mode:
                 value = self._evaluate(kind, target, tree_map(_value, args), tree_map(_value, kwargs))
         finally:
             self._evaluating = False
