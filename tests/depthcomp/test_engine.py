@@ -125,14 +125,6 @@ def test_the_network_is_not_changed(network, tmp_path):
     assert not network.training
 
 
-@pytest.fixture
-def ctrl_c_raises():
-    """As in a terminal; programs that a shell starts in the background inherit that it is ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.mark.usefixtures("ctrl_c_raises")
 def test_ctrl_c_leaves_no_file(network, tmp_path):
     def interrupt(stage, done, _):

@@ -144,14 +144,6 @@ def test_progress_grows_towards_a_thousand():
     assert {total for _, total, _ in seen} == {1000}
 
 
-@pytest.fixture
-def ctrl_c_raises():
-    """As in a terminal; programs that a shell starts in the background inherit that it is ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.mark.usefixtures("ctrl_c_raises")
 def test_ctrl_c_stops_the_build_and_the_handler_comes_back():
     seen = []
