@@ -12,11 +12,11 @@ from typing import Any
 from depthcomp.bench_entries import MODEL, BenchEntry, named, read_entry, require_same_inputs
 from depthcomp.errors import ArtifactError, BackendUnavailableError, EngineError, TableError
 from depthcomp.progress import Progress, silent
-from latency_tables import AnyBackend, Environment, Runner, Timing, time_interleaved
+from latency_tables import AnyBackend, Environment, Runner, Timing
 from latency_tables.backends.tensorrt.backend import TensorRtBackend
 from latency_tables.extras import DeviceState, device_state
-from latency_tables.measure import EXTRA_ATTEMPTS, STABLE_SPREAD
 from latency_tables.protocol import runner_of
+from latency_tables.timing import STABLE_SPREAD, time_until_steady
 
 __all__ = ["BenchRow", "Comparison", "bench", "compare"]
 
@@ -142,7 +142,10 @@ def compare(
             runners[entry.name] = _runner(entry, backend)
             open_runners.callback(runners[entry.name].close)
         progress("building", len(entries), len(entries))
-        timings = _timed(runners, rounds, seed, progress)
+        timings = time_until_steady(
+            runners, rounds=rounds, seed=seed, sample_ms=SAMPLE_MS, warmup_ms=WARMUP_MS,
+            progress=lambda done, total, what: progress("measuring side by side", done, total),
+        )  # fmt: skip
         state = device_state(backend)
     first = baseline or entries[0].name
     return Comparison(
@@ -166,24 +169,6 @@ def _runner(entry: BenchEntry, backend: AnyBackend) -> Runner:
         return runner_of(entry, backend)
     except TableError as error:
         raise TableError(f"cannot time {entry.name}: {error}") from error
-
-
-def _timed(runners: Mapping[str, Runner], rounds: int, seed: int, progress: Progress) -> dict[str, Timing]:
-    """Time all in turns, and all of them again while one of them is not steady."""
-    timings = _turns(runners, rounds, seed, progress)
-    for attempt in range(1, EXTRA_ATTEMPTS + 1):
-        if max(timing.spread for timing in timings.values()) <= STABLE_SPREAD:
-            break
-        again = _turns(runners, rounds, seed + attempt, progress)
-        timings = {name: timing.pooled(again[name]) for name, timing in timings.items()}
-    return timings
-
-
-def _turns(runners: Mapping[str, Runner], rounds: int, seed: int, progress: Progress) -> dict[str, Timing]:
-    return time_interleaved(
-        runners, rounds=rounds, seed=seed, sample_ms=SAMPLE_MS, warmup_ms=WARMUP_MS,
-        progress=lambda done, total, what: progress("measuring side by side", done, total),
-    )  # fmt: skip
 
 
 def _row(entry: BenchEntry, timings: Mapping[str, Timing], baseline: str, backend: AnyBackend) -> BenchRow:

@@ -9,9 +9,9 @@ from torch import Tensor, fx
 from depthcomp.export import to_onnx
 from depthcomp.progress import Progress, silent
 from fx_passes import Plan, merge
-from latency_tables import AnyBackend, Calibration, Runner, Timing, fit_affine, time_interleaved
-from latency_tables.measure import EXTRA_ATTEMPTS, STABLE_SPREAD
+from latency_tables import AnyBackend, Calibration, Timing, fit_affine
 from latency_tables.protocol import runner_of
+from latency_tables.timing import time_until_steady
 
 __all__ = ["LatencyPredictor", "Network", "NetworkTimer"]
 
@@ -86,22 +86,13 @@ class NetworkTimer:
         """Time all networks in turns, and all of them again while one of them is not steady."""
         runners = {name: runner_of(network, self._backend) for name, network in networks.items()}
         try:
-            timings = self._rounds(runners, rounds, self._seed)
-            for attempt in range(1, EXTRA_ATTEMPTS + 1):
-                if max(timing.spread for timing in timings.values()) <= STABLE_SPREAD:
-                    break
-                again = self._rounds(runners, rounds, self._seed + attempt)
-                timings = {name: timing.pooled(again[name]) for name, timing in timings.items()}
-            return timings
+            return time_until_steady(
+                runners, rounds=rounds, seed=self._seed, sample_ms=50.0, warmup_ms=100.0,
+                progress=lambda done, total, what: self._report("measuring whole networks", done, total),
+            )  # fmt: skip
         finally:
             for runner in runners.values():
                 runner.close()
-
-    def _rounds(self, runners: dict[str, Runner], rounds: int, seed: int) -> dict[str, Timing]:
-        return time_interleaved(
-            runners, rounds=rounds, seed=seed, sample_ms=50.0, warmup_ms=100.0,
-            progress=lambda done, total, what: self._report("measuring whole networks", done, total),
-        )  # fmt: skip
 
 
 class LatencyPredictor:

@@ -9,10 +9,9 @@ from depthcomp_errors import TableError
 from latency_tables.entry import Entry, Method
 from latency_tables.environment import Environment
 from latency_tables.json_file import first_fault
-from latency_tables.measure import STABLE_SPREAD
 from latency_tables.signature import OperatorSignature
 from latency_tables.table import LatencyTable
-from latency_tables.timing import Timing
+from latency_tables.timing import STABLE_SPREAD, Timing
 
 __all__ = ["import_trtexec"]
 

@@ -15,14 +15,20 @@ from latency_tables.protocol import AnyBackend, Progress, Runner, Subject
 from latency_tables.signature import OperatorSignature
 from latency_tables.subjects import CallOverhead, Operator
 from latency_tables.table import LatencyTable
-from latency_tables.timing import DRIFT_LIMIT, ESTIMATOR, SAMPLES_PER_ROUND, Timing, time_interleaved
+from latency_tables.timing import (
+    DRIFT_LIMIT,
+    ESTIMATOR,
+    EXTRA_ATTEMPTS,
+    SAMPLES_PER_ROUND,
+    STABLE_SPREAD,
+    Timing,
+    time_interleaved,
+)
 
 __all__ = ["chunks", "measure", "measure_chunk", "measured_method"]
 
 CHUNK_ENTRIES = 24
 CHUNK_BYTES = 2**30  # of inputs and outputs that live at the same time
-STABLE_SPREAD = 0.025  # trtexec's threshold for a coefficient of variation
-EXTRA_ATTEMPTS = 2
 SAMPLE_MS = 3.0
 WARMUP_MS = 20.0
 _FLOAT_BYTES = 4

@@ -19,7 +19,7 @@ SIZE = 96  # large enough that convolutions, not calls, take the time
 @pytest.fixture
 def short_samples(monkeypatch):
     """Measurements that are coarse and quick."""
-    monkeypatch.setattr("depthcomp.timing.time_interleaved", short)
+    monkeypatch.setattr("latency_tables.timing.time_interleaved", short)
     operators = import_module("latency_tables.measure")  # as an attribute, it is the function of that name
     monkeypatch.setattr(operators, "SAMPLE_MS", 1.0)
     monkeypatch.setattr(operators, "WARMUP_MS", 2.0)
