@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 SIZES = (64, 96, 128, 160, 224, 256)  # a network is swept at the first of these that it takes
 VIT_PATCHES = 7  # along a side: torchvision's ViTs are built for one size
+LARGE, LARGE_SIZE = 300_000_000, 128  # a timm network of one size and of more weights is built for a smaller size
 LEAST_CONVOLUTIONS, LEAST_NORMS = 5, 3  # of a timm model; fewer make no convolutional network
 
 
@@ -35,12 +36,16 @@ class Net:
     def build(self) -> nn.Module:
         """Return the network in evaluation mode, with seeded random weights and statistics of its norms."""
         torch.manual_seed(0)
-        model = _build(self.library, self.name).eval()
+        model = _build(self.library, self.name, **self._smaller()).eval()
         generator = torch.Generator().manual_seed(0)
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None:
                 _randomise(module, generator)
         return model
+
+    def _smaller(self) -> dict[str, Any]:
+        made_for = self.library == "timm" and self.fixed and self.parameters > LARGE
+        return {"img_size": self.size} if made_for else {}
 
     def images(self, model: nn.Module, seed: int) -> Tensor:
         """Return one random image of the smallest size that the network takes, (1, 3, size, size)."""
@@ -73,16 +78,17 @@ def timm_nets() -> Iterator[Net]:
         if convolutions >= LEAST_CONVOLUTIONS and norms >= LEAST_NORMS:
             made_for = model.pretrained_cfg
             size, fixed = made_for["input_size"][-1], bool(made_for.get("fixed_input_size"))
-            yield Net("timm", name, _weights(model), size, fixed)
+            weights = _weights(model)
+            yield Net("timm", name, weights, LARGE_SIZE if fixed and weights > LARGE else size, fixed)
 
 
 def _weights(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def _build(library: str, name: str) -> nn.Module:
+def _build(library: str, name: str, **options: Any) -> nn.Module:
     if library == "timm":
-        return timm.create_model(name, pretrained=False)
+        return timm.create_model(name, pretrained=False, **options)
     return torchvision.models.get_model(name, weights=None, **_options(name))
 
 
