@@ -7,27 +7,30 @@ part that is run alone pays for that at both ends; inside of a network it does n
 from collections.abc import Iterable, Sequence
 from statistics import median
 
+from latency_tables.protocol import Runner
+
 __all__ = ["PROFILED_MS", "Profile", "profiled_runs", "share_of_changes"]
 
-PROFILED_MS = 20.0  # of running, for each profile
-LEAST_RUNS, MOST_RUNS = 10, 300
+PROFILED_MS = 60.0  # of running, for each profile; the first half warms up
+LEAST_RUNS, MOST_RUNS = 20, 1000
 
 Profile = Iterable[tuple[bool, Sequence[float]]]
 """For each operation that was run: whether it changes a layout, and how long it took in each run."""
 
 
-def profiled_runs(single_ms: float) -> int:
-    """Return how many runs a profile is taken of, for a model that takes `single_ms`."""
+def profiled_runs(runner: Runner) -> int:
+    """Return how many runs a profile is taken of."""
+    single_ms = min(runner.time_ms(1) for _ in range(3))
     return min(MOST_RUNS, max(LEAST_RUNS, round(PROFILED_MS / single_ms)))
 
 
 def share_of_changes(profile: Profile) -> float:
-    """Return the share of the time that goes into changes of layout, from 0 to 1.
+    """Return the share of the time that goes into changes of layout in the later half of the runs, from 0 to 1.
 
     Example:
-        >>> share_of_changes([(True, [0.1, 0.1, 0.3]), (False, [0.3, 0.3, 0.3])])
+        >>> share_of_changes([(True, [0.4, 0.1]), (False, [0.5, 0.3])])
         0.25
     """
-    times = [(changes, median(samples)) for changes, samples in profile]
+    times = [(changes, median(samples[len(samples) // 2 :])) for changes, samples in profile]
     whole = sum(time for _, time in times)
     return sum(time for changes, time in times if changes) / whole if whole else 0.0

@@ -135,8 +135,7 @@ class OnnxRuntimeBackend:
         with TemporaryDirectory() as folder:
             session = self._session(onnx_model, profile=f"{folder}/profile")
             runner = OnnxRuntimeRunner(session, self._flavour.device)
-            runner.time_ms(1)
-            runner.time_ms(profiled_runs(runner.time_ms(1)))
+            runner.time_ms(profiled_runs(runner))
             events = json.loads(Path(session.end_profiling()).read_bytes())
         samples: dict[tuple[str, str], list[float]] = {}
         for event in events:
