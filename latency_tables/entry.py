@@ -16,13 +16,15 @@ class Entry:
     """The latency of one operator.
 
     Attributes:
-        ms: latency in ms, the backend's call overhead removed.
+        ms: latency in ms, the backend's call overhead and changes of layout at the ends removed.
         spread: relative spread of the measurement, before the overhead was removed.
         n: samples behind it.
         unstable: whether the spread stayed too large however often it was measured, or the machine changed its speed
             in every round.
         drifted: rounds behind it in which the machine changed its speed and that could not be done again; 0 where
             that was not watched (see `Method.drift_limit`).
+        layout_share: share of the latency that went into changes of layout at the operator's ends, which are removed;
+            0 where there are none, or where the backend does not tell.
 
     Raises:
         TableError: a number is negative or not finite, or `n` is below 1.
@@ -35,9 +37,10 @@ class Entry:
     n: int
     unstable: bool = False
     drifted: int = 0
+    layout_share: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("ms", "spread", "drifted"):
+        for name in ("ms", "spread", "drifted", "layout_share"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise TableError(f"{name} (={value}) of a table entry must be finite and not negative.")

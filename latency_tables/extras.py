@@ -5,7 +5,7 @@ from pathlib import Path
 
 from latency_tables.protocol import AnyBackend, Runner, Subject, runner_of
 
-__all__ = ["DeviceState", "device_state", "keep_timings_beside", "part_runner_of"]
+__all__ = ["DeviceState", "device_state", "keep_timings_beside", "layout_share", "part_runner_of"]
 
 DeviceState = dict[str, str | int]
 
@@ -18,6 +18,15 @@ def part_runner_of(subject: Subject, backend: AnyBackend) -> Runner:
     """
     build_part: Callable[[bytes], Runner] | None = getattr(backend, "build_part", None)
     return runner_of(subject, backend) if build_part is None else build_part(subject.onnx())
+
+
+def layout_share(runner: Runner) -> float:
+    """Return the share of a part's time that goes into layout changes at its ends; 0 where its runner knows of none.
+
+    Inside of a network there are none, so that they do not belong to what the part costs.
+    """
+    share: float = getattr(runner, "layout_share", 0.0)
+    return share
 
 
 def device_state(backend: AnyBackend) -> DeviceState | None:

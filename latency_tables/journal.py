@@ -21,7 +21,7 @@ from latency_tables.signature import OperatorSignature
 
 __all__ = ["Journal", "Journaled"]
 
-JOURNAL_VERSION = 1
+JOURNAL_VERSION = 2
 _BEGINNING = '{"journal_version": '  # of every header
 
 
@@ -30,7 +30,7 @@ class _Header(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    journal_version: Literal[1]
+    journal_version: Literal[2]
     environment: Environment
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from depthcomp_errors import TableError
 from latency_tables.entry import Entry, Method
-from latency_tables.extras import device_state, keep_timings_beside, part_runner_of
+from latency_tables.extras import device_state, keep_timings_beside, layout_share, part_runner_of
 from latency_tables.journal import Journal, Journaled
 from latency_tables.protocol import AnyBackend, Progress, Runner, Subject
 from latency_tables.signature import OperatorSignature
@@ -158,7 +158,7 @@ def measure_chunk(
                 runners[signature.key] = runner
         announce(None)
         timings = _stable_timings(runners, method, lambda done, total, what: announce(None))
-    return {key: _entry(timing, method) for key, timing in timings.items()}
+        return {key: _entry(timing, method, layout_share(runners[key])) for key, timing in timings.items()}
 
 
 def chunks(signatures: Iterable[OperatorSignature], most: int = CHUNK_ENTRIES) -> Iterator[list[OperatorSignature]]:
@@ -212,9 +212,10 @@ def _timed(
     )
 
 
-def _entry(timing: Timing, method: Method) -> Entry:
+def _entry(timing: Timing, method: Method, changes: float) -> Entry:
     return Entry(
-        ms=max(0.0, timing.ms - method.overhead_ms),
+        ms=max(0.0, timing.ms - method.overhead_ms) * (1 - changes),
+        layout_share=changes,
         spread=timing.spread,
         n=timing.n,
         unstable=timing.spread > STABLE_SPREAD or timing.drifted == len(timing.rounds_ms),

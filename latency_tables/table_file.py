@@ -26,7 +26,7 @@ __all__ = [
     "write_table_file",
 ]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 PUBLISHED_SCHEMA = Path(__file__).with_name("data") / "schema.json"
 
 
@@ -35,7 +35,7 @@ class TableFile(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, title="depthcomp latency table")
 
-    schema_version: Literal[1]
+    schema_version: Literal[2]
     environment: Environment
     method: Method
     entries: dict[str, Entry] = Field(description="entry by operator key")

@@ -1,7 +1,10 @@
 """ONNX Runtime on the CPU, or on an NVIDIA GPU through its CUDA or TensorRT provider."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +12,7 @@ import numpy as np
 
 from depthcomp_errors import BackendUnavailableError, MissingPackageError, TableError
 from latency_tables.backends.gpu import cuda, gpu_name
+from latency_tables.backends.layout_share import Profile, profiled_runs, share_of_changes
 from latency_tables.backends.tensors import FLOAT32, require_measurable
 from latency_tables.environment import Environment, cpu_name
 
@@ -19,6 +23,7 @@ __all__ = ["FLAVOURS", "OnnxRuntimeBackend", "OnnxRuntimeRunner"]
 
 CONFIG = {"session.intra_op.allow_spinning": "0"}  # idle threads that spin slow down whatever runs next
 GPU_CONFIG = {"session.disable_cpu_ep_fallback": "1"}  # a model that the GPU cannot run whole is refused
+LAYOUT_CHANGES = ("ReorderInput", "ReorderOutput")  # to and from the blocks of channels of its convolutions
 _SILENT = 4  # log severity; what goes wrong is in the exception too
 _INPUT_SEED = 0
 
@@ -109,16 +114,47 @@ class OnnxRuntimeBackend:
                 model.
             TableError: onnxruntime refuses the model, or a shape is not static float32.
         """
+        return OnnxRuntimeRunner(self._session(onnx_model), self._flavour.device)
+
+    def build_part(self, onnx_model: bytes) -> "OnnxRuntimeRunner":
+        """Return a runner for a part of a network; on the CPU it knows what share of its time layout changes take.
+
+        Raises:
+            MissingPackageError: onnxruntime is not installed.
+            BackendUnavailableError: this build of onnxruntime lacks the provider, or the provider did not take the
+                model.
+            TableError: onnxruntime refuses the model, or a shape is not static float32.
+        """
+        runner = self.build(onnx_model)
+        if not self._on_gpu:
+            runner.layout_share = share_of_changes(self._profile(onnx_model))
+        return runner
+
+    def _profile(self, onnx_model: bytes) -> Profile:
+        """Return what each operation of a model took."""
+        with TemporaryDirectory() as folder:
+            session = self._session(onnx_model, profile=f"{folder}/profile")
+            runner = OnnxRuntimeRunner(session, self._flavour.device)
+            runner.time_ms(profiled_runs(runner))
+            events = json.loads(Path(session.end_profiling()).read_bytes())
+        samples: dict[tuple[str, str], list[float]] = {}
+        for event in events:
+            if event["cat"] == "Node" and event["name"].endswith("_kernel_time"):
+                samples.setdefault((event["name"], event["args"]["op_name"]), []).append(event["dur"])
+        return [(kind in LAYOUT_CHANGES, times) for (_, kind), times in samples.items()]
+
+    def _session(self, onnx_model: bytes, profile: str | None = None) -> "onnxruntime.InferenceSession":
         library = self._library()
         providers = [(name, dict(options)) for name, options in self._flavour.providers.items()]
+        options = self._options(library)
+        if profile is not None:
+            options.enable_profiling, options.profile_file_prefix = True, profile
         try:
-            session = library.InferenceSession(
-                onnx_model, self._options(library), providers=providers, enable_fallback=False
-            )
+            session = library.InferenceSession(onnx_model, options, providers=providers, enable_fallback=False)
         except Exception as error:  # its error classes share no base but Exception
             raise TableError(f"onnxruntime {library.__version__} refuses the model: {error}") from error
         self._require_provider(session)
-        return OnnxRuntimeRunner(session, self._flavour.device)
+        return session
 
     def _library(self) -> Any:
         library = _library()
@@ -156,10 +192,15 @@ class OnnxRuntimeBackend:
 
 
 class OnnxRuntimeRunner:
-    """A session whose inputs and outputs are bound once, on its device, so that a call copies nothing."""
+    """A session whose inputs and outputs are bound once, on its device, so that a call copies nothing.
+
+    Attributes:
+        layout_share: share of its time that goes into layout changes, of a part of a network; else 0.
+    """
 
     def __init__(self, session: "onnxruntime.InferenceSession", device: str) -> None:
         value, rng = _library().OrtValue, np.random.default_rng(_INPUT_SEED)
+        self.layout_share = 0.0
         self._session = session
         self._binding = session.io_binding()
         self._bound = []  # the binding borrows their memory

@@ -1,7 +1,7 @@
 """OpenVINO on the CPU."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from time import perf_counter_ns
@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 
 from depthcomp_errors import BackendUnavailableError, MissingPackageError, TableError
+from latency_tables.backends.layout_share import Profile, profiled_runs, share_of_changes
 from latency_tables.backends.tensors import FLOAT32, require_measurable
 from latency_tables.environment import Environment, cpu_name
 
 __all__ = ["OpenVinoBackend", "OpenVinoRunner"]
 
 DEVICE = "CPU"
+LAYOUT_CHANGES = ("Reorder", "Transpose")
 PRECISION = "f32"  # where the processor has bf16 instructions, OpenVINO's own choice is bf16
 _TELEMETRY = "openvino_telemetry"
 _INPUT_SEED = 0
@@ -59,17 +61,39 @@ class OpenVinoBackend:
             BackendUnavailableError: OpenVINO does not compute in f32.
             TableError: openvino refuses the model, or a shape is not static float32.
         """
+        return OpenVinoRunner(_library(), self._compiled(onnx_model, self._config()))
+
+    def build_part(self, onnx_model: bytes) -> "OpenVinoRunner":
+        """Return a runner for a part of a network, which takes and returns images channels-last.
+
+        That is the layout that its neighbours leave feature maps in. Where kernels still want another one, the runner
+        knows what share of its time that takes.
+
+        Raises:
+            MissingPackageError: openvino is not installed.
+            BackendUnavailableError: OpenVINO does not compute in f32.
+            TableError: openvino refuses the model, or a shape is not static float32.
+        """
+        config = self._config()
+        counted = self._compiled(onnx_model, {**config, "PERF_COUNT": True}, _channels_last)
+        runner = OpenVinoRunner(_library(), self._compiled(onnx_model, config, _channels_last))
+        runner.layout_share = share_of_changes(OpenVinoRunner(_library(), counted).profile())
+        return runner
+
+    def _compiled(
+        self, onnx_model: bytes, config: dict[str, Any], prepared: Callable[[Any], Any] = lambda model: model
+    ) -> Any:
         library = _library()
         core = _core(library)
         try:
             model = core.read_model(onnx_model)
             for port in (*model.inputs, *model.outputs):
                 _static_shape(port)
-            compiled = core.compile_model(model, DEVICE, self._config())
+            compiled = core.compile_model(prepared(model), DEVICE, config)
         except RuntimeError as error:
             raise TableError(f"openvino {_version(library)} refuses the model: {_words(error)}") from error
         _require_precision(compiled, _version(library))
-        return OpenVinoRunner(library, compiled)
+        return compiled
 
     def _config(self) -> dict[str, Any]:
         return {
@@ -81,10 +105,15 @@ class OpenVinoBackend:
 
 
 class OpenVinoRunner:
-    """A request whose inputs and outputs are memory of ours, set once, so that a call copies nothing."""
+    """A request whose inputs and outputs are memory of ours, set once, so that a call copies nothing.
+
+    Attributes:
+        layout_share: share of its time that goes into layout changes, of a part of a network; else 0.
+    """
 
     def __init__(self, library: Any, compiled: Any) -> None:
         rng = np.random.default_rng(_INPUT_SEED)
+        self.layout_share = 0.0
         self.inputs = [rng.standard_normal(_static_shape(port), dtype=np.float32) for port in compiled.inputs]
         self.outputs = [np.empty(_static_shape(port), np.float32) for port in compiled.outputs]
         self._request = compiled.create_infer_request()
@@ -100,6 +129,16 @@ class OpenVinoRunner:
         for _ in range(inner):
             run(share_outputs=True)  # else the outputs are copied
         return (perf_counter_ns() - start) / 1e6
+
+    def profile(self) -> Profile:
+        """Return what each operation took, of a model that is compiled with counters."""
+        samples: dict[tuple[str, str], list[float]] = {}
+        for _ in range(profiled_runs(self)):
+            self.time_ms(1)
+            for operation in self._request.profiling_info:
+                name = (operation.node_name, operation.node_type)
+                samples.setdefault(name, []).append(operation.real_time.total_seconds())
+        return [(kind in LAYOUT_CHANGES, times) for (_, kind), times in samples.items()]
 
     def close(self) -> None:
         """Release the request and its tensors."""
@@ -134,6 +173,21 @@ def _no_telemetry() -> Iterator[None]:
 def _core(library: Any) -> Any:
     """Return the one that lives as long as the process: the last to go would unload the plugins that it loaded."""
     return library.Core()
+
+
+def _channels_last(model: Any) -> Any:
+    """Return a model whose images come and go with their channels in the last dimension."""
+    from openvino import Layout
+    from openvino.preprocess import PrePostProcessor
+
+    steps = PrePostProcessor(model)
+    for index in range(len(model.inputs)):
+        steps.input(index).tensor().set_layout(Layout("NHWC"))
+        steps.input(index).model().set_layout(Layout("NCHW"))
+    for index in range(len(model.outputs)):
+        steps.output(index).tensor().set_layout(Layout("NHWC"))
+        steps.output(index).model().set_layout(Layout("NCHW"))
+    return steps.build()
 
 
 def _version(library: Any) -> str:

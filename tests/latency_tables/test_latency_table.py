@@ -126,7 +126,7 @@ def refused(tmp_path: Path, content: Any, sentence: str) -> None:
 
 
 def test_another_schema_version_is_refused(tmp_path: Path, content: Any) -> None:
-    refused(tmp_path, content | {"schema_version": 2}, "has schema version 2, but this depthcomp reads version 1")
+    refused(tmp_path, content | {"schema_version": 1}, "has schema version 1, but this depthcomp reads version 2")
 
 
 def test_json_that_is_no_table_is_refused(tmp_path: Path) -> None:

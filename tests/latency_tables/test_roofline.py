@@ -68,6 +68,6 @@ def test_an_estimate_is_no_table_and_a_table_no_estimate(written: Path, tmp_path
 def test_bounds_under_another_name_are_still_no_entries(written: Path) -> None:
     content: Any = json.loads(written.read_text())
     del content["kind"]
-    written.write_text(json.dumps({**content, "schema_version": 1}))
+    written.write_text(json.dumps({**content, "schema_version": 2}))
     with pytest.raises(TableError, match="is not a latency table"):
         LatencyTable.load(written)

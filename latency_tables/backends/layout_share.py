@@ -1,0 +1,36 @@
+"""What share of a part's time goes into changing layouts at its ends, by the profile of the library that runs it.
+
+Libraries keep feature maps in a layout of their own inside of a network, and change it where a model begins and ends. A
+part that is run alone pays for that at both ends; inside of a network it does not.
+"""
+
+from collections.abc import Iterable, Sequence
+from statistics import median
+
+from latency_tables.protocol import Runner
+
+__all__ = ["PROFILED_MS", "Profile", "profiled_runs", "share_of_changes"]
+
+PROFILED_MS = 60.0  # of running, for each profile; the first half warms up
+LEAST_RUNS, MOST_RUNS = 20, 1000
+
+Profile = Iterable[tuple[bool, Sequence[float]]]
+"""For each operation that was run: whether it changes a layout, and how long it took in each run."""
+
+
+def profiled_runs(runner: Runner) -> int:
+    """Return how many runs a profile is taken of."""
+    single_ms = min(runner.time_ms(1) for _ in range(3))
+    return min(MOST_RUNS, max(LEAST_RUNS, round(PROFILED_MS / single_ms)))
+
+
+def share_of_changes(profile: Profile) -> float:
+    """Return the share of the time that goes into changes of layout in the later half of the runs, from 0 to 1.
+
+    Example:
+        >>> share_of_changes([(True, [0.4, 0.1]), (False, [0.5, 0.3])])
+        0.25
+    """
+    times = [(changes, median(samples[len(samples) // 2 :])) for changes, samples in profile]
+    whole = sum(time for _, time in times)
+    return sum(time for changes, time in times if changes) / whole if whole else 0.0
