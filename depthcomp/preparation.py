@@ -36,7 +36,8 @@ from latency_tables import OperatorSignature
 __all__ = ["OFFERED", "Prepared", "measurable", "needed_operators", "prepare"]
 
 SYNTHETIC_IMAGES = 64
-OFFERED = SpanLimits(layer_pruning=False, other_ends=())  # a fit does what pruning would, and aims at the original end
+OFFERED = SpanLimits(layer_pruning=False, other_ends=(), skips_pixels=False)
+"""Of what can be done with a span: a fit does what pruning would, and aims at the original end."""
 _NO_DATA = (
     "no data: importance comes from the weights alone, on synthetic images; pass data=, even a few dozen "
     "unlabelled images, for a far better choice"

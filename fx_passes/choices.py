@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
@@ -29,6 +30,8 @@ class SpanLimits:
         largest_mac_growth: most multiply-adds of a new convolution, relative to those of its span.
         layer_pruning: whether convolutions may be pruned so that the others merge into a smaller kernel.
         other_ends: what may follow a new convolution besides what follows its span.
+        skips_pixels: whether a fitted or pruned kernel may be smaller than its stride, so that the layers before
+            compute pixels that nothing reads.
     """
 
     longest_span: int = 6
@@ -36,6 +39,7 @@ class SpanLimits:
     largest_mac_growth: float = 2.0
     layer_pruning: bool = True
     other_ends: tuple[End, ...] = ("inserted", "none")
+    skips_pixels: bool = True
 
     def __post_init__(self) -> None:
         for name in ("longest_span", "largest_kernel"):
@@ -121,14 +125,16 @@ class Offers:
         if (weighted > 1 or any(map(self._joins, piece.nodes))) and self._allows(piece, full):
             yield SpanChoice(piece.entry, piece.exit, "merge", full)
         for kernel, pruning in piece.prunings.by_kernel().items() if piece.prunings else ():
-            if 0 < len(pruning.names) < weighted and kernel != full and self._allows(piece, kernel):
+            pruned = 0 < len(pruning.names) < weighted
+            if pruned and kernel != full and self._reads_enough(piece, kernel) and self._allows(piece, kernel):
                 yield SpanChoice(piece.entry, piece.exit, "merge", kernel, pruned=pruning.names)
 
     def _fits(self, piece: Piece, weighted: int) -> Iterator[SpanChoice]:
         height, width = piece.operator.kernel
         for size in range(1, min(max(height, width), self._limits.largest_kernel) + 1, 2):
             kernel = min(size, _odd(height)), min(size, _odd(width))
-            if (weighted > 1 or kernel != (height, width)) and self._allows(piece, kernel):
+            smaller = weighted > 1 or kernel != (height, width)
+            if smaller and self._reads_enough(piece, kernel) and self._allows(piece, kernel):
                 yield SpanChoice(piece.entry, piece.exit, "fit", kernel)
 
     def _ends(self, piece: Piece) -> Iterator[End]:
@@ -144,6 +150,11 @@ class Offers:
     def _allows(self, piece: Piece, kernel: tuple[int, int]) -> bool:
         allowed = self._limits.largest_mac_growth * piece.macs
         return max(kernel) <= self._limits.largest_kernel and _macs(piece.operator, kernel, piece.in_shape) <= allowed
+
+    def _reads_enough(self, piece: Piece, kernel: tuple[int, int]) -> bool:
+        """Say whether a kernel reads every pixel, or need not."""
+        least = map(min, piece.operator.stride, map(_odd, piece.operator.kernel))
+        return self._limits.skips_pixels or all(map(operator.ge, kernel, least))
 
     def _joins(self, name: str) -> bool:
         """Say whether a node makes one tensor out of several."""

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from latency_tables.protocol import AnyBackend, Runner, Subject, runner_of
 
-__all__ = ["DeviceState", "device_state", "keep_timings_beside", "layout_share", "part_runner_of"]
+__all__ = ["DeviceState", "cache_restorer", "device_state", "keep_timings_beside", "layout_share", "part_runner_of"]
 
 DeviceState = dict[str, str | int]
 
@@ -18,6 +18,12 @@ def part_runner_of(subject: Subject, backend: AnyBackend) -> Runner:
     """
     build_part: Callable[[bytes], Runner] | None = getattr(backend, "build_part", None)
     return runner_of(subject, backend) if build_part is None else build_part(subject.onnx())
+
+
+def cache_restorer(runner: Runner) -> Callable[[], None] | None:
+    """Return what brings caches to the state in which a part finds them in a network; None where its runner cannot."""
+    restore: Callable[[], None] | None = getattr(runner, "restore_caches", None)
+    return restore
 
 
 def layout_share(runner: Runner) -> float:

@@ -40,7 +40,7 @@ def measure(
     *,
     table: LatencyTable | None = None,
     journal: str | os.PathLike[str] | None = None,
-    rounds: int = 3,
+    rounds: int = 5,
     seed: int = 0,
     progress: Progress | None = None,
     check_environment: bool = True,
@@ -100,7 +100,7 @@ def _report(progress: Progress, fresh: list[str], done: int, total: int) -> None
         progress(index, total, key)
 
 
-def measured_method(backend: AnyBackend, rounds: int = 3, seed: int = 0) -> Method:
+def measured_method(backend: AnyBackend, rounds: int = 5, seed: int = 0) -> Method:
     """Return how a backend measures here and now: the call overhead is measured.
 
     Raises:

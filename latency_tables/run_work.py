@@ -46,7 +46,7 @@ def run_work(
     backend: str = "auto",
     threads: int = 1,
     chunk: int = CHUNK_ENTRIES,
-    rounds: int = 3,
+    rounds: int = 5,
     seed: int = 0,
     retry_failed: bool = False,
     timeout_s: float = TIMEOUT_S,

@@ -14,6 +14,7 @@ from statistics import median
 import numpy as np
 
 from depthcomp_errors import TableError
+from latency_tables.extras import cache_restorer
 from latency_tables.protocol import Progress, Runner
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
 ESTIMATOR = "minimum of round medians"
 LEAST_ROUNDS = 3  # fewer cannot tell drift from spread
 SAMPLES_PER_ROUND = 3
+MOST_SINGLES = 15  # at most, of a part whose caches are restored before each
 STABLE_SPREAD = 0.025  # trtexec's threshold for a coefficient of variation
 EXTRA_ATTEMPTS = 2
 DRIFT_LIMIT = 0.03  # between turns of the sentinel in a round; above the 2.5 % of a steady spread, as it is a range
@@ -90,7 +92,8 @@ def time_interleaved(
     Each runner is warmed up for `warmup_ms`, which also tells how many inferences make up a sample of at
     least `sample_ms`. In each round every runner has one turn, in an order drawn anew from `seed`: one
     untimed inference that brings its weights back into the cache, then a few samples, of which the median
-    counts. The garbage collector is off meanwhile.
+    counts. A sample of a runner that has `restore_caches` is one inference, right after that, and there are up to 15.
+    The garbage collector is off meanwhile.
 
     The runner of median latency is the sentinel: it has a turn at the start, in the middle (from five runners on)
     and at the end of each round, and their median counts; the end of a round is the start of the next. A round in
@@ -131,8 +134,14 @@ def time_interleaved(
 
         orders = _orders([name for name in runners if name != sentinel], sentinel, seed)
         kept, drifted = _rounds(orders, sentinel, turn, rounds, drift_limit, progress)
-    n = rounds * SAMPLES_PER_ROUND
-    return {name: Timing(tuple(median(turns[name]) for turns in kept), n, drifted) for name in runners}
+    return {
+        name: Timing(
+            tuple(median(turns[name]) for turns in kept),
+            rounds * _samples(runners[name], _inner(single_ms[name], sample_ms)),
+            drifted,
+        )
+        for name in runners
+    }
 
 
 def time_until_steady(
@@ -235,8 +244,24 @@ def _inner(single_ms: float, sample_ms: float) -> int:
 
 
 def _turn(runner: Runner, inner: int) -> float:
+    """Return what an inference takes in ms, the median of samples."""
+    samples = range(_samples(runner, inner))
+    restore = cache_restorer(runner)
+    if restore is not None:
+        return median(_after(restore, runner) for _ in samples)
     _time_ms(runner, 1)
-    return median(_time_ms(runner, inner) / inner for _ in range(SAMPLES_PER_ROUND))
+    return median(_time_ms(runner, inner) / inner for _ in samples)
+
+
+def _samples(runner: Runner, inner: int) -> int:
+    """Return how many samples a turn has, of `inner` inferences each or of one, right after caches were restored."""
+    single = cache_restorer(runner) is not None
+    return min(MOST_SINGLES, SAMPLES_PER_ROUND * inner) if single else SAMPLES_PER_ROUND
+
+
+def _after(restore: Callable[[], None], runner: Runner) -> float:
+    restore()
+    return _time_ms(runner, 1)
 
 
 def _time_ms(runner: Runner, inner: int) -> float:

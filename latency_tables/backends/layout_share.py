@@ -4,24 +4,27 @@ Libraries keep feature maps in a layout of their own inside of a network, and ch
 part that is run alone pays for that at both ends; inside of a network it does not.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from statistics import median
 
-from latency_tables.protocol import Runner
+from latency_tables.backends.part import PartRunner
 
-__all__ = ["PROFILED_MS", "Profile", "profiled_runs", "share_of_changes"]
+__all__ = ["Profile", "profiled_runs", "share_of_changes"]
 
-PROFILED_MS = 60.0  # of running, for each profile; the first half warms up
-LEAST_RUNS, MOST_RUNS = 20, 1000
+PROFILED_MS = 60.0  # of running, for each profile
+LEAST_RUNS, MOST_RUNS = 10, 30
 
 Profile = Iterable[tuple[bool, Sequence[float]]]
 """For each operation that was run: whether it changes a layout, and how long it took in each run."""
 
 
-def profiled_runs(runner: Runner) -> int:
-    """Return how many runs a profile is taken of."""
-    single_ms = min(runner.time_ms(1) for _ in range(3))
-    return min(MOST_RUNS, max(LEAST_RUNS, round(PROFILED_MS / single_ms)))
+def profiled_runs(part: PartRunner) -> Iterator[None]:
+    """Run a part as often as its profile needs, and yield after each run."""
+    single_ms = min(part.time_ms(1) for _ in range(3))
+    for _ in range(min(MOST_RUNS, max(LEAST_RUNS, round(PROFILED_MS / single_ms)))):
+        part.restore_caches()
+        part.time_ms(1)
+        yield
 
 
 def share_of_changes(profile: Profile) -> float:

@@ -13,6 +13,7 @@ import numpy as np
 from depthcomp_errors import BackendUnavailableError, MissingPackageError, TableError
 from latency_tables.backends.gpu import cuda, gpu_name
 from latency_tables.backends.layout_share import Profile, profiled_runs, share_of_changes
+from latency_tables.backends.part import PartRunner
 from latency_tables.backends.tensors import FLOAT32, require_measurable
 from latency_tables.environment import Environment, cpu_name
 
@@ -116,8 +117,8 @@ class OnnxRuntimeBackend:
         """
         return OnnxRuntimeRunner(self._session(onnx_model), self._flavour.device)
 
-    def build_part(self, onnx_model: bytes) -> "OnnxRuntimeRunner":
-        """Return a runner for a part of a network; on the CPU it knows what share of its time layout changes take.
+    def build_part(self, onnx_model: bytes) -> "OnnxRuntimeRunner | PartRunner":
+        """Return a runner for a part of a network; on the CPU it runs as in the middle of the network.
 
         Raises:
             MissingPackageError: onnxruntime is not installed.
@@ -126,16 +127,14 @@ class OnnxRuntimeBackend:
             TableError: onnxruntime refuses the model, or a shape is not static float32.
         """
         runner = self.build(onnx_model)
-        if not self._on_gpu:
-            runner.layout_share = share_of_changes(self._profile(onnx_model))
-        return runner
+        return runner if self._on_gpu else PartRunner(runner, share_of_changes(self._profile(onnx_model)))
 
     def _profile(self, onnx_model: bytes) -> Profile:
         """Return what each operation of a model took."""
         with TemporaryDirectory() as folder:
             session = self._session(onnx_model, profile=f"{folder}/profile")
-            runner = OnnxRuntimeRunner(session, self._flavour.device)
-            runner.time_ms(profiled_runs(runner))
+            for _ in profiled_runs(PartRunner(OnnxRuntimeRunner(session, self._flavour.device))):
+                pass
             events = json.loads(Path(session.end_profiling()).read_bytes())
         samples: dict[tuple[str, str], list[float]] = {}
         for event in events:
@@ -195,22 +194,22 @@ class OnnxRuntimeRunner:
     """A session whose inputs and outputs are bound once, on its device, so that a call copies nothing.
 
     Attributes:
-        layout_share: share of its time that goes into layout changes, of a part of a network; else 0.
+        inputs: what they hold at first; on a CPU, the memory itself.
+        outputs: likewise.
     """
 
     def __init__(self, session: "onnxruntime.InferenceSession", device: str) -> None:
-        value, rng = _library().OrtValue, np.random.default_rng(_INPUT_SEED)
-        self.layout_share = 0.0
+        rng = np.random.default_rng(_INPUT_SEED)
+        self.inputs = [rng.standard_normal(_static_shape(t), dtype=np.float32) for t in session.get_inputs()]
+        self.outputs = [np.zeros(_static_shape(t), np.float32) for t in session.get_outputs()]
         self._session = session
         self._binding = session.io_binding()
-        self._bound = []  # the binding borrows their memory
-        for tensor in session.get_inputs():
-            values = rng.standard_normal(_static_shape(tensor), dtype=np.float32)
-            self._bound.append(value.ortvalue_from_numpy(values, device))
-            self._binding.bind_ortvalue_input(tensor.name, self._bound[-1])
-        for tensor in session.get_outputs():
-            self._bound.append(value.ortvalue_from_shape_and_type(_static_shape(tensor), np.float32, device))
-            self._binding.bind_ortvalue_output(tensor.name, self._bound[-1])
+        bind = _library().OrtValue.ortvalue_from_numpy
+        self._bound = [bind(values, device) for values in (*self.inputs, *self.outputs)]  # the binding borrows these
+        for tensor, value in zip(session.get_inputs(), self._bound, strict=False):
+            self._binding.bind_ortvalue_input(tensor.name, value)
+        for tensor, value in zip(session.get_outputs(), self._bound[len(self.inputs) :], strict=True):
+            self._binding.bind_ortvalue_output(tensor.name, value)
 
     def time_ms(self, inner: int) -> float:
         """Return the wall time in ms of `inner` inferences, one right after the other, together."""
@@ -222,7 +221,7 @@ class OnnxRuntimeRunner:
 
     def close(self) -> None:
         """Release the session and its tensors."""
-        del self._binding, self._bound, self._session
+        del self._binding, self._bound, self._session, self.inputs, self.outputs
 
 
 def _library() -> Any:

@@ -11,6 +11,7 @@ import numpy as np
 
 from depthcomp_errors import BackendUnavailableError, MissingPackageError, TableError
 from latency_tables.backends.layout_share import Profile, profiled_runs, share_of_changes
+from latency_tables.backends.part import PartRunner
 from latency_tables.backends.tensors import FLOAT32, require_measurable
 from latency_tables.environment import Environment, cpu_name
 
@@ -63,7 +64,7 @@ class OpenVinoBackend:
         """
         return OpenVinoRunner(_library(), self._compiled(onnx_model, self._config()))
 
-    def build_part(self, onnx_model: bytes) -> "OpenVinoRunner":
+    def build_part(self, onnx_model: bytes) -> PartRunner:
         """Return a runner for a part of a network, which takes and returns images channels-last.
 
         That is the layout that its neighbours leave feature maps in. Where kernels still want another one, the runner
@@ -76,9 +77,8 @@ class OpenVinoBackend:
         """
         config = self._config()
         counted = self._compiled(onnx_model, {**config, "PERF_COUNT": True}, _channels_last)
-        runner = OpenVinoRunner(_library(), self._compiled(onnx_model, config, _channels_last))
-        runner.layout_share = share_of_changes(OpenVinoRunner(_library(), counted).profile())
-        return runner
+        share = share_of_changes(OpenVinoRunner(_library(), counted).profile())
+        return PartRunner(OpenVinoRunner(_library(), self._compiled(onnx_model, config, _channels_last)), share)
 
     def _compiled(
         self, onnx_model: bytes, config: dict[str, Any], prepared: Callable[[Any], Any] = lambda model: model
@@ -105,17 +105,12 @@ class OpenVinoBackend:
 
 
 class OpenVinoRunner:
-    """A request whose inputs and outputs are memory of ours, set once, so that a call copies nothing.
-
-    Attributes:
-        layout_share: share of its time that goes into layout changes, of a part of a network; else 0.
-    """
+    """A request whose inputs and outputs are memory of ours, set once, so that a call copies nothing."""
 
     def __init__(self, library: Any, compiled: Any) -> None:
         rng = np.random.default_rng(_INPUT_SEED)
-        self.layout_share = 0.0
         self.inputs = [rng.standard_normal(_static_shape(port), dtype=np.float32) for port in compiled.inputs]
-        self.outputs = [np.empty(_static_shape(port), np.float32) for port in compiled.outputs]
+        self.outputs = [np.zeros(_static_shape(port), np.float32) for port in compiled.outputs]
         self._request = compiled.create_infer_request()
         for index, values in enumerate(self.inputs):
             self._request.set_input_tensor(index, library.Tensor(values, shared_memory=True))
@@ -133,8 +128,7 @@ class OpenVinoRunner:
     def profile(self) -> Profile:
         """Return what each operation took, of a model that is compiled with counters."""
         samples: dict[tuple[str, str], list[float]] = {}
-        for _ in range(profiled_runs(self)):
-            self.time_ms(1)
+        for _ in profiled_runs(PartRunner(self)):
             for operation in self._request.profiling_info:
                 name = (operation.node_name, operation.node_type)
                 samples.setdefault(name, []).append(operation.real_time.total_seconds())

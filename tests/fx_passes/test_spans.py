@@ -283,6 +283,24 @@ def test_kernel_and_length_limits_are_respected():
     assert whole == {2}
 
 
+@pytest.mark.parametrize("skips", [True, False])
+def test_new_kernels_smaller_than_their_stride_are_left_out_on_request(skips):
+    body = nn.Sequential(
+        nn.Conv2d(3, 5, 3, padding=1), nn.ReLU(), nn.Conv2d(5, 7, 3, stride=2), nn.ReLU(), nn.Conv2d(7, 7, 3, stride=2)
+    )
+    spans = enumerate_spans(captured(body, image()), SpanLimits(largest_mac_growth=1e9, skips_pixels=skips))
+    found = {(span.operator.stride[0], c.kernel[0]) for span in spans for c in span.choices if c.kernel}
+    skipping = {(stride, kernel) for stride, kernel in found if kernel < stride}
+    assert skipping == ({(2, 1), (4, 1), (4, 3)} if skips else set())
+    assert {(1, 1), (2, 3), (4, 5), (4, 7)} <= found
+
+
+def test_a_kernel_smaller_than_its_stride_is_offered_where_the_network_has_such():
+    body = nn.Sequential(nn.Conv2d(3, 5, 1), nn.ReLU(), nn.Conv2d(5, 7, 1, stride=2))
+    spans = enumerate_spans(captured(body, image()), SpanLimits(skips_pixels=False))
+    assert {c.kernel for span in spans for c in span.choices if c.kernel} == {(1, 1)}
+
+
 def test_candidates_grow_linearly_with_depth():
     counts = [len(enumerate_spans(captured(straight(depth, 3), image()))) for depth in (20, 40, 60)]
     assert counts[2] - counts[1] == counts[1] - counts[0]
