@@ -2,19 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 
 from depthcomp_errors import TableError
 
 __all__ = ["Calibration", "fit_affine"]
 
-LEAST_POINTS = 3  # two points would hand their noise to the slope
-LEAST_RANGE = 0.05  # of the median sum; over a smaller range, timing noise of 2 % decides the slope
+INTERCEPT = 0.2  # of a network: what is not among its parts, such as pooling and the classifier
+NOISE = 0.03  # of a prediction: what parts and whole are apart when both are measured again
+REWEIGHTINGS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +30,10 @@ class Calibration:
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
 
-    intercept_ms: float
-    slope: float
-    residual_ms: float
-    n: int
+    intercept_ms: Annotated[float, Field(allow_inf_nan=False)]
+    slope: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    residual_ms: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    n: Annotated[int, Field(ge=1)]
 
     def predict(self, sum_ms: float) -> float:
         """Return the latency in ms of a network whose parts sum up to `sum_ms`."""
@@ -47,28 +47,41 @@ class Calibration:
 def fit_affine(sums_ms: Sequence[float], measured_ms: Sequence[float]) -> Calibration:
     """Return the line through measured networks, robust against single bad measurements.
 
-    The slope is the median over all pairs of points (Theil-Sen), the intercept the median that is left. With
-    fewer than three points, sums that are all but equal, or a slope that is not positive, the slope is 1.
+    Least squares of relative errors under a prior: a network is about its parts, so the intercept is 0 give or take
+    20 % of a network. Measurements that are further off the line than noise count less and less (Huber's weights). A
+    single network thus gives the line through the origin, and so do networks that all but fall.
 
     Args:
-        sums_ms: sum of table entries of each network, in ms.
-        measured_ms: measured latency of the same networks, in ms.
+        sums_ms: sum of table entries of each network, in ms, above 0.
+        measured_ms: measured latency of the same networks, in ms, above 0.
 
     Raises:
-        TableError: there is no point, the lengths differ, or a number is not finite.
+        TableError: there is no point, the lengths differ, or a number is not positive and finite.
 
     Example:
-        >>> line = fit_affine([1.0, 2.0, 4.0], [1.5, 2.4, 4.2])
+        >>> line = fit_affine([1.0, 2.0, 4.0], [1.1, 2.2, 4.4])
         >>> round(line.slope, 6), round(line.intercept_ms, 6)
-        (0.9, 0.6)
+        (1.1, 0.0)
         >>> round(line.invert(line.predict(3.0)), 6)
         3.0
     """
     sums, measured = _checked(sums_ms, measured_ms)
-    slope = _slope(sums, measured)
-    intercept = float(np.median(measured - slope * sums))
+    intercept, slope = _line(sums, measured)
     residuals = measured - (intercept + slope * sums)
     return Calibration(intercept, slope, float(np.sqrt(np.mean(residuals**2))), len(sums))
+
+
+def _line(sums: NDArray[np.float64], measured: NDArray[np.float64]) -> tuple[float, float]:
+    """Return intercept and slope."""
+    prior = np.array([NOISE / (INTERCEPT * np.median(measured)), 0.0])
+    columns = np.stack([1 / measured, sums / measured], axis=1)
+    weights = np.ones(len(sums))
+    for _ in range(REWEIGHTINGS):
+        rows = np.vstack([columns * weights[:, None], prior])
+        intercept, slope = np.linalg.lstsq(rows, np.append(weights, 0.0))[0]
+        errors = np.abs(intercept / measured + slope * sums / measured - 1)
+        weights = np.sqrt(NOISE / np.maximum(NOISE, errors))
+    return (float(intercept), float(slope)) if slope > 0 else (0.0, float(np.median(measured / sums)))
 
 
 def _checked(sums_ms: Sequence[float], measured_ms: Sequence[float]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -78,17 +91,9 @@ def _checked(sums_ms: Sequence[float], measured_ms: Sequence[float]) -> tuple[ND
             f"a calibration needs as many sums as measured latencies, at least one of each; there are"
             f" {sums.size} sums and {measured.size} latencies."
         )
-    if not (np.isfinite(sums).all() and np.isfinite(measured).all()):
+    if not (np.isfinite([sums, measured]).all() and (np.minimum(sums, measured) > 0).all()):
         raise TableError(
-            f"a calibration needs finite numbers, not sums {sums.tolist()} and latencies {measured.tolist()};"
+            f"a calibration needs positive, finite numbers, not sums {sums.tolist()} and latencies {measured.tolist()};"
             " measure anew."
         )
     return sums, measured
-
-
-def _slope(sums: NDArray[np.float64], measured: NDArray[np.float64]) -> float:
-    if len(sums) < LEAST_POINTS or np.ptp(sums) <= LEAST_RANGE * abs(np.median(sums)):
-        return 1.0
-    pairs = [(i, j) for i, j in combinations(range(len(sums)), 2) if sums[i] != sums[j]]
-    slope = float(np.median([(measured[j] - measured[i]) / (sums[j] - sums[i]) for i, j in pairs]))
-    return slope if slope > 0 else 1.0

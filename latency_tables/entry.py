@@ -2,13 +2,16 @@
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 
 from depthcomp_errors import TableError
 
 __all__ = ["Entry", "Method"]
+
+_Number = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+"""A number of a file that is finite and not negative."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,12 +35,12 @@ class Entry:
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
 
-    ms: float
-    spread: float
-    n: int
+    ms: _Number
+    spread: _Number
+    n: Annotated[int, Field(ge=1)]
     unstable: bool = False
-    drifted: int = 0
-    layout_share: float = 0.0
+    drifted: Annotated[int, Field(ge=0)] = 0
+    layout_share: _Number = 0.0
 
     def __post_init__(self) -> None:
         for name in ("ms", "spread", "drifted", "layout_share"):

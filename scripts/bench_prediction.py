@@ -96,7 +96,7 @@ def bench(network: Network, backend: Backend, rounds: int, seed: int) -> Record:
     table = measure(wanted, backend, seed=seed)
     names = list(network.models)
     sums = np.array([sum(table.ms(operator) for operator in network.operators[name]) for name in names])
-    runs = [_medians(network.models, backend, rounds, seed + run) for run in range(2)]
+    runs = [_latencies(network.models, backend, rounds, seed + run) for run in range(2)]
     learnt = np.array([not name.startswith("held out") for name in names])
     predicted = _predicted(sums, runs[0], learnt)
     return {
@@ -115,15 +115,15 @@ def bench(network: Network, backend: Backend, rounds: int, seed: int) -> Record:
     }  # fmt: skip
 
 
-def _medians(models: dict[str, bytes], backend: Backend, rounds: int, seed: int) -> Array:
-    """Return the median latency in ms of each model, all timed side by side."""
+def _latencies(models: dict[str, bytes], backend: Backend, rounds: int, seed: int) -> Array:
+    """Return the latency in ms of each model, all timed side by side: the minimum of round medians, as of operators."""
     with ExitStack() as stack:
         runners = {}
         for name, model in models.items():
             runners[name] = backend.build(model)
             stack.callback(runners[name].close)
         timings = time_interleaved(runners, rounds=rounds, seed=seed, sample_ms=SAMPLE_MS, warmup_ms=WARMUP_MS)
-    return np.array([timings[name].median_ms for name in models])
+    return np.array([timings[name].ms for name in models])
 
 
 def _predicted(sums: Array, measured: Array, learnt: NDArray[np.bool_]) -> Array:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter_ns
@@ -16,6 +17,7 @@ from latency_tables.backends.layout_share import Profile, profiled_runs, share_o
 from latency_tables.backends.part import PartRunner
 from latency_tables.backends.tensors import FLOAT32, require_measurable
 from latency_tables.environment import Environment, cpu_name
+from latency_tables.operators import call_overhead_model
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -127,13 +129,15 @@ class OnnxRuntimeBackend:
             TableError: onnxruntime refuses the model, or a shape is not static float32.
         """
         runner = self.build(onnx_model)
-        return runner if self._on_gpu else PartRunner(runner, share_of_changes(self._profile(onnx_model)))
+        if self._on_gpu:
+            return runner
+        return PartRunner(runner, self._idle, share_of_changes(self._profile(onnx_model)))
 
     def _profile(self, onnx_model: bytes) -> Profile:
         """Return what each operation of a model took."""
         with TemporaryDirectory() as folder:
             session = self._session(onnx_model, profile=f"{folder}/profile")
-            for _ in profiled_runs(PartRunner(OnnxRuntimeRunner(session, self._flavour.device))):
+            for _ in profiled_runs(PartRunner(OnnxRuntimeRunner(session, self._flavour.device), self._idle)):
                 pass
             events = json.loads(Path(session.end_profiling()).read_bytes())
         samples: dict[tuple[str, str], list[float]] = {}
@@ -141,6 +145,10 @@ class OnnxRuntimeBackend:
             if event["cat"] == "Node" and event["name"].endswith("_kernel_time"):
                 samples.setdefault((event["name"], event["args"]["op_name"]), []).append(event["dur"])
         return [(kind in LAYOUT_CHANGES, times) for (_, kind), times in samples.items()]
+
+    @cached_property
+    def _idle(self) -> "OnnxRuntimeRunner":
+        return self.build(call_overhead_model())
 
     def _session(self, onnx_model: bytes, profile: str | None = None) -> "onnxruntime.InferenceSession":
         library = self._library()

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, cached_property
 from time import perf_counter_ns
 from typing import Any
 
@@ -14,6 +14,8 @@ from latency_tables.backends.layout_share import Profile, profiled_runs, share_o
 from latency_tables.backends.part import PartRunner
 from latency_tables.backends.tensors import FLOAT32, require_measurable
 from latency_tables.environment import Environment, cpu_name
+from latency_tables.operators import call_overhead_model
+from latency_tables.protocol import Runner
 
 __all__ = ["OpenVinoBackend", "OpenVinoRunner"]
 
@@ -76,9 +78,13 @@ class OpenVinoBackend:
             TableError: openvino refuses the model, or a shape is not static float32.
         """
         config = self._config()
-        counted = self._compiled(onnx_model, {**config, "PERF_COUNT": True}, _channels_last)
-        share = share_of_changes(OpenVinoRunner(_library(), counted).profile())
-        return PartRunner(OpenVinoRunner(_library(), self._compiled(onnx_model, config, _channels_last)), share)
+        counted = OpenVinoRunner(_library(), self._compiled(onnx_model, {**config, "PERF_COUNT": True}, _channels_last))
+        runner = OpenVinoRunner(_library(), self._compiled(onnx_model, config, _channels_last))
+        return PartRunner(runner, self._idle, share_of_changes(counted.profile(self._idle)))
+
+    @cached_property
+    def _idle(self) -> "OpenVinoRunner":
+        return self.build(call_overhead_model())
 
     def _compiled(
         self, onnx_model: bytes, config: dict[str, Any], prepared: Callable[[Any], Any] = lambda model: model
@@ -125,10 +131,10 @@ class OpenVinoRunner:
             run(share_outputs=True)  # else the outputs are copied
         return (perf_counter_ns() - start) / 1e6
 
-    def profile(self) -> Profile:
-        """Return what each operation took, of a model that is compiled with counters."""
+    def profile(self, idle: Runner) -> Profile:
+        """Return what each operation took, of a part that is compiled with counters; `idle` is as in `PartRunner`."""
         samples: dict[tuple[str, str], list[float]] = {}
-        for _ in profiled_runs(PartRunner(self)):
+        for _ in profiled_runs(PartRunner(self, idle)):
             for operation in self._request.profiling_info:
                 name = (operation.node_name, operation.node_type)
                 samples.setdefault(name, []).append(operation.real_time.total_seconds())

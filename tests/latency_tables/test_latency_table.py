@@ -145,7 +145,7 @@ def test_unknown_fields_of_the_environment_are_refused(tmp_path: Path, content: 
 @pytest.mark.parametrize(
     ("value", "sentence"),
     [
-        (-1.0, r"ms \(=-1.0\) of a table entry"),
+        (-1.0, r"entries\.conv .*\.ms: Input should be greater than or equal to 0"),
         (math.nan, "NaN is not a JSON number"),
         ("0.1", "valid number"),
     ],
@@ -153,6 +153,12 @@ def test_unknown_fields_of_the_environment_are_refused(tmp_path: Path, content: 
 def test_broken_latencies_are_refused(tmp_path: Path, content: Any, value: object, sentence: str) -> None:
     content["entries"][conv().key]["ms"] = value
     refused(tmp_path, content, sentence)
+
+
+@pytest.mark.parametrize("slope", [0.0, -0.5])
+def test_a_stored_calibration_that_no_network_can_follow_is_refused(tmp_path: Path, content: Any, slope: float) -> None:
+    content["calibration"] = {"intercept_ms": 0.1, "slope": slope, "residual_ms": 0.01, "n": 4}
+    refused(tmp_path, content, "calibration.slope: Input should be greater than 0")
 
 
 def test_a_key_that_is_no_signature_is_refused(tmp_path: Path, content: Any) -> None:

@@ -87,9 +87,9 @@ def shaky(calm_after_ms: float) -> Machine:
 
 def test_an_unstable_entry_is_measured_again_until_it_is_stable() -> None:
     signature = conv(40, 40)
-    table = measure([signature], FakeBackend(machine=shaky(300)))
+    table = measure([signature], FakeBackend(machine=shaky(1000)))
     entry = table.entries[signature.key]
-    assert entry.n > 9
+    assert entry.n > 15
     assert not entry.unstable
     assert entry.ms + table.method.overhead_ms == pytest.approx(model_ms(operator_model(signature)))
 
@@ -97,7 +97,7 @@ def test_an_unstable_entry_is_measured_again_until_it_is_stable() -> None:
 def test_an_entry_that_stays_unstable_is_flagged() -> None:
     signature = conv(40, 40)
     entry = measure([signature], FakeBackend(machine=shaky(float("inf")))).entries[signature.key]
-    assert entry.n == 27
+    assert entry.n == 45  # three attempts of five rounds of three samples
     assert entry.unstable
     assert entry.spread > 0.025
 
@@ -117,8 +117,11 @@ def test_the_method_says_how_the_machine_was_watched() -> None:
     assert measure([conv()], FakeBackend()).method.drift_limit == 0.03
 
 
+OVERHEAD_MS = 250  # what measuring the overhead takes on the fake machine, slow as it is then
+
+
 def test_an_operator_cheaper_than_the_overhead_costs_nothing() -> None:
-    slow_at_first = Machine(lambda now_ms: 10.0 if now_ms < 55 else 0.01)  # until the overhead is measured
+    slow_at_first = Machine(lambda now_ms: 10.0 if now_ms < OVERHEAD_MS else 0.01)  # until the overhead is measured
     table = measure(SIGNATURES[:1], FakeBackend(machine=slow_at_first))
     assert table.ms(SIGNATURES[0]) == 0
 
@@ -149,7 +152,7 @@ def test_a_chunk_gives_a_sign_of_life_before_each_build_and_after_each_round() -
     signs: list[str | None] = []
     backend = FakeBackend()
     measure_chunk(SIGNATURES[:2], backend, measured_method(backend), announce=signs.append)
-    assert signs == [SIGNATURES[0].key, SIGNATURES[1].key, None, None, None, None]
+    assert signs == [SIGNATURES[0].key, SIGNATURES[1].key, *[None] * 6]
 
 
 def test_too_few_rounds_are_refused() -> None:

@@ -42,32 +42,51 @@ class ArrayFake(FakeRunner):
         return super().time_ms(inner)
 
 
+class Idle:
+    def __init__(self, order):
+        self.order = order
+
+    def time_ms(self, inner):
+        self.order.append("idle")
+        return 0.01
+
+    def close(self):
+        raise AssertionError("it is shared by all parts")
+
+
+def idle(runner):
+    return Idle(runner.order)
+
+
 def test_what_the_part_reads_and_writes_is_touched_last_and_its_input_at_the_very_end(monkeypatch):
     runner = ArrayFake("part", 0.5)
     monkeypatch.setattr(part_module, "_swept", lambda: Touched("sweep", runner.order))
-    PartRunner(runner).restore_caches()
-    assert runner.order == ["sweep", "skip", "output", "input"]
+    PartRunner(runner, idle(runner)).restore_caches()
+    assert runner.order == ["sweep", "idle", "skip", "output", "input"]
 
 
 def test_each_sample_of_a_part_is_one_inference_on_restored_caches():
     runner = ArrayFake("part", 0.5)
-    timing = time_interleaved({"part": PartRunner(runner)}, rounds=3, sample_ms=1.0, warmup_ms=1.0)["part"]
+    timing = time_interleaved({"part": PartRunner(runner, idle(runner))}, rounds=3, sample_ms=1.0, warmup_ms=1.0)[
+        "part"
+    ]
     assert timing.n == 3 * 6  # three samples of 1 ms are six inferences of 0.5 ms
     assert timing.rounds_ms == pytest.approx([0.5] * 3)
-    assert runner.order[-4 * timing.n :] == ["skip", "output", "input", "run"] * timing.n
+    assert runner.order[-5 * timing.n :] == ["idle", "skip", "output", "input", "run"] * timing.n
 
 
 @pytest.mark.parametrize(("ms", "samples"), [(1e-3, 15), (0.5, 6), (50.0, 3)])
 def test_a_turn_of_a_part_is_neither_endless_nor_a_single_sample(ms, samples):
-    timing = time_interleaved({"part": PartRunner(ArrayFake("part", ms))}, rounds=3, sample_ms=1.0)["part"]
+    runner = ArrayFake("part", ms)
+    timing = time_interleaved({"part": PartRunner(runner, idle(runner))}, rounds=3, sample_ms=1.0)["part"]
     assert timing.n == 3 * samples
 
 
 @pytest.mark.parametrize(("ms", "runs"), [(1e-4, 30), (3.0, 20), (1e4, 10)])
 def test_a_profile_lasts_long_enough_and_not_too_long(ms, runs):
     runner = ArrayFake("part", ms)
-    assert len(list(profiled_runs(PartRunner(runner)))) == runs
-    assert runner.order[-4 * runs :] == ["skip", "output", "input", "run"] * runs
+    assert len(list(profiled_runs(PartRunner(runner, idle(runner))))) == runs
+    assert runner.order[-5 * runs :] == ["idle", "skip", "output", "input", "run"] * runs
 
 
 @pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
@@ -88,4 +107,4 @@ def test_restoring_caches_reaches_the_memory_that_the_library_uses_and_changes_n
 
 
 def test_the_sweep_is_larger_than_the_caches_of_a_core():
-    assert part_module._swept().nbytes == SWEPT_BYTES == 16 * 2**20
+    assert part_module._swept().nbytes == SWEPT_BYTES == 12 * 2**20
