@@ -87,7 +87,7 @@ def shaky(calm_after_ms: float) -> Machine:
 
 def test_an_unstable_entry_is_measured_again_until_it_is_stable() -> None:
     signature = conv(40, 40)
-    table = measure([signature], FakeBackend(machine=shaky(1000)))
+    table = measure([signature], FakeBackend(machine=shaky(1200)))
     entry = table.entries[signature.key]
     assert entry.n > 15
     assert not entry.unstable
