@@ -15,6 +15,9 @@ from depthcomp.depth import convolution_depth
 from depthcomp.errors import BudgetError, BudgetInfeasibleError, DepthCompError
 from depthcomp.files import require_writable
 from depthcomp.importance import calibrated
+from depthcomp.ladders import Ladder
+from depthcomp.ladders import Offer as LadderOffer
+from depthcomp.methods import Method, find_method
 from depthcomp.preparation import Prepared, measurable, prepare
 from depthcomp.pricing import Candidate, Pricing
 from depthcomp.progress import Progress, Stages
@@ -42,6 +45,7 @@ def compress_depth(
     backend: str | AnyBackend = "auto",
     table: LatencyTable | str | os.PathLike[str] | None = None,
     precision: str = "fp32",
+    method: str = "depthcomp",
     importance: str = "calibrated",
     finetune: None = None,
     output_dir: str | os.PathLike[str] | None = None,
@@ -64,6 +68,8 @@ def compress_depth(
         table: a latency table of this machine, or its path; what it lacks is measured and, given a path, added, as is
             the line from sums of its entries to the whole networks that are measured here.
         precision: "fp32".
+        method: how the plan is chosen, one of `depthcomp.methods.METHODS`: "depthcomp", or for comparison "kim23",
+            "layermerge", "depthshrinker", "uniform" or "random", which fit nothing: train what they return.
         importance: "calibrated": closed-form fits and the divergence of outputs, no labels, no training.
         finetune: None; train `result.trainable` and call `fx_passes.merge` with `result.plan` to fine-tune.
         output_dir: where everything is saved; a run that is killed while measuring latencies resumes from there,
@@ -77,6 +83,7 @@ def compress_depth(
             side by side; `best_ms` is what the fastest one was measured at.
         CaptureError: the model or its example inputs are unusable.
         DataError: the data are empty or do not fit the model.
+        DepthCompError: `method` is unknown.
         BackendUnavailableError: `backend` is unknown, or no backend.
         MissingPackageError: the backend's library is not installed.
         TableMismatchError: the table was measured in another environment.
@@ -88,14 +95,15 @@ def compress_depth(
         >>> result = compress_depth(model, "75%", data=loader)             # doctest: +SKIP
         >>> result.original_ms, result.predicted_ms, result.measured_ms    # doctest: +SKIP
     """
-    wanted = Budget.parse(budget)
+    wanted, chosen = Budget.parse(budget), find_method(method)
     _require_supported(precision, importance, finetune)
     runtime = as_backend(backend)
     folder = None if output_dir is None else require_writable(output_dir)
     store, stages = TableStore.open(table, runtime.environment(), folder), Stages(progress)
 
     with stages("capturing"):
-        prepared = measurable(prepare(model, example_inputs, data, val_data, seed), store.failures)
+        prepared = measurable(prepare(model, example_inputs, data, val_data, seed, chosen.limits), store.failures)
+        prepared = replace(prepared, candidates=chosen.candidates(prepared.network, prepared.candidates))
         _announce(prepared.notes)
     with stages("measuring the original"):
         timer = NetworkTimer(prepared.original, (prepared.example,), runtime, seed=seed, progress=stages.report)
@@ -104,9 +112,9 @@ def compress_depth(
         offer = _offer(prepared, _complete(store, prepared, runtime, seed, stages.report))
         _require_room(wanted, timer.original.median_ms, offer.candidates, prepared, _TOO_LITTLE)
     with stages("scoring choices"):
-        losses = _losses(prepared, offer, seed, stages.report)
+        losses = _losses(prepared, offer, seed, stages.report) if chosen.scored else _unscored(offer)
     with stages("searching"):
-        search = _search(prepared, offer, losses, timer, seed, stages.report)
+        search = _search(chosen, prepared, offer, losses, timer, seed, stages.report)
         found = search.meet(wanted)
 
     offer = replace(offer, table=replace(offer.table, calibration=search.predictor.calibration))
@@ -181,7 +189,13 @@ def _losses(prepared: Prepared, offer: _Offer, seed: int, progress: Progress) ->
     )
 
 
+def _unscored(offer: _Offer) -> dict[SpanChoice, float]:
+    """Return no loss for each rewrite."""
+    return dict.fromkeys((candidate.choice for candidate in offer.candidates), 0.0)
+
+
 def _search(
+    method: Method,
     prepared: Prepared,
     offer: _Offer,
     losses: Mapping[SpanChoice, float],
@@ -194,7 +208,20 @@ def _search(
         return prepared.pricing.problem(prepared.tree, offer.candidates, kept, offer.table.ms)
 
     predictor = LatencyPredictor(timer, offer.total_ms)
-    return Search(prepared.network, problem, predictor, prepared.calibration, seed=seed, progress=progress)
+    return Search(
+        prepared.network, problem, predictor, prepared.calibration,
+        ladder=_ladder(method, prepared, offer, losses, seed), fits=method.fits, seed=seed, progress=progress,
+    )  # fmt: skip
+
+
+def _ladder(
+    method: Method, prepared: Prepared, offer: _Offer, losses: Mapping[SpanChoice, float], seed: int
+) -> Ladder | None:
+    """Return the plans that a method chooses among where no solver does."""
+    if method.draw is None:
+        return None
+    room = LadderOffer(prepared.network, offer.candidates, losses, offer.savings_ms, offer.total_ms, seed)
+    return Ladder(method.draw(room), room)
 
 
 def _refusal(prepared: Prepared) -> str:

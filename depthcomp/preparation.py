@@ -81,8 +81,11 @@ def prepare(
     data: Iterable[Any] | None,
     val_data: Iterable[Any] | None,
     seed: int,
+    limits: SpanLimits = OFFERED,
 ) -> Prepared:
     """Return everything about a model that is known without measuring; the model is not changed.
+
+    `limits` tell which choices the candidates are of.
 
     Raises:
         CaptureError: the model or its example inputs are unusable.
@@ -94,7 +97,7 @@ def prepare(
     network = _folded(captured)
     calibration, note = _calibration(network, data, val_data, example, seed)
     pricing = Pricing(network)
-    candidates, refusals = _rewrites(network, pricing)
+    candidates, refusals = _rewrites(network, pricing, limits)
     return Prepared(
         original, free, captured, network, example, calibration, structure_tree(network), pricing, candidates,
         refusals, notes=tuple(text for text in (guess, note) if text),
@@ -167,9 +170,11 @@ def _networks(model: nn.Module, example: Tensor, guess: str = "") -> tuple[fx.Gr
     return original, free, collapse_spans(linearize(captured, free), free)
 
 
-def _rewrites(network: fx.GraphModule, pricing: Pricing) -> tuple[list[Candidate], tuple[Refusal, ...]]:
+def _rewrites(
+    network: fx.GraphModule, pricing: Pricing, limits: SpanLimits = OFFERED
+) -> tuple[list[Candidate], tuple[Refusal, ...]]:
     """Return the rewrites that can be tried, and the spans that cannot be rewritten, or not in every way."""
-    spans = enumerate_spans(network, OFFERED)
+    spans = enumerate_spans(network, limits)
     candidates, too_large = _solvable(pricing.candidates(spans))
     return candidates, (*_refusals(spans), *too_large)
 

@@ -17,7 +17,7 @@ from depthcomp.progress import Progress
 from fx_passes import PlacedConvolution, Plan, linearize, merge, placed_convolutions
 from fx_passes.affine import AffineConv
 
-__all__ = ["Refitter"]
+__all__ = ["Refitter", "Unfitted"]
 
 Pixels = tuple[Positions, Tensor]  # and the tensor's values there (samples, c)
 
@@ -103,6 +103,32 @@ class Refitter:
     def _key(self, place: PlacedConvolution) -> tuple[str, int]:
         """Return whose pixels a place aims at, and how many of them are sampled in a batch."""
         return place.core, samples_per_batch(_system(place).unknowns, self._calibration.least_fitted)
+
+
+class Unfitted:
+    """What a `Refitter` is where nothing is fitted: a plan's weights are what linearizing gives, before training.
+
+    Args:
+        gm: the captured graph, in evaluation mode; it is not changed.
+        calibration: images to judge with.
+    """
+
+    def __init__(self, gm: fx.GraphModule, calibration: CalibrationSet) -> None:
+        self._gm = gm
+        self._calibration = calibration
+
+    def refit(self, plan: Plan, *, progress: Progress | None = None) -> fx.GraphModule:
+        """Return the linearized graph of `plan`."""
+        return linearize(self._gm, plan)
+
+    def loss(self, plan: Plan) -> float:
+        """Return the divergence under `plan`, on the judging images."""
+        changed, total, images = merge(linearize(self._gm, plan), plan), 0.0, 0
+        with torch.no_grad():
+            for _, batch in self._calibration.judging():
+                total += divergence(self._gm(batch), changed(batch)) * len(batch)
+                images += len(batch)
+        return total / images
 
 
 def _system(place: PlacedConvolution) -> RidgeSystem:

@@ -11,8 +11,9 @@ from torch import fx
 from depthcomp.budget import Budget
 from depthcomp.calibration import CalibrationSet
 from depthcomp.errors import BudgetInfeasibleError
+from depthcomp.ladders import Ladder
 from depthcomp.progress import Progress, silent
-from depthcomp.refit import Refitter
+from depthcomp.refit import Refitter, Unfitted
 from depthcomp.timing import LatencyPredictor
 from dp_solver import Chain, Frontier, frontier, solve
 from fx_passes import Plan, SpanChoice, linearize, merge
@@ -75,6 +76,8 @@ class Search:
         predictor: measures whole networks and predicts them.
         calibration: images to refit on, and to rank plans on by their true loss; the plan that is returned is
             refitted on all of them.
+        ladder: the plans to choose among; None for the frontier of the problem.
+        fits: whether plans are refitted and ranked; where not, the plan for a sum is taken as it comes.
     """
 
     def __init__(
@@ -84,15 +87,19 @@ class Search:
         predictor: LatencyPredictor,
         calibration: CalibrationSet,
         *,
+        ladder: Ladder | None = None,
+        fits: bool = True,
         seed: int = 0,
         progress: Progress | None = None,
     ) -> None:
         self.predictor = predictor
-        self.frontier: Frontier = frontier(problem(frozenset()))
+        self.frontier: Frontier | Ladder = frontier(problem(frozenset())) if ladder is None else ladder
         self._problem = problem
         self._network = network
-        self._refitter = Refitter(network, calibration, seed=seed)
-        self._comparer = Refitter(network, calibration.thinned(COMPARED_BATCHES), seed=seed)
+        self._fits = fits
+        thinned = calibration.thinned(COMPARED_BATCHES)
+        self._refitter = Refitter(network, calibration, seed=seed) if fits else Unfitted(network, calibration)
+        self._comparer = Refitter(network, thinned, seed=seed) if fits else Unfitted(network, thinned)
         self._report = progress or silent
         self._true_losses: dict[Option, float] = {}
         self._found: dict[Option, Found] = {}
@@ -175,10 +182,10 @@ class Search:
 
         Importance only adds up approximately. So frontier neighbours are compared by their true loss, and then
         each choice of the best plan is given up in turn, the solver's answer without it taking its place where
-        that is truly better.
+        that is truly better. Without fits the plan stands as the method gave it.
         """
-        if sum_ms < self.frontier.costs[0]:
-            return self.option(0)
+        if not self._fits or sum_ms < self.frontier.costs[0]:
+            return self.option(self._at(sum_ms))
         best = min(self._neighbours(self._at(sum_ms)), key=self._loss)
         for _ in range(CLIMBS):
             better = min([best, *self._without_one(best, sum_ms)], key=self._loss)
