@@ -11,7 +11,14 @@ from torch import Tensor
 
 from depthcomp.errors import DataError
 
-__all__ = ["calibration_batches", "first_images", "in_batches", "synthetic_batches"]
+__all__ = [
+    "calibration_batches",
+    "first_images",
+    "images_of",
+    "in_batches",
+    "require_values",
+    "synthetic_batches",
+]
 
 MAX_IMAGES = 512  # enough for the fits; more only costs time
 BATCH_SIZE = 8  # of the tensors of a whole network, many live at once
@@ -33,7 +40,7 @@ def calibration_batches(data: Iterable[Any], example: Tensor, *, argument: str =
     batches: list[Tensor] = []
     images = 0
     for item in _items(data, argument):
-        batch = _checked(_inputs(item, argument), example, argument)
+        batch = _checked(images_of(item, argument), example, argument)
         batches.append(batch[: MAX_IMAGES - images].to(example.device, example.dtype))
         images += len(batch)
         if images >= MAX_IMAGES:
@@ -55,7 +62,7 @@ def first_images(data: Iterable[Any], *, argument: str = "data") -> Tensor:
         DataError: there is none, or the item holds something else than finite floating-point images.
     """
     for item in _items(data, argument):
-        images = _inputs(item, argument)
+        images = images_of(item, argument)
         images = images.unsqueeze(0) if images.ndim == 3 else images
         if images.ndim != 4:
             raise DataError(
@@ -63,7 +70,7 @@ def first_images(data: Iterable[Any], *, argument: str = "data") -> Tensor:
                 "(n, c, h, w) or one image (c, h, w)"
             )
         if len(images):
-            _require_values(images, argument)
+            require_values(images, argument)
             return images
     raise DataError(_EMPTY.format(argument=argument))
 
@@ -98,8 +105,12 @@ def _items(data: Iterable[Any], argument: str) -> Iterator[Any]:
     yield from itertools.islice(data, MAX_IMAGES)
 
 
-def _inputs(item: Any, argument: str) -> Tensor:
-    """Return the images of one item; labels are left behind."""
+def images_of(item: Any, argument: str) -> Tensor:
+    """Return the images of one item; labels are left behind.
+
+    Raises:
+        DataError: there is no tensor where images are needed.
+    """
     if isinstance(item, Mapping):
         tensors = [value for value in item.values() if isinstance(value, Tensor) and value.ndim >= 3]
         item = max(tensors, key=Tensor.dim, default=item)  # a batch of masks has a dimension less than its images
@@ -121,11 +132,16 @@ def _checked(batch: Tensor, example: Tensor, argument: str) -> Tensor:
             f"{argument} holds images of shape {tuple(batch.shape[1:])}, and the model was captured for "
             f"{tuple(example.shape[1:])}; resize the data, or pass example_inputs of the data's shape"
         )
-    _require_values(batch, argument)
+    require_values(batch, argument)
     return batch
 
 
-def _require_values(images: Tensor, argument: str) -> None:
+def require_values(images: Tensor, argument: str) -> None:
+    """Refuse images of integers, and those that are not finite.
+
+    Raises:
+        DataError: they are.
+    """
     if not images.is_floating_point():
         raise DataError(
             f"{argument} holds images of {images.dtype} and must hold floating-point ones, normalised as for training; "
