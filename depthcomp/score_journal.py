@@ -97,6 +97,8 @@ class ScoreJournal:
                 write_atomically(self._path, "".join(f"{line.model_dump_json()}\n" for line in others).encode())
             else:
                 self._path.unlink(missing_ok=True)
+        if not others:
+            self._path.with_name(f"{self._path.name}.lock").unlink(missing_ok=True)
 
     def _keep(self, line: _Line) -> None:
         self._scores[line.entry] = float("nan") if line.score is None else line.score
