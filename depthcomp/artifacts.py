@@ -31,6 +31,7 @@ from latency_tables import Timing
 from latency_tables.json_file import first_fault
 
 if TYPE_CHECKING:
+    from depthcomp.importance_file import ImportanceTable
     from depthcomp.result import CompressionResult, FrontierPoint, Refusal, SpanRecord
 
 __all__ = [
@@ -328,8 +329,8 @@ def _attach_attributes(gm: fx.GraphModule, stored: StoredNetwork) -> None:
 def save_result(result: CompressionResult, directory: str | os.PathLike[str]) -> Path:
     """Write everything that a compression found to a folder, created if need be, and return the folder.
 
-    plan.json, model.json and model.safetensors, model.onnx, latency_table.json, result.json, report.html and
-    frontier.svg. Each file is written whole or not at all.
+    plan.json, model.json and model.safetensors, model.onnx, latency_table.json, importance.json, result.json,
+    report.html and frontier.svg. Each file is written whole or not at all.
 
     Raises:
         ArtifactError: the folder cannot be written, or the network cannot be stored or exported.
@@ -343,6 +344,10 @@ def save_result(result: CompressionResult, directory: str | os.PathLike[str]) ->
         result.table.save(folder / "latency_table.json")
     except TableError as error:
         raise ArtifactError(f"the latency table cannot be saved: {error}") from error
+    try:
+        result.importance.save(folder / "importance.json")
+    except TableError as error:
+        raise ArtifactError(f"the importance table cannot be saved: {error}") from error
     write_atomically(folder / "result.json", _json_bytes(result_json(result)))
     write_report(result, folder)
     return folder
@@ -362,6 +367,7 @@ def result_json(result: CompressionResult) -> dict[str, Any]:
         "speedup": result.speedup,
         "loss": result.loss,
         "rank_correlation": result.rank_correlation,
+        "importance": _importance(result.importance),
         "original_depth": result.original_depth,
         "depth": result.depth,
         "free_merges": [asdict(choice) for choice in result.free_merges],
@@ -376,6 +382,15 @@ def result_json(result: CompressionResult) -> dict[str, Any]:
     }
     finite: dict[str, Any] = _finite(content)
     return finite
+
+
+def _importance(table: ImportanceTable) -> dict[str, Any]:
+    return {
+        "method": table.method,
+        "settings": dict(table.settings),
+        "seconds": table.seconds,
+        "choices": len(table.losses),
+    }
 
 
 def _timing(timing: Timing) -> dict[str, Any]:

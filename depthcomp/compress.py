@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -14,7 +15,8 @@ from depthcomp.budget import Budget
 from depthcomp.depth import convolution_depth
 from depthcomp.errors import BudgetError, BudgetInfeasibleError, DepthCompError
 from depthcomp.files import require_writable
-from depthcomp.importance import calibrated
+from depthcomp.importance_config import ImportanceConfig
+from depthcomp.importance_file import ImportanceTable
 from depthcomp.ladders import Ladder
 from depthcomp.ladders import Offer as LadderOffer
 from depthcomp.methods import Method, find_method
@@ -22,6 +24,7 @@ from depthcomp.preparation import Prepared, measurable, prepare
 from depthcomp.pricing import Candidate, Pricing
 from depthcomp.progress import Progress, Stages
 from depthcomp.result import CompressionResult, FrontierPoint, SpanRecord
+from depthcomp.scoring import Importance, Scored, images_of, parse_importance, score_choices
 from depthcomp.search import Found, Search
 from depthcomp.table_store import TableStore
 from depthcomp.timing import LatencyPredictor, NetworkTimer
@@ -46,7 +49,7 @@ def compress_depth(
     table: LatencyTable | str | os.PathLike[str] | None = None,
     precision: str = "fp32",
     method: str = "depthcomp",
-    importance: str = "calibrated",
+    importance: Importance = "calibrated",
     finetune: None = None,
     output_dir: str | os.PathLike[str] | None = None,
     seed: int = 0,
@@ -60,7 +63,7 @@ def compress_depth(
         example_inputs: a batch of images (n, c, h, w); latency is measured at this shape. Taken from the data,
             or else from the model's own configuration, where absent.
         data: calibration images, normalised as for training: a DataLoader or an iterable of x, (x, y) or dicts;
-            labels are not used. Absent: synthetic images with the spectrum of natural ones, and a warning.
+            integer classes y are used. Absent: synthetic images with the spectrum of natural ones, and a warning.
         val_data: other images, on which the loss is estimated and nothing is fitted; absent: each third of `data`
             in turn, by fits on the other two.
         backend: one of `latency_tables.backends.BACKEND_NAMES`, such as "onnxruntime", "openvino", "torch" or
@@ -70,10 +73,12 @@ def compress_depth(
         precision: "fp32".
         method: how the plan is chosen, one of `depthcomp.methods.METHODS`: "depthcomp", or for comparison "kim23",
             "layermerge", "depthshrinker", "uniform" or "random", which fit nothing: train what they return.
-        importance: "calibrated": closed-form fits and the divergence of outputs, no labels, no training.
+        importance: what a choice costs in loss: "calibrated", by closed-form fits, no training; "kim23" or
+            "layermerge", by a little training of each choice; settings, such as `FinetunedImportance(steps=100)`; or
+            the path of an importance.json that an earlier run left in its `output_dir`.
         finetune: None; train `result.trainable` and call `fx_passes.merge` with `result.plan` to fine-tune.
-        output_dir: where everything is saved; a run that is killed while measuring latencies resumes from there,
-            and what was measured in other environments stays beside it.
+        output_dir: where everything is saved; a run that is killed while measuring latencies or scoring choices resumes
+            from there, and what was measured in other environments stays beside it.
         seed: of everything random.
         progress: called as (stage, done, total).
 
@@ -96,13 +101,17 @@ def compress_depth(
         >>> result.original_ms, result.predicted_ms, result.measured_ms    # doctest: +SKIP
     """
     wanted, chosen = Budget.parse(budget), find_method(method)
-    _require_supported(precision, importance, finetune)
+    _require_supported(precision, finetune)
+    scoring = parse_importance(importance if chosen.scored else ImportanceTable({}))
     runtime = as_backend(backend)
     folder = None if output_dir is None else require_writable(output_dir)
     store, stages = TableStore.open(table, runtime.environment(), folder), Stages(progress)
 
     with stages("capturing"):
-        prepared = measurable(prepare(model, example_inputs, data, val_data, seed, chosen.limits), store.failures)
+        prepared = measurable(
+            prepare(model, example_inputs, data, val_data, seed, most=images_of(scoring), limits=chosen.limits),
+            store.failures,
+        )
         prepared = replace(prepared, candidates=chosen.candidates(prepared.network, prepared.candidates))
         _announce(prepared.notes)
     with stages("measuring the original"):
@@ -112,7 +121,9 @@ def compress_depth(
         offer = _offer(prepared, _complete(store, prepared, runtime, seed, stages.report))
         _require_room(wanted, timer.original.median_ms, offer.candidates, prepared, _TOO_LITTLE)
     with stages("scoring choices"):
-        losses = _losses(prepared, offer, seed, stages.report) if chosen.scored else _unscored(offer)
+        scored = _scored(chosen, prepared, offer, scoring, folder, seed, stages.report)
+        _announce(scored.notes)
+        losses = scored.losses
     with stages("searching"):
         search = _search(chosen, prepared, offer, losses, timer, seed, stages.report)
         found = search.meet(wanted)
@@ -120,13 +131,14 @@ def compress_depth(
     offer = replace(offer, table=replace(offer.table, calibration=search.predictor.calibration))
     store.keep_calibration(offer.table)
     result = _result(
-        prepared, offer, losses, search, found,
+        prepared, offer, scored, search, found,
         budget=wanted, environment=store.environment, seed=seed, seconds=stages.seconds,
     )  # fmt: skip
     if folder is not None:
         with stages("saving"):
             result.save(folder)
             store.forget_journal()  # all of it stands in latency_table.json now
+            scored.journal.forget()  # and in importance.json
     return result
 
 
@@ -147,11 +159,9 @@ class _Offer:
     total_ms: float
 
 
-def _require_supported(precision: str, importance: str, finetune: object) -> None:
+def _require_supported(precision: str, finetune: object) -> None:
     if precision != "fp32":
         raise DepthCompError(f"precision (={precision!r}) must be 'fp32', in which operators are timed")
-    if importance != "calibrated":
-        raise DepthCompError(f"importance (={importance!r}) must be 'calibrated'")
     if finetune is not None:
         raise DepthCompError(
             f"finetune (={finetune!r}) must be None: train result.trainable with your own loop, "
@@ -183,15 +193,22 @@ def _offer(prepared: Prepared, table: LatencyTable) -> _Offer:
     return _Offer(table, worthwhile, savings_ms, total_ms)
 
 
-def _losses(prepared: Prepared, offer: _Offer, seed: int, progress: Progress) -> dict[SpanChoice, float]:
-    return calibrated(
-        prepared.network, offer.candidates, prepared.calibration, offer.savings_ms, seed=seed, progress=progress
+def _scored(
+    method: Method,
+    prepared: Prepared,
+    offer: _Offer,
+    importance: ImportanceConfig | ImportanceTable,
+    folder: Path | None,
+    seed: int,
+    progress: Progress,
+) -> Scored:
+    """Return the losses of the rewrites; where the method asks for none, no loss for each."""
+    if not method.scored:
+        losses = dict.fromkeys((candidate.choice for candidate in offer.candidates), 0.0)
+        return Scored(ImportanceTable(losses, method="none"), losses)
+    return score_choices(
+        prepared, offer.candidates, offer.savings_ms, importance, folder=folder, seed=seed, progress=progress
     )
-
-
-def _unscored(offer: _Offer) -> dict[SpanChoice, float]:
-    """Return no loss for each rewrite."""
-    return dict.fromkeys((candidate.choice for candidate in offer.candidates), 0.0)
 
 
 def _search(
@@ -246,7 +263,7 @@ def _require_room(
 def _result(
     prepared: Prepared,
     offer: _Offer,
-    losses: Mapping[SpanChoice, float],
+    scored: Scored,
     search: Search,
     found: Found,
     *,
@@ -272,15 +289,16 @@ def _result(
         rank_correlation=search.rank_correlation(),
         original_depth=convolution_depth(prepared.original),
         depth=convolution_depth(model),
-        spans=tuple(_record(by_choice[c], prepared.pricing, offer.table, losses[c]) for c in found.plan),
+        spans=tuple(_record(by_choice[c], prepared.pricing, offer.table, scored.losses[c]) for c in found.plan),
         refusals=prepared.refusals,
-        warnings=prepared.notes,
+        warnings=(*prepared.notes, *scored.notes),
         environment=environment,
         table=offer.table,
         example_inputs=(prepared.example,),
         seed=seed,
         seconds=seconds,
         free_merges=prepared.free,
+        importance=scored.table,
     )
 
 

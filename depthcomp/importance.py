@@ -7,8 +7,10 @@ are compared. Importance is lower-is-better; the sum over a plan's choices stand
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -23,12 +25,22 @@ from depthcomp.execution import Tail, record
 from depthcomp.fit import Design, RidgeSystem, design_of, sample_positions, starting_point
 from depthcomp.pricing import Candidate
 from depthcomp.progress import Progress, silent
+from depthcomp.score_journal import ScoreJournal
 from fx_passes import SpanChoice
 from fx_passes.affine import AffineConv
 from fx_passes.collapse import collapse
 from fx_passes.operators import Role, role
 
-__all__ = ["calibrated", "divergence", "fit_candidates", "samples_per_batch", "unknowns", "whole_states"]
+__all__ = [
+    "calibrated",
+    "divergence",
+    "divergence_of",
+    "fit_candidates",
+    "is_scores",
+    "samples_per_batch",
+    "unknowns",
+    "whole_states",
+]
 
 LARGEST_SYSTEM = 3000  # unknowns per output channel; the Gram matrix then has 72 MB and is solved in seconds
 LEAST_SCORED = 64  # candidates that see all judging batches
@@ -44,16 +56,26 @@ def divergence(original: Any, changed: Any) -> float:
     For one tensor of class scores (n, classes) this is the mean KL(softmax original || softmax changed) in
     nats; for any other output, the squared error relative to the original's variance, averaged over tensors.
     """
+    return float(divergence_of(original, changed))
+
+
+def divergence_of(original: Any, changed: Any) -> Tensor:
+    """Return the divergence as a tensor () of float64 that can be differentiated."""
     pairs = [
         (a, b)
         for a, b in zip(tree_leaves(original), tree_leaves(changed), strict=True)
         if isinstance(a, Tensor) and a.is_floating_point()
     ]
-    if len(pairs) == 1 and pairs[0][0].ndim == 2 and pairs[0][0].shape[1] > 1:
+    if len(pairs) == 1 and is_scores(pairs[0][0]):
         scores, other = (F.log_softmax(t.double(), dim=1) for t in pairs[0])
-        return float(F.kl_div(other, scores, log_target=True, reduction="batchmean"))
+        return F.kl_div(other, scores, log_target=True, reduction="batchmean")
     errors = [(a - b).square().mean() / _power(a) for a, b in pairs]
-    return float(torch.stack(errors).mean()) if errors else 0.0
+    return torch.stack(errors).mean() if errors else torch.zeros(())
+
+
+def is_scores(output: Any) -> bool:
+    """Say whether an output holds a score for each class of each image, (n, classes)."""
+    return isinstance(output, Tensor) and output.ndim == 2 and output.shape[1] > 1
 
 
 def _power(values: Tensor) -> Tensor:
@@ -70,6 +92,7 @@ def calibrated(
     *,
     seed: int = 0,
     progress: Progress | None = None,
+    journal: ScoreJournal | None = None,
 ) -> dict[SpanChoice, float]:
     """Return the loss of each candidate; those whose least-squares system is too large are left out.
 
@@ -82,19 +105,25 @@ def calibrated(
         savings_ms: what each choice saves, in ms.
         seed: for the sampled pixels.
         progress: called as (what, done, total).
+        journal: what was scored before, and where each new score goes; fits are not kept, so a run that resumes
+            solves them again.
     """
-    report = progress or silent
-    operators = fit_candidates(gm, candidates, calibration, seed=seed, progress=report)
-    losses: dict[SpanChoice, list[float]] = {choice: [] for choice in operators}
-    scored = [candidate for candidate in candidates if candidate.choice in operators]
+    report, known = progress or silent, ScoreJournal() if journal is None else journal
+    operators = functools.cache(lambda: fit_candidates(gm, candidates, calibration, seed=seed, progress=report))
+    scored = [c for c in candidates if c.choice.kind != "fit" or unknowns(c) <= LARGEST_SYSTEM]
+    losses: dict[SpanChoice, list[float]] = {candidate.choice: [] for candidate in scored}
     judging = list(itertools.islice(calibration.judging(), MOST_JUDGING))
     sizes = _survivors(len(scored), len(judging))
     done = itertools.count(1)
-    for (fold, batch), size in zip(judging, sizes, strict=True):
+    for number, ((fold, batch), size) in enumerate(zip(judging, sizes, strict=True)):
         scored = scored[:size]
-        tail = Tail(gm, batch)
+        tail = functools.cache(functools.partial(Tail, gm, batch))
         for candidate in scored:
-            losses[candidate.choice].append(_loss(tail, candidate, operators[candidate.choice][fold]))
+            entry = f"{candidate.choice} on batch {number}"
+            if entry not in known:
+                operator, start = operators()[candidate.choice][fold], time.perf_counter()
+                known.add(entry, _loss(tail(), candidate, operator), time.perf_counter() - start)
+            losses[candidate.choice].append(known[entry])
             report("scoring", next(done), sum(sizes))
         scored.sort(key=lambda candidate: _mean(losses[candidate.choice]) / savings_ms[candidate.choice])
     return {choice: max(_mean(found), 0.0) for choice, found in losses.items()}

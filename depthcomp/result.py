@@ -12,6 +12,7 @@ from torch import Tensor, fx
 
 from depthcomp import artifacts, engine, export
 from depthcomp.budget import Budget
+from depthcomp.importance_file import ImportanceTable
 from depthcomp.progress import Progress
 from fx_passes import Plan, SpanChoice
 from latency_tables import Environment, LatencyTable, Timing
@@ -98,6 +99,7 @@ class CompressionResult:
         seconds: wall time of each stage.
         free_merges: spans of the original that were one convolution already and were merged first, at no loss;
             `plan` is for the network after that.
+        importance: the loss of every choice that was scored, how it was found and what that cost in seconds.
     """
 
     model: fx.GraphModule
@@ -122,6 +124,7 @@ class CompressionResult:
     seed: int
     seconds: dict[str, float] = field(default_factory=dict)
     free_merges: Plan = field(default_factory=Plan)
+    importance: ImportanceTable = field(default_factory=lambda: ImportanceTable({}))
 
     def __repr__(self) -> str:
         return (
@@ -193,7 +196,7 @@ class CompressionResult:
         """Write everything to a folder, which `depthcomp.load` reads back; return the folder.
 
         plan.json, model.json and model.safetensors (the network), model.onnx, result.json (the numbers),
-        latency_table.json, report.html and frontier.svg. Each file is written whole or not at all.
+        latency_table.json, importance.json, report.html and frontier.svg. Each file is written whole or not at all.
 
         Raises:
             ArtifactError: the folder cannot be written.
