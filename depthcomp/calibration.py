@@ -67,9 +67,9 @@ class CalibrationSet:
         """Yield the fold and the images of each judging batch, the folds taking turns."""
         return ((fold, self.batches[index]) for fold, index in self._turns())
 
-    def judging_labels(self) -> list[Tensor] | None:
-        """Return the labels of each judging batch in the order of `judging`, or None where there are no labels."""
-        return None if self.labels is None else [self.labels[index] for _, index in self._turns()]
+    def judging_labels(self) -> Iterator[Tensor | None]:
+        """Yield the labels of each judging batch in the order of `judging`, None where there are none."""
+        return (None if self.labels is None else self.labels[index] for _, index in self._turns())
 
     def _turns(self) -> Iterator[tuple[int, int]]:
         """Yield the fold and the index of each judging batch."""

@@ -37,6 +37,7 @@ __all__ = [
     "divergence_of",
     "fit_candidates",
     "is_scores",
+    "rise_of_loss",
     "samples_per_batch",
     "unknowns",
     "whole_states",
@@ -78,6 +79,20 @@ def is_scores(output: Any) -> bool:
     return isinstance(output, Tensor) and output.ndim == 2 and output.shape[1] > 1
 
 
+def rise_of_loss(original: Any, changed: Any, labels: Tensor | None) -> float:
+    """Return by how much the loss rises from one network's outputs to another's on the same images.
+
+    Without labels this is the divergence. With labels (n,) of class scores it is the mean of the divergence and the
+    rise of the cross-entropy: both estimate the same where the original is right about its own certainty; the
+    divergence has less noise on few images, and the labels know where the original errs.
+    """
+    gap = divergence(original, changed)
+    if labels is None:
+        return gap
+    before, after = (float(F.cross_entropy(s.double(), labels.to(s.device))) for s in (original, changed))
+    return (gap + after - before) / 2
+
+
 def _power(values: Tensor) -> Tensor:
     """Return the variance of values, or their mean square where they do not vary."""
     variance, square = values.var(correction=0), values.square().mean()
@@ -113,6 +128,7 @@ def calibrated(
     scored = [c for c in candidates if c.choice.kind != "fit" or unknowns(c) <= LARGEST_SYSTEM]
     losses: dict[SpanChoice, list[float]] = {candidate.choice: [] for candidate in scored}
     judging = list(itertools.islice(calibration.judging(), MOST_JUDGING))
+    labels = list(calibration.judging_labels())
     sizes = _survivors(len(scored), len(judging))
     done = itertools.count(1)
     for number, ((fold, batch), size) in enumerate(zip(judging, sizes, strict=True)):
@@ -122,7 +138,8 @@ def calibrated(
             entry = f"{candidate.choice} on batch {number}"
             if entry not in known:
                 operator, start = operators()[candidate.choice][fold], time.perf_counter()
-                known.add(entry, _loss(tail(), candidate, operator), time.perf_counter() - start)
+                loss = _loss(tail(), candidate, operator, labels[number])
+                known.add(entry, loss, time.perf_counter() - start)
             losses[candidate.choice].append(known[entry])
             report("scoring", next(done), sum(sizes))
         scored.sort(key=lambda candidate: _mean(losses[candidate.choice]) / savings_ms[candidate.choice])
@@ -260,11 +277,11 @@ def _systems(fits: Sequence[Candidate]) -> dict[Design, tuple[RidgeSystem, set[s
     return {d: (RidgeSystem(d, kernels[d], channels[d]), cores[d]) for d in kernels}
 
 
-def _loss(tail: Tail, candidate: Candidate, operator: AffineConv | None) -> float:
-    entry = tail.value(candidate.span.entry)
-    if operator is None:
-        return divergence(tail.output, tail.rerun(candidate.span.exit, entry))
-    return divergence(tail.output, tail.rerun(candidate.span.core, operator.to(entry)(entry)))
+def _loss(tail: Tail, candidate: Candidate, operator: AffineConv | None, labels: Tensor | None) -> float:
+    entry, name = tail.value(candidate.span.entry), candidate.span.exit
+    if operator is not None:
+        entry, name = operator.to(entry)(entry), candidate.span.core
+    return rise_of_loss(tail.output, tail.rerun(name, entry), labels)
 
 
 def _merged(gm: fx.GraphModule, candidate: Candidate) -> AffineConv:

@@ -27,7 +27,7 @@ class _Choice(BaseModel):
     entry: str
     exit: str
     kind: Literal["merge", "fit", "drop"]
-    kernel: list[int] | None
+    kernel: tuple[int, int] | None
     end: Literal["original", "inserted", "none"]
     pruned: list[str]
     loss: float | None
@@ -114,8 +114,8 @@ class ImportanceTable:
 def _losses(choices: Iterable[_Choice]) -> dict[SpanChoice, float]:
     losses: dict[SpanChoice, float] = {}
     for stored in choices:
-        kernel = None if stored.kernel is None else (stored.kernel[0], stored.kernel[-1])
-        choice = SpanChoice(stored.entry, stored.exit, stored.kind, kernel, stored.end, tuple(stored.pruned))
+        pruned = tuple(stored.pruned)
+        choice = SpanChoice(stored.entry, stored.exit, stored.kind, stored.kernel, stored.end, pruned)
         Plan.from_json(Plan((choice,)).to_json())  # the checks of a plan's choices
         if choice in losses:
             raise PlanError(f"{choice} stands there twice; remove one")

@@ -12,7 +12,7 @@ from torch import Tensor, fx
 from depthcomp.calibration import CalibrationSet
 from depthcomp.execution import Stream, record
 from depthcomp.fit import Positions, RidgeSystem, design_of, sample_positions, starting_point
-from depthcomp.importance import divergence, samples_per_batch, whole_states
+from depthcomp.importance import rise_of_loss, samples_per_batch, whole_states
 from depthcomp.progress import Progress
 from fx_passes import PlacedConvolution, Plan, linearize, merge, placed_convolutions
 from fx_passes.affine import AffineConv
@@ -65,9 +65,10 @@ class Refitter:
         judges = self._calibration.judges
         networks = {fold: merge(self.refit(plan, unseen=fold if judges else None), plan) for fold in judges or (0,)}
         total, images = 0.0, 0
+        labels = self._calibration.judging_labels()
         with torch.no_grad():
-            for (fold, batch), wanted in zip(self._calibration.judging(), self._outputs, strict=True):
-                total += divergence(wanted, networks[fold](batch)) * len(batch)
+            for (fold, batch), wanted, classes in zip(self._calibration.judging(), self._outputs, labels, strict=True):
+                total += rise_of_loss(wanted, networks[fold](batch), classes) * len(batch)
                 images += len(batch)
         return total / images
 
