@@ -14,6 +14,7 @@ from depthcomp.budget import Budget
 from depthcomp.depth import convolution_depth
 from depthcomp.errors import BudgetError, BudgetInfeasibleError, DepthCompError
 from depthcomp.files import require_writable
+from depthcomp.finetune import rehearse
 from depthcomp.importance import calibrated
 from depthcomp.preparation import Prepared, measurable, prepare
 from depthcomp.pricing import Candidate, Pricing
@@ -22,6 +23,8 @@ from depthcomp.result import CompressionResult, FrontierPoint, SpanRecord
 from depthcomp.search import Found, Search
 from depthcomp.table_store import TableStore
 from depthcomp.timing import LatencyPredictor, NetworkTimer
+from depthcomp.training.config import FinetuneConfig
+from depthcomp.tuned_result import require_tunable, tuned
 from dp_solver import Chain
 from fx_passes import SpanChoice, linearize, merge, placed_convolutions
 from latency_tables import AnyBackend, Environment, LatencyTable, as_backend
@@ -43,7 +46,7 @@ def compress_depth(
     table: LatencyTable | str | os.PathLike[str] | None = None,
     precision: str = "fp32",
     importance: str = "calibrated",
-    finetune: None = None,
+    finetune: FinetuneConfig | None = None,
     output_dir: str | os.PathLike[str] | None = None,
     seed: int = 0,
     progress: Progress | None = None,
@@ -65,9 +68,11 @@ def compress_depth(
             the line from sums of its entries to the whole networks that are measured here.
         precision: "fp32".
         importance: "calibrated": closed-form fits and the divergence of outputs, no labels, no training.
-        finetune: None; train `result.trainable` and call `fx_passes.merge` with `result.plan` to fine-tune.
+        finetune: how to fine-tune what was found, with the original as teacher, on all of `data` and on the labels in
+            them; `val_data`, or else a part of `data`, decides whether that was any good. None: not at all.
         output_dir: where everything is saved; a run that is killed while measuring latencies resumes from there,
-            and what was measured in other environments stays beside it.
+            and what was measured in other environments stays beside it. What was found is saved before it is
+            fine-tuned, with the checkpoint below it.
         seed: of everything random.
         progress: called as (stage, done, total).
 
@@ -76,26 +81,30 @@ def compress_depth(
         BudgetInfeasibleError: no plan meets the budget, or none is faster than the original when both are measured
             side by side; `best_ms` is what the fastest one was measured at.
         CaptureError: the model or its example inputs are unusable.
-        DataError: the data are empty or do not fit the model.
+        DataError: the data are empty or do not fit the model, or cannot be read twice to fine-tune.
         BackendUnavailableError: `backend` is unknown, or no backend.
         MissingPackageError: the backend's library is not installed.
         TableMismatchError: the table was measured in another environment.
         TableError: the table or the journal in `output_dir` cannot be read or written, the backend refuses the
             network or an operator, or the table says that one of the network's own could not be measured.
         ArtifactError: `output_dir` cannot be written, or the network cannot be exported to ONNX.
+        TrainingError: fine-tuning cannot go on.
 
     Example:
         >>> result = compress_depth(model, "75%", data=loader)             # doctest: +SKIP
         >>> result.original_ms, result.predicted_ms, result.measured_ms    # doctest: +SKIP
     """
     wanted = Budget.parse(budget)
-    _require_supported(precision, importance, finetune)
+    _require_supported(precision, importance)
+    require_tunable(finetune, data, val_data)
     runtime = as_backend(backend)
     folder = None if output_dir is None else require_writable(output_dir)
     store, stages = TableStore.open(table, runtime.environment(), folder), Stages(progress)
 
     with stages("capturing"):
         prepared = measurable(prepare(model, example_inputs, data, val_data, seed), store.failures)
+        if finetune is not None:
+            rehearse(prepared.network, data, val_data, finetune)
         _announce(prepared.notes)
     with stages("measuring the original"):
         timer = NetworkTimer(prepared.original, (prepared.example,), runtime, seed=seed, progress=stages.report)
@@ -119,6 +128,8 @@ def compress_depth(
         with stages("saving"):
             result.save(folder)
             store.forget_journal()  # all of it stands in latency_table.json now
+    if finetune is not None:
+        result = tuned(result, prepared, data, val_data, finetune, timer, stages, folder)
     return result
 
 
@@ -139,16 +150,11 @@ class _Offer:
     total_ms: float
 
 
-def _require_supported(precision: str, importance: str, finetune: object) -> None:
+def _require_supported(precision: str, importance: str) -> None:
     if precision != "fp32":
         raise DepthCompError(f"precision (={precision!r}) must be 'fp32', in which operators are timed")
     if importance != "calibrated":
         raise DepthCompError(f"importance (={importance!r}) must be 'calibrated'")
-    if finetune is not None:
-        raise DepthCompError(
-            f"finetune (={finetune!r}) must be None: train result.trainable with your own loop, "
-            "then call fx_passes.merge(result.trainable, result.plan)"
-        )
 
 
 def _announce(notes: Iterable[str]) -> None:
@@ -254,6 +260,7 @@ def _result(
         seed=seed,
         seconds=seconds,
         free_merges=prepared.free,
+        original=prepared.network,
     )
 
 

@@ -23,7 +23,15 @@ from depthcomp.training.recipe import require_timm
 from depthcomp.training.trainer import Trainer, Training
 from fx_passes import Plan, insert_norms, merge, placed_convolutions
 
-__all__ = ["FinetuneRecord", "Finetuned", "FinetunedPlan", "finetune", "finetune_plan", "with_norms_for_fits"]
+__all__ = [
+    "FinetuneRecord",
+    "Finetuned",
+    "FinetunedPlan",
+    "finetune",
+    "finetune_plan",
+    "rehearse",
+    "with_norms_for_fits",
+]
 
 TOLERANCE = 1e-3  # of the largest output, between the network that was trained and its merged form, in single precision
 
@@ -78,6 +86,7 @@ def finetune(
     config: FinetuneConfig | None = None,
     *,
     folder: str | os.PathLike[str] | None = None,
+    anew: bool = False,
     progress: Progress | None = None,
 ) -> Finetuned:
     """Return a copy of `student` with weights trained on; `student` and `teacher` are not changed.
@@ -94,6 +103,8 @@ def finetune(
         config: how to train.
         folder: for checkpoint.json, files of tensors and log.jsonl. A training that was interrupted goes on from
             there, to the same bits where it runs in one process on a CPU; a finished one is not run again.
+        anew: whether to begin anew, with a warning, where the folder holds an unfinished training of another network
+            or configuration, which is refused otherwise. A finished one gives way to the next in any case.
         progress: called as (stage, done, total).
 
     Raises:
@@ -115,12 +126,30 @@ def finetune(
             frozen.to(processes.device)
         training = Trainer(
             copy.deepcopy(student), Objective(config, frozen), batches, judging, config, processes,
-            None if folder is None else Path(folder), progress or silent,
+            None if folder is None else Path(folder), progress or silent, anew=anew,
         ).run()  # fmt: skip
     network = copy.deepcopy(student)
     if training.best is not None:
         network.load_state_dict(training.best)
     return Finetuned(network.eval().cpu(), _record(training))
+
+
+def rehearse(
+    network: nn.Module, train: Iterable[Any], val: Iterable[Any] | None, config: FinetuneConfig | None = None
+) -> None:
+    """Compute the loss of a network that is its own teacher on the first batches, so that faults show at once.
+
+    Raises:
+        DataError: the data are empty, cannot be read twice, or do not fit the network.
+        TrainingError: there is nothing to train by, or the device cannot be used.
+    """
+    config = config or FinetuneConfig()
+    with joined_processes(config.device) as processes, own_randomness(processes.device), torch.no_grad():
+        copied = copy.deepcopy(network).eval().to(processes.device)
+        objective = Objective(config, copied)
+        for source in sources(train, val, config, processes):
+            first = next(source.epoch(0)).to(processes.device, torch.contiguous_format)
+            objective.judge(copied, [first], objective.metric_name(first), processes)
 
 
 def _record(training: Training) -> FinetuneRecord:
@@ -164,6 +193,7 @@ def finetune_plan(
     *,
     calibration: Sequence[Tensor],
     folder: str | os.PathLike[str] | None = None,
+    anew: bool = False,
     progress: Progress | None = None,
 ) -> FinetunedPlan:
     """Return a compression with weights trained on, merged, and compared with what was trained.
@@ -179,6 +209,7 @@ def finetune_plan(
         config: how to train.
         calibration: batches of images, by which the norms begin and the merged network is compared.
         folder: as for `finetune`.
+        anew: as for `finetune`.
         progress: called as (stage, done, total).
 
     Raises:
@@ -186,7 +217,7 @@ def finetune_plan(
     """
     config = config or FinetuneConfig()
     student = with_norms_for_fits(trainable, plan, calibration) if config.fit_norms else trainable
-    tuned = finetune(student, teacher, train, val, config, folder=folder, progress=progress)
+    tuned = finetune(student, teacher, train, val, config, folder=folder, anew=anew, progress=progress)
     assert isinstance(tuned.network, fx.GraphModule)  # as the student is
     if tuned.record.best == "untrained":
         return FinetunedPlan(merge(trainable, plan), trainable, tuned.record)

@@ -12,6 +12,7 @@ from torch import Tensor, fx
 
 from depthcomp import artifacts, engine, export
 from depthcomp.budget import Budget
+from depthcomp.finetune import FinetuneRecord
 from depthcomp.progress import Progress
 from fx_passes import Plan, SpanChoice
 from latency_tables import Environment, LatencyTable, Timing
@@ -98,6 +99,9 @@ class CompressionResult:
         seconds: wall time of each stage.
         free_merges: spans of the original that were one convolution already and were merged first, at no loss;
             `plan` is for the network after that.
+        original: the network before, its norms folded and the free merges carried out; the teacher in fine-tuning.
+        finetuned: what fine-tuning came to, where it was asked for; `model` and `trainable` are its outcome then, and
+            `loss` is still that before it.
     """
 
     model: fx.GraphModule
@@ -122,6 +126,8 @@ class CompressionResult:
     seed: int
     seconds: dict[str, float] = field(default_factory=dict)
     free_merges: Plan = field(default_factory=Plan)
+    original: fx.GraphModule | None = None
+    finetuned: FinetuneRecord | None = None
 
     def __repr__(self) -> str:
         return (
