@@ -19,12 +19,8 @@ from depthcomp.errors import DataError, DepthCompError, MissingPackageError
 from depthcomp.images import decode, image_files, in_turns
 from depthcomp.models import normalization
 
-__all__ = ["DATA_HELP", "load_data", "names_data"]
+__all__ = ["load_data", "names_data"]
 
-DATA_HELP = (
-    "folder:PATH (a folder for each class, in the order of the network's classes), torchvision:FashionMNIST:train, "
-    "package.module:function, which returns a DataLoader or Dataset, or the path of a folder of images, labels not used"
-)
 LARGE = 128  # pixels: from here on networks see the middle of an image, as ImageNet's do, below all of it
 MIDDLE = 0.875
 LEAST_CROP = 0.5  # of an image's area, when training
@@ -54,7 +50,9 @@ def load_data(
     statistics where it has none and takes colours); for training, they are cropped and mirrored at random.
 
     Args:
-        spec: as `DATA_HELP` says.
+        spec: `folder:PATH`, with a folder of images for each class, in the order of the network's classes;
+            `torchvision:NAME`, `torchvision:NAME:SPLIT`; `package.module:function`, which returns a DataLoader, a
+            Dataset or batches; or the path of a folder of images without labels.
         model: its `pretrained_cfg` or `default_cfg` is read.
         example: its example input, (n, c, h, w).
         training: whether to crop and mirror at random.
@@ -129,7 +127,9 @@ def _folder(folder: Path, transform: Any) -> Dataset[Any]:
         dataset: Dataset[Any] = ImageFolder(str(folder), transform)
     except (OSError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
-        raise DataError(f"{folder} holds no folder of images for each class ({reason}); give folder:PATH of one") from error
+        raise DataError(
+            f"{folder} holds no folder of images for each class ({reason}); give folder:PATH of one"
+        ) from error
     return dataset
 
 

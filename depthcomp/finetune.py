@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from depthcomp.progress import Progress, silent
 from depthcomp.training.batches import own_randomness, sources
 from depthcomp.training.config import FinetuneConfig
 from depthcomp.training.objective import Objective
-from depthcomp.training.processes import joined_processes
+from depthcomp.training.processes import Processes, joined_processes
 from depthcomp.training.recipe import require_timm
 from depthcomp.training.trainer import Trainer, Training
 from fx_passes import Plan, insert_norms, merge, placed_convolutions
@@ -33,6 +34,7 @@ __all__ = [
     "with_norms_for_fits",
 ]
 
+CALIBRATION_BATCHES = 8  # whose tensors tell the statistics that norms begin with, where none are given
 TOLERANCE = 1e-3  # of the largest output, between the network that was trained and its merged form, in single precision
 
 
@@ -191,7 +193,7 @@ def finetune_plan(
     val: Iterable[Any] | None = None,
     config: FinetuneConfig | None = None,
     *,
-    calibration: Sequence[Tensor],
+    calibration: Sequence[Tensor] | None = None,
     folder: str | os.PathLike[str] | None = None,
     anew: bool = False,
     progress: Progress | None = None,
@@ -207,7 +209,8 @@ def finetune_plan(
         train: as for `finetune`.
         val: as for `finetune`.
         config: how to train.
-        calibration: batches of images, by which the norms begin and the merged network is compared.
+        calibration: batches of images, by which the norms begin and the merged network is compared; None for the
+            first ones of `train`.
         folder: as for `finetune`.
         anew: as for `finetune`.
         progress: called as (stage, done, total).
@@ -216,6 +219,7 @@ def finetune_plan(
         TrainingError: as for `finetune`, or the merged network is not the function that was trained.
     """
     config = config or FinetuneConfig()
+    calibration = _first_images(train, val, config) if calibration is None else calibration
     student = with_norms_for_fits(trainable, plan, calibration) if config.fit_norms else trainable
     tuned = finetune(student, teacher, train, val, config, folder=folder, anew=anew, progress=progress)
     assert isinstance(tuned.network, fx.GraphModule)  # as the student is
@@ -224,6 +228,14 @@ def finetune_plan(
     merged = merge(tuned.network, plan)
     _require_same(tuned.network, merged, calibration[0])
     return FinetunedPlan(merged, tuned.network, tuned.record)
+
+
+def _first_images(train: Iterable[Any], val: Iterable[Any] | None, config: FinetuneConfig) -> list[Tensor]:
+    """Return the first batches to train on, the same in each run and process."""
+    here = Processes(0, 1, torch.device("cpu"))
+    with own_randomness(here.device):
+        batches = sources(train, val, config, here)[0].epoch(0)
+        return [batch.images for batch in itertools.islice(batches, CALIBRATION_BATCHES)]
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterable
 from contextlib import redirect_stdout
@@ -10,7 +11,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 
 from depthcomp.artifacts import ORIGINAL, TRAINABLE, load, load_network, save_network
@@ -28,8 +28,6 @@ from fx_passes import Plan
 from fx_passes.shapes import propagate_shapes
 
 __all__ = ["TuningRequest", "configured", "run", "told"]
-
-CALIBRATION_BATCHES = 8  # whose tensors tell the statistics that norms begin with
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +97,59 @@ def run(request: TuningRequest) -> tuple[FinetuneRecord, list[Path]]:
         with Progress() as progress:
             outcome = finetune_plan(
                 trainable, plan, teacher, train, val, request.config,
-                calibration=_calibration(train if val is None else val),
                 folder=directory / CHECKPOINTS, progress=progress,
             )  # fmt: skip
         return outcome.record, _written(request, outcome, plan, example)
+
+
+def told(record: FinetuneRecord) -> list[str]:
+    """Return lines that say what fine-tuning came to."""
+    lines = [f"loss {record.loss_before:.4g} -> {record.loss_after:.4g} on the validation data"]
+    if record.metric != "loss":
+        lines.append(f"{record.metric} {record.metric_before:.4g} -> {record.metric_after:.4g}")
+    return [*lines, f"best: {record.best}, of {record.epochs} epochs in {record.seconds:.0f} s"]
+
+
+def _trainable(directory: Path, example: tuple[Tensor, ...]) -> fx.GraphModule:
+    folder = directory / TRAINABLE
+    if not folder.is_dir():
+        raise ArtifactError(f"{directory} has no folder {TRAINABLE}, from an older depthcomp; compress the model anew")
+    trainable = load_network(folder)
+    propagate_shapes(trainable, example)
+    return trainable
+
+
+def _teacher(request: TuningRequest) -> nn.Module | None:
+    if request.teacher is not None:
+        return load_model(request.teacher, request.teacher_weights)[0]
+    folder = request.directory / ORIGINAL
+    if not request.config.distillation and not request.config.features:
+        return None
+    if not folder.is_dir():
+        raise ArtifactError(
+            f"{request.directory} has no folder {ORIGINAL} with the network to learn from; name it with --teacher and "
+            "--teacher-weights"
+        )
+    return load_network(folder)
+
+
+def _data(
+    request: TuningRequest, spec: str, network: nn.Module, example: Tensor, *, judging: bool = False
+) -> Iterable[Any]:
+    return load_data(
+        spec, network, example,
+        training=request.augment and not judging, batch_size=request.config.batch_size, workers=request.workers,
+        root=request.data_root, download=request.download, seed=request.config.seed,
+    )  # fmt: skip
+
+
+def _written(request: TuningRequest, outcome: FinetunedPlan, plan: Plan, example: tuple[Tensor, ...]) -> list[Path]:
+    """Write the network and the numbers, each file whole, and return the files; of several processes the first does."""
+    if int(os.environ.get("RANK", "0")) > 0:
+        return []
+    folder = save_network(outcome.model, request.out or request.directory, example)
+    export_onnx(outcome.model, example, folder / "model.onnx")
+    write_atomically(folder / "plan.json", plan.to_json().encode())
+    content = json.loads((request.directory / "result.json").read_bytes()) | {"finetuned": asdict(outcome.record)}
+    write_atomically(folder / "result.json", (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+    return [folder / name for name in ("model.json", "model.safetensors", "model.onnx", "plan.json", "result.json")]
