@@ -44,6 +44,7 @@ __all__ = [
 
 RESULT_SCHEMA_VERSION = 1
 _STRUCTURE, _WEIGHTS = "model.json", "model.safetensors"
+TRAINABLE, ORIGINAL = "trainable", "original"  # folders, of a network each
 
 
 def save_network(
@@ -330,7 +331,8 @@ def save_result(result: CompressionResult, directory: str | os.PathLike[str]) ->
     """Write everything that a compression found to a folder, created if need be, and return the folder.
 
     plan.json, model.json and model.safetensors, model.onnx, latency_table.json, importance.json, result.json,
-    report.html and frontier.svg. Each file is written whole or not at all.
+    report.html and frontier.svg; in folders below, the trainable form and the original, for `depthcomp finetune`. Each
+    file is written whole or not at all.
 
     Raises:
         ArtifactError: the folder cannot be written, or the network cannot be stored or exported.
@@ -339,6 +341,9 @@ def save_result(result: CompressionResult, directory: str | os.PathLike[str]) ->
 
     folder = save_network(result.model, directory, result.example_inputs)
     write_atomically(folder / "plan.json", result.plan.to_json().encode())
+    save_network(result.trainable, folder / TRAINABLE)
+    if result.original is not None:
+        save_network(result.original, folder / ORIGINAL)
     result.export_onnx(folder / "model.onnx")
     try:
         result.table.save(folder / "latency_table.json")
@@ -374,6 +379,7 @@ def result_json(result: CompressionResult) -> dict[str, Any]:
         "spans": [_span(record) for record in result.spans],
         "refusals": _refusals_by_reason(result.refusals),
         "frontier": [_frontier_point(point) for point in result.frontier],
+        "finetuned": None if result.finetuned is None else asdict(result.finetuned),
         "warnings": list(result.warnings),
         "environment": asdict(result.environment),
         "example_inputs": [_tensor_kind(tensor) for tensor in result.example_inputs],

@@ -15,6 +15,7 @@ from depthcomp.budget import Budget
 from depthcomp.depth import convolution_depth
 from depthcomp.errors import BudgetError, BudgetInfeasibleError, DepthCompError
 from depthcomp.files import require_writable
+from depthcomp.finetune import rehearse
 from depthcomp.importance_config import ImportanceConfig
 from depthcomp.importance_file import ImportanceTable
 from depthcomp.ladders import Ladder
@@ -28,6 +29,8 @@ from depthcomp.scoring import Importance, Scored, images_of, parse_importance, s
 from depthcomp.search import Found, Search
 from depthcomp.table_store import TableStore
 from depthcomp.timing import LatencyPredictor, NetworkTimer
+from depthcomp.training.config import FinetuneConfig
+from depthcomp.tuned_result import require_tunable, tuned
 from dp_solver import Chain
 from fx_passes import SpanChoice, linearize, merge, placed_convolutions
 from latency_tables import AnyBackend, Environment, LatencyTable, as_backend
@@ -50,7 +53,7 @@ def compress_depth(
     precision: str = "fp32",
     method: str = "depthcomp",
     importance: Importance = "calibrated",
-    finetune: None = None,
+    finetune: FinetuneConfig | None = None,
     output_dir: str | os.PathLike[str] | None = None,
     seed: int = 0,
     progress: Progress | None = None,
@@ -76,9 +79,11 @@ def compress_depth(
         importance: what a choice costs in loss: "calibrated", by closed-form fits, no training; "kim23" or
             "layermerge", by a little training of each choice; settings, such as `FinetunedImportance(steps=100)`; or
             the path of an importance.json that an earlier run left in its `output_dir`.
-        finetune: None; train `result.trainable` and call `fx_passes.merge` with `result.plan` to fine-tune.
+        finetune: how to fine-tune what was found, with the original as teacher, on all of `data` and on the labels in
+            them; `val_data`, or else a part of `data`, decides whether that was any good. None: not at all.
         output_dir: where everything is saved; a run that is killed while measuring latencies or scoring choices resumes
-            from there, and what was measured in other environments stays beside it.
+            from there, and what was measured in other environments stays beside it. What was found is saved
+            before it is fine-tuned, with the checkpoint below it.
         seed: of everything random.
         progress: called as (stage, done, total).
 
@@ -87,7 +92,7 @@ def compress_depth(
         BudgetInfeasibleError: no plan meets the budget, or none is faster than the original when both are measured
             side by side; `best_ms` is what the fastest one was measured at.
         CaptureError: the model or its example inputs are unusable.
-        DataError: the data are empty or do not fit the model.
+        DataError: the data are empty or do not fit the model, or cannot be read twice to fine-tune.
         DepthCompError: `method` is unknown.
         BackendUnavailableError: `backend` is unknown, or no backend.
         MissingPackageError: the backend's library is not installed.
@@ -95,14 +100,16 @@ def compress_depth(
         TableError: the table or the journal in `output_dir` cannot be read or written, the backend refuses the
             network or an operator, or the table says that one of the network's own could not be measured.
         ArtifactError: `output_dir` cannot be written, or the network cannot be exported to ONNX.
+        TrainingError: fine-tuning cannot go on.
 
     Example:
         >>> result = compress_depth(model, "75%", data=loader)             # doctest: +SKIP
         >>> result.original_ms, result.predicted_ms, result.measured_ms    # doctest: +SKIP
     """
     wanted, chosen = Budget.parse(budget), find_method(method)
-    _require_supported(precision, finetune)
+    _require_supported(precision)
     scoring = parse_importance(importance if chosen.scored else ImportanceTable({}))
+    require_tunable(finetune, data, val_data)
     runtime = as_backend(backend)
     folder = None if output_dir is None else require_writable(output_dir)
     store, stages = TableStore.open(table, runtime.environment(), folder), Stages(progress)
@@ -113,6 +120,8 @@ def compress_depth(
             store.failures,
         )
         prepared = replace(prepared, candidates=chosen.candidates(prepared.network, prepared.candidates))
+        if finetune is not None:
+            rehearse(prepared.network, data, val_data, finetune)
         _announce(prepared.notes)
     with stages("measuring the original"):
         timer = NetworkTimer(prepared.original, (prepared.example,), runtime, seed=seed, progress=stages.report)
@@ -139,6 +148,8 @@ def compress_depth(
             result.save(folder)
             store.forget_journal()  # all of it stands in latency_table.json now
             scored.journal.forget()  # and in importance.json
+    if finetune is not None:
+        result = tuned(result, prepared, data, val_data, finetune, timer, stages, folder)
     return result
 
 
@@ -159,14 +170,9 @@ class _Offer:
     total_ms: float
 
 
-def _require_supported(precision: str, finetune: object) -> None:
+def _require_supported(precision: str) -> None:
     if precision != "fp32":
         raise DepthCompError(f"precision (={precision!r}) must be 'fp32', in which operators are timed")
-    if finetune is not None:
-        raise DepthCompError(
-            f"finetune (={finetune!r}) must be None: train result.trainable with your own loop, "
-            "then call fx_passes.merge(result.trainable, result.plan)"
-        )
 
 
 def _announce(notes: Iterable[str]) -> None:
@@ -299,6 +305,7 @@ def _result(
         seconds=seconds,
         free_merges=prepared.free,
         importance=scored.table,
+        original=prepared.network,
     )
 
 

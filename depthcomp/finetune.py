@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,13 +19,22 @@ from depthcomp.progress import Progress, silent
 from depthcomp.training.batches import own_randomness, sources
 from depthcomp.training.config import FinetuneConfig
 from depthcomp.training.objective import Objective
-from depthcomp.training.processes import joined_processes
+from depthcomp.training.processes import Processes, joined_processes
 from depthcomp.training.recipe import require_timm
 from depthcomp.training.trainer import Trainer, Training
 from fx_passes import Plan, insert_norms, merge, placed_convolutions
 
-__all__ = ["FinetuneRecord", "Finetuned", "FinetunedPlan", "finetune", "finetune_plan", "with_norms_for_fits"]
+__all__ = [
+    "FinetuneRecord",
+    "Finetuned",
+    "FinetunedPlan",
+    "finetune",
+    "finetune_plan",
+    "rehearse",
+    "with_norms_for_fits",
+]
 
+CALIBRATION_BATCHES = 8  # whose tensors tell the statistics that norms begin with, where none are given
 TOLERANCE = 1e-3  # of the largest output, between the network that was trained and its merged form, in single precision
 
 
@@ -78,6 +88,7 @@ def finetune(
     config: FinetuneConfig | None = None,
     *,
     folder: str | os.PathLike[str] | None = None,
+    anew: bool = False,
     progress: Progress | None = None,
 ) -> Finetuned:
     """Return a copy of `student` with weights trained on; `student` and `teacher` are not changed.
@@ -94,6 +105,8 @@ def finetune(
         config: how to train.
         folder: for checkpoint.json, files of tensors and log.jsonl. A training that was interrupted goes on from
             there, to the same bits where it runs in one process on a CPU; a finished one is not run again.
+        anew: whether to begin anew, with a warning, where the folder holds an unfinished training of another network
+            or configuration, which is refused otherwise. A finished one gives way to the next in any case.
         progress: called as (stage, done, total).
 
     Raises:
@@ -115,12 +128,30 @@ def finetune(
             frozen.to(processes.device)
         training = Trainer(
             copy.deepcopy(student), Objective(config, frozen), batches, judging, config, processes,
-            None if folder is None else Path(folder), progress or silent,
+            None if folder is None else Path(folder), progress or silent, anew=anew,
         ).run()  # fmt: skip
     network = copy.deepcopy(student)
     if training.best is not None:
         network.load_state_dict(training.best)
     return Finetuned(network.eval().cpu(), _record(training))
+
+
+def rehearse(
+    network: nn.Module, train: Iterable[Any], val: Iterable[Any] | None, config: FinetuneConfig | None = None
+) -> None:
+    """Compute the loss of a network that is its own teacher on the first batches, so that faults show at once.
+
+    Raises:
+        DataError: the data are empty, cannot be read twice, or do not fit the network.
+        TrainingError: there is nothing to train by, or the device cannot be used.
+    """
+    config = config or FinetuneConfig()
+    with joined_processes(config.device) as processes, own_randomness(processes.device), torch.no_grad():
+        copied = copy.deepcopy(network).eval().to(processes.device)
+        objective = Objective(config, copied)
+        for source in sources(train, val, config, processes):
+            first = next(source.epoch(0)).to(processes.device, torch.contiguous_format)
+            objective.judge(copied, [first], objective.metric_name(first), processes)
 
 
 def _record(training: Training) -> FinetuneRecord:
@@ -162,8 +193,9 @@ def finetune_plan(
     val: Iterable[Any] | None = None,
     config: FinetuneConfig | None = None,
     *,
-    calibration: Sequence[Tensor],
+    calibration: Sequence[Tensor] | None = None,
     folder: str | os.PathLike[str] | None = None,
+    anew: bool = False,
     progress: Progress | None = None,
 ) -> FinetunedPlan:
     """Return a compression with weights trained on, merged, and compared with what was trained.
@@ -177,22 +209,33 @@ def finetune_plan(
         train: as for `finetune`.
         val: as for `finetune`.
         config: how to train.
-        calibration: batches of images, by which the norms begin and the merged network is compared.
+        calibration: batches of images, by which the norms begin and the merged network is compared; None for the
+            first ones of `train`.
         folder: as for `finetune`.
+        anew: as for `finetune`.
         progress: called as (stage, done, total).
 
     Raises:
         TrainingError: as for `finetune`, or the merged network is not the function that was trained.
     """
     config = config or FinetuneConfig()
+    calibration = _first_images(train, val, config) if calibration is None else calibration
     student = with_norms_for_fits(trainable, plan, calibration) if config.fit_norms else trainable
-    tuned = finetune(student, teacher, train, val, config, folder=folder, progress=progress)
+    tuned = finetune(student, teacher, train, val, config, folder=folder, anew=anew, progress=progress)
     assert isinstance(tuned.network, fx.GraphModule)  # as the student is
     if tuned.record.best == "untrained":
         return FinetunedPlan(merge(trainable, plan), trainable, tuned.record)
     merged = merge(tuned.network, plan)
     _require_same(tuned.network, merged, calibration[0])
     return FinetunedPlan(merged, tuned.network, tuned.record)
+
+
+def _first_images(train: Iterable[Any], val: Iterable[Any] | None, config: FinetuneConfig) -> list[Tensor]:
+    """Return the first batches to train on, the same in each run and process."""
+    here = Processes(0, 1, torch.device("cpu"))
+    with own_randomness(here.device):
+        batches = sources(train, val, config, here)[0].epoch(0)
+        return [batch.images for batch in itertools.islice(batches, CALIBRATION_BATCHES)]
 
 
 @torch.no_grad()

@@ -106,30 +106,12 @@ class Refitter:
         return place.core, samples_per_batch(_system(place).unknowns, self._calibration.least_fitted)
 
 
-class Unfitted:
-    """What a `Refitter` is where nothing is fitted: a plan's weights are what linearizing gives, before training.
+class Unfitted(Refitter):
+    """A refitter that fits nothing: a plan's weights are what linearizing gives, from which training begins."""
 
-    Args:
-        gm: the captured graph, in evaluation mode; it is not changed.
-        calibration: images to judge with.
-    """
-
-    def __init__(self, gm: fx.GraphModule, calibration: CalibrationSet) -> None:
-        self._gm = gm
-        self._calibration = calibration
-
-    def refit(self, plan: Plan, *, progress: Progress | None = None) -> fx.GraphModule:
+    def refit(self, plan: Plan, *, unseen: int | None = None, progress: Progress | None = None) -> fx.GraphModule:
         """Return the linearized graph of `plan`."""
         return linearize(self._gm, plan)
-
-    def loss(self, plan: Plan) -> float:
-        """Return the divergence under `plan`, on the judging images."""
-        changed, total, images = merge(linearize(self._gm, plan), plan), 0.0, 0
-        with torch.no_grad():
-            for _, batch in self._calibration.judging():
-                total += divergence(self._gm(batch), changed(batch)) * len(batch)
-                images += len(batch)
-        return total / images
 
 
 def _system(place: PlacedConvolution) -> RidgeSystem:

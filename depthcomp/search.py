@@ -97,9 +97,9 @@ class Search:
         self._problem = problem
         self._network = network
         self._fits = fits
-        thinned = calibration.thinned(COMPARED_BATCHES)
-        self._refitter = Refitter(network, calibration, seed=seed) if fits else Unfitted(network, calibration)
-        self._comparer = Refitter(network, thinned, seed=seed) if fits else Unfitted(network, thinned)
+        refitter = Refitter if fits else Unfitted
+        self._refitter = refitter(network, calibration, seed=seed)
+        self._comparer = refitter(network, calibration.thinned(COMPARED_BATCHES), seed=seed)
         self._report = progress or silent
         self._true_losses: dict[Option, float] = {}
         self._found: dict[Option, Found] = {}

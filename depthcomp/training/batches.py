@@ -273,7 +273,7 @@ def _split(loader: Iterable[Any], config: FinetuneConfig) -> tuple[Iterable[Any]
             "pass val_data="
         )
     shuffled = isinstance(loader.sampler, RandomSampler)
-    size = len(loader.dataset)  # a sampler that has gone through it knows its length
+    size = len(loader.sampler)
     count = max(1, round(config.val_share * size))
     if count >= size:
         raise DataError(f"data holds {size} images, too few to set some apart to validate on; pass val_data=")

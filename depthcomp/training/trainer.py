@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
@@ -63,11 +64,12 @@ class Trainer:
         processes: who trains together.
         folder: for checkpoint and log; None for none.
         progress: called as (stage, done, total), in epochs' batches.
+        anew: whether to begin anew in the place of an unfinished training of another kind.
     """
 
     def __init__(
         self, network: nn.Module, objective: Objective, train: Source, val: Source, config: FinetuneConfig,
-        processes: Processes, folder: Path | None, progress: Progress,
+        processes: Processes, folder: Path | None, progress: Progress, *, anew: bool = False,
     ) -> None:  # fmt: skip
         self._network = network
         self._objective = objective
@@ -76,6 +78,7 @@ class Trainer:
         self._config = config
         self._processes = processes
         self._report = progress
+        self._anew = anew
         self._store = None if folder is None else CheckpointFolder(folder, writes=processes.writes)
         self._memory = torch.channels_last if config.channels_last else torch.contiguous_format
 
@@ -107,12 +110,11 @@ class Trainer:
         self._recipe = Recipe(self._network, self._config, self._updates_per_epoch(), self._processes)
         self._started = time.perf_counter()
         self._best: dict[str, Tensor] | None = None
-        found = None if self._store is None else self._store.read()
+        found = None if self._store is None else self._read(self._store, mark)
         if found is None:
             self._at = self._first(mark)
             self._at.groups = optimizer_state(self._recipe.optimizer)[0]
         else:
-            self._require_same(found, mark)
             self._resume(found)
         self._earlier = self._at.seconds
 
@@ -137,25 +139,38 @@ class Trainer:
             numbers={}, scaler={}, serial=0,
         )  # fmt: skip
 
-    def _require_same(self, found: Checkpoint, mark: str) -> None:
-        assert self._store is not None  # where the checkpoint was found
+    def _read(self, store: CheckpointFolder, mark: str) -> Checkpoint | None:
+        """Return the checkpoint to go on from; None to begin."""
+        found = store.read()
+        other = "" if found is None else self._other(found, mark)
+        if found is None or not other:
+            return found
+        what = f"{store.path} holds the checkpoint of a training {other}"
+        if found.epoch < found.config["epochs"]:
+            if not self._anew:
+                raise ArtifactError(f"{what}; give another folder, or delete that one")
+            warnings.warn(f"{what}; it is removed, and fine-tuning begins anew", stacklevel=2)
+        if self._processes.writes:
+            store.clear()
+        return None
+
+    def _other(self, found: Checkpoint, mark: str) -> str:
+        """Say how a checkpoint's training differs from this one; nothing where it does not."""
         here = _plain(self._config)
         other = [
             field.name
             for field in fields(FinetuneConfig)
             if field.name not in _MAY_DIFFER and found.config.get(field.name) != here[field.name]
         ]
-        what = ""
         if found.fingerprint != mark:
-            what = "of another network"
-        elif other:
-            what = f"with {other[0]}={found.config.get(other[0])!r}, not {here[other[0]]!r}"
-        elif found.batches != len(self._train):
-            what = f"with {found.batches} batches in an epoch, not {len(self._train)}"
-        if what:
-            raise ArtifactError(
-                f"{self._store.path} holds the checkpoint of a training {what}; give another folder, or delete that one"
-            )
+            return "of another network"
+        if other:
+            return f"with {other[0]}={found.config.get(other[0])!r}, not {here[other[0]]!r}"
+        return (
+            f"with {found.batches} batches in an epoch, not {len(self._train)}"
+            if found.batches != len(self._train)
+            else ""
+        )
 
     def _resume(self, found: Checkpoint) -> None:
         assert self._store is not None  # where the checkpoint was found
