@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import re
 import shutil
 import time
@@ -61,7 +62,7 @@ class Bench:
         backend: where latency is measured.
         cache: the folder of everything that need not be made twice.
         calibration: how many training images fits and importance see.
-        scored: how many training images the papers' importance trains on.
+        scored: how many training images the papers' importance trains and scores on.
         config: how every row is fine-tuned, but for its seed.
     """
 
@@ -110,31 +111,35 @@ def run_row(bench: Bench, key: Key, model: nn.Module) -> Row:
 
 def _depth(bench: Bench, key: Key, model: nn.Module, folder: Path) -> tuple[Row, fx.GraphModule]:
     """Compress the depth by a method of depthcomp and fine-tune."""
-    result = _compressed(bench, key, model, folder)
+    result = _compressed(bench, key, model)
     before = _before(bench, result)
+    plan = hashlib.sha256(result.plan.to_json().encode()).hexdigest()[:12]  # measured anew, another one may be found
     batches = Batches(bench.parts.train, bench.config.batch_size, key.seed)
     tuned = finetune_plan(
         result.trainable, result.plan, model, batches, _judging(bench), bench.finetuning(key),
-        calibration=[images for images, _ in bench.images(bench.calibration)], folder=folder / "finetune",
+        calibration=[images for images, _ in bench.images(bench.calibration)], folder=folder / plan,
     )  # fmt: skip
     return {
         **before,
         "loss": round(result.loss, 4),
         "depth": result.depth,
         "plan": [str(choice) for choice in result.plan],
-        "importance_s": round(result.seconds["scoring choices"], 1),
+        "importance_s": round(result.importance.seconds, 1),
         "compress_s": round(sum(result.seconds.values())),
         "finetune_s": round(tuned.record.seconds),
         "best_epoch": tuned.record.best,
     }, tuned.model
 
 
-def _compressed(bench: Bench, key: Key, model: nn.Module, folder: Path) -> CompressionResult:
-    importance = METHODS[key.method].importance
-    count = bench.scored if importance in PAPERS else bench.calibration
+def _compressed(bench: Bench, key: Key, model: nn.Module) -> CompressionResult:
+    """Compress to the budget; the importance of choices is found once for all budgets of a method and seed."""
+    folder = bench.cache / "importance" / f"{key.net}-{key.method}-{key.seed}"
+    method, known = METHODS[key.method], folder / "importance.json"
+    count = bench.scored if method.importance in PAPERS else bench.calibration
     return compress_depth(
         model, key.budget, example_inputs=EXAMPLE, data=bench.images(count), backend=bench.backend,
-        table=bench.cache / "table.json", method=key.method, importance=importance, output_dir=folder, seed=key.seed,
+        table=bench.cache / "table.json", method=method.name, importance=known if known.exists() else method.importance,
+        output_dir=folder, seed=key.seed,
     )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ The whole takes hours. Results stand in the file after each row, and a run that 
     python scripts/bench_accuracy.py --data DATA --cache CACHE --only "mobilenetv2:*:1.5x:0"
     python scripts/bench_accuracy.py --data DATA --cache CACHE --only mobilenetv2:depthcomp:1.5x:0
 
-The last makes one row anew. Channel pruning needs the packages of scripts/requirements.txt.
+The last makes one row anew. Channel pruning needs what requirements-bench.txt lists.
 """
 
 from __future__ import annotations
