@@ -243,7 +243,8 @@ def _ladder(
     """Return the plans that a method chooses among where no solver does."""
     if method.draw is None:
         return None
-    room = LadderOffer(prepared.network, offer.candidates, losses, offer.savings_ms, offer.total_ms, seed)
+    total_ms = prepared.pricing.kept_ms(prepared.pricing.kept, offer.table.ms)  # of the network with its free merges
+    room = LadderOffer(prepared.network, offer.candidates, losses, offer.savings_ms, total_ms, seed)
     return Ladder(method.draw(room), room)
 
 

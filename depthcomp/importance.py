@@ -26,7 +26,7 @@ from depthcomp.fit import Design, RidgeSystem, design_of, sample_positions, star
 from depthcomp.pricing import Candidate
 from depthcomp.progress import Progress, silent
 from depthcomp.score_journal import ScoreJournal
-from fx_passes import SpanChoice
+from fx_passes import Plan, SpanChoice, linearize, merge
 from fx_passes.affine import AffineConv
 from fx_passes.collapse import collapse
 from fx_passes.operators import Role, role
@@ -125,6 +125,7 @@ def calibrated(
     """
     report, known = progress or silent, ScoreJournal() if journal is None else journal
     operators = functools.cache(lambda: fit_candidates(gm, candidates, calibration, seed=seed, progress=report))
+    merged = functools.cache(lambda choice: merge(linearize(gm, Plan((choice,))), Plan((choice,))))
     scored = [c for c in candidates if c.choice.kind != "fit" or unknowns(c) <= LARGEST_SYSTEM]
     losses: dict[SpanChoice, list[float]] = {candidate.choice: [] for candidate in scored}
     judging = list(itertools.islice(calibration.judging(), MOST_JUDGING))
@@ -138,7 +139,10 @@ def calibrated(
             entry = f"{candidate.choice} on batch {number}"
             if entry not in known:
                 operator, start = operators()[candidate.choice][fold], time.perf_counter()
-                loss = _loss(tail(), candidate, operator, labels[number])
+                if _merges_otherwise(candidate.choice):
+                    loss = rise_of_loss(tail().output, _outputs(merged(candidate.choice), batch), labels[number])
+                else:
+                    loss = _loss(tail(), candidate, operator, labels[number])
                 known.add(entry, loss, time.perf_counter() - start)
             losses[candidate.choice].append(known[entry])
             report("scoring", next(done), sum(sizes))
@@ -275,6 +279,16 @@ def _systems(fits: Sequence[Candidate]) -> dict[Design, tuple[RidgeSystem, set[s
         cores.setdefault(design, set()).add(candidate.span.core)
         channels[design] = operator.in_channels
     return {d: (RidgeSystem(d, kernels[d], channels[d]), cores[d]) for d in kernels}
+
+
+def _merges_otherwise(choice: SpanChoice) -> bool:
+    """Say whether a choice merges with convolutions pruned or another end, which its span's collapse does not tell."""
+    return choice.kind == "merge" and (bool(choice.pruned) or choice.end != "original")
+
+
+def _outputs(network: fx.GraphModule, batch: Tensor) -> Any:
+    with torch.no_grad():
+        return network(batch)
 
 
 def _loss(tail: Tail, candidate: Candidate, operator: AffineConv | None, labels: Tensor | None) -> float:

@@ -16,7 +16,7 @@ from fx_passes.operators import Role, role
 
 __all__ = ["Draw", "Ladder", "Offer", "at_random", "evenly_spread", "whole_blocks"]
 
-WALKS = 100  # random orders; their plans lie close enough together to come near any budget
+WALKS = 30  # random orders; their plans lie close enough together to come near any budget
 SHIFTS = 4  # of evenly spread places, by parts of the distance between them
 Steps = Sequence[Candidate]  # choices of one plan
 
@@ -98,7 +98,8 @@ def whole_blocks(offer: Offer) -> Iterator[Steps]:
     such branches; what comes before the first of these tensors is none.
     """
     ends = {(level, *block) for level in structure_tree(offer.gm).levels() for block in _blocks(level, offer.gm)}
-    blocks = [c for c in offer.candidates if (c.span.level, c.span.start, c.span.stop) in ends]
+    scored = [candidate for candidate in offer.candidates if candidate.choice in offer.losses]
+    blocks = [c for c in scored if (c.span.level, c.span.start, c.span.stop) in ends]
     yield from _prefixes(_disjoint(sorted(blocks, key=lambda candidate: offer.losses[candidate.choice])))
 
 

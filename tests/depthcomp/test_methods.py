@@ -9,12 +9,14 @@ from tiny_network import EXAMPLE, images, tiny_net
 from torch import nn
 from torchvision.models.mobilenetv2 import InvertedResidual
 
-from depthcomp import Budget, compress_depth
+from depthcomp import compress_depth
+from depthcomp.calibration import cross_validated
 from depthcomp.errors import BudgetInfeasibleError, DepthCompError
+from depthcomp.importance import calibrated, divergence
 from depthcomp.ladders import Ladder, Offer, at_random, evenly_spread, whole_blocks
 from depthcomp.methods import METHODS, find_method
 from depthcomp.pricing import Pricing
-from fx_passes import SpanLimits, capture, enumerate_spans, fold_batch_norms, linearize, merge
+from fx_passes import Plan, capture, enumerate_spans, fold_batch_norms, linearize, merge
 
 RIVALS = [name for name in METHODS if name != "depthcomp"]
 CHAIN = torch.zeros(1, 3, 16, 16)
@@ -172,14 +174,25 @@ def test_what_asks_for_no_loss_gets_none(results, name):
     assert results.found[name].loss > 0  # the true one
 
 
+@pytest.mark.parametrize("name", ["kim23", "layermerge"])
+def test_calibrated_importance_is_that_of_the_merge_with_its_own_end_and_prunings(network, name):
+    data = cross_validated(torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(4)), seed=0)
+    candidates = offered(network, name)
+    special = [c for c in candidates if c.choice.pruned or c.choice.end == "inserted"]
+    losses = calibrated(network, candidates, data, {candidate.choice: 1.0 for candidate in candidates})
+    checked = 0
+    for choice in (candidate.choice for candidate in special[:: len(special) // 6 + 1]):
+        plan = Plan((choice,))
+        changed = merge(linearize(network, plan), plan)
+        with torch.no_grad():
+            wanted = [divergence(network(batch), changed(batch)) for _, batch in data.judging()]
+        assert losses[choice] == pytest.approx(np.mean(wanted), rel=1e-3)
+        checked += 1
+    assert checked > 1
+
+
 def test_a_method_without_a_choice_says_how_far_it_gets(arithmetic_backend):
     with pytest.raises(BudgetInfeasibleError, match=r"is the best|the fastest"):
         compress_depth(
             tiny_net(), "20%", example_inputs=EXAMPLE, data=images(), backend=arithmetic_backend(), method="kim23"
         )
-
-
-def test_limits_of_the_rivals_are_their_own():
-    assert METHODS["kim23"].limits == SpanLimits(layer_pruning=False, other_ends=("inserted",))
-    assert METHODS["layermerge"].limits.layer_pruning
-    assert Budget.parse("1.5x").target_ms(3.0) == 2.0
