@@ -128,9 +128,8 @@ def _tuning_rows(result: CompressionResult) -> list[tuple[str, str, str]]:
     record = result.finetuned
     if record is None:
         return []
-    rows = [
-        ("validation loss before and after fine-tuning", *(f"{x:.4g}" for x in (record.loss_before, record.loss_after)))
-    ]
+    losses = f"{record.loss_before:.4g}", f"{record.loss_after:.4g}"
+    rows = [("validation loss before and after fine-tuning", *losses)]
     if record.metric != "loss":
         before, after = f"{record.metric_before:.4g}", f"{record.metric_after:.4g}"
         rows.append((f"{record.metric} before and after", before, after))

@@ -146,9 +146,7 @@ def finetune(
     return Finetuned(network.eval().cpu(), _record(training))
 
 
-def rehearse(
-    network: nn.Module, train: Iterable[Any], val: Iterable[Any] | None, config: FinetuneConfig | None = None
-) -> None:
+def rehearse(network: nn.Module, train: Any, val: Any, config: FinetuneConfig | None = None) -> None:
     """Compute the loss of a network that is its own teacher on the first batches, so that faults show at once.
 
     Raises:
