@@ -21,6 +21,7 @@ from depthcomp.training.config import FinetuneConfig
 from depthcomp.training.objective import Objective
 from depthcomp.training.processes import Processes, joined_processes
 from depthcomp.training.recipe import require_timm
+from depthcomp.training.taps import tapped
 from depthcomp.training.trainer import Trainer, Training
 from fx_passes import Plan, insert_norms, merge, placed_convolutions
 
@@ -87,6 +88,7 @@ def finetune(
     val: Iterable[Any] | None = None,
     config: FinetuneConfig | None = None,
     *,
+    features: Sequence[str] = (),
     folder: str | os.PathLike[str] | None = None,
     anew: bool = False,
     progress: Progress | None = None,
@@ -103,6 +105,8 @@ def finetune(
             batches are x, (x, labels) or dicts.
         val: the same to validate on; None for a part of `train`.
         config: how to train.
+        features: names of nodes that student and teacher, captured graphs then, both have; their tensors are compared
+            where `FinetuneConfig.features` is above 0.
         folder: for checkpoint.json, files of tensors and log.jsonl. A training that was interrupted goes on from
             there, to the same bits where it runs in one process on a CPU; a finished one is not run again.
         anew: whether to begin anew, with a warning, where the folder holds an unfinished training of another network
@@ -123,11 +127,17 @@ def finetune(
     require_timm()
     with joined_processes(config.device) as processes, own_randomness(processes.device):
         batches, judging = sources(train, val, config, processes)
-        frozen = None if teacher is None else copy.deepcopy(teacher).eval().requires_grad_(False)
+        compared = bool(config.features) and teacher is not None and config.loss is None
+        pair = [
+            tapped(network, features) if compared and network else copy.deepcopy(network)
+            for network in (student, teacher)
+        ]
+        trained, frozen = pair
+        assert trained is not None  # there is a student
         if frozen is not None:
-            frozen.to(processes.device)
+            frozen.eval().requires_grad_(False).to(processes.device)
         training = Trainer(
-            copy.deepcopy(student), Objective(config, frozen), batches, judging, config, processes,
+            trained, Objective(config, frozen, tapped=compared), batches, judging, config, processes,
             None if folder is None else Path(folder), progress or silent, anew=anew,
         ).run()  # fmt: skip
     network = copy.deepcopy(student)
@@ -136,9 +146,7 @@ def finetune(
     return Finetuned(network.eval().cpu(), _record(training))
 
 
-def rehearse(
-    network: nn.Module, train: Iterable[Any], val: Iterable[Any] | None, config: FinetuneConfig | None = None
-) -> None:
+def rehearse(network: nn.Module, train: Any, val: Any, config: FinetuneConfig | None = None) -> None:
     """Compute the loss of a network that is its own teacher on the first batches, so that faults show at once.
 
     Raises:
@@ -221,7 +229,8 @@ def finetune_plan(
     config = config or FinetuneConfig()
     calibration = _first_images(train, val, config) if calibration is None else calibration
     student = with_norms_for_fits(trainable, plan, calibration) if config.fit_norms else trainable
-    tuned = finetune(student, teacher, train, val, config, folder=folder, anew=anew, progress=progress)
+    ends = [choice.exit for choice in plan]
+    tuned = finetune(student, teacher, train, val, config, features=ends, folder=folder, anew=anew, progress=progress)
     assert isinstance(tuned.network, fx.GraphModule)  # as the student is
     if tuned.record.best == "untrained":
         return FinetunedPlan(merge(trainable, plan), trainable, tuned.record)

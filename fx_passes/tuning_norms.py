@@ -59,7 +59,7 @@ def _norm(conv: nn.Conv2d, mean: Tensor, variance: Tensor) -> nn.BatchNorm2d:
     norm = nn.BatchNorm2d(conv.out_channels, device=conv.weight.device, dtype=conv.weight.dtype)
     assert norm.running_mean is not None and norm.running_var is not None  # noqa: PT018 # it tracks them
     with torch.no_grad():
-        norm.running_mean.copy_(mean if conv.bias is None else mean - conv.bias.to(mean))
+        norm.running_mean.copy_(mean if conv.bias is None else mean.double() - conv.bias.double())
         norm.running_var.copy_(variance)
         norm.weight.copy_((norm.running_var.double() + norm.eps).sqrt())
         norm.bias.copy_(mean)

@@ -259,7 +259,8 @@ def _loader(data: Any, config: FinetuneConfig, *, shuffled: bool) -> Iterable[An
     if isinstance(data, Tensor):
         data = TensorDataset(data)
     if not isinstance(data, Dataset) or isinstance(data, IterableDataset):
-        return data  # type: ignore[no-any-return]
+        found: Iterable[Any] = data
+        return found
     return DataLoader(data, batch_size=config.batch_size, shuffle=shuffled)
 
 
@@ -267,13 +268,14 @@ def _split(loader: Iterable[Any], config: FinetuneConfig) -> tuple[Iterable[Any]
     if not isinstance(loader, DataLoader) or loader.batch_sampler is None:
         step = max(2, round(1 / config.val_share))
         return _Part(loader, step, held=False), _Part(loader, step, held=True)
-    if type(loader.sampler) not in (RandomSampler, SequentialSampler) or type(loader.batch_sampler) is not BatchSampler:
+    sampler = loader.sampler
+    if not isinstance(sampler, RandomSampler | SequentialSampler) or type(loader.batch_sampler) is not BatchSampler:
         raise DataError(
-            f"data is drawn by a {type(loader.sampler).__name__}, so no part of it can be set apart to validate on; "
+            f"data is drawn by a {type(sampler).__name__}, so no part of it can be set apart to validate on; "
             "pass val_data="
         )
-    shuffled = isinstance(loader.sampler, RandomSampler)
-    size = len(loader.sampler)
+    shuffled = isinstance(sampler, RandomSampler)
+    size = len(sampler.data_source)
     count = max(1, round(config.val_share * size))
     if count >= size:
         raise DataError(f"data holds {size} images, too few to set some apart to validate on; pass val_data=")

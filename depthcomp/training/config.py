@@ -43,7 +43,8 @@ class FinetuneConfig:
         label_smoothing: share of the label's weight that goes to all classes.
         distillation: weight of the divergence from the teacher's outputs.
         temperature: by which scores are divided when the teacher's are compared with the student's.
-        features: weight of the squared difference from the teacher's tensors at the ends of rewritten spans.
+        features: weight of the squared difference from the teacher's tensors at the ends of rewritten spans, relative
+            to their variance.
         ema_decay: of the moving average of the weights, which is judged beside the weights; it begins with small ones.
         precision: "fp32", or "bf16" or "fp16" for what torch.autocast computes in them.
         channels_last: lay images and weights out with their channels last, which many devices compute faster.

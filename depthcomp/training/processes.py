@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,11 @@ from torch.utils._pytree import tree_map
 from depthcomp.errors import TrainingError
 
 __all__ = ["Processes", "joined_processes"]
+
+_NAMES = inspect.signature(nn.parallel.DistributedDataParallel).parameters
+_SYNC = next(
+    name for name in ("forward_sync_buffers", "broadcast_buffers") if name in _NAMES
+)  # the new name, or the old
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +81,8 @@ class Processes:
         if self.device.type == "cuda":
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
         ids = [self.device] if self.device.type == "cuda" else None
-        return nn.parallel.DistributedDataParallel(network, device_ids=ids, broadcast_buffers=False)
+        options: dict[str, Any] = {_SYNC: False}
+        return nn.parallel.DistributedDataParallel(network, device_ids=ids, **options)
 
 
 @contextmanager
