@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from depthcomp.budget import Budget
+from depthcomp.compensation import load_operator
 from depthcomp.depth import convolution_depth
 from depthcomp.errors import BudgetError, BudgetInfeasibleError, DepthCompError
 from depthcomp.files import require_writable
@@ -115,7 +116,7 @@ def compress_depth(
         _announce(scored.notes)
         losses = scored.losses
     with stages("searching"):
-        search = _search(prepared, offer, losses, timer, seed, stages.report)
+        search = _search(prepared, offer, losses, timer, seed, stages.report, refit_kept=data is not None)
         found = search.meet(wanted)
 
     offer = replace(offer, table=replace(offer.table, calibration=search.predictor.calibration))
@@ -190,13 +191,17 @@ def _search(
     timer: NetworkTimer,
     seed: int,
     progress: Progress,
+    *,
+    refit_kept: bool,
 ) -> Search:
     def problem(without: Set[SpanChoice]) -> Chain:
         kept = {choice: loss for choice, loss in losses.items() if choice not in without}
         return prepared.pricing.problem(prepared.tree, offer.candidates, kept, offer.table.ms)
 
     predictor = LatencyPredictor(timer, offer.total_ms)
-    return Search(prepared.network, problem, predictor, prepared.calibration, seed=seed, progress=progress)
+    return Search(
+        prepared.network, problem, predictor, prepared.calibration, seed=seed, progress=progress, refit_kept=refit_kept
+    )
 
 
 def _refusal(prepared: Prepared) -> str:
@@ -268,6 +273,8 @@ def _trainable(captured: fx.GraphModule, found: Found) -> fx.GraphModule:
     )
     for fitted, place in pairs:
         place.load(fitted.operator)
+    for name, operator in found.kept.items():
+        load_operator(trainable, name, operator)
     return trainable
 
 
