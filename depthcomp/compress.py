@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from depthcomp.budget import Budget
+from depthcomp.compensation import load_operator
 from depthcomp.depth import convolution_depth
 from depthcomp.errors import BudgetError, BudgetInfeasibleError, DepthCompError
 from depthcomp.files import require_writable
@@ -134,7 +135,7 @@ def compress_depth(
         _announce(scored.notes)
         losses = scored.losses
     with stages("searching"):
-        search = _search(chosen, prepared, offer, losses, timer, seed, stages.report)
+        search = _search(chosen, prepared, offer, losses, timer, seed, stages.report, refit_kept=data is not None)
         found = search.meet(wanted)
 
     offer = replace(offer, table=replace(offer.table, calibration=search.predictor.calibration))
@@ -225,6 +226,8 @@ def _search(
     timer: NetworkTimer,
     seed: int,
     progress: Progress,
+    *,
+    refit_kept: bool,
 ) -> Search:
     def problem(without: Set[SpanChoice]) -> Chain:
         kept = {choice: loss for choice, loss in losses.items() if choice not in without}
@@ -234,6 +237,7 @@ def _search(
     return Search(
         prepared.network, problem, predictor, prepared.calibration,
         ladder=_ladder(method, prepared, offer, losses, seed), fits=method.fits, seed=seed, progress=progress,
+        refit_kept=refit_kept,
     )  # fmt: skip
 
 
@@ -318,6 +322,8 @@ def _trainable(captured: fx.GraphModule, found: Found) -> fx.GraphModule:
     )
     for fitted, place in pairs:
         place.load(fitted.operator)
+    for name, operator in found.kept.items():
+        load_operator(trainable, name, operator)
     return trainable
 
 

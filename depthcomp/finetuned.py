@@ -23,7 +23,7 @@ from torch import Tensor, fx, nn
 
 from depthcomp.calibration import CalibrationSet
 from depthcomp.fingerprint import seed_of
-from depthcomp.importance import divergence, divergence_of, is_scores
+from depthcomp.importance import divergence, divergence_of, is_scores, require_finite
 from depthcomp.importance_config import FinetunedImportance
 from depthcomp.pricing import Candidate
 from depthcomp.progress import Progress, silent
@@ -168,6 +168,7 @@ class _Protocol:
         self._labels = _joined(calibration.labels, chosen)
         self._judging = [calibration.batches[index] for index in judged]
         self._wanted = [self._teacher(batch) for batch in self._judging]
+        require_finite(self._wanted)
         self._classes = _joined(calibration.labels, judged)
         single = max(map(len, calibration.batches)) == 1 < len(self._images)  # the network takes no more at once
         self._batch_size = 1 if single else config.batch_size

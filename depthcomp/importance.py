@@ -21,6 +21,7 @@ from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
 
 from depthcomp.calibration import CalibrationSet
+from depthcomp.errors import DataError
 from depthcomp.execution import Tail, record
 from depthcomp.fit import Design, RidgeSystem, design_of, sample_positions, starting_point
 from depthcomp.pricing import Candidate
@@ -37,6 +38,7 @@ __all__ = [
     "divergence_of",
     "fit_candidates",
     "is_scores",
+    "require_finite",
     "rise_of_loss",
     "samples_per_batch",
     "unknowns",
@@ -46,7 +48,7 @@ __all__ = [
 LARGEST_SYSTEM = 3000  # unknowns per output channel; the Gram matrix then has 72 MB and is solved in seconds
 LEAST_SCORED = 64  # candidates that see all judging batches
 MOST_JUDGING = 18  # batches that candidates are scored on; whole plans are judged on all
-MEMORY_BYTES = 3 * 2**29  # for the Gram matrices of one pass over the data
+MEMORY_MIB = 1536  # for the Gram matrices of one pass over the data
 SAMPLES_PER_UNKNOWN = 5  # pixels per regression
 LEAST_SAMPLES = 2048
 
@@ -108,6 +110,7 @@ def calibrated(
     seed: int = 0,
     progress: Progress | None = None,
     journal: ScoreJournal | None = None,
+    memory_mib: int = MEMORY_MIB,
 ) -> dict[SpanChoice, float]:
     """Return the loss of each candidate; those whose least-squares system is too large are left out.
 
@@ -122,9 +125,12 @@ def calibrated(
         progress: called as (what, done, total).
         journal: what was scored before, and where each new score goes; fits are not kept, so a run that resumes
             solves them again.
+        memory_mib: most memory for sums.
     """
     report, known = progress or silent, ScoreJournal() if journal is None else journal
-    operators = functools.cache(lambda: fit_candidates(gm, candidates, calibration, seed=seed, progress=report))
+    operators = functools.cache(
+        lambda: fit_candidates(gm, candidates, calibration, seed=seed, progress=report, memory_mib=memory_mib)
+    )
     merged = functools.cache(lambda choice: merge(linearize(gm, Plan((choice,))), Plan((choice,))))
     scored = [c for c in candidates if c.choice.kind != "fit" or unknowns(c) <= LARGEST_SYSTEM]
     losses: dict[SpanChoice, list[float]] = {candidate.choice: [] for candidate in scored}
@@ -134,7 +140,7 @@ def calibrated(
     done = itertools.count(1)
     for number, ((fold, batch), size) in enumerate(zip(judging, sizes, strict=True)):
         scored = scored[:size]
-        tail = functools.cache(functools.partial(Tail, gm, batch))
+        tail = functools.cache(functools.partial(_tail, gm, batch))
         for candidate in scored:
             entry = f"{candidate.choice} on batch {number}"
             if entry not in known:
@@ -157,11 +163,12 @@ def fit_candidates(
     *,
     seed: int = 0,
     progress: Progress | None = None,
+    memory_mib: int = MEMORY_MIB,
 ) -> dict[SpanChoice, Mapping[int, AffineConv | None]]:
     """Return the operators of each candidate, by the judging fold that they have not seen, in the images' precision.
 
     The operator of a dropped span is None. Fits whose system has more than 3,000 unknowns are left out. Memory for
-    the sums is bounded by 1.5 GiB: where that is not enough, the images pass through the network several times.
+    the sums is bounded: where it is not enough, the images pass through the network several times.
     """
     report = progress or silent
     fits = [c for c in candidates if c.choice.kind == "fit" and unknowns(c) <= LARGEST_SYSTEM]
@@ -170,12 +177,11 @@ def fit_candidates(
         if candidate.choice.kind != "fit":
             operator = _merged(gm, candidate) if candidate.choice.kind == "merge" else None
             operators[candidate.choice] = dict.fromkeys(range(calibration.count), operator)
-    groups = list(_passes(fits, calibration.count))
+    groups = list(_passes(fits, calibration.count, memory_mib * 2**20))
     for number, group in enumerate(groups):
         systems = _systems(group)
-        generator = torch.Generator().manual_seed(seed)
         for done, (batch, fold) in enumerate(zip(calibration.batches, calibration.folds, strict=True)):
-            _accumulate(gm, systems, batch, calibration.least_fitted, generator, fold)
+            _accumulate(gm, systems, batch, calibration.least_fitted, seed + done, fold)
             report(f"fitting, pass {number + 1} of {len(groups)}", done + 1, len(calibration.batches))
         together = _same_shape(group)
         for done, members in enumerate(together):
@@ -201,13 +207,14 @@ def _accumulate(
     systems: Mapping[Design, tuple[RidgeSystem, set[str]]],
     batch: Tensor,
     batches: int,
-    generator: torch.Generator,
+    seed: int,
     fold: int,
 ) -> None:
-    """Add one of `batches` that make up a fit to the sums of all systems."""
+    """Add one of `batches` that make up a fit to the sums of all systems, none of which depends on the others."""
     names = {name for design, (_, cores) in systems.items() for name in (design.entry, *cores)}
     tensors = record(gm, batch, names)
     for design, (system, cores) in systems.items():
+        generator = torch.Generator().manual_seed(seed)
         positions = sample_positions(tensors[min(cores)], samples_per_batch(system.unknowns, batches), generator)
         targets = {name: positions.pixels(tensors[name]) for name in sorted(cores)}
         system.accumulate(tensors[design.entry], targets, positions, fold=fold)
@@ -250,7 +257,7 @@ def samples_per_batch(unknowns: int, batches: int) -> int:
     return (SAMPLES_PER_UNKNOWN * unknowns + LEAST_SAMPLES) // batches + 1
 
 
-def _passes(fits: Sequence[Candidate], folds: int) -> Iterator[list[Candidate]]:
+def _passes(fits: Sequence[Candidate], folds: int, memory_bytes: int) -> Iterator[list[Candidate]]:
     """Yield groups of fits whose sums fit into memory together; fits of one design stay together."""
     by_design: dict[Design, list[Candidate]] = {}
     for candidate in fits:
@@ -259,7 +266,7 @@ def _passes(fits: Sequence[Candidate], folds: int) -> Iterator[list[Candidate]]:
     used = 0
     for members in by_design.values():
         size = 8 * folds * max(unknowns(c) for c in members) ** 2 * _design(members[0]).groups
-        if group and used + size > MEMORY_BYTES:
+        if group and used + size > memory_bytes:
             yield group
             group, used = [], 0
         group, used = group + members, used + size
@@ -289,6 +296,25 @@ def _merges_otherwise(choice: SpanChoice) -> bool:
 def _outputs(network: fx.GraphModule, batch: Tensor) -> Any:
     with torch.no_grad():
         return network(batch)
+
+
+def _tail(gm: fx.GraphModule, batch: Tensor) -> Tail:
+    tail = Tail(gm, batch)
+    require_finite(tail.output)
+    return tail
+
+
+def require_finite(output: Any) -> None:
+    """Refuse an original network whose own output is not finite: nothing can be compared with it.
+
+    Raises:
+        DataError: a value is NaN or infinite.
+    """
+    if not all(bool(part.isfinite().all()) for part in tree_leaves(output) if isinstance(part, Tensor)):
+        raise DataError(
+            "the network's own output on the calibration images is NaN or infinite, so no choice can be compared with "
+            "it; check the network's weights, and that the images are normalised as for training"
+        )
 
 
 def _loss(tail: Tail, candidate: Candidate, operator: AffineConv | None, labels: Tensor | None) -> float:

@@ -25,17 +25,13 @@ class CalibratedImportance:
 
     Attributes:
         memory_mib: most memory for the sums of one pass over the images, in MiB; beyond it the images pass through
-            the network several times.
-        largest_system: most unknowns per output channel that are solved for. Solving takes their cube in time and the
-            sums their square in memory; a larger fit takes the centre of the merged kernel instead, with the mean and
-            variance of each channel corrected, and the result says so.
+            the network several times, with the same result. The sums of a single span may take more, 200 MiB at most.
     """
 
     memory_mib: int = 1536
-    largest_system: int = 3000
 
     def __post_init__(self) -> None:
-        _require_counts(self, "memory_mib", "largest_system")
+        _require_counts(self, "memory_mib")
 
 
 @dataclass(frozen=True, slots=True)

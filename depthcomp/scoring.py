@@ -29,6 +29,7 @@ __all__ = [
     "Importance",
     "Scored",
     "images_of",
+    "journal_of",
     "parse_importance",
     "score_choices",
 ]
@@ -112,50 +113,41 @@ def score_choices(
     """
     if isinstance(importance, ImportanceTable):
         return _from_table(importance, candidates, network_hash(prepared.network))
-    network, data = network_hash(prepared.captured), calibration_hash(prepared.calibration)
-    journal = _journal(folder, network, data, importance, candidates, seed)
+    journal = journal_of(prepared, candidates, importance, folder, seed)
     if isinstance(importance, FinetunedImportance):
         finetuned(
             prepared.captured, candidates, prepared.calibration, importance, journal, seed=seed, progress=progress
         )
-        losses, notes = losses_of(prepared.captured, candidates, importance, journal.scores), ()
+        losses = losses_of(prepared.captured, candidates, importance, journal.scores)
     else:
         losses = calibrated(
-            prepared.network,
-            candidates,
-            prepared.calibration,
-            savings_ms,
-            seed=seed,
-            progress=progress,
-            journal=journal,
-        )
-        notes = ()
+            prepared.network, candidates, prepared.calibration, savings_ms,
+            seed=seed, progress=progress, journal=journal, memory_mib=importance.memory_mib,
+        )  # fmt: skip
     method = "finetuned" if isinstance(importance, FinetunedImportance) else "calibrated"
     table = ImportanceTable(
-        losses, method, asdict(importance), network_hash(prepared.network), data, seed, journal.seconds
+        losses,
+        method,
+        asdict(importance),
+        network_hash(prepared.network),
+        calibration_hash(prepared.calibration),
+        seed,
+        journal.seconds,
     )
-    return replace(_scored(table, losses, notes), journal=journal)
+    return replace(_scored(table, losses, ()), journal=journal)
 
 
-def _journal(
-    folder: Path | None,
-    network: str,
-    data: str,
-    config: ImportanceConfig,
-    candidates: Sequence[Candidate],
-    seed: int,
+def journal_of(
+    prepared: Prepared, candidates: Sequence[Candidate], config: ImportanceConfig, folder: Path | None, seed: int
 ) -> ScoreJournal:
-    """Return the journal of the scores that depend on all this."""
-    together = () if isinstance(config, FinetunedImportance) else [str(c.choice) for c in candidates]  # share sums
-    run = fingerprint(
+    """Return the journal in a folder of the scores that depend on all this."""
+    parts = [
         f"{ALGORITHM} torch {torch.__version__} threads {torch.get_num_threads()}",
-        network,
-        data,
-        repr(config),
-        str(seed),
-        *together,
-    )
-    return ScoreJournal(None if folder is None else folder / JOURNAL, run)
+        network_hash(prepared.captured), calibration_hash(prepared.calibration), repr(config), str(seed),
+    ]  # fmt: skip
+    if isinstance(config, CalibratedImportance):
+        parts += [str(candidate.choice) for candidate in candidates]  # they share sums
+    return ScoreJournal(None if folder is None else folder / JOURNAL, fingerprint(*parts))
 
 
 def _from_table(table: ImportanceTable, candidates: Sequence[Candidate], network: str) -> Scored:

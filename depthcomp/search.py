@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence, Set
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field
 
 import numpy as np
 from torch import fx
@@ -17,6 +17,7 @@ from depthcomp.refit import Refitter, Unfitted
 from depthcomp.timing import LatencyPredictor
 from dp_solver import Chain, Frontier, frontier, solve
 from fx_passes import Plan, SpanChoice, linearize, merge
+from fx_passes.affine import AffineConv
 from latency_tables import Timing
 
 __all__ = ["Found", "Search"]
@@ -53,6 +54,7 @@ class Found:
     Attributes:
         plan: the plan.
         linearized: its refitted graph.
+        kept: the operators of the kept convolutions that were refitted there, by node.
         loss: true divergence on judging images, of refits whose weights have not seen them.
         predicted_ms: what was predicted before its refitted network was measured, at the original's speed in this run.
         original: the original's timing in the same run.
@@ -65,6 +67,7 @@ class Found:
     predicted_ms: float
     original: Timing
     measured: Timing
+    kept: Mapping[str, AffineConv] = field(default_factory=dict)
 
 
 class Search:
@@ -78,6 +81,10 @@ class Search:
             refitted on all of them.
         ladder: the plans to choose among; None for the frontier of the problem.
         fits: whether plans are refitted and ranked; where not, the plan for a sum is taken as it comes.
+        seed: of the sampled pixels.
+        progress: called as (what, done, total).
+        refit_kept: whether the kept convolutions behind a change are refitted, too, where that lowers the loss; not
+            to be done on images that are none.
     """
 
     def __init__(
@@ -91,7 +98,9 @@ class Search:
         fits: bool = True,
         seed: int = 0,
         progress: Progress | None = None,
+        refit_kept: bool = True,
     ) -> None:
+        self._refit_kept = refit_kept and fits
         self.predictor = predictor
         self.frontier: Frontier | Ladder = frontier(problem(frozenset())) if ladder is None else ladder
         self._problem = problem
@@ -224,11 +233,13 @@ class Search:
         return self._found[option]
 
     def _measured(self, option: Option) -> Found:
-        plan, loss = option.plan, self._loss(option)
+        plan, bare = option.plan, self._loss(option)
+        loss = min(bare, self._comparer.loss(plan, kept=True)) if self._refit_kept else bare
         predicted_share = self.predictor.predict(option.sum_ms) / self.predictor.original.median_ms
-        linearized = self._refitter.refit(plan, progress=self._report)
-        original, measured = self.predictor.learn(merge(linearized, plan), option.sum_ms)
-        return Found(plan, linearized, loss, predicted_share * original.median_ms, original, measured)
+        refit = self._refitter.carry_out(plan, kept=loss < bare, progress=self._report)
+        original, measured = self.predictor.learn(merge(refit.linearized, plan), option.sum_ms)
+        predicted_ms = predicted_share * original.median_ms
+        return Found(plan, refit.linearized, loss, predicted_ms, original, measured, refit.kept)
 
 
 def _used(found: Found, budget: Budget) -> float:

@@ -11,14 +11,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from tiny_network import EXAMPLE, images, tiny_net
 
+from depthcomp import compress_depth
 from depthcomp.errors import DepthCompError, TableError
 from depthcomp.importance_config import KIM23, CalibratedImportance, FinetunedImportance
 from depthcomp.importance_file import ImportanceTable
 from depthcomp.preparation import prepare
+from depthcomp.pricing import Pricing
+from depthcomp.score_shard import score_shard
 from depthcomp.scoring import parse_importance, score_choices
 from fx_passes import SpanChoice
+from latency_tables import measure
 
 SAVINGS = defaultdict(lambda: 1.0)
 QUICK = FinetunedImportance(steps=1, batch_size=4)
@@ -89,7 +94,7 @@ def test_a_table_gives_the_losses_that_were_saved(prepared, some, tmp_path):
     found.table.save(tmp_path / "importance.json")
     table = parse_importance(tmp_path / "importance.json")
     assert table == ImportanceTable(
-        dict(found.losses), "calibrated", {"largest_system": 3000, "memory_mib": 1536}, found.table.network,
+        dict(found.losses), "calibrated", {"memory_mib": 1536}, found.table.network,
         found.table.data, 0, found.table.seconds,
     )  # fmt: skip
     again = score_choices(prepared, some, SAVINGS, table)
@@ -153,6 +158,42 @@ def test_names_paths_and_settings(tmp_path):
             DepthCompError, match="must be one of 'calibrated', 'kim23', 'layermerge', settings such as"
         ):
             parse_importance(wrong)
+
+
+class _Shared:
+    """A complete latency table, and what a user would give."""
+
+    def __init__(self, backend):
+        model, x = tiny_net(), images(12)
+        with torch.no_grad():
+            self.given = {"example_inputs": EXAMPLE, "data": [(x, model(x).argmax(1))], "importance": QUICK}
+        self.model = model
+        prepared = prepare(model, EXAMPLE, self.given["data"], None, seed=0)
+        pricing = Pricing(prepared.original)
+        needed = {*prepared.pricing.signatures(prepared.candidates), *pricing.kept.values()}
+        self.table = measure(sorted(needed), backend)
+
+
+def test_shards_in_one_folder_are_what_one_process_finds(tmp_path, arithmetic_backend):
+    shared = _Shared(arithmetic_backend())
+    counts = [score_shard(shared.model, f"{i}/2", tmp_path, table=shared.table, **shared.given) for i in (1, 0)]
+    lines = (tmp_path / "importance.jsonl").read_text()
+    assert lines.count("\n") == sum(counts) > 2
+    alone, together = (
+        compress_depth(
+            shared.model, "80%", table=shared.table, backend=arithmetic_backend(), output_dir=folder, **shared.given
+        )
+        for folder in (None, tmp_path)
+    )
+    assert together.importance.losses == alone.importance.losses
+    assert together.plan == alone.plan
+    assert not (tmp_path / "importance.jsonl").exists()
+    assert ImportanceTable.load(tmp_path / "importance.json") == together.importance
+
+
+def test_what_is_not_trained_has_no_shards(tmp_path, arithmetic_backend):
+    with pytest.raises(DepthCompError, match=r"'calibrated'.* has no shards: only one that trains each choice"):
+        score_shard(tiny_net(), "0/2", tmp_path, table="table.json", importance="calibrated")
 
 
 SCRIPT = """
