@@ -23,6 +23,7 @@ from fx_passes.operators import NORMS, Role, known_layer, role
 from fx_passes.placed import insert_convolution
 from fx_passes.plan import Plan, SpanChoice, require_plan
 from fx_passes.spans import Span, find_spans
+from fx_passes.structure import require_captured
 
 __all__ = ["linearize"]
 
@@ -47,6 +48,7 @@ def linearize(gm: fx.GraphModule, plan: Plan, *, exact_border: bool = False) -> 
             another.
     """
     require_plan(plan)
+    require_captured(gm)
     plan = _naming_convolutions(gm, plan)
     spans = find_spans(gm, [(choice.entry, choice.exit) for choice in plan])
     _require_disjoint(spans)

@@ -1,16 +1,24 @@
 """Fine-tuning: what it learns, what it keeps, and that an interrupted run ends with the same bits."""
 
 import json
-import os
 import random
-import signal
 
 import numpy
 import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
-from tuning import CLASSES, classifier, config, die, images, in_child, killed_at, labelled, loader, same_bits
+from tuning import (
+    CLASSES,
+    classifier,
+    config,
+    images,
+    killed_at,
+    killed_at_replacement,
+    labelled,
+    loader,
+    same_bits,
+)
 
 from depthcomp.errors import ArtifactError, DataError, DepthCompError, TrainingError
 from depthcomp.finetune import finetune
@@ -75,20 +83,7 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_a_whole_one(tmp_path, repla
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     wanted = finetune(classifier(), None, loader(), labelled(16, 2), config(epochs=2), folder=whole)
 
-    def work():
-        replace, count = os.replace, 0
-
-        def replacing(*paths):
-            nonlocal count
-            count += 1
-            if count == replacement:
-                die()
-            replace(*paths)
-
-        os.replace = replacing
-        finetune(classifier(), None, loader(), labelled(16, 2), config(epochs=2), folder=parts)
-
-    assert in_child(work) == -signal.SIGKILL
+    killed_at_replacement(replacement, parts)
     found = finetune(classifier(), None, loader(), labelled(16, 2), config(epochs=2), folder=parts)
     assert same_bits(found.network, wanted.network)
     assert len(list(parts.glob("*.safetensors"))) == len(list(whole.glob("*.safetensors")))

@@ -6,7 +6,7 @@ import socket
 import pytest
 import torch
 from torch import nn
-from tuning import classifier, config, images, in_child, labelled, loader, same_bits
+from tuning import classifier, config, exit_code, images, labelled, loader, same_bits, started
 
 from depthcomp.finetune import finetune
 
@@ -20,23 +20,20 @@ def free_port():
 
 
 def trained_by_two(folder, student, data, options):
-    """Return the networks of two processes, in a forked parent of each, as torchrun would set them up."""
+    """Return the network of two processes, set up as torchrun would."""
     port = str(free_port())
-
-    def work(rank):
-        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        found = finetune(student, None, data, labelled(15, 2, DOUBLE), options, folder=folder / "out")
-        torch.save(found.network.state_dict(), folder / f"{rank}.pt")
-
-    second = os.fork()
-    if second == 0:
-        os._exit(in_child(lambda: work(1)) != 0)
-    assert in_child(lambda: work(0)) == 0
-    assert os.waitpid(second, 0)[1] == 0
+    children = [started(_train_as, rank, port, folder, student, data, options) for rank in (0, 1)]
+    assert [exit_code(child) for child in children] == [0, 0]
     states = [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
     return states[0]
+
+
+def _train_as(rank, port, folder, student, data, options):
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    found = finetune(student, None, data, labelled(15, 2, DOUBLE), options, folder=folder / "out")
+    torch.save(found.network.state_dict(), folder / f"{rank}.pt")
 
 
 def in_batches(count=44, size=8):

@@ -108,18 +108,17 @@ def test_the_command_trains_what_a_folder_holds(arithmetic_backend, tmp_path, mo
     [
         ({"data": None}, DataError, "finetune needs data to train on"),
         ({"data": iter([])}, DataError, "which can be read once"),
-        ({"data": [(images(8), torch.full((8,), 7))] * 3}, DataError, "the label 7, and the network tells 5 classes"),
+        (
+            {"data": [(images(8), torch.full((8,), 7))] * 3},
+            DataError,
+            "labels run from 7 to 7, and the network has 5 classes",
+        ),
         ({"data": [images(8)] * 3, "finetune": FinetuneConfig(distillation=0.0)}, TrainingError, "nothing to train by"),
         ({"data": [images(8)], "finetune": 3}, DepthCompError, "must be a FinetuneConfig"),
     ],
 )
-def test_what_cannot_be_tuned_is_refused_before_anything_is_measured(options, error, message):
-    class Untouchable:
-        def environment(self):
-            from conftest import ArithmeticBackend
-
-            return ArithmeticBackend().environment()
-
+def test_what_cannot_be_tuned_is_refused_before_anything_is_measured(options, error, message, arithmetic_backend):
+    class Untouchable(arithmetic_backend):
         def build(self, onnx_model):
             raise AssertionError("the backend was asked to measure")
 

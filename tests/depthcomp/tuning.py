@@ -1,5 +1,7 @@
 """A small network with norms and dropout, its teacher, labelled images, and processes that train and are killed."""
 
+import itertools
+import multiprocessing
 import os
 import signal
 
@@ -11,6 +13,8 @@ from depthcomp.finetune import finetune
 from depthcomp.training.config import FinetuneConfig
 
 CLASSES = 4
+_CLEAN = multiprocessing.get_context("forkserver")  # autograd refuses to go on in a fork of a process that used it
+_CLEAN.set_forkserver_preload(["tuning"])
 
 
 def classifier(seed=0, dtype=torch.float32):
@@ -47,26 +51,43 @@ def die():
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def in_child(work):
-    """Run a function in a forked process, to its end or its death; return its exit code, negative for a signal."""
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            work()
-            status = 0
-        finally:
-            os._exit(status)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+def started(work, *arguments):
+    """Return a running process that calls a function of a module."""
+    child = _CLEAN.Process(target=work, args=arguments)
+    child.start()
+    return child
+
+
+def exit_code(child):
+    """Wait for a process; return its exit code, negative for the signal that ended it."""
+    child.join()
+    return child.exitcode
 
 
 def killed_at(done, folder, **options):
     """Train in a process that is killed after so many batches."""
+    assert exit_code(started(_train_until, done, folder, options)) == -signal.SIGKILL
 
-    def work():
-        finetune(
-            classifier(), classifier(9), loader(), labelled(16, 2), config(**options), folder=folder,
-            progress=lambda stage, at, total: die() if at == done else None,
-        )  # fmt: skip
 
-    assert in_child(work) == -signal.SIGKILL
+def _train_until(done, folder, options):
+    finetune(
+        classifier(), classifier(9), loader(), labelled(16, 2), config(**options), folder=folder,
+        progress=lambda stage, at, total: die() if at == done else None,
+    )  # fmt: skip
+
+
+def killed_at_replacement(number, folder):
+    """Train in a process that is killed when it puts a file in place of another for the so-manieth time."""
+    assert exit_code(started(_train_until_replacement, number, folder)) == -signal.SIGKILL
+
+
+def _train_until_replacement(number, folder):
+    replace, count = os.replace, itertools.count(1)
+
+    def replacing(*paths):
+        if next(count) == number:
+            die()
+        replace(*paths)
+
+    os.replace = replacing
+    finetune(classifier(), None, loader(), labelled(16, 2), config(epochs=2), folder=folder)
