@@ -19,10 +19,17 @@ if TYPE_CHECKING:
     from depthcomp.budget import Budget
     from depthcomp.compress import compress_depth
     from depthcomp.result import CompressionResult
+    from depthcomp.training.config import FinetuneConfig
 
-__all__ = ["Budget", "CompressionResult", "DepthCompError", "compress_depth", "errors", "load"]
+__all__ = ["Budget", "CompressionResult", "DepthCompError", "FinetuneConfig", "compress_depth", "errors", "load"]
 
-_HOMES = {"Budget": "budget", "CompressionResult": "result", "compress_depth": "compress", "load": "artifacts"}
+_HOMES = {
+    "Budget": "budget",
+    "CompressionResult": "result",
+    "FinetuneConfig": "training.config",
+    "compress_depth": "compress",
+    "load": "artifacts",
+}
 
 
 def __getattr__(name: str) -> Any:

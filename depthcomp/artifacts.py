@@ -31,6 +31,7 @@ from latency_tables import Timing
 from latency_tables.json_file import first_fault
 
 if TYPE_CHECKING:
+    from depthcomp.importance_file import ImportanceTable
     from depthcomp.result import CompressionResult, FrontierPoint, Refusal, SpanRecord
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
 
 RESULT_SCHEMA_VERSION = 1
 _STRUCTURE, _WEIGHTS = "model.json", "model.safetensors"
+TRAINABLE, ORIGINAL = "trainable", "original"  # folders, of a network each
 
 
 def save_network(
@@ -328,8 +330,9 @@ def _attach_attributes(gm: fx.GraphModule, stored: StoredNetwork) -> None:
 def save_result(result: CompressionResult, directory: str | os.PathLike[str]) -> Path:
     """Write everything that a compression found to a folder, created if need be, and return the folder.
 
-    plan.json, model.json and model.safetensors, model.onnx, latency_table.json, result.json, report.html and
-    frontier.svg. Each file is written whole or not at all.
+    plan.json, model.json and model.safetensors, model.onnx, latency_table.json, importance.json, result.json,
+    report.html and frontier.svg; in folders below, the trainable form and the original, for `depthcomp finetune`. Each
+    file is written whole or not at all.
 
     Raises:
         ArtifactError: the folder cannot be written, or the network cannot be stored or exported.
@@ -338,11 +341,18 @@ def save_result(result: CompressionResult, directory: str | os.PathLike[str]) ->
 
     folder = save_network(result.model, directory, result.example_inputs)
     write_atomically(folder / "plan.json", result.plan.to_json().encode())
+    save_network(result.trainable, folder / TRAINABLE)
+    if result.original is not None:
+        save_network(result.original, folder / ORIGINAL)
     result.export_onnx(folder / "model.onnx")
     try:
         result.table.save(folder / "latency_table.json")
     except TableError as error:
         raise ArtifactError(f"the latency table cannot be saved: {error}") from error
+    try:
+        result.importance.save(folder / "importance.json")
+    except TableError as error:
+        raise ArtifactError(f"the importance table cannot be saved: {error}") from error
     write_atomically(folder / "result.json", _json_bytes(result_json(result)))
     write_report(result, folder)
     return folder
@@ -362,12 +372,14 @@ def result_json(result: CompressionResult) -> dict[str, Any]:
         "speedup": result.speedup,
         "loss": result.loss,
         "rank_correlation": result.rank_correlation,
+        "importance": _importance(result.importance),
         "original_depth": result.original_depth,
         "depth": result.depth,
         "free_merges": [asdict(choice) for choice in result.free_merges],
         "spans": [_span(record) for record in result.spans],
         "refusals": _refusals_by_reason(result.refusals),
         "frontier": [_frontier_point(point) for point in result.frontier],
+        "finetuned": None if result.finetuned is None else asdict(result.finetuned),
         "warnings": list(result.warnings),
         "environment": asdict(result.environment),
         "example_inputs": [_tensor_kind(tensor) for tensor in result.example_inputs],
@@ -376,6 +388,15 @@ def result_json(result: CompressionResult) -> dict[str, Any]:
     }
     finite: dict[str, Any] = _finite(content)
     return finite
+
+
+def _importance(table: ImportanceTable) -> dict[str, Any]:
+    return {
+        "method": table.method,
+        "settings": dict(table.settings),
+        "seconds": table.seconds,
+        "choices": len(table.losses),
+    }
 
 
 def _timing(timing: Timing) -> dict[str, Any]:

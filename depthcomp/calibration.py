@@ -44,12 +44,14 @@ class CalibrationSet:
         judges: folds whose images judge, each by fits on all other folds; empty where there is one image alone,
             which then judges what was fitted on it.
         withheld: a fold that is never fitted on, not even in the end.
+        labels: the class of each image (n,) of each batch; None where there are no labels.
     """
 
     batches: tuple[Tensor, ...]
     folds: tuple[int, ...]
     judges: tuple[int, ...]
     withheld: int | None = None
+    labels: tuple[Tensor, ...] | None = None
 
     @property
     def count(self) -> int:
@@ -63,55 +65,88 @@ class CalibrationSet:
 
     def judging(self) -> Iterator[tuple[int, Tensor]]:
         """Yield the fold and the images of each judging batch, the folds taking turns."""
-        turns = itertools.zip_longest(*(self.fold(fold) for fold in self.judges or (0,)))
+        return ((fold, self.batches[index]) for fold, index in self._turns())
+
+    def judging_labels(self) -> Iterator[Tensor | None]:
+        """Yield the labels of each judging batch in the order of `judging`, None where there are none."""
+        return (None if self.labels is None else self.labels[index] for _, index in self._turns())
+
+    def _turns(self) -> Iterator[tuple[int, int]]:
+        """Yield the fold and the index of each judging batch."""
+        turns = itertools.zip_longest(*(self._indices(fold) for fold in self.judges or (0,)))
         for turn in turns:
-            for fold, batch in zip(self.judges or (0,), turn, strict=True):
-                if batch is not None:
-                    yield fold, batch
+            for fold, index in zip(self.judges or (0,), turn, strict=True):
+                if index is not None:
+                    yield fold, index
 
     def fold(self, fold: int) -> list[Tensor]:
         """Return the batches of one fold."""
-        return [batch for batch, number in zip(self.batches, self.folds, strict=True) if number == fold]
+        return [self.batches[index] for index in self._indices(fold)]
+
+    def _indices(self, fold: int) -> list[int]:
+        return [index for index, number in enumerate(self.folds) if number == fold]
 
     def thinned(self, count: int) -> CalibrationSet:
         """Return about `count` of the batches, or all where there are fewer, the folds thinned to equal shares."""
         share = count / self.count
-        kept = {
-            fold: found[:: max(1, round(len(found) / share))]
+        kept = [
+            index
             for fold in range(self.count)
-            for found in [self.fold(fold)]
-        }
-        batches = tuple(batch for fold in kept.values() for batch in fold)
-        folds = tuple(number for number, fold in kept.items() for _ in fold)
-        return replace(self, batches=batches, folds=folds)
+            for found in [self._indices(fold)]
+            for index in found[:: max(1, round(len(found) / share))]
+        ]
+        return replace(
+            self,
+            batches=tuple(self.batches[index] for index in kept),
+            folds=tuple(self.folds[index] for index in kept),
+            labels=None if self.labels is None else tuple(self.labels[index] for index in kept),
+        )
 
 
-def cross_validated(images: Tensor, seed: int, layout: Layout = FASTEST) -> CalibrationSet:
+def cross_validated(
+    images: Tensor, seed: int, layout: Layout = FASTEST, labels: Tensor | None = None
+) -> CalibrationSet:
     """Return images (n, c, h, w) in up to three folds that take turns in judging.
 
     A fold is a contiguous part: neighbours, which may be crops of one photo or frames of one film, stay together
     except at the borders between folds.
     """
     count = min(FOLDS, len(images))
-    parts = [images[start * len(images) // count : (start + 1) * len(images) // count] for start in range(count)]
-    return _in_folds(parts, tuple(range(count)) if count > 1 else (), None, seed, layout)
+    borders = [part * len(images) // count for part in range(count + 1)]
+    parts = [images[start:stop] for start, stop in itertools.pairwise(borders)]
+    classes = None if labels is None else [labels[start:stop] for start, stop in itertools.pairwise(borders)]
+    return _in_folds(parts, classes, tuple(range(count)) if count > 1 else (), None, seed, layout)
 
 
-def separate(images: Tensor, judging: Tensor, seed: int, layout: Layout = FASTEST) -> CalibrationSet:
-    """Return a set whose fits are on `images` and judged on `judging`, (n, c, h, w) both."""
-    return _in_folds([images, judging], (1,), 1, seed, layout)
+def separate(
+    images: Tensor,
+    judging: Tensor,
+    seed: int,
+    layout: Layout = FASTEST,
+    labels: tuple[Tensor, Tensor] | None = None,
+) -> CalibrationSet:
+    """Return a set whose fits are on `images` and judged on `judging`, (n, c, h, w) both; labels for both or none."""
+    return _in_folds([images, judging], None if labels is None else [*labels], (1,), 1, seed, layout)
 
 
 def _in_folds(
-    parts: list[Tensor], judges: tuple[int, ...], withheld: int | None, seed: int, layout: Layout
+    parts: list[Tensor],
+    labels: list[Tensor] | None,
+    judges: tuple[int, ...],
+    withheld: int | None,
+    seed: int,
+    layout: Layout,
 ) -> CalibrationSet:
     generator = torch.Generator().manual_seed(seed)
+    orders = [torch.randperm(len(part), generator=generator).to(part.device) for part in parts]
     mixed = [
-        in_batches(
-            part[torch.randperm(len(part), generator=generator).to(part.device)].to(memory_format=layout.memory),
-            layout.largest,
-        )
-        for part in parts
+        in_batches(part[order].to(memory_format=layout.memory), layout.largest)
+        for part, order in zip(parts, orders, strict=True)
     ]
     batches = tuple(batch for part in mixed for batch in part)
-    return CalibrationSet(batches, tuple(fold for fold, part in enumerate(mixed) for _ in part), judges, withheld)
+    classes = None
+    if labels is not None:
+        pairs = zip(labels, orders, strict=True)
+        classes = tuple(batch for part, order in pairs for batch in in_batches(part[order], layout.largest))
+    folds = tuple(fold for fold, part in enumerate(mixed) for _ in part)
+    return CalibrationSet(batches, folds, judges, withheld, classes)

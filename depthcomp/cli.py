@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from depthcomp.backend_help import BACKENDS, BackendHelp
+from depthcomp.backend_help import BACKENDS, METHOD_NAMES, BackendHelp
 from depthcomp.cli_tables import tables
 from depthcomp.plain_words import plain_words
 
@@ -26,6 +26,15 @@ if TYPE_CHECKING:
     from depthcomp.result import CompressionResult
 
 __all__ = ["app", "main"]
+
+DATA = (
+    "a folder of images, folder:PATH with a folder for each class, torchvision:FashionMNIST:train, or "
+    "package.module:function, which returns a DataLoader or Dataset"
+)
+DataRoot = Annotated[
+    Path | None,
+    typer.Option(envvar="DEPTHCOMP_DATA_ROOT", help="Where torchvision keeps its data sets; by default ./data."),
+]
 
 app = typer.Typer(
     help="Compress the depth of any trained CNN to a latency budget measured on this machine.",
@@ -53,16 +62,20 @@ def compress(
     ],
     budget: Annotated[str, typer.Option(help="70% of the measured original, 1.8ms, or 1.4x as fast.")],
     weights: Annotated[Path | None, typer.Option(help="A .safetensors file or a torch state dict.")] = None,
-    data: Annotated[Path | None, typer.Option(help="A folder of images to fit on; labels are not used.")] = None,
+    data: Annotated[str | None, typer.Option(help=f"Images to fit on: {DATA}.")] = None,
     val_data: Annotated[
-        Path | None, typer.Option(help="Other images, to estimate the loss on; else each third of --data in turn.")
+        str | None, typer.Option(help="Other images, to estimate the loss on; else each third of --data in turn.")
     ] = None,
+    data_root: DataRoot = None,
     backend: Annotated[str, typer.Option(help=f"What runs the network: {BACKENDS}.")] = "auto",
     threads: Annotated[int, typer.Option(help="Threads that one inference may use.")] = 1,
     table: Annotated[
         Path | None,
         typer.Option(help="A latency table of this machine; what it lacks is measured and added."),
     ] = None,
+    method: Annotated[
+        str, typer.Option(help=f"How the plan is chosen: {METHOD_NAMES}; all but the first are there to compare with.")
+    ] = "depthcomp",
     out: Annotated[Path | None, typer.Option(help="The folder where everything is saved.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
@@ -73,10 +86,12 @@ def compress(
 
         from depthcomp import Budget, compress_depth
         from depthcomp.console import Progress
+        from depthcomp.methods import find_method
         from depthcomp.models import load_model
         from depthcomp.table_store import TableStore
         from latency_tables import create_backend
 
+        find_method(method)
         wanted, runtime = Budget.parse(budget), create_backend(backend, threads=threads)
         TableStore.open(table, runtime.environment())  # one that cannot be used is refused before the model is loaded
         before = _stamps(out, table)
@@ -87,16 +102,71 @@ def compress(
                 network,
                 wanted,
                 example_inputs=example,
-                data=_images(data, network, example),
-                val_data=_images(val_data, network, example),
+                data=_images(data, network, example, data_root, seed),
+                val_data=_images(val_data, network, example, data_root, seed),
                 backend=runtime,
                 table=table,
+                method=method,
                 output_dir=out,
                 seed=seed,
                 progress=progress,
             )
         files = [path for path, stamp in _stamps(out, table).items() if stamp != before.get(path)]
         (_print_json if as_json else _print_summary)(result, files)
+
+
+@app.command()
+def finetune(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that --out or result.save wrote.")],
+    data: Annotated[str, typer.Option(help=f"What to train on: {DATA}. Labels are used where there are some.")],
+    val_data: Annotated[
+        str | None, typer.Option(help="What decides which epoch is the best; by default a tenth of --data.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="A file that FinetuneConfig.to_json wrote.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the data; 10 by default.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images in a batch; 64 by default.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Its highest value; 0.001 by default.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of everything random; 0 by default.")] = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="The model to learn from, as for compress; by default the original.")
+    ] = None,
+    teacher_weights: Annotated[Path | None, typer.Option(help="Its weights.")] = None,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that load images.")] = 0,
+    data_root: DataRoot = None,
+    download: Annotated[bool, typer.Option("--download", help="Let torchvision download or unpack its data.")] = False,
+    augment: Annotated[bool, typer.Option(help="Crop and mirror training images at random.")] = True,
+    out: Annotated[Path | None, typer.Option(help="The folder to write to; by default DIR itself.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Train a compressed network on data, with the original as teacher; an interrupted run goes on where it was."""
+    with plain_words():
+        from dataclasses import asdict
+
+        from depthcomp.finetune_command import TuningRequest, configured, run, told
+
+        chosen = configured(config, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, seed=seed)
+        record, files = run(
+            TuningRequest(
+                directory=directory,
+                data=data,
+                val_data=val_data,
+                config=chosen,
+                teacher=teacher,
+                teacher_weights=teacher_weights,
+                workers=workers,
+                data_root=data_root,
+                download=download,
+                augment=augment,
+                out=out,
+            )
+        )
+        if not files:
+            return  # one of several processes, of which the first speaks
+        if as_json:
+            typer.echo(json.dumps({**asdict(record), "files": [str(path) for path in files]}, indent=2))
+            return
+        for line in (*told(record), *(f"wrote {path}" for path in files)):
+            typer.echo(line)
 
 
 @app.command()
@@ -173,11 +243,14 @@ def _print_comparison(found: Comparison) -> None:
         typer.echo(note)
 
 
-def _images(directory: Path | None, model: nn.Module, example: Tensor) -> Iterator[Tensor] | None:
+def _images(spec: str | None, model: nn.Module, example: Tensor, root: Path | None, seed: int) -> Iterable[Any] | None:
+    from depthcomp.data_specs import load_data, names_data
     from depthcomp.images import image_batches
     from depthcomp.models import normalization
 
-    return None if directory is None else image_batches(directory, example, *normalization(model))
+    if spec is None or not names_data(spec):
+        return None if spec is None else image_batches(spec, example, *normalization(model))
+    return load_data(spec, model, example, training=False, root=root, seed=seed)
 
 
 def _stamps(folder: Path | None, file: Path | None) -> dict[Path, tuple[int, int]]:

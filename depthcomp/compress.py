@@ -6,22 +6,32 @@ import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, fx, nn
 
 from depthcomp.budget import Budget
+from depthcomp.compensation import load_operator
 from depthcomp.depth import convolution_depth
 from depthcomp.errors import BudgetError, BudgetInfeasibleError, DepthCompError
 from depthcomp.files import require_writable
-from depthcomp.importance import calibrated
+from depthcomp.finetune import rehearse
+from depthcomp.importance_config import ImportanceConfig
+from depthcomp.importance_file import ImportanceTable
+from depthcomp.ladders import Ladder
+from depthcomp.ladders import Offer as LadderOffer
+from depthcomp.methods import Method, find_method
 from depthcomp.preparation import Prepared, measurable, prepare
 from depthcomp.pricing import Candidate, Pricing
 from depthcomp.progress import Progress, Stages
 from depthcomp.result import CompressionResult, FrontierPoint, SpanRecord
+from depthcomp.scoring import Importance, Scored, images_of, parse_importance, score_choices
 from depthcomp.search import Found, Search
 from depthcomp.table_store import TableStore
 from depthcomp.timing import LatencyPredictor, NetworkTimer
+from depthcomp.training.config import FinetuneConfig
+from depthcomp.tuned_result import require_tunable, tuned
 from dp_solver import Chain
 from fx_passes import SpanChoice, linearize, merge, placed_convolutions
 from latency_tables import AnyBackend, Environment, LatencyTable, as_backend
@@ -42,8 +52,9 @@ def compress_depth(
     backend: str | AnyBackend = "auto",
     table: LatencyTable | str | os.PathLike[str] | None = None,
     precision: str = "fp32",
-    importance: str = "calibrated",
-    finetune: None = None,
+    method: str = "depthcomp",
+    importance: Importance = "calibrated",
+    finetune: FinetuneConfig | None = None,
     output_dir: str | os.PathLike[str] | None = None,
     seed: int = 0,
     progress: Progress | None = None,
@@ -56,7 +67,7 @@ def compress_depth(
         example_inputs: a batch of images (n, c, h, w); latency is measured at this shape. Taken from the data,
             or else from the model's own configuration, where absent.
         data: calibration images, normalised as for training: a DataLoader or an iterable of x, (x, y) or dicts;
-            labels are not used. Absent: synthetic images with the spectrum of natural ones, and a warning.
+            integer classes y are used. Absent: synthetic images with the spectrum of natural ones, and a warning.
         val_data: other images, on which the loss is estimated and nothing is fitted; absent: each third of `data`
             in turn, by fits on the other two.
         backend: one of `latency_tables.backends.BACKEND_NAMES`, such as "onnxruntime", "openvino", "torch" or
@@ -64,10 +75,16 @@ def compress_depth(
         table: a latency table of this machine, or its path; what it lacks is measured and, given a path, added, as is
             the line from sums of its entries to the whole networks that are measured here.
         precision: "fp32".
-        importance: "calibrated": closed-form fits and the divergence of outputs, no labels, no training.
-        finetune: None; train `result.trainable` and call `fx_passes.merge` with `result.plan` to fine-tune.
-        output_dir: where everything is saved; a run that is killed while measuring latencies resumes from there,
-            and what was measured in other environments stays beside it.
+        method: how the plan is chosen, one of `depthcomp.methods.METHODS`: "depthcomp", or for comparison "kim23",
+            "layermerge", "depthshrinker", "uniform" or "random", which fit nothing: train what they return.
+        importance: what a choice costs in loss: "calibrated", by closed-form fits, no training; "kim23" or
+            "layermerge", by a little training of each choice; settings, such as `FinetunedImportance(steps=100)`; or
+            the path of an importance.json that an earlier run left in its `output_dir`.
+        finetune: how to fine-tune what was found, with the original as teacher, on all of `data` and on the labels in
+            them; `val_data`, or else a part of `data`, decides whether that was any good. None: not at all.
+        output_dir: where everything is saved; a run that is killed while measuring latencies or scoring choices resumes
+            from there, and what was measured in other environments stays beside it. What was found is saved
+            before it is fine-tuned, with the checkpoint below it.
         seed: of everything random.
         progress: called as (stage, done, total).
 
@@ -76,26 +93,36 @@ def compress_depth(
         BudgetInfeasibleError: no plan meets the budget, or none is faster than the original when both are measured
             side by side; `best_ms` is what the fastest one was measured at.
         CaptureError: the model or its example inputs are unusable.
-        DataError: the data are empty or do not fit the model.
+        DataError: the data are empty or do not fit the model, or cannot be read twice to fine-tune.
+        DepthCompError: `method` is unknown.
         BackendUnavailableError: `backend` is unknown, or no backend.
         MissingPackageError: the backend's library is not installed.
         TableMismatchError: the table was measured in another environment.
         TableError: the table or the journal in `output_dir` cannot be read or written, the backend refuses the
             network or an operator, or the table says that one of the network's own could not be measured.
         ArtifactError: `output_dir` cannot be written, or the network cannot be exported to ONNX.
+        TrainingError: fine-tuning cannot go on.
 
     Example:
         >>> result = compress_depth(model, "75%", data=loader)             # doctest: +SKIP
         >>> result.original_ms, result.predicted_ms, result.measured_ms    # doctest: +SKIP
     """
-    wanted = Budget.parse(budget)
-    _require_supported(precision, importance, finetune)
+    wanted, chosen = Budget.parse(budget), find_method(method)
+    _require_supported(precision)
+    scoring = parse_importance(importance if chosen.scored else ImportanceTable({}))
+    require_tunable(finetune, data, val_data)
     runtime = as_backend(backend)
     folder = None if output_dir is None else require_writable(output_dir)
     store, stages = TableStore.open(table, runtime.environment(), folder), Stages(progress)
 
     with stages("capturing"):
-        prepared = measurable(prepare(model, example_inputs, data, val_data, seed), store.failures)
+        prepared = measurable(
+            prepare(model, example_inputs, data, val_data, seed, most=images_of(scoring), limits=chosen.limits),
+            store.failures,
+        )
+        prepared = replace(prepared, candidates=chosen.candidates(prepared.network, prepared.candidates))
+        if finetune is not None:
+            rehearse(prepared.network, data, val_data, finetune)
         _announce(prepared.notes)
     with stages("measuring the original"):
         timer = NetworkTimer(prepared.original, (prepared.example,), runtime, seed=seed, progress=stages.report)
@@ -104,21 +131,26 @@ def compress_depth(
         offer = _offer(prepared, _complete(store, prepared, runtime, seed, stages.report))
         _require_room(wanted, timer.original.median_ms, offer.candidates, prepared, _TOO_LITTLE)
     with stages("scoring choices"):
-        losses = _losses(prepared, offer, seed, stages.report)
+        scored = _scored(chosen, prepared, offer, scoring, folder, seed, stages.report)
+        _announce(scored.notes)
+        losses = scored.losses
     with stages("searching"):
-        search = _search(prepared, offer, losses, timer, seed, stages.report)
+        search = _search(chosen, prepared, offer, losses, timer, seed, stages.report, refit_kept=data is not None)
         found = search.meet(wanted)
 
     offer = replace(offer, table=replace(offer.table, calibration=search.predictor.calibration))
     store.keep_calibration(offer.table)
     result = _result(
-        prepared, offer, losses, search, found,
+        prepared, offer, scored, search, found,
         budget=wanted, environment=store.environment, seed=seed, seconds=stages.seconds,
     )  # fmt: skip
     if folder is not None:
         with stages("saving"):
             result.save(folder)
             store.forget_journal()  # all of it stands in latency_table.json now
+            scored.journal.forget()  # and in importance.json
+    if finetune is not None:
+        result = tuned(result, prepared, data, val_data, finetune, timer, stages, folder)
     return result
 
 
@@ -139,16 +171,9 @@ class _Offer:
     total_ms: float
 
 
-def _require_supported(precision: str, importance: str, finetune: object) -> None:
+def _require_supported(precision: str) -> None:
     if precision != "fp32":
         raise DepthCompError(f"precision (={precision!r}) must be 'fp32', in which operators are timed")
-    if importance != "calibrated":
-        raise DepthCompError(f"importance (={importance!r}) must be 'calibrated'")
-    if finetune is not None:
-        raise DepthCompError(
-            f"finetune (={finetune!r}) must be None: train result.trainable with your own loop, "
-            "then call fx_passes.merge(result.trainable, result.plan)"
-        )
 
 
 def _announce(notes: Iterable[str]) -> None:
@@ -175,26 +200,56 @@ def _offer(prepared: Prepared, table: LatencyTable) -> _Offer:
     return _Offer(table, worthwhile, savings_ms, total_ms)
 
 
-def _losses(prepared: Prepared, offer: _Offer, seed: int, progress: Progress) -> dict[SpanChoice, float]:
-    return calibrated(
-        prepared.network, offer.candidates, prepared.calibration, offer.savings_ms, seed=seed, progress=progress
+def _scored(
+    method: Method,
+    prepared: Prepared,
+    offer: _Offer,
+    importance: ImportanceConfig | ImportanceTable,
+    folder: Path | None,
+    seed: int,
+    progress: Progress,
+) -> Scored:
+    """Return the losses of the rewrites; where the method asks for none, no loss for each."""
+    if not method.scored:
+        losses = dict.fromkeys((candidate.choice for candidate in offer.candidates), 0.0)
+        return Scored(ImportanceTable(losses, method="none"), losses)
+    return score_choices(
+        prepared, offer.candidates, offer.savings_ms, importance, folder=folder, seed=seed, progress=progress
     )
 
 
 def _search(
+    method: Method,
     prepared: Prepared,
     offer: _Offer,
     losses: Mapping[SpanChoice, float],
     timer: NetworkTimer,
     seed: int,
     progress: Progress,
+    *,
+    refit_kept: bool,
 ) -> Search:
     def problem(without: Set[SpanChoice]) -> Chain:
         kept = {choice: loss for choice, loss in losses.items() if choice not in without}
         return prepared.pricing.problem(prepared.tree, offer.candidates, kept, offer.table.ms)
 
     predictor = LatencyPredictor(timer, offer.total_ms)
-    return Search(prepared.network, problem, predictor, prepared.calibration, seed=seed, progress=progress)
+    return Search(
+        prepared.network, problem, predictor, prepared.calibration,
+        ladder=_ladder(method, prepared, offer, losses, seed), fits=method.fits, seed=seed, progress=progress,
+        refit_kept=refit_kept,
+    )  # fmt: skip
+
+
+def _ladder(
+    method: Method, prepared: Prepared, offer: _Offer, losses: Mapping[SpanChoice, float], seed: int
+) -> Ladder | None:
+    """Return the plans that a method chooses among where no solver does."""
+    if method.draw is None:
+        return None
+    total_ms = prepared.pricing.kept_ms(prepared.pricing.kept, offer.table.ms)  # of the network with its free merges
+    room = LadderOffer(prepared.network, offer.candidates, losses, offer.savings_ms, total_ms, seed)
+    return Ladder(method.draw(room), room)
 
 
 def _refusal(prepared: Prepared) -> str:
@@ -219,7 +274,7 @@ def _require_room(
 def _result(
     prepared: Prepared,
     offer: _Offer,
-    losses: Mapping[SpanChoice, float],
+    scored: Scored,
     search: Search,
     found: Found,
     *,
@@ -245,15 +300,17 @@ def _result(
         rank_correlation=search.rank_correlation(),
         original_depth=convolution_depth(prepared.original),
         depth=convolution_depth(model),
-        spans=tuple(_record(by_choice[c], prepared.pricing, offer.table, losses[c]) for c in found.plan),
+        spans=tuple(_record(by_choice[c], prepared.pricing, offer.table, scored.losses[c]) for c in found.plan),
         refusals=prepared.refusals,
-        warnings=prepared.notes,
+        warnings=(*prepared.notes, *scored.notes),
         environment=environment,
         table=offer.table,
         example_inputs=(prepared.example,),
         seed=seed,
         seconds=seconds,
         free_merges=prepared.free,
+        importance=scored.table,
+        original=prepared.network,
     )
 
 
@@ -265,6 +322,8 @@ def _trainable(captured: fx.GraphModule, found: Found) -> fx.GraphModule:
     )
     for fitted, place in pairs:
         place.load(fitted.operator)
+    for name, operator in found.kept.items():
+        load_operator(trainable, name, operator)
     return trainable
 
 

@@ -13,11 +13,23 @@ if TYPE_CHECKING:
     import rich.progress
     from rich.table import Table
 
+    from depthcomp.finetune import FinetuneRecord
     from depthcomp.result import CompressionResult
     from fx_passes import SpanChoice
     from latency_tables import Environment, Timing
 
-__all__ = ["Progress", "deed", "line_residual", "milliseconds", "percent", "place", "summary", "verdict", "where"]
+__all__ = [
+    "Progress",
+    "deed",
+    "line_residual",
+    "milliseconds",
+    "percent",
+    "place",
+    "summary",
+    "tuning",
+    "verdict",
+    "where",
+]
 
 REFRESH_SECONDS = 0.1  # faster is not seen
 _BACKENDS = {
@@ -105,10 +117,29 @@ def _rows(result: CompressionResult) -> list[tuple[str, str, str]]:
         (f"budget {result.budget}", milliseconds(result.budget_ms), verdict(result)),
         ("convolutions on the longest path", str(result.original_depth), str(result.depth)),
         ("loss against the original, cross-fitted", "0", f"{result.loss:.4g}"),
+        *_tuning_rows(result),
         *([("spans merged for free", "", str(len(result.free_merges)))] if result.free_merges else []),
         ("spans rewritten", "", _deeds(result)),
         ("spans refused", "", str(len(result.refusals))),
     ]
+
+
+def _tuning_rows(result: CompressionResult) -> list[tuple[str, str, str]]:
+    record = result.finetuned
+    if record is None:
+        return []
+    losses = f"{record.loss_before:.4g}", f"{record.loss_after:.4g}"
+    rows = [("validation loss before and after fine-tuning", *losses)]
+    if record.metric != "loss":
+        before, after = f"{record.metric_before:.4g}", f"{record.metric_after:.4g}"
+        rows.append((f"{record.metric} before and after", before, after))
+    return [*rows, ("  fine-tuned", "", tuning(record))]
+
+
+def tuning(record: FinetuneRecord) -> str:
+    """Return which network fine-tuning chose, of how many epochs and seconds."""
+    epochs = f"{record.epochs} epoch{'' if record.epochs == 1 else 's'}"
+    return f"best: {record.best}; {epochs} in {record.seconds:.0f} s"
 
 
 def _certainty(timing: Timing) -> str:

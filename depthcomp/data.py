@@ -9,38 +9,89 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from depthcomp.errors import DataError
+from depthcomp.errors import DataError, DepthCompError
 
-__all__ = ["calibration_batches", "first_images", "in_batches", "synthetic_batches"]
+__all__ = [
+    "calibration_batches",
+    "first_images",
+    "images_of",
+    "in_batches",
+    "labelled_images",
+    "require_values",
+    "synthetic_batches",
+]
 
 MAX_IMAGES = 512  # enough for the fits; more only costs time
 BATCH_SIZE = 8  # of the tensors of a whole network, many live at once
+LABEL_NAMES = ("label", "labels", "target", "targets", "y")  # in a dict
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _EMPTY = "{argument} holds no images; pass an iterable of x, (x, y) or dicts with at least one image"
 
 
 def calibration_batches(data: Iterable[Any], example: Tensor, *, argument: str = "data") -> list[Tensor]:
     """Return up to 512 images of `data` in batches of at most 8, shaped, typed and placed like `example`.
 
+    Args and errors are those of `labelled_images`; labels are left behind.
+    """
+    return in_batches(labelled_images(data, example, argument=argument)[0])
+
+
+def labelled_images(
+    data: Iterable[Any], example: Tensor, *, argument: str = "data", most: int = MAX_IMAGES
+) -> tuple[Tensor, Tensor | None]:
+    """Return images of `data` (n, c, h, w), typed and placed like `example`, and their classes (n,) where known.
+
     Args:
-        data: a DataLoader or any iterable of x, (x, y) or dicts; x is a batch (n, c, h, w) or one image (c, h, w).
-            Labels are not used. A tensor of images works too.
+        data: a DataLoader or any iterable of x, (x, y) or dicts; x is a batch (n, c, h, w) or one image (c, h, w), y
+            its classes, an integer each: (n,), or one number for one image; in a dict, `label`, `labels`, `target`,
+            `targets` or `y`. Any other y is left behind. A tensor of images works too.
         example: the model's example input, (n, c, h, w).
         argument: what the caller calls `data`, for the messages.
+        most: images that are read.
 
     Raises:
-        DataError: no images, images of another shape than the example's, of integers, or not finite.
+        DataError: no images, images of another shape than the example's, of integers, or not finite; classes of some
+            items only, or not one for each image; `data` itself breaks off with an error.
     """
-    batches: list[Tensor] = []
-    images = 0
-    for item in _items(data, argument):
-        batch = _checked(_inputs(item, argument), example, argument)
-        batches.append(batch[: MAX_IMAGES - images].to(example.device, example.dtype))
-        images += len(batch)
-        if images >= MAX_IMAGES:
+    images: list[Tensor] = []
+    labels: list[Tensor | None] = []
+    for item in _items(data, argument, most):
+        batch = _checked(images_of(item, argument), example, argument)
+        images.append(batch.to(example.device, example.dtype))
+        labels.append(_labels(item, len(batch), argument))
+        if sum(map(len, images)) >= most:
             break
-    if images == 0:
+    if not sum(map(len, images)):
         raise DataError(_EMPTY.format(argument=argument))
-    return in_batches(torch.cat(batches))
+    return torch.cat(images)[:most], _joined(labels, argument, most)
+
+
+def _joined(labels: Sequence[Tensor | None], argument: str, most: int) -> Tensor | None:
+    known = [each for each in labels if each is not None]
+    if known and len(known) < len(labels):
+        raise DataError(
+            f"{len(known)} of {len(labels)} items of {argument} have labels; give an integer class for every image, or "
+            "images alone"
+        )
+    return torch.cat(known)[:most] if known else None
+
+
+def _labels(item: Any, count: int, argument: str) -> Tensor | None:
+    """Return the classes of one item's images (n,) on the CPU, or None where it has none."""
+    found: Any = None
+    if isinstance(item, Mapping):
+        found = next((item[name] for name in LABEL_NAMES if name in item), None)
+    elif isinstance(item, Sequence) and not isinstance(item, str) and len(item) > 1:
+        found = item[1]
+    if type(found) is int:
+        found = torch.tensor(found)
+    if not isinstance(found, Tensor) or found.dtype not in _INTEGERS or found.ndim > 1:
+        return None  # masks, boxes, mixtures of classes: another task's
+    if found.numel() != count:
+        raise DataError(
+            f"an item of {argument} holds {found.numel()} labels for {count} images; give one class for each image"
+        )
+    return found.reshape(-1).long().cpu()
 
 
 def in_batches(images: Tensor, largest: int = BATCH_SIZE) -> list[Tensor]:
@@ -55,7 +106,7 @@ def first_images(data: Iterable[Any], *, argument: str = "data") -> Tensor:
         DataError: there is none, or the item holds something else than finite floating-point images.
     """
     for item in _items(data, argument):
-        images = _inputs(item, argument)
+        images = images_of(item, argument)
         images = images.unsqueeze(0) if images.ndim == 3 else images
         if images.ndim != 4:
             raise DataError(
@@ -63,7 +114,7 @@ def first_images(data: Iterable[Any], *, argument: str = "data") -> Tensor:
                 "(n, c, h, w) or one image (c, h, w)"
             )
         if len(images):
-            _require_values(images, argument)
+            require_values(images, argument)
             return images
     raise DataError(_EMPTY.format(argument=argument))
 
@@ -87,7 +138,7 @@ def synthetic_batches(example: Tensor, count: int, seed: int) -> list[Tensor]:
     return in_batches(images.to(example.device, example.dtype))
 
 
-def _items(data: Iterable[Any], argument: str) -> Iterator[Any]:
+def _items(data: Iterable[Any], argument: str, most: int = MAX_IMAGES) -> Iterator[Any]:
     if isinstance(data, Tensor):
         yield data
         return
@@ -95,11 +146,26 @@ def _items(data: Iterable[Any], argument: str) -> Iterator[Any]:
         raise DataError(
             f"{argument} is a {type(data).__name__}; pass a DataLoader or an iterable of x, (x, y) or dicts"
         )
-    yield from itertools.islice(data, MAX_IMAGES)
+    read = 0
+    try:
+        for item in itertools.islice(data, most):
+            yield item
+            read += 1
+    except DepthCompError:
+        raise
+    except (OSError, RuntimeError, ValueError, TypeError, LookupError) as error:  # of a file or a data set's own code
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DataError(
+            f"{argument} broke off with an error after {read} items ({reason}); mend the data first"
+        ) from error
 
 
-def _inputs(item: Any, argument: str) -> Tensor:
-    """Return the images of one item; labels are left behind."""
+def images_of(item: Any, argument: str) -> Tensor:
+    """Return the images of one item; labels are left behind.
+
+    Raises:
+        DataError: there is no tensor where images are needed.
+    """
     if isinstance(item, Mapping):
         tensors = [value for value in item.values() if isinstance(value, Tensor) and value.ndim >= 3]
         item = max(tensors, key=Tensor.dim, default=item)  # a batch of masks has a dimension less than its images
@@ -121,11 +187,16 @@ def _checked(batch: Tensor, example: Tensor, argument: str) -> Tensor:
             f"{argument} holds images of shape {tuple(batch.shape[1:])}, and the model was captured for "
             f"{tuple(example.shape[1:])}; resize the data, or pass example_inputs of the data's shape"
         )
-    _require_values(batch, argument)
+    require_values(batch, argument)
     return batch
 
 
-def _require_values(images: Tensor, argument: str) -> None:
+def require_values(images: Tensor, argument: str) -> None:
+    """Refuse images of integers, and those that are not finite.
+
+    Raises:
+        DataError: they are.
+    """
     if not images.is_floating_point():
         raise DataError(
             f"{argument} holds images of {images.dtype} and must hold floating-point ones, normalised as for training; "

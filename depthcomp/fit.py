@@ -257,7 +257,13 @@ class RidgeSystem:
         self._folds[fold] = self._folds[fold] + sums if fold in self._folds else sums
 
     def solve(
-        self, targets: Sequence[str], prior: AffineConv, *, judges: Sequence[int], match_variance: Collection[str]
+        self,
+        targets: Sequence[str],
+        prior: AffineConv,
+        *,
+        judges: Sequence[int],
+        match_variance: Collection[str],
+        strengths: Sequence[float] = (),
     ) -> list[AffineConv]:
         """Return the fitted convolution towards each target, with the shape of `prior`, which it leans to.
 
@@ -270,17 +276,24 @@ class RidgeSystem:
             judges: folds, each of which judges solutions on all others. How strongly a solution leans to the prior
                 is what serves them best together.
             match_variance: targets to give their variance.
+            strengths: to choose from; by default STRENGTHS.
         """
         task = self._task(targets, prior, match_variance)
-        return self._fitted(task, self._moments(task), self._strengths(task, judges))
+        return self._fitted(task, self._moments(task), self._strengths(task, judges, strengths or STRENGTHS))
 
     def solve_without(
-        self, folds: Sequence[int], targets: Sequence[str], prior: AffineConv, *, match_variance: Collection[str]
+        self,
+        folds: Sequence[int],
+        targets: Sequence[str],
+        prior: AffineConv,
+        *,
+        match_variance: Collection[str],
+        strengths: Sequence[float] = (),
     ) -> dict[int, list[AffineConv]]:
         """Return, for each of `folds`, what `solve` gives on all others; the first judges the strength for all."""
         task = self._task(targets, prior, match_variance)
-        strengths = self._strengths(task, folds[:1])
-        return {fold: self._fitted(task, self._moments(task, unseen=fold), strengths) for fold in folds}
+        chosen = self._strengths(task, folds[:1], strengths or STRENGTHS)
+        return {fold: self._fitted(task, self._moments(task, unseen=fold), chosen) for fold in folds}
 
     def _task(self, targets: Sequence[str], prior: AffineConv, match_variance: Collection[str]) -> _Task:
         taps = self._taps(prior.kernel)
@@ -296,18 +309,18 @@ class RidgeSystem:
             raise ValueError("nothing was accumulated, so there is nothing to solve")
         return functools.reduce(_Scatter.__add__, chosen).moments(task.taps, task.outputs)
 
-    def _strengths(self, task: _Task, judges: Sequence[int]) -> list[float]:
+    def _strengths(self, task: _Task, judges: Sequence[int], offered: Sequence[float]) -> list[float]:
         """Return the strength of least error for each target."""
         if not judges:
             return [UNJUDGED_STRENGTH] * len(task.matched)
         task = task.thinned()
-        errors = torch.zeros(len(STRENGTHS), len(task.matched), dtype=torch.float64)
+        errors = torch.zeros(len(offered), len(task.matched), dtype=torch.float64)
         for fold in judges:
             train, test = self._moments(task, fold), self._folds[fold].moments(task.taps, task.outputs)
-            for index, strength in enumerate(STRENGTHS):
+            for index, strength in enumerate(offered):
                 weight = train.solve(task.start, strength)
                 errors[index] += test.error(weight, train.bias(weight)).reshape(len(task.matched), -1).sum(1)
-        return [STRENGTHS[index] for index in errors.argmin(0).tolist()]
+        return [offered[index] for index in errors.argmin(0).tolist()]
 
     def _fitted(self, task: _Task, moments: _Moments, strengths: Sequence[float]) -> list[AffineConv]:
         """Return the convolution of each target at the strength chosen for it."""

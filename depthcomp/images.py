@@ -14,7 +14,7 @@ from torchvision.transforms import functional
 
 from depthcomp.errors import DataError
 
-__all__ = ["image_batches"]
+__all__ = ["decode", "image_batches", "image_files", "in_turns"]
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 CROP_SHARE = 0.875  # of the resized image, the usual evaluation of ImageNet networks: 256 pixels, 224 of them kept
@@ -55,7 +55,7 @@ def image_batches(
             f"images have 1 or 3 channels with a mean and a std each, but the model takes {channels} with "
             f"{len(mean)} means and {len(std)} stds; mend the model's pretrained_cfg"
         )
-    paths = _in_turns(_image_files(Path(directory)))
+    paths = in_turns(image_files(Path(directory)))
     starts = range(0, len(paths), batch_size)
     load = _Loader(_MODES[channels], (height, width), list(mean), list(std))
     return (torch.stack([load(path) for path in paths[start : start + batch_size]]) for start in starts)
@@ -68,12 +68,17 @@ class _Loader:
         self._mode, self._size, self._mean, self._std = mode, size, mean, std
 
     def __call__(self, path: Path) -> Tensor:
-        image = functional.center_crop(_resize(_decode(path, self._mode), self._size), list(self._size))
+        image = functional.center_crop(_resize(decode(path, self._mode), self._size), list(self._size))
         tensor: Tensor = functional.normalize(functional.to_tensor(image), self._mean, self._std)
         return tensor
 
 
-def _decode(path: Path, mode: str) -> Image.Image:
+def decode(path: Path, mode: str) -> Image.Image:
+    """Return the image in a file, in one of PIL's modes.
+
+    Raises:
+        DataError: it cannot be decoded.
+    """
     try:
         with Image.open(path) as image:
             return image.convert(mode)
@@ -92,7 +97,12 @@ def _resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     return image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BILINEAR)
 
 
-def _image_files(directory: Path) -> list[Path]:
+def image_files(directory: Path) -> list[Path]:
+    """Return the images in a folder and below, sorted.
+
+    Raises:
+        DataError: there is no folder, or no image in it.
+    """
     if not directory.is_dir():
         what = "is a file" if directory.exists() else "does not exist"
         raise DataError(f"the image folder {directory} {what}; give a folder that holds images")
@@ -104,7 +114,7 @@ def _image_files(directory: Path) -> list[Path]:
     return sorted(images)
 
 
-def _in_turns(paths: list[Path]) -> list[Path]:
+def in_turns(paths: list[Path]) -> list[Path]:
     """Return the first of each folder, then the second of each, and so on."""
     folders = defaultdict[Path, list[Path]](list)
     for path in paths:

@@ -7,8 +7,10 @@ are compared. Importance is lower-is-better; the sum over a plan's choices stand
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -19,21 +21,34 @@ from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
 
 from depthcomp.calibration import CalibrationSet
+from depthcomp.errors import DataError
 from depthcomp.execution import Tail, record
 from depthcomp.fit import Design, RidgeSystem, design_of, sample_positions, starting_point
 from depthcomp.pricing import Candidate
 from depthcomp.progress import Progress, silent
-from fx_passes import SpanChoice
+from depthcomp.score_journal import ScoreJournal
+from fx_passes import Plan, SpanChoice, linearize, merge
 from fx_passes.affine import AffineConv
 from fx_passes.collapse import collapse
 from fx_passes.operators import Role, role
 
-__all__ = ["calibrated", "divergence", "fit_candidates", "samples_per_batch", "unknowns", "whole_states"]
+__all__ = [
+    "calibrated",
+    "divergence",
+    "divergence_of",
+    "fit_candidates",
+    "is_scores",
+    "require_finite",
+    "rise_of_loss",
+    "samples_per_batch",
+    "unknowns",
+    "whole_states",
+]
 
 LARGEST_SYSTEM = 3000  # unknowns per output channel; the Gram matrix then has 72 MB and is solved in seconds
 LEAST_SCORED = 64  # candidates that see all judging batches
 MOST_JUDGING = 18  # batches that candidates are scored on; whole plans are judged on all
-MEMORY_BYTES = 3 * 2**29  # for the Gram matrices of one pass over the data
+MEMORY_MIB = 1536  # for the Gram matrices of one pass over the data
 SAMPLES_PER_UNKNOWN = 5  # pixels per regression
 LEAST_SAMPLES = 2048
 
@@ -44,16 +59,40 @@ def divergence(original: Any, changed: Any) -> float:
     For one tensor of class scores (n, classes) this is the mean KL(softmax original || softmax changed) in
     nats; for any other output, the squared error relative to the original's variance, averaged over tensors.
     """
+    return float(divergence_of(original, changed))
+
+
+def divergence_of(original: Any, changed: Any) -> Tensor:
+    """Return the divergence as a tensor () of float64 that can be differentiated."""
     pairs = [
         (a, b)
         for a, b in zip(tree_leaves(original), tree_leaves(changed), strict=True)
         if isinstance(a, Tensor) and a.is_floating_point()
     ]
-    if len(pairs) == 1 and pairs[0][0].ndim == 2 and pairs[0][0].shape[1] > 1:
+    if len(pairs) == 1 and is_scores(pairs[0][0]):
         scores, other = (F.log_softmax(t.double(), dim=1) for t in pairs[0])
-        return float(F.kl_div(other, scores, log_target=True, reduction="batchmean"))
+        return F.kl_div(other, scores, log_target=True, reduction="batchmean")
     errors = [(a - b).square().mean() / _power(a) for a, b in pairs]
-    return float(torch.stack(errors).mean()) if errors else 0.0
+    return torch.stack(errors).mean() if errors else torch.zeros(())
+
+
+def is_scores(output: Any) -> bool:
+    """Say whether an output holds a score for each class of each image, (n, classes)."""
+    return isinstance(output, Tensor) and output.ndim == 2 and output.shape[1] > 1
+
+
+def rise_of_loss(original: Any, changed: Any, labels: Tensor | None) -> float:
+    """Return by how much the loss rises from one network's outputs to another's on the same images.
+
+    Without labels this is the divergence. With labels (n,) of class scores it is the mean of the divergence and the
+    rise of the cross-entropy: both estimate the same where the original is right about its own certainty; the
+    divergence has less noise on few images, and the labels know where the original errs.
+    """
+    gap = divergence(original, changed)
+    if labels is None:
+        return gap
+    before, after = (float(F.cross_entropy(s.double(), labels.to(s.device))) for s in (original, changed))
+    return (gap + after - before) / 2
 
 
 def _power(values: Tensor) -> Tensor:
@@ -70,6 +109,8 @@ def calibrated(
     *,
     seed: int = 0,
     progress: Progress | None = None,
+    journal: ScoreJournal | None = None,
+    memory_mib: int = MEMORY_MIB,
 ) -> dict[SpanChoice, float]:
     """Return the loss of each candidate; those whose least-squares system is too large are left out.
 
@@ -82,19 +123,34 @@ def calibrated(
         savings_ms: what each choice saves, in ms.
         seed: for the sampled pixels.
         progress: called as (what, done, total).
+        journal: what was scored before, and where each new score goes; fits are not kept, so a run that resumes
+            solves them again.
+        memory_mib: most memory for sums.
     """
-    report = progress or silent
-    operators = fit_candidates(gm, candidates, calibration, seed=seed, progress=report)
-    losses: dict[SpanChoice, list[float]] = {choice: [] for choice in operators}
-    scored = [candidate for candidate in candidates if candidate.choice in operators]
+    report, known = progress or silent, ScoreJournal() if journal is None else journal
+    operators = functools.cache(
+        lambda: fit_candidates(gm, candidates, calibration, seed=seed, progress=report, memory_mib=memory_mib)
+    )
+    merged = functools.cache(lambda choice: merge(linearize(gm, Plan((choice,))), Plan((choice,))))
+    scored = [c for c in candidates if c.choice.kind != "fit" or unknowns(c) <= LARGEST_SYSTEM]
+    losses: dict[SpanChoice, list[float]] = {candidate.choice: [] for candidate in scored}
     judging = list(itertools.islice(calibration.judging(), MOST_JUDGING))
+    labels = list(calibration.judging_labels())
     sizes = _survivors(len(scored), len(judging))
     done = itertools.count(1)
-    for (fold, batch), size in zip(judging, sizes, strict=True):
+    for number, ((fold, batch), size) in enumerate(zip(judging, sizes, strict=True)):
         scored = scored[:size]
-        tail = Tail(gm, batch)
+        tail = functools.cache(functools.partial(_tail, gm, batch))
         for candidate in scored:
-            losses[candidate.choice].append(_loss(tail, candidate, operators[candidate.choice][fold]))
+            entry = f"{candidate.choice} on batch {number}"
+            if entry not in known:
+                operator, start = operators()[candidate.choice][fold], time.perf_counter()
+                if _merges_otherwise(candidate.choice):
+                    loss = rise_of_loss(tail().output, _outputs(merged(candidate.choice), batch), labels[number])
+                else:
+                    loss = _loss(tail(), candidate, operator, labels[number])
+                known.add(entry, loss, time.perf_counter() - start)
+            losses[candidate.choice].append(known[entry])
             report("scoring", next(done), sum(sizes))
         scored.sort(key=lambda candidate: _mean(losses[candidate.choice]) / savings_ms[candidate.choice])
     return {choice: max(_mean(found), 0.0) for choice, found in losses.items()}
@@ -107,11 +163,12 @@ def fit_candidates(
     *,
     seed: int = 0,
     progress: Progress | None = None,
+    memory_mib: int = MEMORY_MIB,
 ) -> dict[SpanChoice, Mapping[int, AffineConv | None]]:
     """Return the operators of each candidate, by the judging fold that they have not seen, in the images' precision.
 
     The operator of a dropped span is None. Fits whose system has more than 3,000 unknowns are left out. Memory for
-    the sums is bounded by 1.5 GiB: where that is not enough, the images pass through the network several times.
+    the sums is bounded: where it is not enough, the images pass through the network several times.
     """
     report = progress or silent
     fits = [c for c in candidates if c.choice.kind == "fit" and unknowns(c) <= LARGEST_SYSTEM]
@@ -120,12 +177,11 @@ def fit_candidates(
         if candidate.choice.kind != "fit":
             operator = _merged(gm, candidate) if candidate.choice.kind == "merge" else None
             operators[candidate.choice] = dict.fromkeys(range(calibration.count), operator)
-    groups = list(_passes(fits, calibration.count))
+    groups = list(_passes(fits, calibration.count, memory_mib * 2**20))
     for number, group in enumerate(groups):
         systems = _systems(group)
-        generator = torch.Generator().manual_seed(seed)
         for done, (batch, fold) in enumerate(zip(calibration.batches, calibration.folds, strict=True)):
-            _accumulate(gm, systems, batch, calibration.least_fitted, generator, fold)
+            _accumulate(gm, systems, batch, calibration.least_fitted, seed + done, fold)
             report(f"fitting, pass {number + 1} of {len(groups)}", done + 1, len(calibration.batches))
         together = _same_shape(group)
         for done, members in enumerate(together):
@@ -151,13 +207,14 @@ def _accumulate(
     systems: Mapping[Design, tuple[RidgeSystem, set[str]]],
     batch: Tensor,
     batches: int,
-    generator: torch.Generator,
+    seed: int,
     fold: int,
 ) -> None:
-    """Add one of `batches` that make up a fit to the sums of all systems."""
+    """Add one of `batches` that make up a fit to the sums of all systems, none of which depends on the others."""
     names = {name for design, (_, cores) in systems.items() for name in (design.entry, *cores)}
     tensors = record(gm, batch, names)
     for design, (system, cores) in systems.items():
+        generator = torch.Generator().manual_seed(seed)
         positions = sample_positions(tensors[min(cores)], samples_per_batch(system.unknowns, batches), generator)
         targets = {name: positions.pixels(tensors[name]) for name in sorted(cores)}
         system.accumulate(tensors[design.entry], targets, positions, fold=fold)
@@ -200,7 +257,7 @@ def samples_per_batch(unknowns: int, batches: int) -> int:
     return (SAMPLES_PER_UNKNOWN * unknowns + LEAST_SAMPLES) // batches + 1
 
 
-def _passes(fits: Sequence[Candidate], folds: int) -> Iterator[list[Candidate]]:
+def _passes(fits: Sequence[Candidate], folds: int, memory_bytes: int) -> Iterator[list[Candidate]]:
     """Yield groups of fits whose sums fit into memory together; fits of one design stay together."""
     by_design: dict[Design, list[Candidate]] = {}
     for candidate in fits:
@@ -209,7 +266,7 @@ def _passes(fits: Sequence[Candidate], folds: int) -> Iterator[list[Candidate]]:
     used = 0
     for members in by_design.values():
         size = 8 * folds * max(unknowns(c) for c in members) ** 2 * _design(members[0]).groups
-        if group and used + size > MEMORY_BYTES:
+        if group and used + size > memory_bytes:
             yield group
             group, used = [], 0
         group, used = group + members, used + size
@@ -231,11 +288,40 @@ def _systems(fits: Sequence[Candidate]) -> dict[Design, tuple[RidgeSystem, set[s
     return {d: (RidgeSystem(d, kernels[d], channels[d]), cores[d]) for d in kernels}
 
 
-def _loss(tail: Tail, candidate: Candidate, operator: AffineConv | None) -> float:
-    entry = tail.value(candidate.span.entry)
-    if operator is None:
-        return divergence(tail.output, tail.rerun(candidate.span.exit, entry))
-    return divergence(tail.output, tail.rerun(candidate.span.core, operator.to(entry)(entry)))
+def _merges_otherwise(choice: SpanChoice) -> bool:
+    """Say whether a choice merges with convolutions pruned or another end, which its span's collapse does not tell."""
+    return choice.kind == "merge" and (bool(choice.pruned) or choice.end != "original")
+
+
+def _outputs(network: fx.GraphModule, batch: Tensor) -> Any:
+    with torch.no_grad():
+        return network(batch)
+
+
+def _tail(gm: fx.GraphModule, batch: Tensor) -> Tail:
+    tail = Tail(gm, batch)
+    require_finite(tail.output)
+    return tail
+
+
+def require_finite(output: Any) -> None:
+    """Refuse an original network whose own output is not finite: nothing can be compared with it.
+
+    Raises:
+        DataError: a value is NaN or infinite.
+    """
+    if not all(bool(part.isfinite().all()) for part in tree_leaves(output) if isinstance(part, Tensor)):
+        raise DataError(
+            "the network's own output on the calibration images is NaN or infinite, so no choice can be compared with "
+            "it; check the network's weights, and that the images are normalised as for training"
+        )
+
+
+def _loss(tail: Tail, candidate: Candidate, operator: AffineConv | None, labels: Tensor | None) -> float:
+    entry, name = tail.value(candidate.span.entry), candidate.span.exit
+    if operator is not None:
+        entry, name = operator.to(entry)(entry), candidate.span.core
+    return rise_of_loss(tail.output, tail.rerun(name, entry), labels)
 
 
 def _merged(gm: fx.GraphModule, candidate: Candidate) -> AffineConv:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from depthcomp.calibration import LAYOUTS, CalibrationSet, Layout, cross_validated, separate
-from depthcomp.data import calibration_batches, synthetic_batches
-from depthcomp.errors import CaptureError, TableError
+from depthcomp.data import MAX_IMAGES, labelled_images, synthetic_batches
+from depthcomp.errors import CaptureError, DataError, TableError
 from depthcomp.importance import LARGEST_SYSTEM, unknowns
 from depthcomp.inputs import infer_example
 from depthcomp.pricing import Candidate, Pricing
@@ -41,6 +41,11 @@ OFFERED = SpanLimits(layer_pruning=False, other_ends=(), skips_pixels=False)
 _NO_DATA = (
     "no data: importance comes from the weights alone, on synthetic images; pass data=, even a few dozen "
     "unlabelled images, for a far better choice"
+)
+LEAST_ABOVE_CHANCE = 1.5  # times the accuracy of guessing; with fewer right, the labels are another numbering's
+_FOREIGN_LABELS = (
+    "the network gives {:.1%} of the images their label, hardly more than by chance, so the labels are not used; are "
+    "they in the network's own numbering?"
 )
 _ONE_IMAGE = "one calibration image: the loss is estimated on the image that was fitted to"
 
@@ -82,8 +87,20 @@ def prepare(
     data: Iterable[Any] | None,
     val_data: Iterable[Any] | None,
     seed: int,
+    *,
+    most: int = MAX_IMAGES,
+    limits: SpanLimits = OFFERED,
 ) -> Prepared:
     """Return everything about a model that is known without measuring; the model is not changed.
+
+    Args:
+        model: the model.
+        example_inputs: a batch of images; None to take one from the data or guess.
+        data: calibration images.
+        val_data: images to judge on; None to let the calibration images take turns.
+        seed: of the images' order.
+        most: images that are read of each.
+        limits: which choices the candidates are of.
 
     Raises:
         CaptureError: the model or its example inputs are unusable.
@@ -93,12 +110,13 @@ def prepare(
     example, data, guess = infer_example(model, example_inputs, data)
     original, free, captured = _networks(model, example, guess)
     network = _folded(captured)
-    calibration, note = _calibration(network, data, val_data, example, seed)
+    images, note = _calibration(network, data, val_data, example, seed, most)
+    calibration, foreign = _with_known_classes(network, images)
     pricing = Pricing(network)
-    candidates, refusals = _rewrites(network, pricing)
+    candidates, refusals = _rewrites(network, pricing, limits)
     return Prepared(
         original, free, captured, network, example, calibration, structure_tree(network), pricing, candidates,
-        refusals, notes=tuple(text for text in (guess, note) if text),
+        refusals, notes=tuple(text for text in (guess, note, foreign) if text),
     )  # fmt: skip
 
 
@@ -168,9 +186,11 @@ def _networks(model: nn.Module, example: Tensor, guess: str = "") -> tuple[fx.Gr
     return original, free, collapse_spans(linearize(captured, free), free)
 
 
-def _rewrites(network: fx.GraphModule, pricing: Pricing) -> tuple[list[Candidate], tuple[Refusal, ...]]:
+def _rewrites(
+    network: fx.GraphModule, pricing: Pricing, limits: SpanLimits = OFFERED
+) -> tuple[list[Candidate], tuple[Refusal, ...]]:
     """Return the rewrites that can be tried, and the spans that cannot be rewritten, or not in every way."""
-    spans = enumerate_spans(network, OFFERED)
+    spans = enumerate_spans(network, limits)
     candidates, too_large = _solvable(pricing.candidates(spans))
     return candidates, (*_refusals(spans), *too_large)
 
@@ -193,16 +213,44 @@ def _calibration(
     val_data: Iterable[Any] | None,
     example: Tensor,
     seed: int,
+    most: int,
 ) -> tuple[CalibrationSet, str]:
     """Return the images to work with, synthetic where there are none, and what the user should know of them."""
+    labels: Tensor | None = None
     if data is None:
         images, note = torch.cat(synthetic_batches(example, SYNTHETIC_IMAGES, seed)), _NO_DATA
     else:
-        images, note = torch.cat(calibration_batches(data, example)), ""
+        (images, labels), note = labelled_images(data, example, most=most), ""
+    layout = _layout(network, images)
     if val_data is not None:
-        judging = torch.cat(calibration_batches(val_data, example, argument="val_data"))
-        return separate(images, judging, seed, _layout(network, images)), note
-    return cross_validated(images, seed, _layout(network, images)), _ONE_IMAGE if len(images) == 1 else note
+        judging, classes = labelled_images(val_data, example, argument="val_data", most=most)
+        pair = None if labels is None or classes is None else (labels, classes)
+        return separate(images, judging, seed, layout, pair), note
+    return cross_validated(images, seed, layout, labels), _ONE_IMAGE if len(images) == 1 else note
+
+
+def _with_known_classes(network: fx.GraphModule, calibration: CalibrationSet) -> tuple[CalibrationSet, str]:
+    """Return the images with labels that the network can be held to, or without, and what the user should know.
+
+    Raises:
+        DataError: a label is no class of the network's.
+    """
+    if calibration.labels is None:
+        return calibration, ""
+    with torch.no_grad():
+        outputs = [network(batch) for batch in calibration.batches]
+    if not all(isinstance(scores, Tensor) and scores.ndim == 2 and scores.shape[1] > 1 for scores in outputs):
+        return replace(calibration, labels=None), ""
+    scores, labels = torch.cat(outputs).cpu(), torch.cat(calibration.labels)
+    if not 0 <= int(labels.min()) <= int(labels.max()) < scores.shape[1]:
+        raise DataError(
+            f"labels run from {int(labels.min())} to {int(labels.max())}, and the network has {scores.shape[1]} "
+            f"classes, 0 to {scores.shape[1] - 1}; give labels in the network's own numbering, or images alone"
+        )
+    accuracy = float((scores.argmax(1) == labels).float().mean())
+    if accuracy <= LEAST_ABOVE_CHANCE / scores.shape[1]:
+        return replace(calibration, labels=None), _FOREIGN_LABELS.format(accuracy)
+    return calibration, ""
 
 
 def _layout(network: fx.GraphModule, images: Tensor) -> Layout:

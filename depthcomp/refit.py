@@ -1,25 +1,47 @@
-"""The weights of a plan's fitted convolutions, solved front to back, and what the whole plan really loses."""
+"""The weights of a plan's fitted convolutions, solved front to back, and what the whole plan really loses.
+
+Kept convolutions behind a change are fitted once more on the way, see `depthcomp.compensation`.
+"""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from depthcomp.calibration import CalibrationSet
+from depthcomp.compensation import KeptConvolution, kept_behind, load_operator
 from depthcomp.execution import Stream, record
 from depthcomp.fit import Positions, RidgeSystem, design_of, sample_positions, starting_point
-from depthcomp.importance import divergence, samples_per_batch, whole_states
+from depthcomp.importance import LARGEST_SYSTEM, rise_of_loss, samples_per_batch, whole_states
 from depthcomp.progress import Progress
 from fx_passes import PlacedConvolution, Plan, linearize, merge, placed_convolutions
 from fx_passes.affine import AffineConv
 
-__all__ = ["Refitter"]
+__all__ = ["Refit", "Refitter", "Unfitted"]
+
+KEPT_STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)  # the last leaves a kept convolution all but as it was
+_TARGET = "target"
 
 Pixels = tuple[Positions, Tensor]  # and the tensor's values there (samples, c)
+
+
+@dataclass(frozen=True, slots=True)
+class Refit:
+    """A plan carried out.
+
+    Attributes:
+        linearized: the plan's linearized graph with the weights found.
+        kept: the new operators of kept convolutions there, by node.
+    """
+
+    linearized: fx.GraphModule
+    kept: Mapping[str, AffineConv]
 
 
 class Refitter:
@@ -35,10 +57,16 @@ class Refitter:
         self._gm = gm
         self._calibration = calibration
         self._seed = seed
-        self._pixels: dict[tuple[str, int], list[Pixels]] = {}
+        self._pixels: dict[tuple[str, int], list[Pixels]] = {}  # by the target's name and how many in a batch
 
     def refit(self, plan: Plan, *, unseen: int | None = None, progress: Progress | None = None) -> fx.GraphModule:
-        """Return the linearized graph of `plan`, its fitted convolutions solved front to back.
+        """Return the linearized graph of `plan` as `carry_out` makes it; the arguments are the same."""
+        return self.carry_out(plan, unseen=unseen, progress=progress).linearized
+
+    def carry_out(
+        self, plan: Plan, *, unseen: int | None = None, kept: bool = False, progress: Progress | None = None
+    ) -> Refit:
+        """Return a plan with its fitted convolutions solved front to back.
 
         Each fit maps the tensor that the compressed network really has at the span's entry to the original
         network's tensor at its end, so that later fits make up for what earlier ones lost.
@@ -47,27 +75,42 @@ class Refitter:
             plan: what to do with the network.
             unseen: a fold that is left out of the fits and only judges how strongly they lean to their prior;
                 None for the one that is withheld from all fits, if there is one.
+            kept: whether the kept convolutions behind a change are refitted too; it takes many times as long.
             progress: called as (what, done, total).
         """
         linearized = linearize(self._gm, plan)
-        placed = placed_convolutions(linearized, plan)
-        self._sample(placed)
-        compressed = Stream(linearized, self._calibration.batches)
-        for done, place in enumerate(placed):
+        order = {node.name: position for position, node in enumerate(linearized.graph.nodes)}
+        places: list[PlacedConvolution | KeptConvolution] = [
+            *placed_convolutions(linearized, plan), *(self._kept(linearized, plan) if kept else ())
+        ]  # fmt: skip
+        places.sort(key=lambda place: order[place.core])
+        self._sample(places)
+        compressed, refitted = Stream(linearized, self._calibration.batches), dict[str, AffineConv]()
+        for done, place in enumerate(places):
             compressed.advance(place.entry)
-            place.load(self._solve(place, compressed, unseen))
+            operator = self._solve(place, compressed, unseen)
+            if isinstance(place, KeptConvolution):
+                load_operator(linearized, place.core, operator)
+                refitted[place.core] = operator
+            else:
+                place.load(operator)
             if progress is not None:
-                progress("refitting", done + 1, len(placed))
-        return linearized
+                progress("refitting", done + 1, len(places))
+        return Refit(linearized, refitted)
 
-    def loss(self, plan: Plan) -> float:
-        """Return the divergence under `plan`, on each judging fold after a refit whose weights have not seen it."""
+    def loss(self, plan: Plan, *, kept: bool = False) -> float:
+        """Return the rise of the loss under `plan`, on each judging fold after a refit whose weights have not seen it.
+
+        `kept` is that of `carry_out`.
+        """
         judges = self._calibration.judges
-        networks = {fold: merge(self.refit(plan, unseen=fold if judges else None), plan) for fold in judges or (0,)}
+        refits = {f: self.carry_out(plan, unseen=f if judges else None, kept=kept) for f in judges or (0,)}
+        networks = {fold: merge(refit.linearized, plan) for fold, refit in refits.items()}
         total, images = 0.0, 0
+        labels = self._calibration.judging_labels()
         with torch.no_grad():
-            for (fold, batch), wanted in zip(self._calibration.judging(), self._outputs, strict=True):
-                total += divergence(wanted, networks[fold](batch)) * len(batch)
+            for (fold, batch), wanted, classes in zip(self._calibration.judging(), self._outputs, labels, strict=True):
+                total += rise_of_loss(wanted, networks[fold](batch), classes) * len(batch)
                 images += len(batch)
         return total / images
 
@@ -77,33 +120,61 @@ class Refitter:
         with torch.no_grad():
             return [self._gm(batch) for _, batch in self._calibration.judging()]
 
-    def _solve(self, place: PlacedConvolution, compressed: Stream, unseen: int | None) -> AffineConv:
-        system = _system(place)
-        known = self._pixels[self._key(place)]
-        for fold, entry, (positions, pixels) in zip(
-            self._calibration.folds, compressed.values(place.entry), known, strict=True
-        ):
-            system.accumulate(entry, {place.core: pixels}, positions, fold=fold)
-        targets, prior, matched = [place.core], starting_point(place.operator), whole_states(self._gm, [place.core])
+    def _kept(self, linearized: fx.GraphModule, plan: Plan) -> list[KeptConvolution]:
+        """Return the kept convolutions to refit: of bearable size, and none where no fold judges how far to go."""
+        found = kept_behind(linearized, plan) if self._calibration.judges else []
+        return [place for place in found if place.operator.weight[0].numel() <= LARGEST_SYSTEM]
+
+    def _solve(self, place: PlacedConvolution | KeptConvolution, compressed: Stream, unseen: int | None) -> AffineConv:
+        system = self._summed(place, compressed)
+        stays = isinstance(place, KeptConvolution)
+        prior, strengths = (place.operator, KEPT_STRENGTHS) if stays else (starting_point(place.operator), ())
+        matched = [_TARGET] if not stays and whole_states(self._gm, [place.core]) else []
         unseen = self._calibration.withheld if unseen is None else unseen
         if unseen is None:
-            return system.solve(targets, prior, judges=self._calibration.judges, match_variance=matched)[0]
-        return system.solve_without([unseen], targets, prior, match_variance=matched)[unseen][0]
+            judges = self._calibration.judges
+            return system.solve([_TARGET], prior, judges=judges, match_variance=matched, strengths=strengths)[0]
+        solved = system.solve_without([unseen], [_TARGET], prior, match_variance=matched, strengths=strengths)
+        return solved[unseen][0]
 
-    def _sample(self, placed: Sequence[PlacedConvolution]) -> None:
+    def _summed(self, place: PlacedConvolution | KeptConvolution, compressed: Stream) -> RidgeSystem:
+        """Return the equations of a place: from what the compressed network has to what the original had."""
+        system = _system(place)
+        entries, known = compressed.values(place.entry), self._pixels[self._key(place)]
+        other = place.other if isinstance(place, KeptConvolution) else None
+        others = itertools.repeat(None) if other is None else compressed.values(other)
+        for fold, entry, (positions, pixels), summand in zip(
+            self._calibration.folds, entries, known, others, strict=False
+        ):
+            wanted = pixels if summand is None else pixels - positions.pixels(summand)
+            system.accumulate(entry, {_TARGET: wanted}, positions, fold=fold)
+        return system
+
+    def _sample(self, places: Iterable[PlacedConvolution | KeptConvolution]) -> None:
         """Sample the original's pixels for those places that were not asked for before."""
-        missing = {key for place in placed if (key := self._key(place)) not in self._pixels}
+        missing = {key for place in places if (key := self._key(place)) not in self._pixels}
         for batch in self._calibration.batches if missing else ():
-            tensors = record(self._gm, batch, {core for core, _ in missing})
-            for core, count in sorted(missing):
-                generator = torch.Generator().manual_seed(self._seed + len(self._pixels.get((core, count), ())))
-                positions = sample_positions(tensors[core], count, generator)
-                self._pixels.setdefault((core, count), []).append((positions, positions.pixels(tensors[core])))
+            tensors = record(self._gm, batch, {target for target, _ in missing})
+            for target, count in sorted(missing):
+                generator = torch.Generator().manual_seed(self._seed + len(self._pixels.get((target, count), ())))
+                positions = sample_positions(tensors[target], count, generator)
+                self._pixels.setdefault((target, count), []).append((positions, positions.pixels(tensors[target])))
 
-    def _key(self, place: PlacedConvolution) -> tuple[str, int]:
+    def _key(self, place: PlacedConvolution | KeptConvolution) -> tuple[str, int]:
         """Return whose pixels a place aims at, and how many of them are sampled in a batch."""
-        return place.core, samples_per_batch(_system(place).unknowns, self._calibration.least_fitted)
+        target = place.target if isinstance(place, KeptConvolution) else place.core
+        return target, samples_per_batch(_system(place).unknowns, self._calibration.least_fitted)
 
 
-def _system(place: PlacedConvolution) -> RidgeSystem:
+class Unfitted(Refitter):
+    """A refitter that fits nothing: a plan's weights are what linearizing gives, from which training begins."""
+
+    def carry_out(
+        self, plan: Plan, *, unseen: int | None = None, kept: bool = False, progress: Progress | None = None
+    ) -> Refit:
+        """Return the linearized graph of `plan`."""
+        return Refit(linearize(self._gm, plan), {})
+
+
+def _system(place: PlacedConvolution | KeptConvolution) -> RidgeSystem:
     return RidgeSystem(design_of(place.entry, place.operator), place.operator.kernel, place.operator.in_channels)

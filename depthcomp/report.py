@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from torch import fx
 
-from depthcomp.console import deed, line_residual, milliseconds, percent, place, verdict
+from depthcomp.console import deed, line_residual, milliseconds, percent, place, tuning, verdict
 from depthcomp.frontier_plot import frontier_svg
 from latency_tables.timing import DRIFT_LIMIT
 
@@ -62,6 +62,7 @@ def _page(result: CompressionResult, svg: str, folder: str) -> str:
         spans=[_span_row(record) for record in _in_plan_order(result)],
         totals=_totals(result.spans),
         free=_free(result),
+        finetuned=_finetuned(result),
         refusals=_grouped(result.refusals),
         rounds=_rounds(result),
         drifted=max(result.original_timing.drifted, result.measured_timing.drifted),
@@ -137,6 +138,18 @@ def _agreement(result: CompressionResult) -> str:
         return "how well it ranks plans is not known, as fewer than three whole plans were tried"
     rho = f"{result.rank_correlation:.2f}"
     return f"its rank correlation (Spearman) with the loss of the whole plans that were tried is {rho}"
+
+
+def _finetuned(result: CompressionResult) -> str:
+    """Say what fine-tuning came to; nothing where there was none."""
+    record = result.finetuned
+    if record is None:
+        return ""
+    metric = (
+        f", {record.metric} {record.metric_before:.4g} to {record.metric_after:.4g}" if record.metric != "loss" else ""
+    )
+    losses = f"from loss {record.loss_before:.4g} to {record.loss_after:.4g}{metric}"
+    return f"Fine-tuned, by the validation data {losses} ({tuning(record)})."
 
 
 def _parameters(gm: fx.GraphModule) -> int:

@@ -12,6 +12,8 @@ from torch import Tensor, fx
 
 from depthcomp import artifacts, engine, export
 from depthcomp.budget import Budget
+from depthcomp.finetune import FinetuneRecord
+from depthcomp.importance_file import ImportanceTable
 from depthcomp.progress import Progress
 from fx_passes import Plan, SpanChoice
 from latency_tables import Environment, LatencyTable, Timing
@@ -98,6 +100,10 @@ class CompressionResult:
         seconds: wall time of each stage.
         free_merges: spans of the original that were one convolution already and were merged first, at no loss;
             `plan` is for the network after that.
+        importance: the loss of every choice that was scored, how it was found and what that cost in seconds.
+        original: the network before, its norms folded and the free merges carried out; the teacher in fine-tuning.
+        finetuned: what fine-tuning came to, where it was asked for; `model` and `trainable` are its outcome then, and
+            `loss` is still that before it.
     """
 
     model: fx.GraphModule
@@ -122,6 +128,9 @@ class CompressionResult:
     seed: int
     seconds: dict[str, float] = field(default_factory=dict)
     free_merges: Plan = field(default_factory=Plan)
+    importance: ImportanceTable = field(default_factory=lambda: ImportanceTable({}))
+    original: fx.GraphModule | None = None
+    finetuned: FinetuneRecord | None = None
 
     def __repr__(self) -> str:
         return (
@@ -193,7 +202,7 @@ class CompressionResult:
         """Write everything to a folder, which `depthcomp.load` reads back; return the folder.
 
         plan.json, model.json and model.safetensors (the network), model.onnx, result.json (the numbers),
-        latency_table.json, report.html and frontier.svg. Each file is written whole or not at all.
+        latency_table.json, importance.json, report.html and frontier.svg. Each file is written whole or not at all.
 
         Raises:
             ArtifactError: the folder cannot be written.

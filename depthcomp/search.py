@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence, Set
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field
 
 import numpy as np
 from torch import fx
@@ -11,11 +11,13 @@ from torch import fx
 from depthcomp.budget import Budget
 from depthcomp.calibration import CalibrationSet
 from depthcomp.errors import BudgetInfeasibleError
+from depthcomp.ladders import Ladder
 from depthcomp.progress import Progress, silent
-from depthcomp.refit import Refitter
+from depthcomp.refit import Refitter, Unfitted
 from depthcomp.timing import LatencyPredictor
 from dp_solver import Chain, Frontier, frontier, solve
 from fx_passes import Plan, SpanChoice, linearize, merge
+from fx_passes.affine import AffineConv
 from latency_tables import Timing
 
 __all__ = ["Found", "Search"]
@@ -52,6 +54,7 @@ class Found:
     Attributes:
         plan: the plan.
         linearized: its refitted graph.
+        kept: the operators of the kept convolutions that were refitted there, by node.
         loss: true divergence on judging images, of refits whose weights have not seen them.
         predicted_ms: what was predicted before its refitted network was measured, at the original's speed in this run.
         original: the original's timing in the same run.
@@ -64,6 +67,7 @@ class Found:
     predicted_ms: float
     original: Timing
     measured: Timing
+    kept: Mapping[str, AffineConv] = field(default_factory=dict)
 
 
 class Search:
@@ -75,6 +79,12 @@ class Search:
         predictor: measures whole networks and predicts them.
         calibration: images to refit on, and to rank plans on by their true loss; the plan that is returned is
             refitted on all of them.
+        ladder: the plans to choose among; None for the frontier of the problem.
+        fits: whether plans are refitted and ranked; where not, the plan for a sum is taken as it comes.
+        seed: of the sampled pixels.
+        progress: called as (what, done, total).
+        refit_kept: whether the kept convolutions behind a change are refitted, too, where that lowers the loss; not
+            to be done on images that are none.
     """
 
     def __init__(
@@ -84,15 +94,21 @@ class Search:
         predictor: LatencyPredictor,
         calibration: CalibrationSet,
         *,
+        ladder: Ladder | None = None,
+        fits: bool = True,
         seed: int = 0,
         progress: Progress | None = None,
+        refit_kept: bool = True,
     ) -> None:
+        self._refit_kept = refit_kept and fits
         self.predictor = predictor
-        self.frontier: Frontier = frontier(problem(frozenset()))
+        self.frontier: Frontier | Ladder = frontier(problem(frozenset())) if ladder is None else ladder
         self._problem = problem
         self._network = network
-        self._refitter = Refitter(network, calibration, seed=seed)
-        self._comparer = Refitter(network, calibration.thinned(COMPARED_BATCHES), seed=seed)
+        self._fits = fits
+        refitter = Refitter if fits else Unfitted
+        self._refitter = refitter(network, calibration, seed=seed)
+        self._comparer = refitter(network, calibration.thinned(COMPARED_BATCHES), seed=seed)
         self._report = progress or silent
         self._true_losses: dict[Option, float] = {}
         self._found: dict[Option, Found] = {}
@@ -175,10 +191,10 @@ class Search:
 
         Importance only adds up approximately. So frontier neighbours are compared by their true loss, and then
         each choice of the best plan is given up in turn, the solver's answer without it taking its place where
-        that is truly better.
+        that is truly better. Without fits the plan stands as the method gave it.
         """
-        if sum_ms < self.frontier.costs[0]:
-            return self.option(0)
+        if not self._fits or sum_ms < self.frontier.costs[0]:
+            return self.option(self._at(sum_ms))
         best = min(self._neighbours(self._at(sum_ms)), key=self._loss)
         for _ in range(CLIMBS):
             better = min([best, *self._without_one(best, sum_ms)], key=self._loss)
@@ -206,7 +222,7 @@ class Search:
         """Return the true loss of a plan on the judging images, computed once."""
         if option not in self._true_losses:
             self._report("comparing plans", 0, 1)
-            self._true_losses[option] = self._comparer.loss(option.plan)
+            self._true_losses[option] = self._comparer.loss(option.plan, kept=self._refit_kept)
             self._report("comparing plans", 1, 1)
         return self._true_losses[option]
 
@@ -218,10 +234,13 @@ class Search:
 
     def _measured(self, option: Option) -> Found:
         plan, loss = option.plan, self._loss(option)
+        bare = self._comparer.loss(plan) if self._refit_kept else loss
         predicted_share = self.predictor.predict(option.sum_ms) / self.predictor.original.median_ms
-        linearized = self._refitter.refit(plan, progress=self._report)
-        original, measured = self.predictor.learn(merge(linearized, plan), option.sum_ms)
-        return Found(plan, linearized, loss, predicted_share * original.median_ms, original, measured)
+        refit = self._refitter.carry_out(plan, kept=loss < bare, progress=self._report)
+        loss = min(loss, bare)
+        original, measured = self.predictor.learn(merge(refit.linearized, plan), option.sum_ms)
+        predicted_ms = predicted_share * original.median_ms
+        return Found(plan, refit.linearized, loss, predicted_ms, original, measured, refit.kept)
 
 
 def _used(found: Found, budget: Budget) -> float:

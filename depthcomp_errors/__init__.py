@@ -17,6 +17,7 @@ __all__ = [
     "ProblemError",
     "TableError",
     "TableMismatchError",
+    "TrainingError",
 ]
 
 
@@ -74,6 +75,10 @@ class MissingPackageError(DepthCompError, ImportError):
 
 class EngineError(DepthCompError, ValueError):
     """A network or an ONNX model cannot become the engine that was asked for."""
+
+
+class TrainingError(DepthCompError, RuntimeError):
+    """Fine-tuning cannot go on, or what it made cannot be merged."""
 
 
 class ArtifactError(DepthCompError, OSError):

@@ -15,6 +15,7 @@ from fx_passes.placed import PlacedConvolution, placed_convolutions
 from fx_passes.plan import Plan, SpanChoice
 from fx_passes.spans import Span, enumerate_spans, find_span, random_plan
 from fx_passes.structure import Level, Unit, structure_tree
+from fx_passes.tuning_norms import insert_norms
 
 __all__ = [
     "Level",
@@ -30,6 +31,7 @@ __all__ = [
     "find_span",
     "fold_batch_norms",
     "free_merges",
+    "insert_norms",
     "linearize",
     "merge",
     "placed_convolutions",

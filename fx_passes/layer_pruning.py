@@ -6,7 +6,8 @@ enough to remember for each reach the best set of pruned convolutions: as many s
 would be 2 to the number of convolutions. Between convolutions of one size this is sorting by weight.
 
 Source: LayerMerge (Kim et al., ICML 2024, arXiv 2406.12837), section 3: for each kernel size, those convolutions stay
-that have the largest sum of absolute weights.
+that have the largest sum of absolute weights. Ours are taken with the norms that follow folded in, so that a graph and
+its form with norms folded prune alike.
 """
 
 from __future__ import annotations
@@ -128,8 +129,16 @@ class LayerPruner:
         module = known_layer(self._gm, node)
         if not isinstance(module, nn.Conv2d) or operator.stride != (1, 1) or image_shape(node) != shape:
             return Prunings(operator.stride, {reach: Pruning()})
-        staying = Pruning(float(module.weight.detach().double().abs().sum()))
+        staying = Pruning(self._weight_of(node, module))
         return Prunings((1, 1), _best([((0, 0, 0, 0), Pruning(names=(name,))), (reach, staying)]))
+
+    def _weight_of(self, node: fx.Node, conv: nn.Conv2d) -> float:
+        """Return the sum of a convolution's absolute weights, the norms that follow it folded in."""
+        weight = conv.weight.detach().double()
+        for norm in with_norms(self._gm, [node])[1:]:
+            if role(self._gm, norm) is Role.AFFINE:
+                weight = weight * affine_operator(self._gm, norm, conv.out_channels, device=str(weight.device)).weight
+        return float(weight.abs().sum())
 
 
 def with_norms(gm: fx.GraphModule, convolutions: Sequence[fx.Node]) -> list[fx.Node]:

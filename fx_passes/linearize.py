@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 
 from torch import fx, nn
 
@@ -18,10 +19,11 @@ from fx_passes.ends import set_end
 from fx_passes.graph_edit import add_module, redirect, tidy
 from fx_passes.hoist_padding import hoist_padding
 from fx_passes.layer_pruning import with_norms
-from fx_passes.operators import Role, known_layer, role
+from fx_passes.operators import NORMS, Role, known_layer, role
 from fx_passes.placed import insert_convolution
 from fx_passes.plan import Plan, SpanChoice, require_plan
 from fx_passes.spans import Span, find_spans
+from fx_passes.structure import require_captured
 
 __all__ = ["linearize"]
 
@@ -46,6 +48,8 @@ def linearize(gm: fx.GraphModule, plan: Plan, *, exact_border: bool = False) -> 
             another.
     """
     require_plan(plan)
+    require_captured(gm)
+    plan = _naming_convolutions(gm, plan)
     spans = find_spans(gm, [(choice.entry, choice.exit) for choice in plan])
     _require_disjoint(spans)
     for choice, span in zip(plan, spans, strict=True):
@@ -55,6 +59,21 @@ def linearize(gm: fx.GraphModule, plan: Plan, *, exact_border: bool = False) -> 
     for choice, span in zip(plan, spans, strict=True):
         _rewrite(copied, nodes, choice, span, exact_border)
     return tidy(copied)
+
+
+def _naming_convolutions(gm: fx.GraphModule, plan: Plan) -> Plan:
+    """Return `plan` as one for `gm` where it was made for the form of `gm` with norms folded.
+
+    There a convolution has the name of the norm behind it; only the names of pruned convolutions tell.
+    """
+    nodes = {node.name: node for node in gm.graph.nodes}
+
+    def convolution(name: str) -> str:
+        while name in nodes and isinstance(known_layer(gm, nodes[name]), NORMS):
+            name = nodes[name].all_input_nodes[0].name
+        return name
+
+    return Plan.of(replace(choice, pruned=tuple(map(convolution, choice.pruned))) for choice in plan)
 
 
 def _require_disjoint(spans: Sequence[Span]) -> None:

@@ -44,7 +44,9 @@ class Calibration:
         return (total_ms - self.intercept_ms) / self.slope
 
 
-def fit_affine(sums_ms: Sequence[float], measured_ms: Sequence[float]) -> Calibration:
+def fit_affine(
+    sums_ms: Sequence[float], measured_ms: Sequence[float], *, intercept_share: float = INTERCEPT
+) -> Calibration:
     """Return the line through measured networks, robust against single bad measurements.
 
     Least squares of relative errors under a prior: a network is about its parts, so the intercept is 0 give or take
@@ -54,6 +56,7 @@ def fit_affine(sums_ms: Sequence[float], measured_ms: Sequence[float]) -> Calibr
     Args:
         sums_ms: sum of table entries of each network, in ms, above 0.
         measured_ms: measured latency of the same networks, in ms, above 0.
+        intercept_share: how far the intercept is from 0, as a share of the median network; `math.inf` for no prior.
 
     Raises:
         TableError: there is no point, the lengths differ, or a number is not positive and finite.
@@ -66,14 +69,14 @@ def fit_affine(sums_ms: Sequence[float], measured_ms: Sequence[float]) -> Calibr
         3.0
     """
     sums, measured = _checked(sums_ms, measured_ms)
-    intercept, slope = _line(sums, measured)
+    intercept, slope = _line(sums, measured, intercept_share)
     residuals = measured - (intercept + slope * sums)
     return Calibration(intercept, slope, float(np.sqrt(np.mean(residuals**2))), len(sums))
 
 
-def _line(sums: NDArray[np.float64], measured: NDArray[np.float64]) -> tuple[float, float]:
+def _line(sums: NDArray[np.float64], measured: NDArray[np.float64], intercept_share: float) -> tuple[float, float]:
     """Return intercept and slope."""
-    prior = np.array([NOISE / (INTERCEPT * np.median(measured)), 0.0])
+    prior = np.array([NOISE / (intercept_share * np.median(measured)), 0.0])
     columns = np.stack([1 / measured, sums / measured], axis=1)
     weights = np.ones(len(sums))
     for _ in range(REWEIGHTINGS):

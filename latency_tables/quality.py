@@ -1,5 +1,6 @@
 """What a table says about its own measurements: whether they can be trusted, and which cannot."""
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import combinations
@@ -106,12 +107,12 @@ def quality_of(table: LatencyTable) -> Quality:
 
 def _lines(entries: Mapping[OperatorSignature, Entry]) -> Iterator[SizeLine]:
     kinds: dict[str, list[OperatorSignature]] = {}
-    for signature in entries:
+    for signature in (signature for signature, entry in entries.items() if entry.ms > 0):
         kinds.setdefault(_kind(signature), []).append(signature)
     for kind, signatures in sorted(kinds.items()):
         if len(signatures) >= LEAST_ENTRIES:
             giga = [multiply_adds(signature) / 1e9 for signature in signatures]
-            line = fit_affine(giga, [entries[signature].ms for signature in signatures])
+            line = fit_affine(giga, [entries[signature].ms for signature in signatures], intercept_share=math.inf)
             yield SizeLine(kind, line.n, line.intercept_ms, line.slope)
 
 

@@ -416,7 +416,7 @@ def test_a_saved_result_is_complete_and_loads(tmp_path):
     folder = result.save(tmp_path / "a" / "b")
     assert {path.name for path in folder.iterdir()} == {
         "plan.json", "model.json", "model.safetensors", "model.onnx", "latency_table.json", "result.json",
-        "report.html", "frontier.svg",
+        "report.html", "frontier.svg", "trainable", "importance.json",
     }  # fmt: skip
     assert torch.equal(artifacts.load(folder)(x), gm(x))
     assert Plan.from_json((folder / "plan.json").read_text()) == result.plan

@@ -54,7 +54,7 @@ def test_an_unwritable_folder_is_refused_before_any_work(tmp_path, inside):
     [
         ({"precision": "int4"}, "precision .='int4'. must be"),
         ({"importance": "guessed"}, "importance .='guessed'. must be"),
-        ({"finetune": 3}, "finetune .=3. must be None"),
+        ({"finetune": 3}, "finetune .=3. must be a FinetuneConfig"),
     ],
 )
 def test_values_that_are_not_supported(options, message):

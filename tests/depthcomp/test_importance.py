@@ -303,7 +303,6 @@ def test_the_network_and_the_images_are_not_changed(network, candidates, calibra
 
 
 def test_several_passes_for_little_memory_give_the_same(network, candidates, calibration, operators, monkeypatch):
-    monkeypatch.setattr(importance, "MEMORY_BYTES", 1)
     found = fit_candidates(network, candidates, calibration, seed=0)
     assert found.keys() == operators.keys()
     for choice, by_fold in fitted(operators).items():

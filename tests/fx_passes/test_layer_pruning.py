@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 from toy_nets import Residual, captured, convolutions, image, largest_error, outputs
 
 from depthcomp_errors import PlanError
-from fx_passes import Plan, SpanChoice, SpanLimits, enumerate_spans, linearize, merge
+from fx_passes import Plan, SpanChoice, SpanLimits, enumerate_spans, fold_batch_norms, linearize, merge
 from fx_passes.collapse import collapse
 
 SAME = 1e-9  # of the largest value, in float64
@@ -62,13 +63,20 @@ def conv_nodes(gm):
 
 
 def prunable(gm, span):
-    """Return the convolutions of a span that keep their tensor's shape, by the name of their node."""
+    """Return a span's convolutions that keep their tensor's shape, their norms folded, by the name of their node."""
     found = {}
     for name, node in conv_nodes(gm).items():
         before, after = (n.meta["tensor_meta"].shape for n in (node.args[0], node))
         if name in span.nodes and before == after and gm.get_submodule(node.target).stride == (1, 1):
-            found[name] = gm.get_submodule(node.target)
+            found[name] = folded(gm, node)
     return found
+
+
+def folded(gm, node):
+    """Return a convolution with the norm behind it folded in, by PyTorch's own means."""
+    conv, follower = gm.get_submodule(node.target), next(iter(node.users))
+    norm = gm.get_submodule(follower.target) if follower.op == "call_module" else None
+    return fuse_conv_bn_eval(conv.eval(), norm) if isinstance(norm, nn.BatchNorm2d) else conv
 
 
 def kernel_without(gm, span, names):
@@ -169,6 +177,22 @@ def test_another_set_than_the_best_is_refused():
     assert choice.pruned == ("_3",)
     with pytest.raises(PlanError, match=r"without _0 is not possible; this span offers merge 7x7"):
         linearize(gm, Plan((SpanChoice("input_1", "_8", "merge", (5, 5), pruned=("_0",)),)))
+
+
+def test_a_graph_with_its_norms_folded_prunes_alike():
+    gm = block()
+    folded_gm = copy.deepcopy(gm)
+    fold_batch_norms(folded_gm)
+    checked = 0
+    for span in enumerate_spans(folded_gm, LIMITS):
+        for choice in (choice for choice in span.choices if choice.pruned):
+            plan = Plan((choice,))  # its pruned convolutions have the names of the norms
+            linearized = linearize(gm, plan)
+            x = image(5)
+            assert largest_error(outputs(linearized, x), outputs(linearize(folded_gm, plan), x)) < SAME
+            assert largest_error(outputs(merge(linearized, plan), x), outputs(linearized, x)) < SAME
+            checked += 1
+    assert checked > 3
 
 
 def test_limits_switch_layer_pruning_off():

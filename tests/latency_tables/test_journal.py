@@ -67,7 +67,10 @@ def test_a_cut_off_line_is_said_aloud(journal: Journal) -> None:
     [
         ("{]", r"line 2 of the journal .* is broken \(Invalid JSON.*delete that line"),
         ('{"key": "conv", "entry": {"ms": 1.0, "spread": 0.0, "n": 9}}', "'conv' is not an operator key"),
-        (f'{{"key": "{conv().key}", "entry": {{"ms": -1.0, "spread": 0.0, "n": 9}}}}', r"ms \(=-1.0\)"),
+        (
+            f'{{"key": "{conv().key}", "entry": {{"ms": -1.0, "spread": 0.0, "n": 9}}}}',
+            r"is broken \(entry.ms: Input should be greater",
+        ),
         (f'{{"key": "{conv().key}", "entry": {{"ms": NaN, "spread": 0.0, "n": 9}}}}', "is broken"),
         (f'{{"key": "{conv().key}", "entry": {{"ms": 1.0, "n": 9}}}}', "entry.spread: Field required"),
     ],

@@ -188,7 +188,7 @@ def test_a_full_disk_leaves_the_old_table_and_the_journal(tmp_path: Path, monkey
 def test_a_write_that_stops_halfway_loses_no_line_before_it(tmp_path: Path) -> None:
     """The limit on the size of a file stops a write in the middle, as a full disk does."""
     table = tmp_path / "table.json"
-    limit = 3000
+    limit = 5000
     halted = subprocess.run(
         program(table),
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),

@@ -1,0 +1,120 @@
+"""Kept convolutions behind a changed span, refitted towards what they gave in the original.
+
+What reads a changed tensor computes something else than it was trained for, and errors add up along a network. Behind
+every change the kept convolutions are therefore fitted once more, each towards the original network's tensor at its end
+and leaning to its own weights, as far as that holds on images that the fit has not seen. A summand is fitted towards
+the original's sum less the other summand as it is now: it makes up for what that one lost. Shape and latency stay.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx, nn
+
+from fx_passes import Plan
+from fx_passes.affine import AffineConv
+from fx_passes.channel_affine import ChannelAffine
+from fx_passes.operators import NORMS, Role, affine_operator, known_layer, role
+
+__all__ = ["KeptConvolution", "kept_behind", "load_operator"]
+
+DEAD = 1e-6  # of a norm's largest scale: what a channel with a smaller one reads does not show
+
+
+@dataclass(frozen=True, slots=True)
+class KeptConvolution:
+    """A convolution that stays and reads what has changed.
+
+    Attributes:
+        entry: name of the node whose tensor it reads.
+        core: name of the node that calls it.
+        operator: what it computes, in float64.
+        target: name of the node whose tensor it shall restore: its own, or the sum that it goes into.
+        other: name of the sum's other operand; None where it goes into none.
+    """
+
+    entry: str
+    core: str
+    operator: AffineConv
+    target: str
+    other: str | None = None
+
+
+def kept_behind(linearized: fx.GraphModule, plan: Plan) -> list[KeptConvolution]:
+    """Return the kept convolutions that read what a plan has changed, in order, the dilated ones left out.
+
+    Args:
+        linearized: the plan's linearized graph, its norms folded.
+        plan: the plan.
+    """
+    own, ends = _rewritten(linearized, plan), {choice.exit for choice in plan}
+    order = {node: position for position, node in enumerate(linearized.graph.nodes)}
+    changed: set[fx.Node] = set()
+    found = []
+    for node in linearized.graph.nodes:
+        reads, layer = not changed.isdisjoint(node.all_input_nodes), known_layer(linearized, node)
+        if reads and node.name not in own and isinstance(layer, nn.Conv2d) and layer.dilation == (1, 1):
+            found.append(_kept(linearized, node, layer.in_channels, order))
+        if reads or node.name in ends:
+            changed.add(node)
+    return found
+
+
+def _rewritten(linearized: fx.GraphModule, plan: Plan) -> set[str]:
+    """Return the nodes of a plan's spans."""
+    nodes = {node.name: node for node in linearized.graph.nodes}
+    found = set[str]()
+    for choice in plan:
+        pending = [nodes[choice.exit]]
+        while pending:
+            node = pending.pop()
+            if node.name not in found and node is not nodes[choice.entry]:
+                found.add(node.name)
+                pending.extend(node.all_input_nodes)
+    return found
+
+
+def _kept(gm: fx.GraphModule, node: fx.Node, channels: int, order: dict[fx.Node, int]) -> KeptConvolution:
+    entry, operator = node.all_input_nodes[0].name, affine_operator(gm, node, channels)
+    user = next(iter(node.users)) if len(node.users) == 1 else None
+    if user is not None and role(gm, user) is Role.ADD:
+        others = [operand for operand in user.all_input_nodes if operand is not node]
+        if len(others) == 1 and order[others[0]] < order[node]:
+            return KeptConvolution(entry, node.name, operator, user.name, others[0].name)
+    return KeptConvolution(entry, node.name, operator, node.name)
+
+
+def load_operator(gm: fx.GraphModule, name: str, operator: AffineConv) -> None:
+    """Let the convolution at a node compute an operator of its shape; in place.
+
+    Where norms are not folded, one stands at the node: it keeps its statistics and its scale, and its convolution's
+    weights and its own shift become those that together compute the operator.
+    """
+    node = next(node for node in gm.graph.nodes if node.name == name)
+    norms = []
+    while isinstance(known_layer(gm, node), NORMS):
+        norms.append(node)
+        node = node.all_input_nodes[0]
+    conv = known_layer(gm, node)
+    assert isinstance(conv, nn.Conv2d)  # norms were folded into it
+    scale, shift = torch.ones_like(operator.bias), affine_operator(gm, node, conv.in_channels).bias
+    for place in reversed(norms):
+        norm = affine_operator(gm, place, operator.out_channels)
+        scale, shift = norm.weight.flatten() * scale, norm.weight.flatten() * shift + norm.bias
+    alive = scale.abs() > DEAD * scale.abs().max()
+    divisor = torch.where(alive, scale, 1.0)
+    weight = torch.where(alive[:, None, None, None], operator.weight / divisor[:, None, None, None], 0.0)
+    conv.weight.data.copy_(weight)
+    last = known_layer(gm, norms[0]) if norms else None
+    if isinstance(last, nn.BatchNorm2d | ChannelAffine) and last.bias is not None:
+        last.bias.data.add_((operator.bias - shift).to(last.bias))
+    else:
+        _add_to_bias(conv, torch.where(alive, (operator.bias - shift) / divisor, 0.0))
+
+
+def _add_to_bias(conv: nn.Conv2d, change: Tensor) -> None:
+    if conv.bias is None:
+        conv.bias = nn.Parameter(torch.zeros(conv.out_channels).to(conv.weight))
+    conv.bias.data.add_(change.to(conv.bias))

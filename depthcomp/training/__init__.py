@@ -1,0 +1,1 @@
+"""The parts of fine-tuning: configuration, batches, loss, loop, checkpoints, log, processes."""

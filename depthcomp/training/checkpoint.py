@@ -1,0 +1,232 @@
+"""Checkpoints of a training: JSON beside safetensors, whole at any moment, nothing pickled.
+
+`checkpoint.json` says where the training stands and names the files of tensors that belong to it. These are written
+under new names first, then `checkpoint.json` is replaced, then what it no longer names is removed: whoever is killed in
+between leaves the checkpoint before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import safetensors.torch
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from depthcomp.errors import ArtifactError
+from depthcomp.files import require_writable, write_atomically
+from latency_tables.json_file import first_fault
+
+__all__ = ["BestSoFar", "Checkpoint", "CheckpointFolder", "fingerprint", "optimizer_state", "restore_optimizer"]
+
+FILE = "checkpoint.json"
+_REMEDY = "delete the folder to begin anew"
+
+State = dict[str, Tensor]
+
+
+class BestSoFar(BaseModel):
+    """The best network so far.
+
+    Attributes:
+        what: "untrained", "epoch 3", or "epoch 3, averaged".
+        loss: on the validation data.
+        metric: likewise.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    what: str
+    loss: float
+    metric: float
+
+
+class Checkpoint(BaseModel):
+    """Where a training stands, but for its tensors.
+
+    Attributes:
+        schema_version: of this form.
+        config: the configuration, as its JSON has it.
+        fingerprint: of the network that the training began with.
+        batches: in an epoch.
+        epoch: which one is running, from 0.
+        batch: how many of its batches are done.
+        update: how many updates of the weights are done.
+        loss_sum: of the images of this epoch.
+        images: how many these are.
+        seconds: that the training took so far.
+        metric: what decides which network is the best.
+        before: the network that the training began with.
+        best: the best one so far.
+        history: what is known of each finished epoch.
+        groups: the optimiser's groups of parameters, learning rates among their values.
+        numbers: what the optimiser keeps for a parameter besides tensors, by the parameter's number.
+        scaler: the state of the scaler of fp16's gradients.
+        serial: number of this checkpoint.
+        state: the file with the tensors of network, average and optimiser.
+        best_file: the file with the tensors of the best network; None where none was better than the untrained.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    schema_version: Literal[1] = 1
+    config: dict[str, Any]
+    fingerprint: str
+    batches: int
+    epoch: int
+    batch: int
+    update: int
+    loss_sum: float
+    images: int
+    seconds: float
+    metric: str
+    before: BestSoFar
+    best: BestSoFar
+    history: list[dict[str, Any]]
+    groups: list[dict[str, Any]]
+    numbers: dict[str, dict[str, Any]]
+    scaler: dict[str, Any]
+    serial: int
+    state: str = ""
+    best_file: str | None = None
+
+
+class CheckpointFolder:
+    """A folder of one training's checkpoint.
+
+    Args:
+        folder: where; it is created.
+        writes: whether this process writes, or only reads.
+
+    Raises:
+        ArtifactError: the folder cannot be written to.
+    """
+
+    def __init__(self, folder: Path, *, writes: bool) -> None:
+        self.path = require_writable(folder) if writes else folder
+        self._writes = writes
+
+    def read(self) -> Checkpoint | None:
+        """Return the checkpoint but for its tensors; None where there is none.
+
+        Raises:
+            ArtifactError: it is broken, or of another release.
+        """
+        path = self.path / FILE
+        if not path.exists():
+            return None
+        try:
+            return Checkpoint.model_validate_json(path.read_bytes())
+        except (OSError, ValidationError) as error:
+            reason = first_fault(error) if isinstance(error, ValidationError) else error.strerror
+            raise ArtifactError(f"{path} is no checkpoint that this release reads ({reason}); {_REMEDY}") from error
+
+    def tensors(self, name: str) -> State:
+        """Return the tensors of one of the checkpoint's files.
+
+        Raises:
+            ArtifactError: it is missing or broken.
+        """
+        path = self.path / Path(name).name
+        try:
+            return safetensors.torch.load(path.read_bytes())
+        except (OSError, SafetensorError, ValueError) as error:
+            raise ArtifactError(f"{path} cannot be read ({error}); {_REMEDY}") from error
+
+    def write(self, checkpoint: Checkpoint, state: State, best: State | None) -> None:
+        """Put a checkpoint in the place of the one before.
+
+        Args:
+            checkpoint: names its files afterwards.
+            state: tensors of network, average and optimiser.
+            best: the best network's tensors, where they are newer than the checkpoint before.
+
+        Raises:
+            ArtifactError: the folder cannot be written to.
+        """
+        checkpoint.serial += 1
+        checkpoint.state = self._write(f"state-{checkpoint.serial}.safetensors", state)
+        if best is not None:
+            checkpoint.best_file = self._write(f"best-{checkpoint.serial}.safetensors", best)
+        if self._writes:
+            text = json.dumps(checkpoint.model_dump(), indent=1, allow_nan=False)
+            write_atomically(self.path / FILE, f"{text}\n".encode())
+            for path in self._leftovers({checkpoint.state, checkpoint.best_file}):
+                path.unlink(missing_ok=True)
+
+    def clear(self) -> None:
+        """Remove the checkpoint."""
+        for path in (self.path / FILE, *self._leftovers(set())):
+            path.unlink(missing_ok=True)
+
+    def _write(self, name: str, tensors: State) -> str:
+        if self._writes:
+            write_atomically(self.path / name, safetensors.torch.save(tensors))
+        return name
+
+    def _leftovers(self, named: set[str | None]) -> Iterator[Path]:
+        for kind in ("state", "best"):
+            yield from (path for path in self.path.glob(f"{kind}-*.safetensors") if path.name not in named)
+
+
+def fingerprint(network: nn.Module) -> str:
+    """Return a hash of the names and values of a network's tensors."""
+    found = hashlib.sha256()
+    for name, tensor in network.state_dict().items():
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]], State]:
+    """Return what an optimiser keeps: its groups and numbers as JSON values, and its tensors by name.
+
+    Raises:
+        ArtifactError: it keeps something else.
+    """
+    content = optimizer.state_dict()
+    numbers: dict[str, dict[str, Any]] = {}
+    tensors: State = {}
+    for number, kept in content["state"].items():
+        for name, value in kept.items():
+            if isinstance(value, Tensor):
+                tensors[f"{number}.{name}"] = value
+            elif value is None or isinstance(value, bool | int | float | str):
+                numbers.setdefault(str(number), {})[name] = value
+            else:
+                raise ArtifactError(
+                    f"the optimiser {type(optimizer).__name__} keeps a {type(value).__name__} as {name}, which "
+                    "checkpoints cannot hold; choose adamw or sgd"
+                )
+    return content["param_groups"], numbers, tensors
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer,
+    groups: list[dict[str, Any]],
+    numbers: Mapping[str, Mapping[str, Any]],
+    tensors: Mapping[str, Tensor],
+) -> None:
+    """Give an optimiser what `optimizer_state` returned; tensors shaped like their parameter lie in memory like it."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    state: dict[int, dict[str, Any]] = {int(number): dict(kept) for number, kept in numbers.items()}
+    for key, tensor in tensors.items():
+        number, _, name = key.partition(".")
+        parameter = parameters[int(number)]
+        if tensor.shape == parameter.shape:
+            tensor = torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
+        state.setdefault(int(number), {})[name] = tensor
+    pairs = zip(groups, optimizer.param_groups, strict=True)
+    typed = [{name: _typed(value, own.get(name)) for name, value in group.items()} for group, own in pairs]
+    optimizer.load_state_dict({"state": state, "param_groups": typed})
+
+
+def _typed(value: Any, like: Any) -> Any:
+    """Return what JSON made a list of as the tuple that it was."""
+    return tuple(value) if isinstance(like, tuple) else value

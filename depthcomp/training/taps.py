@@ -1,0 +1,36 @@
+"""Networks that also return tensors from inside, to be compared with a teacher's."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+from torch import fx, nn
+
+from depthcomp.errors import TrainingError
+
+__all__ = ["tapped"]
+
+
+def tapped(network: nn.Module, names: Sequence[str]) -> fx.GraphModule:
+    """Return a copy of a captured graph that returns (its output, the tensors at the nodes called `names`).
+
+    Raises:
+        TrainingError: it is no captured graph, lacks one of the nodes, or no names are given.
+    """
+    nodes = {node.name for node in network.graph.nodes} if isinstance(network, fx.GraphModule) else set()
+    missing = [name for name in names if name not in nodes]
+    if missing or not names:
+        lacking = f"a {type(network).__name__} lacks {missing[0]!r}" if missing else "no spans are rewritten"
+        raise TrainingError(
+            f"features above 0 compare tensors of two captured networks at the ends of rewritten spans, and {lacking}; "
+            "set features=0"
+        )
+    assert isinstance(network, fx.GraphModule)  # or the names are missing
+    copied = copy.deepcopy(network)
+    found = {node.name: node for node in copied.graph.nodes}
+    output = next(iter(copied.graph.find_nodes(op="output")))
+    output.args = ((output.args[0], tuple(found[name] for name in names)),)
+    copied.graph.lint()
+    copied.recompile()
+    return copied

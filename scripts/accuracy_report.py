@@ -1,0 +1,106 @@
+"""The results of the accuracy benchmark as JSON, as a printed table and as a plot."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from depthcomp.files import write_atomically
+
+__all__ = ["Results", "plot", "read", "table", "write"]
+
+Row = dict[str, Any]
+Results = dict[str, Any]
+
+
+def read(path: Path) -> Results:
+    """Return the results so far: conditions, networks and rows by their keys."""
+    if not path.exists():
+        return {"conditions": {}, "networks": {}, "rows": {}}
+    found: Results = json.loads(path.read_text())
+    return found
+
+
+def write(path: Path, results: Results) -> None:
+    """Write results, one row a line, whole or not at all."""
+    rows = ",\n".join(f"  {json.dumps(key)}: {json.dumps(row)}" for key, row in sorted(results["rows"].items()))
+    head = [f' "{name}": {json.dumps(results[name])}' for name in ("conditions", "networks")]
+    write_atomically(path, ("{\n" + ",\n".join([*head, f' "rows": {{\n{rows}\n }}']) + "\n}\n").encode())
+
+
+def table(results: Results) -> str:
+    """Return the results as text, accuracies of the test part in per cent, a row for each row."""
+    lines = [
+        f"{'network':<12}{'method':<15}{'asked':>6}{'seed':>5}{'ms':>8}{'spread':>8}{'faster':>8}"
+        f"{'untrained':>11}{'new norms':>11}{'tuned':>8}{'drop':>7}{'importance':>12}"
+    ]
+    for net, found in sorted(results["networks"].items()):
+        lines.append(f"{net:<12}{'original':<15}{'':>11}{_latency(found)}{'':>22}{100 * found['test']:>8.2f}")
+        rows = [row for _, row in sorted(results["rows"].items()) if row["net"] == net]
+        lines += [
+            _line(row, found["test"]) for row in sorted(rows, key=lambda r: (r["budget"], r["method"], r["seed"]))
+        ]
+    return "\n".join(lines)
+
+
+def _line(row: Row, base: float) -> str:
+    head = f"{row['net']:<12}{row['method']:<15}{row['budget']:>6}{row['seed']:>5}"
+    if "infeasible" in row:
+        return f"{head}  cannot: {row['infeasible']}"
+    norms = row.get("untrained_norms_test")
+    return (
+        f"{head}{_latency(row)}{100 * row['untrained_test']:>11.2f}{'' if norms is None else f'{100 * norms:.2f}':>11}"
+        f"{100 * row['test']:>8.2f}{100 * (base - row['test']):>7.2f}{row['importance_s']:>10.0f} s"
+    )
+
+
+def _latency(found: Row) -> str:
+    if "ms" not in found:
+        return f"{'-':>8}{'-':>8}{'-':>8}"
+    return f"{found['ms']:>8.4f}{found['spread']:>8.1%}{found['speedup']:>7.2f}x"
+
+
+def plot(results: Results, path: Path) -> None:
+    """Draw the accuracy of each method against its measured latency; a bar is the range over the seeds."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "accuracy"  # the same text for the same figures
+    from matplotlib import pyplot as plt
+
+    networks = sorted(results["networks"])
+    figure, panels = plt.subplots(1, len(networks), figsize=(6 * len(networks), 4.5), squeeze=False)
+    methods = sorted({row["method"] for row in results["rows"].values()})
+    for axes, net in zip(panels[0], networks, strict=True):
+        for index, method in enumerate(methods):
+            points = _points(results, net, method)
+            if points:
+                ms, centres, below, above = zip(*points, strict=True)
+                axes.errorbar(
+                    ms, centres, (below, above), fmt="o-", ms=4, lw=1, capsize=3, color=f"C{index}", label=method
+                )
+        base = 100 * results["networks"][net]["test"]
+        axes.axhline(base, lw=0.8, ls=":", color="0.4", label=f"original, {base:.2f} %")
+        axes.set(title=net, xlabel="measured ms", ylabel="test accuracy after fine-tuning, %")
+        axes.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+
+
+def _points(results: Results, net: str, method: str) -> list[tuple[float, float, float, float]]:
+    """Return for each budget the mean latency, the mean accuracy, and how far the seeds lie below and above it."""
+    found: dict[str, list[Row]] = {}
+    for row in results["rows"].values():
+        if (row["net"], row["method"]) == (net, method) and "ms" in row:
+            found.setdefault(row["budget"], []).append(row)
+    return sorted(_point(rows) for rows in found.values())
+
+
+def _point(rows: Sequence[Row]) -> tuple[float, float, float, float]:
+    shares = [100 * row["test"] for row in rows]
+    centre = mean(shares)
+    return mean(row["ms"] for row in rows), centre, centre - min(shares), max(shares) - centre

@@ -1,0 +1,193 @@
+"""How much accuracy is left at a speed? Depth compression by each method, and channel pruning, on Fashion-MNIST.
+
+Networks are trained from scratch and kept in the cache. For each network, method and budget, and for three seeds at
+the middle budget: compress to the budget, fine-tune for the same epochs, judge on the official test part, which nothing
+is chosen on. Budgets are met by measuring whole networks with ONNX Runtime on one CPU thread, one image at a time; in
+the end all networks are timed once more, side by side in turns, and these are the latencies that are told.
+
+The whole takes hours. Results stand in the file after each row, and a run that is killed goes on where it was:
+
+    python scripts/bench_accuracy.py --data DATA --cache CACHE
+    python scripts/bench_accuracy.py --data DATA --cache CACHE --only "mobilenetv2:*:1.5x:0"
+    python scripts/bench_accuracy.py --data DATA --cache CACHE --only mobilenetv2:depthcomp:1.5x:0
+
+The last makes one row anew. Channel pruning needs what requirements-bench.txt lists.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import warnings
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from datetime import UTC, datetime
+from fnmatch import fnmatchcase
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from accuracy_report import Results, plot, read, table, write
+from accuracy_rows import CHANNELS, EXAMPLE, Bench, Key, onnx_of, run_row
+from fashion_data import fashion_mnist
+from fashion_nets import Recipe, accuracy, trained
+from torch import nn
+
+from depthcomp.export import to_onnx
+from depthcomp.finetune import FinetuneConfig
+from depthcomp.methods import METHODS
+from fx_passes import capture, fold_batch_norms
+from latency_tables import Timing, create_backend
+from latency_tables.environment import cpu_name
+from latency_tables.timing import time_until_steady
+
+ROOT = Path(__file__).parents[1]
+BUDGETS, MIDDLE, SEEDS = ("1.25x", "1.5x", "2x"), "1.5x", (0, 1, 2)
+RECIPES = {"mobilenetv2": Recipe(), "resnet": Recipe(epochs=12), "tiny": Recipe(epochs=1)}
+FULL, QUICK = ("mobilenetv2", "resnet"), ("tiny",)
+CALIBRATION, SCORED = 512, 1024  # images
+FINETUNING = FinetuneConfig(epochs=2, batch_size=128, channels_last=True, checkpoint_updates=100)
+QUICK_IMAGES = 256
+ORIGINAL = "original"
+LIBRARIES = ("torch", "timm", "onnxruntime", "torch-pruning")
+ROUNDS, SAMPLE_MS, WARMUP_MS = 21, 50.0, 100.0
+
+
+def keys(nets: Sequence[str], budgets: Sequence[str]) -> list[Key]:
+    """Return all rows, those of the middle budget and first seed first."""
+    found = [
+        Key(net, method, budget, seed)
+        for net in nets
+        for method in (*METHODS, CHANNELS)
+        for budget in budgets
+        for seed in (SEEDS if budget == MIDDLE else SEEDS[:1])
+    ]
+    return sorted(found, key=lambda key: (key.seed, key.budget != MIDDLE, nets.index(key.net)))
+
+
+def wanted(all_keys: Iterable[Key], patterns: Sequence[str], done: Iterable[str]) -> list[Key]:
+    """Return the rows that patterns select and that are not there yet; a row named in full is made anew."""
+    there = set(done) - set(patterns)
+    chosen = [key for key in all_keys if not patterns or any(fnmatchcase(str(key), p) for p in patterns)]
+    return [key for key in chosen if str(key) not in there]
+
+
+def measure(bench: Bench, net: str, model: nn.Module, results: Results, seed: int) -> None:
+    """Time a network and all its rows side by side, and put the figures in the results."""
+    rows = {key: row for key, row in results["rows"].items() if row["net"] == net}
+    paths = {key: onnx_of(bench, _key(row)) for key, row in rows.items() if "infeasible" not in row}
+    missing = [key for key, path in paths.items() if not path.exists()]
+    if missing:
+        print(f"not timed, as the cache lacks their networks: {', '.join(missing)}", flush=True)
+    original = capture(model, EXAMPLE)
+    fold_batch_norms(original)
+    models = {ORIGINAL: to_onnx(original, (EXAMPLE,))}
+    models |= {key: path.read_bytes() for key, path in paths.items() if path.exists()}
+    with ExitStack() as stack:
+        runners = {}
+        for name, content in models.items():
+            runners[name] = bench.backend.build(content)
+            stack.callback(runners[name].close)
+        timings = time_until_steady(runners, rounds=ROUNDS, seed=seed, sample_ms=SAMPLE_MS, warmup_ms=WARMUP_MS)
+    for name, timing in timings.items():
+        target = results["networks"][net] if name == ORIGINAL else rows[name]
+        target |= _latency(timing, timings[ORIGINAL])
+
+
+def _latency(timing: Timing, original: Timing) -> dict[str, Any]:
+    return {
+        "ms": round(timing.median_ms, 5),
+        "spread": round(timing.spread, 4),
+        "n": timing.n,
+        "speedup": round(original.median_ms / timing.median_ms, 4),
+    }
+
+
+def _key(row: dict[str, Any]) -> Key:
+    return Key(row["net"], row["method"], row["budget"], row["seed"])
+
+
+def conditions(bench: Bench) -> dict[str, Any]:
+    """Return where, when and how results are made."""
+    config = {name: value for name, value in asdict(bench.config).items() if not callable(value)}
+    return {
+        "machine": f"{cpu_name()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+        "date": f"{datetime.now(UTC):%Y-%m-%d}",
+        "load": round(os.getloadavg()[0], 1),
+        "versions": {name: _version(name) for name in LIBRARIES},
+        "data": "Fashion-MNIST",
+        "images": {name: len(getattr(bench.parts, name)) for name in ("train", "validation", "test")},
+        "calibration_images": bench.calibration,
+        "importance_images": bench.scored,
+        "finetune": config,
+    }
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def networks(bench: Bench, names: Iterable[str], results: Results) -> dict[str, nn.Module]:
+    """Return the trained networks, and put their accuracies in the results."""
+    found = {}
+    for name in names:
+        found[name] = model = trained(name, bench.parts, bench.cache, RECIPES[name])
+        shares = {part: round(accuracy(model, getattr(bench.parts, part)), 4) for part in ("validation", "test")}
+        results["networks"][name] = {**results["networks"].get(name, {}), **shares, "recipe": asdict(RECIPES[name])}
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Make the rows that the arguments ask for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="a folder with Fashion-MNIST, or to download it to")
+    parser.add_argument("--cache", type=Path, required=True, help="for trained networks, tables and unfinished rows")
+    parser.add_argument("--only", action="append", default=[], help="NET:METHOD:BUDGET:SEED, with * for any")
+    parser.add_argument("--measure", action="store_true", help="make no rows; time those that are there")
+    parser.add_argument("--quick", action="store_true", help="a tiny network and few images: whether all runs")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "accuracy.json", help="results, a plot beside")
+    options = parser.parse_args(arguments)
+    bench, nets, budgets = _quick(options) if options.quick else _full(options)
+    run(bench, keys(nets, budgets), options.only, options.out, rows=not options.measure)
+
+
+def _full(options: argparse.Namespace) -> tuple[Bench, Sequence[str], Sequence[str]]:
+    parts, backend = fashion_mnist(options.data), create_backend("onnxruntime", threads=1)
+    return Bench(parts, backend, options.cache, CALIBRATION, SCORED, FINETUNING), FULL, BUDGETS
+
+
+def _quick(options: argparse.Namespace) -> tuple[Bench, Sequence[str], Sequence[str]]:
+    parts = fashion_mnist(options.data).first(QUICK_IMAGES)
+    config = FinetuneConfig(epochs=1, batch_size=64)
+    backend = create_backend("onnxruntime", threads=1)
+    return Bench(parts, backend, options.cache, 64, 64, config), QUICK, ("1.05x",)
+
+
+def run(bench: Bench, all_keys: Sequence[Key], patterns: Sequence[str], out: Path, *, rows: bool) -> None:
+    """Make rows one after the other, then time all of their networks, writing what is known after each step."""
+    results = read(out)
+    chosen = wanted(all_keys, patterns, results["rows"]) if rows else []
+    models = networks(bench, sorted({key.net for key in chosen or all_keys}), results)
+    results["conditions"] = conditions(bench)
+    for number, key in enumerate(chosen, start=1):
+        print(f"{key} ({number} of {len(chosen)})", flush=True)
+        results["rows"][str(key)] = row = run_row(bench, key, models[key.net])
+        write(out, results)
+        print(f"  {row}", flush=True)
+    for net, model in models.items():
+        measure(bench, net, model, results, seed=0)
+    write(out, results)
+    plot(results, out.with_suffix(".svg"))
+    print(table(results))
+
+
+if __name__ == "__main__":
+    warnings.filterwarnings("ignore", module="torch.onnx")
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    main()

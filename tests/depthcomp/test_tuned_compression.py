@@ -1,0 +1,195 @@
+"""Compression with fine-tuning in one call: classes, and a segmentation network by a loss of its own."""
+
+import json
+
+import onnxruntime
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny_network import images, tiny_net
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import depthcomp
+from depthcomp import FinetuneConfig, compress_depth
+from depthcomp.errors import DataError, DepthCompError, TrainingError
+from depthcomp.execution import record
+from depthcomp.finetune import finetune, finetune_plan
+from depthcomp.finetune_command import TuningRequest, run
+from depthcomp.tuned_result import CHECKPOINTS
+from fx_passes import linearize, merge
+
+
+def data(count=48):
+    x = images(count)
+    with torch.no_grad():
+        return DataLoader(TensorDataset(x, tiny_net()(x).argmax(1)), 16, shuffle=True)
+
+
+def report(stage, done, total):
+    if stage == "fine-tuning":
+        report.calls.append((done, total))
+
+
+@pytest.fixture(scope="module")
+def tuned(arithmetic_backend, tmp_path_factory):
+    folder, report.calls = tmp_path_factory.mktemp("tuned"), []
+    result = compress_depth(
+        tiny_net(), "60%", data=data(), backend=arithmetic_backend(), output_dir=folder, progress=report,
+        finetune=FinetuneConfig(epochs=4, learning_rate=3e-3),
+    )  # fmt: skip
+    return result, folder
+
+
+def test_the_result_is_the_tuned_network_measured_anew(tuned, arithmetic_backend):
+    result, _ = tuned
+    record = result.finetuned
+    assert record.best != "untrained"
+    assert record.loss_after < record.loss_before
+    assert result.measured_ms <= result.budget_ms
+    again, x = merge(result.trainable, result.plan), images(8, 5)
+    with torch.no_grad():
+        assert torch.equal(again(x), result.model(x))
+        assert torch.allclose(result.trainable.eval()(x), result.model(x), atol=1e-4)
+    assert report.calls[-1][0] == report.calls[-1][1]
+
+
+def test_features_bring_tensors_inside_closer(arithmetic_backend):
+    """By the features alone, the tensor at the end of the last rewritten span comes closer to the original's."""
+    result = compress_depth(tiny_net(), "60%", data=data(), backend=arithmetic_backend())
+    config = FinetuneConfig(epochs=4, labels=0.0, distillation=0.0, features=1.0, learning_rate=3e-3)
+    raw = linearize(result.original, result.plan)  # nothing is fitted, so there is much to learn
+    found = finetune_plan(raw, result.plan, result.original, data(), None, config)
+    assert found.record.loss_after < 0.9 * found.record.loss_before
+    end, x = result.plan.choices[-1].exit, images(16, 5)
+
+    def error(network):
+        wanted, now = (record(gm, x, {end})[end] for gm in (result.original, network.eval()))
+        return float((wanted - now).square().mean())
+
+    assert error(found.trainable) < error(raw)
+    with pytest.raises(TrainingError, match="a Sequential lacks 'nowhere'; set features=0"):
+        finetune(tiny_net(), tiny_net(), data(), None, config, features=["nowhere"])
+
+
+def test_the_folder_holds_it(tuned):
+    result, folder = tuned
+    x = images(8, 5)
+    with torch.no_grad():
+        assert torch.equal(depthcomp.load(folder)(x), result.model(x))
+    found = json.loads((folder / "result.json").read_text())["finetuned"]
+    assert found["loss_after"] == result.finetuned.loss_after
+    assert (folder / CHECKPOINTS / "log.jsonl").exists()
+    assert "fine-tun" in (folder / "report.html").read_text().lower()
+
+
+def test_the_command_trains_what_a_folder_holds(arithmetic_backend, tmp_path, monkeypatch):
+    result = compress_depth(tiny_net(), "60%", data=data(), backend=arithmetic_backend(), output_dir=tmp_path / "out")
+    (tmp_path / "labelled_images.py").write_text("from test_tuned_compression import data\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    request = TuningRequest(
+        directory=tmp_path / "out", data="labelled_images:data", val_data=None, config=FinetuneConfig(epochs=3)
+    )
+    before = (tmp_path / "out" / "model.safetensors").read_bytes()
+    record, files = run(request)
+    assert record.loss_after <= record.loss_before
+    assert ((tmp_path / "out" / "model.safetensors").read_bytes() == before) is (record.best == "untrained")
+    again, _ = run(request)
+    assert again == record
+    x = images(4, 5)
+    with torch.no_grad():
+        assert depthcomp.load(tmp_path / "out")(x).shape == result.model(x).shape
+    assert all(path.exists() for path in files)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"data": None}, DataError, "finetune needs data to train on"),
+        ({"data": iter([])}, DataError, "which can be read once"),
+        (
+            {"data": [(images(8), torch.full((8,), 7))] * 3},
+            DataError,
+            "labels run from 7 to 7, and the network has 5 classes",
+        ),
+        ({"data": [images(8)] * 3, "finetune": FinetuneConfig(distillation=0.0)}, TrainingError, "nothing to train by"),
+        ({"data": [images(8)], "finetune": 3}, DepthCompError, "must be a FinetuneConfig"),
+    ],
+)
+def test_what_cannot_be_tuned_is_refused_before_anything_is_measured(options, error, message, arithmetic_backend):
+    class Untouchable(arithmetic_backend):
+        def build(self, onnx_model):
+            raise AssertionError("the backend was asked to measure")
+
+    with pytest.raises(error, match=message):
+        compress_depth(tiny_net(), "60%", backend=Untouchable(), **{"finetune": FinetuneConfig()} | options)
+
+
+class SmallUNet(nn.Module):
+    """One step down and one up, with a skip: scores of three classes for each pixel."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = self.block(1, 8), self.block(8, 12)
+        self.up, self.last = nn.ConvTranspose2d(12, 8, 2, stride=2), self.block(16, 8)
+        self.head = nn.Conv2d(8, 3, 1)
+
+    @staticmethod
+    def block(inputs, outputs):
+        convolutions = [nn.Conv2d(inputs, outputs, 3, padding=1), nn.Conv2d(outputs, outputs, 3, padding=1)]
+        return nn.Sequential(*(part for conv in convolutions for part in (conv, nn.BatchNorm2d(outputs), nn.ReLU())))
+
+    def forward(self, x):
+        skip = self.one(x)
+        low = self.two(F.max_pool2d(skip, 2))
+        return self.head(self.last(torch.cat([skip, self.up(low)], 1)))
+
+
+def shapes(count, seed):
+    """Return noisy pictures of bright and dark squares, and their masks."""
+    generator = torch.Generator().manual_seed(seed)
+    pictures, masks = 0.3 * torch.randn(count, 1, 16, 16, generator=generator), torch.zeros(count, 16, 16).long()
+    for picture, mask in zip(pictures, masks, strict=True):
+        for kind in (1, 2):
+            top, left = torch.randint(0, 10, (2,), generator=generator).tolist()
+            mask[top : top + 6, left : left + 6] = kind
+        picture[0] += (mask == 1).float() - (mask == 2).float()
+    return pictures, masks
+
+
+def pixel_loss(student, teacher, batch):
+    pictures, masks = batch
+    found = student(pictures)
+    with torch.no_grad():
+        wanted = teacher(pictures).log_softmax(1)
+    return (
+        F.cross_entropy(found, masks)
+        + F.kl_div(found.log_softmax(1), wanted, log_target=True, reduction="none").sum(1).mean()
+    )
+
+
+def test_a_segmentation_network_goes_through_the_same_calls(arithmetic_backend, tmp_path):
+    torch.manual_seed(0)
+    net, (pictures, masks) = SmallUNet(), shapes(64, 0)
+    optimizer = torch.optim.AdamW(net.parameters(), 0.01)
+    for step in range(40):
+        part = slice(step % 4 * 16, step % 4 * 16 + 16)
+        optimizer.zero_grad()
+        F.cross_entropy(net(pictures[part]), masks[part]).backward()
+        optimizer.step()
+    result = compress_depth(
+        net.eval(), "70%", data=list(zip(pictures.split(16), masks.split(16), strict=True)), val_data=[shapes(24, 1)],
+        backend=arithmetic_backend(), output_dir=tmp_path, finetune=FinetuneConfig(epochs=4, loss=pixel_loss),
+    )  # fmt: skip
+    assert result.measured_ms <= result.budget_ms
+    assert result.depth < result.original_depth
+    assert result.finetuned.loss_after < result.finetuned.loss_before
+    x, wanted = shapes(8, 2)
+    with torch.no_grad():
+        found, original = depthcomp.load(tmp_path)(x), net(x)
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    (exported,) = session.run(None, {session.get_inputs()[0].name: x[:1].numpy()})
+    assert torch.allclose(torch.from_numpy(exported), found[:1], atol=1e-4)
+    right, before = (float((scores.argmax(1) == wanted).float().mean()) for scores in (found, original))
+    assert right > before - 0.05
