@@ -222,7 +222,7 @@ class Search:
         """Return the true loss of a plan on the judging images, computed once."""
         if option not in self._true_losses:
             self._report("comparing plans", 0, 1)
-            self._true_losses[option] = self._comparer.loss(option.plan, kept=self._refit_kept)
+            self._true_losses[option] = self._comparer.loss(option.plan)
             self._report("comparing plans", 1, 1)
         return self._true_losses[option]
 
@@ -233,11 +233,10 @@ class Search:
         return self._found[option]
 
     def _measured(self, option: Option) -> Found:
-        plan, loss = option.plan, self._loss(option)
-        bare = self._comparer.loss(plan) if self._refit_kept else loss
+        plan, bare = option.plan, self._loss(option)
+        loss = min(bare, self._comparer.loss(plan, kept=True)) if self._refit_kept else bare
         predicted_share = self.predictor.predict(option.sum_ms) / self.predictor.original.median_ms
         refit = self._refitter.carry_out(plan, kept=loss < bare, progress=self._report)
-        loss = min(loss, bare)
         original, measured = self.predictor.learn(merge(refit.linearized, plan), option.sum_ms)
         predicted_ms = predicted_share * original.median_ms
         return Found(plan, refit.linearized, loss, predicted_ms, original, measured, refit.kept)
