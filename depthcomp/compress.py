@@ -26,7 +26,7 @@ from depthcomp.preparation import Prepared, measurable, prepare
 from depthcomp.pricing import Candidate, Pricing
 from depthcomp.progress import Progress, Stages
 from depthcomp.result import CompressionResult, FrontierPoint, SpanRecord
-from depthcomp.scoring import Importance, Scored, images_of, parse_importance, score_choices
+from depthcomp.scoring import Importance, Scored, most_images, parse_importance, score_choices
 from depthcomp.search import Found, Search
 from depthcomp.table_store import TableStore
 from depthcomp.timing import LatencyPredictor, NetworkTimer
@@ -117,7 +117,7 @@ def compress_depth(
 
     with stages("capturing"):
         prepared = measurable(
-            prepare(model, example_inputs, data, val_data, seed, most=images_of(scoring), limits=chosen.limits),
+            prepare(model, example_inputs, data, val_data, seed, most=most_images(scoring), limits=chosen.limits),
             store.failures,
         )
         prepared = replace(prepared, candidates=chosen.candidates(prepared.network, prepared.candidates))

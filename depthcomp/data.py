@@ -17,6 +17,7 @@ __all__ = [
     "images_of",
     "in_batches",
     "labelled_images",
+    "labels_of",
     "require_values",
     "synthetic_batches",
 ]
@@ -78,11 +79,7 @@ def _joined(labels: Sequence[Tensor | None], argument: str, most: int) -> Tensor
 
 def _labels(item: Any, count: int, argument: str) -> Tensor | None:
     """Return the classes of one item's images (n,) on the CPU, or None where it has none."""
-    found: Any = None
-    if isinstance(item, Mapping):
-        found = next((item[name] for name in LABEL_NAMES if name in item), None)
-    elif isinstance(item, Sequence) and not isinstance(item, str) and len(item) > 1:
-        found = item[1]
+    found = labels_of(item)
     if type(found) is int:
         found = torch.tensor(found)
     if not isinstance(found, Tensor) or found.dtype not in _INTEGERS or found.ndim > 1:
@@ -92,6 +89,13 @@ def _labels(item: Any, count: int, argument: str) -> Tensor | None:
             f"an item of {argument} holds {found.numel()} labels for {count} images; give one class for each image"
         )
     return found.reshape(-1).long().cpu()
+
+
+def labels_of(item: Any) -> Any:
+    """Return what stands beside the images of one item as its labels; None where nothing does."""
+    if isinstance(item, Mapping):
+        return next((item[name] for name in LABEL_NAMES if name in item), None)
+    return item[1] if isinstance(item, Sequence) and not isinstance(item, str) and len(item) > 1 else None
 
 
 def in_batches(images: Tensor, largest: int = BATCH_SIZE) -> list[Tensor]:

@@ -59,10 +59,6 @@ class Refitter:
         self._seed = seed
         self._pixels: dict[tuple[str, int], list[Pixels]] = {}  # by the target's name and how many in a batch
 
-    def refit(self, plan: Plan, *, unseen: int | None = None, progress: Progress | None = None) -> fx.GraphModule:
-        """Return the linearized graph of `plan` as `carry_out` makes it; the arguments are the same."""
-        return self.carry_out(plan, unseen=unseen, progress=progress).linearized
-
     def carry_out(
         self, plan: Plan, *, unseen: int | None = None, kept: bool = False, progress: Progress | None = None
     ) -> Refit:

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from depthcomp.compress import LEAST_SAVING
 from depthcomp.errors import DepthCompError
 from depthcomp.files import require_writable
-from depthcomp.finetuned import entries_of, finetuned
 from depthcomp.importance_config import FinetunedImportance
 from depthcomp.preparation import Prepared, measurable, prepare
 from depthcomp.pricing import Candidate, Pricing
 from depthcomp.progress import Progress, silent
-from depthcomp.scoring import Importance, images_of, journal_of, parse_importance
+from depthcomp.scoring import Importance, journal_of, most_images, parse_importance
+from depthcomp.trained_importance import entries_of, finetuned
 from latency_tables import LatencyTable
 from latency_tables.work import Shard
 
@@ -72,7 +72,7 @@ def score_shard(
         )
     known = table if isinstance(table, LatencyTable) else LatencyTable.load(table)
     prepared = measurable(
-        prepare(model, example_inputs, data, val_data, seed, most=images_of(method)), known.failures
+        prepare(model, example_inputs, data, val_data, seed, most=most_images(method)), known.failures
     )  # fmt: skip
     candidates = _worthwhile(prepared, known)
     entries = sorted(entries_of(prepared.captured, candidates, method))[part.index :: part.count]

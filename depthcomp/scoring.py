@@ -12,7 +12,6 @@ import torch
 
 from depthcomp.data import MAX_IMAGES
 from depthcomp.errors import DepthCompError, TableError
-from depthcomp.finetuned import finetuned, losses_of
 from depthcomp.fingerprint import calibration_hash, fingerprint, network_hash
 from depthcomp.importance import calibrated
 from depthcomp.importance_config import PRESETS, CalibratedImportance, FinetunedImportance, ImportanceConfig
@@ -21,6 +20,7 @@ from depthcomp.preparation import Prepared
 from depthcomp.pricing import Candidate
 from depthcomp.progress import Progress, silent
 from depthcomp.score_journal import ScoreJournal
+from depthcomp.trained_importance import finetuned, losses_of
 from fx_passes import SpanChoice
 
 __all__ = [
@@ -28,8 +28,8 @@ __all__ = [
     "TABLE",
     "Importance",
     "Scored",
-    "images_of",
     "journal_of",
+    "most_images",
     "parse_importance",
     "score_choices",
 ]
@@ -80,7 +80,7 @@ def _names_file(text: str) -> bool:
     return text.endswith(".json") or Path(text).is_file()
 
 
-def images_of(importance: ImportanceConfig | ImportanceTable) -> int:
+def most_images(importance: ImportanceConfig | ImportanceTable) -> int:
     """Return how many images a method reads at most."""
     return importance.images if isinstance(importance, FinetunedImportance) else MAX_IMAGES
 

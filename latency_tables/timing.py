@@ -127,17 +127,18 @@ def time_interleaved(
         return {}
     with _collector_off():
         single_ms = {name: _warm_up(runner, warmup_ms, sample_ms) for name, runner in runners.items()}
+        inner = {name: _inner(milliseconds, sample_ms) for name, milliseconds in single_ms.items()}
         sentinel = sorted(runners, key=lambda name: single_ms[name])[(len(runners) - 1) // 2]
 
         def turn(name: str) -> float:
-            return _turn(runners[name], _inner(single_ms[name], sample_ms))
+            return _turn(runners[name], inner[name])
 
         orders = _orders([name for name in runners if name != sentinel], sentinel, seed)
         kept, drifted = _rounds(orders, sentinel, turn, rounds, drift_limit, progress)
     return {
         name: Timing(
             tuple(median(turns[name]) for turns in kept),
-            rounds * _samples(runners[name], _inner(single_ms[name], sample_ms)),
+            rounds * _samples(runners[name], inner[name]),
             drifted,
         )
         for name in runners

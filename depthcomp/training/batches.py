@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -25,14 +25,13 @@ from torch.utils.data import (
     TensorDataset,
 )
 
-from depthcomp.data import images_of, require_values
+from depthcomp.data import images_of, labels_of, require_values
 from depthcomp.errors import DataError
 from depthcomp.training.config import FinetuneConfig
 from depthcomp.training.processes import Processes
 
 __all__ = ["Batch", "Source", "own_randomness", "require_repeatable", "seed_everything", "sources"]
 
-_LABELS = ("label", "labels", "target", "targets", "y")  # keys of dicts
 _MENDED = "pass a DataLoader, a Dataset or a list of batches"
 
 
@@ -83,10 +82,7 @@ class Batch:
 
 
 def _labels_of(item: Any) -> Tensor | None:
-    if isinstance(item, Mapping):
-        found = next((item[key] for key in _LABELS if key in item), None)
-    else:
-        found = item[1] if isinstance(item, Sequence) and len(item) > 1 else None
+    found = labels_of(item)
     return found if isinstance(found, Tensor) else None
 
 

@@ -122,11 +122,7 @@ class OnnxRuntimeBackend:
     def build_part(self, onnx_model: bytes) -> "OnnxRuntimeRunner | PartRunner":
         """Return a runner for a part of a network; on the CPU it runs as in the middle of the network.
 
-        Raises:
-            MissingPackageError: onnxruntime is not installed.
-            BackendUnavailableError: this build of onnxruntime lacks the provider, or the provider did not take the
-                model.
-            TableError: onnxruntime refuses the model, or a shape is not static float32.
+        Errors are those of `build`.
         """
         runner = self.build(onnx_model)
         if self._on_gpu:

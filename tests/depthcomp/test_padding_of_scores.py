@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 from depthcomp.calibration import cross_validated
-from depthcomp.finetuned import entries_of
 from depthcomp.importance import calibrated, divergence
 from depthcomp.importance_config import FinetunedImportance
 from depthcomp.preparation import OFFERED
 from depthcomp.pricing import Pricing
+from depthcomp.trained_importance import entries_of
 from fx_passes import Plan, capture, enumerate_spans, linearize, merge
 
 

@@ -131,7 +131,7 @@ def test_each_fit_maps_what_the_compressed_network_has_to_what_the_original_had(
     network, calibration, request, name, unseen
 ):
     plan = request.getfixturevalue(name)
-    found = operators(Refitter(network, calibration).refit(plan, unseen=unseen), plan)
+    found = operators(Refitter(network, calibration).carry_out(plan, unseen=unseen).linearized, plan)
     assert len(found) == 2
     assert largest_difference(found, by_hand(network, plan, calibration, unseen)) < 1e-8
 
@@ -142,7 +142,7 @@ def test_a_lone_refit_is_the_fit_that_was_scored(network, candidates, calibratio
     refitter = Refitter(network, calibration)
     for choice in fits[::7]:
         for fold in calibration.judges:
-            found = operators(refitter.refit(Plan((choice,)), unseen=fold), Plan((choice,)))
+            found = operators(refitter.carry_out(Plan((choice,)), unseen=fold).linearized, Plan((choice,)))
             assert largest_difference(found, [scored[choice][fold]]) < 1e-8, choice
 
 
@@ -156,7 +156,10 @@ def test_later_fits_make_up_for_earlier_ones(network, candidates, calibration, i
     scored = fit_candidates(network, candidates, calibration, seed=0)
     exit_ = in_a_row.choices[-1].exit
     for unseen in calibration.judges:
-        alone, together = linearize(network, in_a_row), Refitter(network, calibration).refit(in_a_row, unseen=unseen)
+        alone, together = (
+            linearize(network, in_a_row),
+            Refitter(network, calibration).carry_out(in_a_row, unseen=unseen).linearized,
+        )
         for place, choice in zip(placed_convolutions(alone, in_a_row), in_a_row, strict=True):
             place.load(scored[choice][unseen])
         seen = torch.cat([batch for fold in {0, 1, 2} - {unseen} for batch in calibration.fold(fold)])
@@ -172,9 +175,9 @@ def test_images_do_not_show_in_a_refit_that_has_not_seen_them(network, calibrati
     batches = [3 * b + 1 if fold == unseen else b for fold, b in enumerate(calibration.batches)]
     one, other = Refitter(network, calibration), Refitter(network, replace(calibration, batches=tuple(batches)))
     for fold in calibration.judges:
-        pair = [operators(refitter.refit(plan, unseen=fold), plan) for refitter in (one, other)]
+        pair = [operators(refitter.carry_out(plan, unseen=fold).linearized, plan) for refitter in (one, other)]
         assert (largest_difference(*pair) == 0) is (fold == unseen)
-    assert largest_difference(*[operators(refitter.refit(plan), plan) for refitter in (one, other)]) > 0
+    assert largest_difference(*[operators(refitter.carry_out(plan).linearized, plan) for refitter in (one, other)]) > 0
 
 
 @pytest.mark.parametrize("count", [2, 13, 30])
@@ -182,7 +185,7 @@ def test_the_loss_is_taken_on_each_fold_after_a_refit_without_it(network, in_a_r
     calibration = cross_validated(images(count), seed=0)
     total = 0.0
     for fold in range(min(3, count)):
-        changed = merge(Refitter(network, calibration).refit(in_a_row, unseen=fold), in_a_row)
+        changed = merge(Refitter(network, calibration).carry_out(in_a_row, unseen=fold).linearized, in_a_row)
         with torch.no_grad():
             for image in torch.cat(calibration.fold(fold)).split(1):
                 total += divergence(network(image), changed(image))
@@ -193,7 +196,7 @@ def test_the_loss_is_taken_on_separate_images_alone(network, in_a_row):
     calibration = separate(images(12), images(11, seed=2), seed=0)
     fitted = replace(calibration, batches=calibration.batches[:2], folds=(0, 0), judges=(), withheld=None)
     refitter = Refitter(network, calibration)
-    changed = merge(refitter.refit(in_a_row, unseen=1), in_a_row)
+    changed = merge(refitter.carry_out(in_a_row, unseen=1).linearized, in_a_row)
     wanted = mean_loss(network, changed, images(11, seed=2).split(1))
     assert [len(batch) for batch in calibration.batches] == [6, 6, 6, 5]
     assert refitter.loss(in_a_row) == pytest.approx(wanted, rel=1e-9)
@@ -202,7 +205,7 @@ def test_the_loss_is_taken_on_separate_images_alone(network, in_a_row):
 
 def test_one_image_judges_what_was_fitted_to_it(network, in_a_row):
     refitter = Refitter(network, cross_validated(images(1), seed=0))
-    changed = merge(refitter.refit(in_a_row), in_a_row)
+    changed = merge(refitter.carry_out(in_a_row).linearized, in_a_row)
     assert refitter.loss(in_a_row) == pytest.approx(mean_loss(network, changed, [images(1)]), rel=1e-9)
 
 
@@ -213,18 +216,21 @@ def test_the_loss_of_an_empty_plan_is_nothing(network, calibration):
 def test_what_was_asked_before_does_not_show(network, calibration, in_a_row, forked):
     used = Refitter(network, calibration, seed=3)
     for plan, unseen in [(in_a_row, None), (forked, 1), (in_a_row, 2)]:
-        used.refit(plan, unseen=unseen)
+        used.carry_out(plan, unseen=unseen)
         used.loss(plan)
     for plan in (in_a_row, forked, Plan((in_a_row.choices[1],))):
         fresh = Refitter(network, calibration, seed=3)
-        pair = [operators(refitter.refit(plan), plan) for refitter in (fresh, used)]
+        pair = [operators(refitter.carry_out(plan).linearized, plan) for refitter in (fresh, used)]
         assert largest_difference(*pair) == 0
         assert fresh.loss(plan) == used.loss(plan)
 
 
 def test_what_is_not_fitted_stays(network, candidates, calibration):
     plan = Plan((next(c.choice for c in candidates if c.choice.kind == "merge"),))
-    state, wanted = Refitter(network, calibration).refit(plan).state_dict(), linearize(network, plan).state_dict()
+    state, wanted = (
+        Refitter(network, calibration).carry_out(plan).linearized.state_dict(),
+        linearize(network, plan).state_dict(),
+    )
     assert state.keys() == wanted.keys()
     assert all(torch.equal(value, wanted[name]) for name, value in state.items())
 
@@ -240,13 +246,15 @@ def test_the_network_and_the_images_are_not_changed(network, calibration, in_a_r
 
 def test_progress_is_reported_to_the_end(network, calibration, in_a_row):
     calls = []
-    Refitter(network, calibration).refit(in_a_row, progress=lambda *call: calls.append(call))
+    Refitter(network, calibration).carry_out(in_a_row, progress=lambda *call: calls.append(call))
     assert calls == [("refitting", 1, 2), ("refitting", 2, 2)]
 
 
 def test_separate_images_are_never_fitted_on(network, in_a_row, one_strength):
     one, other = (
-        operators(Refitter(network, separate(images(12), images(11, seed=s), seed=0)).refit(in_a_row), in_a_row)
+        operators(
+            Refitter(network, separate(images(12), images(11, seed=s), seed=0)).carry_out(in_a_row).linearized, in_a_row
+        )
         for s in (2, 3)
     )
     assert largest_difference(one, other) == 0
@@ -255,6 +263,6 @@ def test_separate_images_are_never_fitted_on(network, in_a_row, one_strength):
 def test_many_judging_images_leave_the_fits_their_pixels(network, in_a_row):
     """As many pixels are sampled from each fitted batch, however many images judge."""
     few, many = (Refitter(network, separate(images(12), images(n, seed=2), seed=0)) for n in (3, 90))
-    few.refit(in_a_row)
-    many.refit(in_a_row)
+    few.carry_out(in_a_row)
+    many.carry_out(in_a_row)
     assert set(few._pixels) == set(many._pixels)
