@@ -46,7 +46,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 }
 BACKENDS = ("onnxruntime", "openvino")
 ORIGINAL = "original"
-LEARNT, HELD_OUT = 8, 20  # random plans that calibrate the line, and that are predicted by it
+LEARNT, HELD_OUT = 16, 20  # random plans that calibrate the line, and that are predicted by it
 SAMPLE_MS, WARMUP_MS = 50.0, 100.0  # as compressions measure whole networks
 Record = dict[str, Any]
 Array = NDArray[np.float64]
