@@ -83,7 +83,7 @@ class Refitter:
         self._sample(places)
         compressed, refitted = Stream(linearized, self._calibration.batches), dict[str, AffineConv]()
         for done, place in enumerate(places):
-            compressed.advance(place.entry)
+            compressed.advance(max(_read(place), key=order.__getitem__))
             operator = self._solve(place, compressed, unseen)
             if isinstance(place, KeptConvolution):
                 load_operator(linearized, place.core, operator)
@@ -170,6 +170,12 @@ class Unfitted(Refitter):
     ) -> Refit:
         """Return the linearized graph of `plan`."""
         return Refit(linearize(self._gm, plan), {})
+
+
+def _read(place: PlacedConvolution | KeptConvolution) -> list[str]:
+    """Return the names of the nodes whose tensors a fit needs."""
+    other = place.other if isinstance(place, KeptConvolution) else None
+    return [place.entry] if other is None else [place.entry, other]
 
 
 def _system(place: PlacedConvolution | KeptConvolution) -> RidgeSystem:

@@ -90,6 +90,29 @@ def test_a_refit_with_kept_convolutions_is_nearer_to_the_original(network, dropp
     assert refitter.loss(dropped, kept=True) < 0.9 * refitter.loss(dropped)
 
 
+class Projected(Residual):
+    """The second block's shortcut is a projection that runs after the block."""
+
+    def __init__(self):
+        super().__init__()
+        self.projection = nn.Conv2d(6, 6, 1)
+
+    def forward(self, x):
+        x = self.stem(x)
+        x = x + self.one(x)
+        return self.head((self.two(x) + self.projection(x)).mean((2, 3)))
+
+
+def test_a_projection_is_refitted_towards_what_the_branch_before_it_leaves():
+    torch.manual_seed(0)
+    gm = capture(Projected().double().eval(), images(1))
+    fold_batch_norms(gm)
+    entry, exit_ = (n.name for n in gm.graph.nodes if n.name in ("stem_2", "add"))
+    plan = Plan((SpanChoice(entry, exit_, "drop"),))
+    refit = Refitter(gm, separate(images(24), images(12, seed=2), seed=0)).carry_out(plan, kept=True)
+    assert "projection" in refit.kept
+
+
 @pytest.mark.parametrize("dead", [False, True])
 def test_new_weights_in_a_graph_with_norms(captured, network, dead):
     """Where a channel's scale is zero, its weights do not show and stay out of it."""
