@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from depthcomp.compress import LEAST_SAVING
-from depthcomp.errors import DepthCompError
+from depthcomp.errors import DepthCompError, TableError
 from depthcomp.files import require_writable
 from depthcomp.importance import score_part
 from depthcomp.importance_config import CalibratedImportance
@@ -103,5 +103,12 @@ def score_shard(
 def _worthwhile(prepared: Prepared, table: LatencyTable) -> list[Candidate]:
     """Return the choices that `compress_depth` would score by a table."""
     original = Pricing(prepared.original)
+    needed = {*prepared.pricing.signatures(prepared.candidates), *original.kept.values()}
+    missing = sorted(signature.key for signature in needed if signature not in table)
+    if missing:
+        raise TableError(
+            f"the latency table lacks {len(missing)} of {len(needed)} operators, such as {missing[0]!r}, and shards "
+            "measure none; add them first, with `depthcomp tables plan` and `depthcomp tables run`"
+        )
     least = LEAST_SAVING * original.kept_ms(original.kept, table.ms)
     return [c for c in prepared.candidates if prepared.pricing.saving_ms(c, table.ms) > least]
