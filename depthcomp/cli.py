@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from depthcomp.backend_help import BACKENDS, METHOD_NAMES, BackendHelp
+from depthcomp.cli_importance import importance
 from depthcomp.cli_tables import tables
 from depthcomp.plain_words import plain_words
 
@@ -43,6 +44,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.add_typer(tables)
+app.command()(importance)
 
 
 def main() -> None:
@@ -244,13 +246,9 @@ def _print_comparison(found: Comparison) -> None:
 
 
 def _images(spec: str | None, model: nn.Module, example: Tensor, root: Path | None, seed: int) -> Iterable[Any] | None:
-    from depthcomp.data_specs import load_data, names_data
-    from depthcomp.images import image_batches
-    from depthcomp.models import normalization
+    from depthcomp.data_specs import calibration_data
 
-    if spec is None or not names_data(spec):
-        return None if spec is None else image_batches(spec, example, *normalization(model))
-    return load_data(spec, model, example, training=False, root=root, seed=seed)
+    return calibration_data(spec, model, example, root=root, seed=seed)
 
 
 def _stamps(folder: Path | None, file: Path | None) -> dict[Path, tuple[int, int]]:

@@ -26,7 +26,7 @@ from depthcomp.preparation import Prepared, measurable, prepare
 from depthcomp.pricing import Candidate, Pricing
 from depthcomp.progress import Progress, Stages
 from depthcomp.result import CompressionResult, FrontierPoint, SpanRecord
-from depthcomp.scoring import Importance, Scored, most_images, parse_importance, score_choices
+from depthcomp.scoring import Importance, Scored, memory_mib, most_images, parse_importance, score_choices
 from depthcomp.search import Found, Search
 from depthcomp.table_store import TableStore
 from depthcomp.timing import LatencyPredictor, NetworkTimer
@@ -135,7 +135,10 @@ def compress_depth(
         _announce(scored.notes)
         losses = scored.losses
     with stages("searching"):
-        search = _search(chosen, prepared, offer, losses, timer, seed, stages.report, refit_kept=data is not None)
+        search = _search(
+            chosen, prepared, offer, losses, timer, seed, stages.report,
+            refit_kept=data is not None, memory_mib=memory_mib(scoring),
+        )  # fmt: skip
         found = search.meet(wanted)
 
     offer = replace(offer, table=replace(offer.table, calibration=search.predictor.calibration))
@@ -228,6 +231,7 @@ def _search(
     progress: Progress,
     *,
     refit_kept: bool,
+    memory_mib: int,
 ) -> Search:
     def problem(without: Set[SpanChoice]) -> Chain:
         kept = {choice: loss for choice, loss in losses.items() if choice not in without}
@@ -237,7 +241,7 @@ def _search(
     return Search(
         prepared.network, problem, predictor, prepared.calibration,
         ladder=_ladder(method, prepared, offer, losses, seed), fits=method.fits, seed=seed, progress=progress,
-        refit_kept=refit_kept,
+        refit_kept=refit_kept, memory_mib=memory_mib,
     )  # fmt: skip
 
 

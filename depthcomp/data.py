@@ -24,6 +24,7 @@ __all__ = [
 
 MAX_IMAGES = 512  # enough for the fits; more only costs time
 BATCH_SIZE = 8  # of the tensors of a whole network, many live at once
+IMAGE_NAMES = ("image", "images", "pixel_values", "x")  # in a dict; where none is there, the tensor that looks like one
 LABEL_NAMES = ("label", "labels", "target", "targets", "y")  # in a dict
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _EMPTY = "{argument} holds no images; pass an iterable of x, (x, y) or dicts with at least one image"
@@ -44,8 +45,9 @@ def labelled_images(
 
     Args:
         data: a DataLoader or any iterable of x, (x, y) or dicts; x is a batch (n, c, h, w) or one image (c, h, w), y
-            its classes, an integer each: (n,), or one number for one image; in a dict, `label`, `labels`, `target`,
-            `targets` or `y`. Any other y is left behind. A tensor of images works too.
+            its classes, an integer each: (n,), or one number for one image; in a dict, x is `image`, `images`,
+            `pixel_values` or `x`, else the tensor of most dimensions, and y is `label`, `labels`, `target`, `targets`
+            or `y`. Any other y is left behind. A tensor of images works too.
         example: the model's example input, (n, c, h, w).
         argument: what the caller calls `data`, for the messages.
         most: images that are read.
@@ -172,7 +174,8 @@ def images_of(item: Any, argument: str) -> Tensor:
     """
     if isinstance(item, Mapping):
         tensors = [value for value in item.values() if isinstance(value, Tensor) and value.ndim >= 3]
-        item = max(tensors, key=Tensor.dim, default=item)  # a batch of masks has a dimension less than its images
+        named = [item[name] for name in IMAGE_NAMES if isinstance(item.get(name), Tensor)]
+        item = max(named or tensors, key=Tensor.dim, default=item)  # masks may have a dimension less than images
     elif isinstance(item, Sequence) and not isinstance(item, str) and item:
         item = item[0]
     if not isinstance(item, Tensor):

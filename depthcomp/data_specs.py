@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from depthcomp.errors import DataError, DepthCompError, MissingPackageError
-from depthcomp.images import decode, image_files, in_turns
+from depthcomp.images import decode, image_batches, image_files, in_turns
 from depthcomp.models import normalization
 
-__all__ = ["load_data", "names_data"]
+__all__ = ["calibration_data", "load_data", "names_data"]
 
 LARGE = 128  # pixels: from here on networks see the middle of an image, as ImageNet's do, below all of it
 MIDDLE = 0.875
@@ -76,6 +76,18 @@ def load_data(
     else:
         dataset = _folder(Path(name), transform) if names_data(spec) else _Files(Path(spec), transform)
     return _loader(dataset, batch_size, workers, seed)
+
+
+def calibration_data(
+    spec: str | None, model: nn.Module, example: Tensor, *, root: Path | None = None, seed: int = 0
+) -> Iterable[Any] | None:
+    """Return what a compression fits on: what `load_data` gives, or all images of a folder in turns; None for None.
+
+    Args and errors are those of `load_data`.
+    """
+    if spec is None or names_data(spec):
+        return None if spec is None else load_data(spec, model, example, training=False, root=root, seed=seed)
+    return image_batches(spec, example, *normalization(model))
 
 
 def _made(spec: str) -> Iterable[Any]:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from fx_passes.affine import AffineConv, Pair, Sides
 
-__all__ = ["Design", "Positions", "RidgeSystem", "design_of", "sample_positions", "starting_point"]
+__all__ = ["Design", "Positions", "RidgeSystem", "design_of", "patterns", "sample_positions", "starting_point"]
 
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)  # of the ridge, relative to the mean power of a patch element
 JUDGED_OUTPUTS = 32  # of each target, enough to tell one strength from another
@@ -66,6 +66,31 @@ def starting_point(operator: AffineConv) -> AffineConv:
         weight[channels, channels % weight.shape[1], row, column] = 1.0
     bias = torch.zeros(operator.out_channels, dtype=torch.float64)
     return AffineConv(weight, bias, operator.stride, operator.padding, operator.groups)
+
+
+def patterns(kernel: Pair, count: int) -> Tensor:
+    """Return orthonormal patterns (pixels, count) of weights over a kernel's pixels; all single pixels where that many.
+
+    Of fewer, half are the single pixels nearest the centre, where most of what a convolution does happens, and half are
+    the smoothest waves over the whole kernel (products of cosines, those of JPEG), as tensors of images are smooth.
+    """
+    pixels = torch.eye(kernel[0] * kernel[1], dtype=torch.float64)
+    if count == len(pixels):
+        return pixels
+    row, column = (torch.arange(size) - (size - 1) // 2 for size in kernel)
+    nearest = (row[:, None].square() + column.square()).flatten().argsort(stable=True)
+    single = max(count // 2, 1)
+    chosen = torch.cat([pixels[:, nearest[:single]], _waves(kernel)[:, : count - single]], dim=1)
+    orthonormal: Tensor = torch.linalg.qr(chosen)[0]
+    return orthonormal
+
+
+def _waves(kernel: Pair) -> Tensor:
+    """Return the cosine waves over a kernel (pixels, pixels), one a column, the smoothest first."""
+    one, other = (torch.arange(size, dtype=torch.float64) for size in kernel)
+    down, across = (torch.cos(torch.pi * (n[:, None] + 0.5) * n / len(n)) for n in (one, other))
+    frequency = (one[:, None].square() + other.square()).flatten()
+    return torch.kron(down, across)[:, frequency.argsort(stable=True)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,13 +227,15 @@ class _Task:
 
     Attributes:
         prior: the convolution that gives the shape.
-        taps: the prior's elements in a patch (unknowns,).
+        basis: the patterns of weights that are solved for (pixels, patterns).
+        taps: the unknowns among those of the system (unknowns,).
         outputs: the targets' pixels among all (outputs,).
         start: the prior's weights (groups, unknowns, outputs).
         matched: for each target, whether its outputs are scaled to its variance.
     """
 
     prior: AffineConv
+    basis: Tensor
     taps: Tensor
     outputs: Tensor
     start: Tensor
@@ -219,6 +246,18 @@ class _Task:
         width = self.start.shape[2] // len(self.matched)
         chosen = torch.arange(self.start.shape[2]).reshape(-1, width)[:, :: -(-width // JUDGED_OUTPUTS)].flatten()
         return replace(self, outputs=self.outputs[chosen], start=self.start[..., chosen])
+
+    def shaped(self, weight: Tensor) -> Tensor:
+        """Return a solution (groups, unknowns, outputs) as a kernel in the prior's shape."""
+        shape = self.prior.weight.shape
+        solved = weight.transpose(1, 2).reshape(*shape[:2], -1)
+        return _combined(solved, self.basis.T).reshape(shape)
+
+
+def _combined(values: Tensor, columns: Tensor) -> Tensor:
+    """Return `values @ columns`; the values themselves, to the bit, where the columns are the identity's."""
+    is_identity = columns.shape[0] == columns.shape[1]
+    return values if is_identity else values @ columns.to(values.dtype)
 
 
 class RidgeSystem:
@@ -231,13 +270,16 @@ class RidgeSystem:
         design: what is read.
         kernel: height and width of the largest kernel to solve for.
         channels: channels of the entry tensor.
+        count: how many `patterns` of weights over the kernel are solved for, and then for no smaller kernel; None for
+            every single weight.
     """
 
-    def __init__(self, design: Design, kernel: Pair, channels: int) -> None:
+    def __init__(self, design: Design, kernel: Pair, channels: int, *, count: int | None = None) -> None:
         self.design = design
         self.kernel = kernel
+        self._basis = patterns(kernel, kernel[0] * kernel[1] if count is None else count)
         self._channels = channels // design.groups
-        self.unknowns = self._channels * kernel[0] * kernel[1]
+        self.unknowns = self._channels * self._basis.shape[1]
         self._folds: dict[int, _Scatter] = {}
         self._outputs: dict[str, Tensor] = {}
 
@@ -268,7 +310,8 @@ class RidgeSystem:
         """Return the fitted convolution towards each target, with the shape of `prior`, which it leans to.
 
         A least-squares fit varies less than its target, by what it cannot explain; for targets named in
-        `match_variance` each output channel is scaled back to the target's variance.
+        `match_variance` each output channel is scaled back to the target's variance. Where only some patterns are
+        solved for, what the prior has besides them is lost.
 
         Args:
             targets: what to map to; each was accumulated.
@@ -296,11 +339,14 @@ class RidgeSystem:
         return {fold: self._fitted(task, self._moments(task, unseen=fold), chosen) for fold in folds}
 
     def _task(self, targets: Sequence[str], prior: AffineConv, match_variance: Collection[str]) -> _Task:
-        taps = self._taps(prior.kernel)
+        basis, taps = self._basis, torch.arange(self.unknowns)
+        if prior.kernel != self.kernel:
+            basis, taps = patterns(prior.kernel, prior.kernel[0] * prior.kernel[1]), self._taps(prior.kernel)
         outputs = torch.cat([self._outputs[target] for target in targets])
-        start = prior.weight.double().reshape(prior.groups, -1, len(taps)).transpose(1, 2)
+        weights = _combined(prior.weight.double().flatten(2), basis)
+        start = weights.reshape(prior.groups, -1, len(taps)).transpose(1, 2)
         matched = tuple(target in match_variance for target in targets)
-        return _Task(prior, taps, outputs, start.repeat(1, 1, len(targets)), matched)
+        return _Task(prior, basis, taps, outputs, start.repeat(1, 1, len(targets)), matched)
 
     def _moments(self, task: _Task, unseen: int | None = None) -> _Moments:
         """Return the moments of all folds but one."""
@@ -332,22 +378,18 @@ class RidgeSystem:
             weight[..., chosen] = moments.of(chosen).solve(task.start[..., chosen], value)
         weight = torch.where(matched, weight * moments.gain(weight), weight)
         bias = moments.bias(weight)
-        prior = task.prior
         return [
-            AffineConv(
-                part.transpose(1, 2).reshape(prior.weight.shape), shift.flatten(),
-                prior.stride, prior.padding, prior.groups,
-            )
+            replace(task.prior, weight=task.shaped(part), bias=shift.flatten())
             for part, shift in zip(torch.split(weight, width, dim=2), torch.split(bias, width, dim=2), strict=True)
-        ]  # fmt: skip
+        ]
 
     def _patches(self, entry: Tensor, positions: Positions) -> Tensor:
-        """Return the patches read at output `positions`: (groups, samples, c_in / groups * kh * kw)."""
+        """Return the patches read at output `positions`: (groups, samples, unknowns)."""
         sides = self._padding(entry, positions.size)
         padded = F.pad(entry, (sides[2], sides[3], sides[0], sides[1]))
         windows = padded.unfold(2, self.kernel[0], self.design.stride[0])
         windows = windows.unfold(3, self.kernel[1], self.design.stride[1])  # (n, c, h', w', kh, kw), a view
-        patches = positions.pixels(windows)  # (samples, c, kh, kw)
+        patches = _combined(positions.pixels(windows).flatten(2), self._basis)  # (samples, c, patterns)
         return patches.reshape(len(patches), self.design.groups, -1).transpose(0, 1)
 
     def _padding(self, entry: Tensor, size: Pair) -> Sides:

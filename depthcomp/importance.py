@@ -11,8 +11,7 @@ import functools
 import itertools
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,36 +20,29 @@ from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
 
 from depthcomp.calibration import CalibrationSet
+from depthcomp.candidate_fits import design_of_fit, fit_candidates
 from depthcomp.errors import DataError
-from depthcomp.execution import Tail, record
-from depthcomp.fit import Design, RidgeSystem, design_of, sample_positions, starting_point
+from depthcomp.execution import Tail
+from depthcomp.fit_memory import FitMemory
 from depthcomp.pricing import Candidate
 from depthcomp.progress import Progress, silent
 from depthcomp.score_journal import ScoreJournal
 from fx_passes import Plan, SpanChoice, linearize, merge
 from fx_passes.affine import AffineConv
-from fx_passes.collapse import collapse
-from fx_passes.operators import Role, role
+from latency_tables.work import Shard
 
 __all__ = [
     "calibrated",
     "divergence",
     "divergence_of",
-    "fit_candidates",
     "is_scores",
     "require_finite",
     "rise_of_loss",
-    "samples_per_batch",
-    "unknowns",
-    "whole_states",
+    "score_part",
 ]
 
-LARGEST_SYSTEM = 3000  # unknowns per output channel; the Gram matrix then has 72 MB and is solved in seconds
 LEAST_SCORED = 64  # candidates that see all judging batches
 MOST_JUDGING = 18  # batches that candidates are scored on; whole plans are judged on all
-MEMORY_MIB = 1536  # for the Gram matrices of one pass over the data
-SAMPLES_PER_UNKNOWN = 5  # pixels per regression
-LEAST_SAMPLES = 2048
 
 
 def divergence(original: Any, changed: Any) -> float:
@@ -110,13 +102,13 @@ def calibrated(
     seed: int = 0,
     progress: Progress | None = None,
     journal: ScoreJournal | None = None,
-    memory_mib: int = MEMORY_MIB,
+    memory: FitMemory | None = None,
 ) -> dict[SpanChoice, float]:
-    """Return the loss of each candidate; those whose least-squares system is too large are left out.
+    """Return the loss of each candidate.
 
     Args:
         gm: the captured graph, in evaluation mode; it is not changed.
-        candidates: what to score.
+        candidates: what to score; `memory` has room for a pixel of each fit's kernel at least.
         calibration: images. Losses are taken on each judging batch with weights that have not seen its fold, by
             successive halving: all candidates see the first batch, and of each batch's candidates the half with
             the lower loss per saved ms sees the next.
@@ -124,70 +116,135 @@ def calibrated(
         seed: for the sampled pixels.
         progress: called as (what, done, total).
         journal: what was scored before, and where each new score goes; fits are not kept, so a run that resumes
-            solves them again.
-        memory_mib: most memory for sums.
+            solves them again, unless all that it needs was scored.
+        memory: what the fits may take; None for the default.
     """
-    report, known = progress or silent, ScoreJournal() if journal is None else journal
-    operators = functools.cache(
-        lambda: fit_candidates(gm, candidates, calibration, seed=seed, progress=report, memory_mib=memory_mib)
+    report = progress or silent
+    scorer = _Scorer(
+        gm, candidates, calibration, journal if journal is not None else ScoreJournal(), seed, report, memory
     )
-    merged = functools.cache(lambda choice: merge(linearize(gm, Plan((choice,))), Plan((choice,))))
-    scored = [c for c in candidates if c.choice.kind != "fit" or unknowns(c) <= LARGEST_SYSTEM]
-    losses: dict[SpanChoice, list[float]] = {candidate.choice: [] for candidate in scored}
-    judging = list(itertools.islice(calibration.judging(), MOST_JUDGING))
-    labels = list(calibration.judging_labels())
-    sizes = _survivors(len(scored), len(judging))
+    losses: dict[SpanChoice, list[float]] = {candidate.choice: [] for candidate in candidates}
+    sizes, scored = _survivors(len(candidates), scorer.batches), list(candidates)
     done = itertools.count(1)
-    for number, ((fold, batch), size) in enumerate(zip(judging, sizes, strict=True)):
+    for number, size in enumerate(sizes):
         scored = scored[:size]
-        tail = functools.cache(functools.partial(_tail, gm, batch))
         for candidate in scored:
-            entry = f"{candidate.choice} on batch {number}"
-            if entry not in known:
-                operator, start = operators()[candidate.choice][fold], time.perf_counter()
-                if _merges_otherwise(candidate.choice):
-                    loss = rise_of_loss(tail().output, _outputs(merged(candidate.choice), batch), labels[number])
-                else:
-                    loss = _loss(tail(), candidate, operator, labels[number])
-                known.add(entry, loss, time.perf_counter() - start)
-            losses[candidate.choice].append(known[entry])
+            losses[candidate.choice].append(scorer.loss(candidate, number))
             report("scoring", next(done), sum(sizes))
         scored.sort(key=lambda candidate: _mean(losses[candidate.choice]) / savings_ms[candidate.choice])
     return {choice: max(_mean(found), 0.0) for choice, found in losses.items()}
 
 
-def fit_candidates(
+def score_part(
     gm: fx.GraphModule,
     candidates: Sequence[Candidate],
     calibration: CalibrationSet,
+    journal: ScoreJournal,
+    part: Shard,
     *,
     seed: int = 0,
     progress: Progress | None = None,
-    memory_mib: int = MEMORY_MIB,
-) -> dict[SpanChoice, Mapping[int, AffineConv | None]]:
-    """Return the operators of each candidate, by the judging fold that they have not seen, in the images' precision.
+    memory: FitMemory | None = None,
+) -> int:
+    """Put the scores of a part of the candidates on all judging batches into a journal; return how many these are.
 
-    The operator of a dropped span is None. Fits whose system has more than 3,000 unknowns are left out. Memory for
-    the sums is bounded: where it is not enough, the images pass through the network several times.
+    Candidates that read one tensor alike share the sums of their fits, so they stay together, and each score has the
+    bits that `calibrated` would give it. Which of them halving would pass over depends on the other parts, so none is.
+
+    Args:
+        gm: the captured graph, in evaluation mode; it is not changed.
+        candidates: all of them.
+        calibration: images.
+        journal: that of all the candidates.
+        part: which part.
+        seed: for the sampled pixels.
+        progress: called as (what, done, total).
+        memory: what the fits may take; None for the default.
     """
-    report = progress or silent
-    fits = [c for c in candidates if c.choice.kind == "fit" and unknowns(c) <= LARGEST_SYSTEM]
-    operators: dict[SpanChoice, Mapping[int, AffineConv | None]] = {}
+    report, some = progress or silent, _part(candidates, part)
+    scorer = _Scorer(gm, some, calibration, journal, seed, report, memory)
+    total = scorer.batches * len(some)
+    for done, (number, candidate) in enumerate(itertools.product(range(scorer.batches), some)):
+        scorer.loss(candidate, number)
+        report("scoring", done + 1, total)
+    return total
+
+
+def _part(candidates: Sequence[Candidate], part: Shard) -> list[Candidate]:
+    """Return the candidates of one part; the groups of most work are dealt out first."""
+    groups: dict[object, list[Candidate]] = {}
     for candidate in candidates:
-        if candidate.choice.kind != "fit":
-            operator = _merged(gm, candidate) if candidate.choice.kind == "merge" else None
-            operators[candidate.choice] = dict.fromkeys(range(calibration.count), operator)
-    groups = list(_passes(fits, calibration.count, memory_mib * 2**20))
-    for number, group in enumerate(groups):
-        systems = _systems(group)
-        for done, (batch, fold) in enumerate(zip(calibration.batches, calibration.folds, strict=True)):
-            _accumulate(gm, systems, batch, calibration.least_fitted, seed + done, fold)
-            report(f"fitting, pass {number + 1} of {len(groups)}", done + 1, len(calibration.batches))
-        together = _same_shape(group)
-        for done, members in enumerate(together):
-            operators.update(_solve(gm, systems[_design(members[0])][0], members, calibration))
-            report(f"solving, pass {number + 1} of {len(groups)}", done + 1, len(together))
-    return operators
+        key = design_of_fit(candidate) if candidate.choice.kind == "fit" else candidate.span.entry
+        groups.setdefault(key, []).append(candidate)
+    ordered = sorted(groups.values(), key=lambda group: max(map(_work, group)), reverse=True)
+    return [candidate for group in ordered[part.index :: part.count] for candidate in group]
+
+
+def _work(candidate: Candidate) -> int:
+    """Return what the fit of a candidate takes, in some unit."""
+    return 0 if candidate.operator is None else math.prod(candidate.operator.weight.shape[1:]) ** 3
+
+
+class _Scorer:
+    """Scores candidates on judging batches, or takes the scores from a journal."""
+
+    def __init__(
+        self,
+        gm: fx.GraphModule,
+        candidates: Sequence[Candidate],
+        calibration: CalibrationSet,
+        journal: ScoreJournal,
+        seed: int,
+        report: Progress,
+        memory: FitMemory | None,
+    ) -> None:
+        self._gm, self._candidates, self._calibration = gm, candidates, calibration
+        self._journal, self._seed, self._report, self._memory = journal, seed, report, memory
+        self._judging = list(itertools.islice(calibration.judging(), MOST_JUDGING))
+        self._labels = list(calibration.judging_labels())
+        self._merged: dict[SpanChoice, fx.GraphModule] = {}
+        self._tail: tuple[int, Tail] | None = None
+
+    @property
+    def batches(self) -> int:
+        """How many batches judge."""
+        return len(self._judging)
+
+    def loss(self, candidate: Candidate, number: int) -> float:
+        """Return the loss of a candidate on judging batch `number`; scores of one batch are best asked for together."""
+        entry = f"{candidate.choice} on batch {number}"
+        if entry not in self._journal:
+            start = time.perf_counter()
+            loss = self._scored(candidate, number)
+            self._journal.add(entry, loss, time.perf_counter() - start)
+        return self._journal[entry]
+
+    def _scored(self, candidate: Candidate, number: int) -> float:
+        fold, batch = self._judging[number]
+        operator, tail, labels = self._operators[candidate.choice][fold], self._at(number), self._labels[number]
+        if _merges_otherwise(candidate.choice):
+            return rise_of_loss(tail.output, _outputs(self._network(candidate.choice), batch), labels)
+        return _loss(tail, candidate, operator, labels)
+
+    @functools.cached_property
+    def _operators(self) -> Mapping[SpanChoice, Mapping[int, AffineConv | None]]:
+        """All fits, which are only solved where a score is missing."""
+        return fit_candidates(
+            self._gm, self._candidates, self._calibration,
+            seed=self._seed, progress=self._report, memory=self._memory,
+        )  # fmt: skip
+
+    def _at(self, number: int) -> Tail:
+        """Return the original's forward on a judging batch; that of the last one is kept."""
+        if self._tail is None or self._tail[0] != number:
+            self._tail = None  # two would take twice the memory
+            self._tail = number, _tail(self._gm, self._judging[number][1])
+        return self._tail[1]
+
+    def _network(self, choice: SpanChoice) -> fx.GraphModule:
+        if choice not in self._merged:
+            self._merged[choice] = merge(linearize(self._gm, Plan((choice,))), Plan((choice,)))
+        return self._merged[choice]
 
 
 def _survivors(candidates: int, batches: int) -> list[int]:
@@ -200,92 +257,6 @@ def _survivors(candidates: int, batches: int) -> list[int]:
 
 def _mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values)
-
-
-def _accumulate(
-    gm: fx.GraphModule,
-    systems: Mapping[Design, tuple[RidgeSystem, set[str]]],
-    batch: Tensor,
-    batches: int,
-    seed: int,
-    fold: int,
-) -> None:
-    """Add one of `batches` that make up a fit to the sums of all systems, none of which depends on the others."""
-    names = {name for design, (_, cores) in systems.items() for name in (design.entry, *cores)}
-    tensors = record(gm, batch, names)
-    for design, (system, cores) in systems.items():
-        generator = torch.Generator().manual_seed(seed)
-        positions = sample_positions(tensors[min(cores)], samples_per_batch(system.unknowns, batches), generator)
-        targets = {name: positions.pixels(tensors[name]) for name in sorted(cores)}
-        system.accumulate(tensors[design.entry], targets, positions, fold=fold)
-
-
-def _same_shape(fits: Sequence[Candidate]) -> list[list[Candidate]]:
-    """Return the fits in groups of one design and weight shape, which share one factorisation."""
-    groups: dict[tuple[Design, tuple[int, ...]], list[Candidate]] = {}
-    for candidate in fits:
-        groups.setdefault((_design(candidate), tuple(_operator(candidate).weight.shape)), []).append(candidate)
-    return list(groups.values())
-
-
-def _solve(
-    gm: fx.GraphModule, system: RidgeSystem, fits: Sequence[Candidate], calibration: CalibrationSet
-) -> dict[SpanChoice, Mapping[int, AffineConv | None]]:
-    """Return the operators of fits of one design and shape, by the fold that they have not seen."""
-    cores, prior = [candidate.span.core for candidate in fits], starting_point(_operator(fits[0]))
-    matched, like = whole_states(gm, cores), calibration.batches[0]
-    if calibration.judges:
-        solved = system.solve_without(calibration.judges, cores, prior, match_variance=matched)
-    else:
-        solved = {0: system.solve(cores, prior, judges=(), match_variance=matched)}
-    return {
-        candidate.choice: {
-            fold: replace(found[index], padding=_operator(candidate).padding).to(like) for fold, found in solved.items()
-        }
-        for index, candidate in enumerate(fits)
-    }
-
-
-def whole_states(gm: fx.GraphModule, names: Iterable[str]) -> set[str]:
-    """Return those of the tensors that are no summand: a summand's unexplained part is better left out."""
-    nodes = {node.name: node for node in gm.graph.nodes}
-    return {name for name in names if [role(gm, user) for user in nodes[name].users] != [Role.ADD]}
-
-
-def samples_per_batch(unknowns: int, batches: int) -> int:
-    """Return how many pixels to take from each batch for a system of so many unknowns."""
-    return (SAMPLES_PER_UNKNOWN * unknowns + LEAST_SAMPLES) // batches + 1
-
-
-def _passes(fits: Sequence[Candidate], folds: int, memory_bytes: int) -> Iterator[list[Candidate]]:
-    """Yield groups of fits whose sums fit into memory together; fits of one design stay together."""
-    by_design: dict[Design, list[Candidate]] = {}
-    for candidate in fits:
-        by_design.setdefault(_design(candidate), []).append(candidate)
-    group: list[Candidate] = []
-    used = 0
-    for members in by_design.values():
-        size = 8 * folds * max(unknowns(c) for c in members) ** 2 * _design(members[0]).groups
-        if group and used + size > memory_bytes:
-            yield group
-            group, used = [], 0
-        group, used = group + members, used + size
-    if group:
-        yield group
-
-
-def _systems(fits: Sequence[Candidate]) -> dict[Design, tuple[RidgeSystem, set[str]]]:
-    """Return one system per design, large enough for every kernel asked of it, and the tensors it aims at."""
-    kernels: dict[Design, tuple[int, int]] = {}
-    cores: dict[Design, set[str]] = {}
-    channels: dict[Design, int] = {}
-    for candidate in fits:
-        operator, design = _operator(candidate), _design(candidate)
-        height, width = kernels.get(design, (1, 1))
-        kernels[design] = max(height, operator.kernel[0]), max(width, operator.kernel[1])
-        cores.setdefault(design, set()).add(candidate.span.core)
-        channels[design] = operator.in_channels
-    return {d: (RidgeSystem(d, kernels[d], channels[d]), cores[d]) for d in kernels}
 
 
 def _merges_otherwise(choice: SpanChoice) -> bool:
@@ -322,25 +293,3 @@ def _loss(tail: Tail, candidate: Candidate, operator: AffineConv | None, labels:
     if operator is not None:
         entry, name = operator.to(entry)(entry), candidate.span.core
     return rise_of_loss(tail.output, tail.rerun(name, entry), labels)
-
-
-def _merged(gm: fx.GraphModule, candidate: Candidate) -> AffineConv:
-    nodes = {node.name: node for node in gm.graph.nodes}
-    span = candidate.span
-    inner = [nodes[name] for name in span.nodes[: span.nodes.index(span.core) + 1]]
-    channels = _operator(candidate).in_channels
-    return collapse(gm, nodes[span.entry], inner, channels)[nodes[span.core]]
-
-
-def _operator(candidate: Candidate) -> AffineConv:
-    assert candidate.operator is not None  # only dropped spans have none
-    return candidate.operator
-
-
-def _design(candidate: Candidate) -> Design:
-    return design_of(candidate.span.entry, _operator(candidate))
-
-
-def unknowns(candidate: Candidate) -> int:
-    """Return how many weights the fit of a candidate solves for per output channel."""
-    return math.prod(_operator(candidate).weight.shape[1:])

@@ -14,8 +14,17 @@ from typing import Literal, get_args
 
 from depthcomp.errors import DepthCompError
 
-__all__ = ["KIM23", "LAYERMERGE", "PRESETS", "CalibratedImportance", "FinetunedImportance", "ImportanceConfig"]
+__all__ = [
+    "KIM23",
+    "LAYERMERGE",
+    "MEMORY_MIB",
+    "PRESETS",
+    "CalibratedImportance",
+    "FinetunedImportance",
+    "ImportanceConfig",
+]
 
+MEMORY_MIB = 1536
 Score = Literal["change", "normalized", "exponential"]
 
 
@@ -24,11 +33,16 @@ class CalibratedImportance:
     """Closed-form fits, no training: the rise of the loss on images that a fit has not seen.
 
     Attributes:
-        memory_mib: most memory for the sums of one pass over the images, in MiB; beyond it the images pass through
-            the network several times, with the same result. The sums of a single span may take more, 200 MiB at most.
+        memory_mib: most memory for the sums of fits and for solving them, in MiB, here and where the chosen plans are
+            refitted; the network's own tensors come on top. Where it is not enough for all sums at once, the images
+            pass through the network several times, with the same result. Where it is not enough for a single fit, that
+            one's kernel is a mixture of fewer patterns than it has pixels (`depthcomp.fit_memory`), and
+            `result.warnings` says of how many choices that is so. With images in three folds the default solves up to
+            5,016 unknowns whole: a 3x3 kernel over 512 channels has 4,608; over 1,024 channels there is room for 4
+            patterns for its 9 pixels. Memory grows with the square of the unknowns, time with the cube.
     """
 
-    memory_mib: int = 1536
+    memory_mib: int = MEMORY_MIB
 
     def __post_init__(self) -> None:
         _require_counts(self, "memory_mib")

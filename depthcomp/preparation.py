@@ -13,7 +13,6 @@ from torch import Tensor, fx, nn
 from depthcomp.calibration import LAYOUTS, CalibrationSet, Layout, cross_validated, separate
 from depthcomp.data import MAX_IMAGES, labelled_images, synthetic_batches
 from depthcomp.errors import CaptureError, DataError, TableError
-from depthcomp.importance import LARGEST_SYSTEM, unknowns
 from depthcomp.inputs import infer_example
 from depthcomp.pricing import Candidate, Pricing
 from depthcomp.result import Refusal
@@ -191,8 +190,7 @@ def _rewrites(
 ) -> tuple[list[Candidate], tuple[Refusal, ...]]:
     """Return the rewrites that can be tried, and the spans that cannot be rewritten, or not in every way."""
     spans = enumerate_spans(network, limits)
-    candidates, too_large = _solvable(pricing.candidates(spans))
-    return candidates, (*_refusals(spans), *too_large)
+    return pricing.candidates(spans), tuple(_refusals(spans))
 
 
 def _captured(model: nn.Module, example: Tensor, guess: str) -> fx.GraphModule:
@@ -279,21 +277,6 @@ def _folded(captured: fx.GraphModule) -> fx.GraphModule:
     network = copy.deepcopy(captured)
     fold_batch_norms(network)
     return network
-
-
-def _solvable(candidates: Iterable[Candidate]) -> tuple[list[Candidate], list[Refusal]]:
-    """Return the candidates whose fit is a system of bearable size, and a refusal for each of the others."""
-    kept, refused = [], []
-    for candidate in candidates:
-        if candidate.choice.kind == "fit" and unknowns(candidate) > LARGEST_SYSTEM:
-            reason = (
-                f"a fit of {candidate.choice.kernel} pixels has {unknowns(candidate)} unknowns per output channel, "
-                f"more than the {LARGEST_SYSTEM} that are solved in reasonable time"
-            )
-            refused.append(Refusal(candidate.span.entry, candidate.span.exit, reason))
-        else:
-            kept.append(candidate)
-    return kept, refused
 
 
 def _refusals(spans: Iterable[Span]) -> list[Refusal]:

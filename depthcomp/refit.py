@@ -15,10 +15,13 @@ import torch
 from torch import Tensor, fx
 
 from depthcomp.calibration import CalibrationSet
+from depthcomp.candidate_fits import samples_per_batch, whole_states
 from depthcomp.compensation import KeptConvolution, kept_behind, load_operator
 from depthcomp.execution import Stream, record
-from depthcomp.fit import Positions, RidgeSystem, design_of, sample_positions, starting_point
-from depthcomp.importance import LARGEST_SYSTEM, rise_of_loss, samples_per_batch, whole_states
+from depthcomp.fit import Positions, RidgeSystem, sample_positions, starting_point
+from depthcomp.fit_memory import FitMemory
+from depthcomp.importance import rise_of_loss
+from depthcomp.importance_config import MEMORY_MIB
 from depthcomp.progress import Progress
 from fx_passes import PlacedConvolution, Plan, linearize, merge, placed_convolutions
 from fx_passes.affine import AffineConv
@@ -26,6 +29,7 @@ from fx_passes.affine import AffineConv
 __all__ = ["Refit", "Refitter", "Unfitted"]
 
 KEPT_STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)  # the last leaves a kept convolution all but as it was
+LARGEST_KEPT = 3000  # unknowns; more take many seconds, for each fold of each plan that is measured
 _TARGET = "target"
 
 Pixels = tuple[Positions, Tensor]  # and the tensor's values there (samples, c)
@@ -51,10 +55,14 @@ class Refitter:
         gm: the captured graph, in evaluation mode; it is not changed.
         calibration: images to fit on and to judge with.
         seed: for the sampled pixels.
+        memory_mib: what a fit may take, as for those that were scored.
     """
 
-    def __init__(self, gm: fx.GraphModule, calibration: CalibrationSet, *, seed: int = 0) -> None:
+    def __init__(
+        self, gm: fx.GraphModule, calibration: CalibrationSet, *, seed: int = 0, memory_mib: float = MEMORY_MIB
+    ) -> None:
         self._gm = gm
+        self._memory = FitMemory(calibration.count, memory_mib)
         self._calibration = calibration
         self._seed = seed
         self._pixels: dict[tuple[str, int], list[Pixels]] = {}  # by the target's name and how many in a batch
@@ -119,7 +127,8 @@ class Refitter:
     def _kept(self, linearized: fx.GraphModule, plan: Plan) -> list[KeptConvolution]:
         """Return the kept convolutions to refit: of bearable size, and none where no fold judges how far to go."""
         found = kept_behind(linearized, plan) if self._calibration.judges else []
-        return [place for place in found if place.operator.weight[0].numel() <= LARGEST_SYSTEM]
+        bearable = (place for place in found if place.operator.weight[0].numel() <= LARGEST_KEPT)
+        return [place for place in bearable if self._memory.is_whole(place.operator)]
 
     def _solve(self, place: PlacedConvolution | KeptConvolution, compressed: Stream, unseen: int | None) -> AffineConv:
         system = self._summed(place, compressed)
@@ -135,7 +144,7 @@ class Refitter:
 
     def _summed(self, place: PlacedConvolution | KeptConvolution, compressed: Stream) -> RidgeSystem:
         """Return the equations of a place: from what the compressed network has to what the original had."""
-        system = _system(place)
+        system = self._memory.system(place.entry, place.operator)
         entries, known = compressed.values(place.entry), self._pixels[self._key(place)]
         other = place.other if isinstance(place, KeptConvolution) else None
         others = itertools.repeat(None) if other is None else compressed.values(other)
@@ -159,7 +168,8 @@ class Refitter:
     def _key(self, place: PlacedConvolution | KeptConvolution) -> tuple[str, int]:
         """Return whose pixels a place aims at, and how many of them are sampled in a batch."""
         target = place.target if isinstance(place, KeptConvolution) else place.core
-        return target, samples_per_batch(_system(place).unknowns, self._calibration.least_fitted)
+        system = self._memory.system(place.entry, place.operator)
+        return target, samples_per_batch(system.unknowns, self._calibration.least_fitted)
 
 
 class Unfitted(Refitter):
@@ -172,11 +182,9 @@ class Unfitted(Refitter):
         return Refit(linearize(self._gm, plan), {})
 
 
+
+
 def _read(place: PlacedConvolution | KeptConvolution) -> list[str]:
     """Return the names of the nodes whose tensors a fit needs."""
     other = place.other if isinstance(place, KeptConvolution) else None
     return [place.entry] if other is None else [place.entry, other]
-
-
-def _system(place: PlacedConvolution | KeptConvolution) -> RidgeSystem:
-    return RidgeSystem(design_of(place.entry, place.operator), place.operator.kernel, place.operator.in_channels)

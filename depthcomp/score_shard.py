@@ -1,9 +1,10 @@
-"""A part of the scores of an importance that trains each choice: many processes or machines share the work.
+"""A part of the scores of an importance: many processes or machines share the work.
 
-    score_shard(model, "0/4", "scores", table="desktop.json", data=loader, importance="kim23")    # and 1/4, 2/4, 3/4
-    compress_depth(model, "70%", table="desktop.json", data=loader, importance="kim23", output_dir="scores")
+    score_shard(model, "0/4", "scores", table="desktop.json", data=loader)    # and 1/4, 2/4, 3/4
+    compress_depth(model, "70%", table="desktop.json", data=loader, output_dir="scores")
 
 The shards of one machine append to one journal; the journals of several are put together by `cat`, in any order.
+`depthcomp importance --shard 0/4` is the same from the command line.
 """
 
 from __future__ import annotations
@@ -15,13 +16,15 @@ from typing import Any
 from torch import Tensor, nn
 
 from depthcomp.compress import LEAST_SAVING
-from depthcomp.errors import DepthCompError
+from depthcomp.errors import DepthCompError, TableError
 from depthcomp.files import require_writable
-from depthcomp.importance_config import FinetunedImportance
+from depthcomp.importance import score_part
+from depthcomp.importance_config import CalibratedImportance
+from depthcomp.importance_file import ImportanceTable
 from depthcomp.preparation import Prepared, measurable, prepare
 from depthcomp.pricing import Candidate, Pricing
 from depthcomp.progress import Progress, silent
-from depthcomp.scoring import Importance, journal_of, most_images, parse_importance
+from depthcomp.scoring import Importance, fit_memory, journal_of, most_images, parse_importance
 from depthcomp.trained_importance import entries_of, finetuned
 from latency_tables import LatencyTable
 from latency_tables.work import Shard
@@ -35,24 +38,30 @@ def score_shard(
     output_dir: str | os.PathLike[str],
     *,
     table: LatencyTable | str | os.PathLike[str],
-    importance: Importance,
+    importance: Importance = "calibrated",
     example_inputs: Tensor | Sequence[Tensor] | None = None,
     data: Iterable[Any] | None = None,
     val_data: Iterable[Any] | None = None,
     seed: int = 0,
     progress: Progress = silent,
 ) -> int:
-    """Train and score a part of the choices into `output_dir`/importance.jsonl; return how many entries that are.
+    """Score a part of the choices into `output_dir`/importance.jsonl; return how many entries that are.
 
-    Entries that stand there already are not trained again. `compress_depth` with the same arguments then trains what is
-    left and goes on.
+    Entries that stand there already are not scored again. `compress_depth` with the same arguments then scores what is
+    left and goes on, with the result that it would have alone: to the bit where all processors are of one kind and all
+    processes, that of `compress_depth` too, use as many threads (`torch.set_num_threads`). Other threads are
+    another run, whose scores are not taken.
+
+    A shard of "calibrated" scores all its choices on all images that judge, as it cannot tell which ones would be
+    passed over in favour of other shards' choices: all shards together fit as much as one process does, and score up
+    to four times as much.
 
     Args:
         model: a trained CNN; it is not changed.
         shard: which part, INDEX/COUNT, counted from 0.
         output_dir: the folder that `compress_depth` will be given.
         table: a complete latency table, which decides what is worth scoring; nothing is measured.
-        importance: "kim23", "layermerge", or settings of the same kind.
+        importance: "calibrated", "kim23", "layermerge", or settings of either kind.
         example_inputs: as for `compress_depth`, like the following.
         data: calibration images.
         val_data: images to score on.
@@ -61,24 +70,31 @@ def score_shard(
 
     Raises:
         TableError: there is no such shard, the table lacks an operator, or a file cannot be read or written.
-        DepthCompError: the importance is one that is not trained.
+        DepthCompError: the importance is a table of scores, of which nothing is left to share.
         CaptureError, DataError: as `compress_depth`.
     """
     method, part = parse_importance(importance), shard if isinstance(shard, Shard) else Shard.parse(shard)
-    if not isinstance(method, FinetunedImportance):
+    if isinstance(method, ImportanceTable):
         raise DepthCompError(
-            f"importance (={importance!r}) has no shards: only one that trains each choice is worth sharing, such as "
-            "'kim23' or FinetunedImportance(steps=100)"
+            f"importance (={importance!r}) is a table of scores, of which nothing is left to share; give 'calibrated', "
+            "'kim23', 'layermerge' or settings"
         )
     known = table if isinstance(table, LatencyTable) else LatencyTable.load(table)
+    folder = require_writable(output_dir)
     prepared = measurable(
         prepare(model, example_inputs, data, val_data, seed, most=most_images(method)), known.failures
     )  # fmt: skip
-    candidates = _worthwhile(prepared, known)
+    candidates, _ = fit_memory(prepared, method).fitting(_worthwhile(prepared, known))
+    journal = journal_of(prepared, candidates, method, folder, seed)
+    if isinstance(method, CalibratedImportance):
+        memory = fit_memory(prepared, method)
+        return score_part(
+            prepared.network, candidates, prepared.calibration, journal, part,
+            seed=seed, progress=progress, memory=memory,
+        )  # fmt: skip
     entries = sorted(entries_of(prepared.captured, candidates, method))[part.index :: part.count]
     finetuned(
-        prepared.captured, candidates, prepared.calibration, method,
-        journal_of(prepared, candidates, method, require_writable(output_dir), seed),
+        prepared.captured, candidates, prepared.calibration, method, journal,
         entries=entries, seed=seed, progress=progress,
     )  # fmt: skip
     return len(entries)
@@ -87,5 +103,12 @@ def score_shard(
 def _worthwhile(prepared: Prepared, table: LatencyTable) -> list[Candidate]:
     """Return the choices that `compress_depth` would score by a table."""
     original = Pricing(prepared.original)
+    needed = {*prepared.pricing.signatures(prepared.candidates), *original.kept.values()}
+    missing = sorted(signature.key for signature in needed if signature not in table)
+    if missing:
+        raise TableError(
+            f"the latency table lacks {len(missing)} of {len(needed)} operators, such as {missing[0]!r}, and shards "
+            "measure none; add them first, with `depthcomp tables plan` and `depthcomp tables run`"
+        )
     least = LEAST_SAVING * original.kept_ms(original.kept, table.ms)
     return [c for c in prepared.candidates if prepared.pricing.saving_ms(c, table.ms) > least]

@@ -13,8 +13,9 @@ import torch
 from depthcomp.data import MAX_IMAGES
 from depthcomp.errors import DepthCompError, TableError
 from depthcomp.fingerprint import calibration_hash, fingerprint, network_hash
+from depthcomp.fit_memory import FitMemory
 from depthcomp.importance import calibrated
-from depthcomp.importance_config import PRESETS, CalibratedImportance, FinetunedImportance, ImportanceConfig
+from depthcomp.importance_config import MEMORY_MIB, PRESETS, CalibratedImportance, FinetunedImportance, ImportanceConfig
 from depthcomp.importance_file import ImportanceTable
 from depthcomp.preparation import Prepared
 from depthcomp.pricing import Candidate
@@ -28,14 +29,16 @@ __all__ = [
     "TABLE",
     "Importance",
     "Scored",
+    "fit_memory",
     "journal_of",
+    "memory_mib",
     "most_images",
     "parse_importance",
     "score_choices",
 ]
 
 JOURNAL, TABLE = "importance.jsonl", "importance.json"
-ALGORITHM = 1  # rises when equal settings come to give other scores
+ALGORITHM = 2  # rises when equal settings come to give other scores
 Importance = str | os.PathLike[str] | ImportanceConfig | ImportanceTable
 """A preset's name, the path of a file, settings, or a table."""
 
@@ -85,6 +88,16 @@ def most_images(importance: ImportanceConfig | ImportanceTable) -> int:
     return importance.images if isinstance(importance, FinetunedImportance) else MAX_IMAGES
 
 
+def memory_mib(importance: ImportanceConfig | ImportanceTable) -> int:
+    """Return what fits may take in memory; a method that has no say in that leaves it at the default."""
+    return importance.memory_mib if isinstance(importance, CalibratedImportance) else MEMORY_MIB
+
+
+def fit_memory(prepared: Prepared, importance: ImportanceConfig | ImportanceTable) -> FitMemory:
+    """Return the memory that fits on the prepared images may take."""
+    return FitMemory(prepared.calibration.count, memory_mib(importance))
+
+
 def score_choices(
     prepared: Prepared,
     candidates: Sequence[Candidate],
@@ -95,7 +108,7 @@ def score_choices(
     seed: int = 0,
     progress: Progress = silent,
 ) -> Scored:
-    """Return the losses of candidates.
+    """Return the losses of candidates; fits that memory has no room for are left out, and that is noted.
 
     Args:
         prepared: the network and its images.
@@ -111,8 +124,10 @@ def score_choices(
         DataError: the network's own outputs on the images are not finite.
         TableError: a file cannot be read or written, or a table has no loss for any candidate.
     """
+    memory = fit_memory(prepared, importance)
+    candidates, notes = memory.fitting(candidates)
     if isinstance(importance, ImportanceTable):
-        return _from_table(importance, candidates, network_hash(prepared.network))
+        return _from_table(importance, candidates, network_hash(prepared.network), notes)
     journal = journal_of(prepared, candidates, importance, folder, seed)
     if isinstance(importance, FinetunedImportance):
         finetuned(
@@ -122,7 +137,7 @@ def score_choices(
     else:
         losses = calibrated(
             prepared.network, candidates, prepared.calibration, savings_ms,
-            seed=seed, progress=progress, journal=journal, memory_mib=importance.memory_mib,
+            seed=seed, progress=progress, journal=journal, memory=memory,
         )  # fmt: skip
     method = "finetuned" if isinstance(importance, FinetunedImportance) else "calibrated"
     table = ImportanceTable(
@@ -134,7 +149,7 @@ def score_choices(
         seed,
         journal.seconds,
     )
-    return replace(_scored(table, losses, ()), journal=journal)
+    return replace(_scored(table, losses, notes), journal=journal)
 
 
 def journal_of(
@@ -150,14 +165,14 @@ def journal_of(
     return ScoreJournal(None if folder is None else folder / JOURNAL, fingerprint(*parts))
 
 
-def _from_table(table: ImportanceTable, candidates: Sequence[Candidate], network: str) -> Scored:
+def _from_table(table: ImportanceTable, candidates: Sequence[Candidate], network: str, before: Sequence[str]) -> Scored:
     known = {c.choice: table.losses[c.choice] for c in candidates if c.choice in table.losses}
     if not known:
         raise TableError(
             f"the importance table has {len(table.losses)} choices, and none of the {len(candidates)} that this "
             "network offers; give the table of this network, or score its choices anew"
         )
-    notes = []
+    notes = [*before]
     if len(known) < len(candidates):
         notes.append(
             f"{len(candidates) - len(known)} of {len(candidates)} choices stand not in the importance table and were "

@@ -11,6 +11,7 @@ from torch import fx
 from depthcomp.budget import Budget
 from depthcomp.calibration import CalibrationSet
 from depthcomp.errors import BudgetInfeasibleError
+from depthcomp.importance_config import MEMORY_MIB
 from depthcomp.ladders import Ladder
 from depthcomp.progress import Progress, silent
 from depthcomp.refit import Refitter, Unfitted
@@ -85,6 +86,7 @@ class Search:
         progress: called as (what, done, total).
         refit_kept: whether the kept convolutions behind a change are refitted, too, where that lowers the loss; not
             to be done on images that are none.
+        memory_mib: what a fit may take, as for those that were scored.
     """
 
     def __init__(
@@ -99,6 +101,7 @@ class Search:
         seed: int = 0,
         progress: Progress | None = None,
         refit_kept: bool = True,
+        memory_mib: float = MEMORY_MIB,
     ) -> None:
         self._refit_kept = refit_kept and fits
         self.predictor = predictor
@@ -107,8 +110,9 @@ class Search:
         self._network = network
         self._fits = fits
         refitter = Refitter if fits else Unfitted
-        self._refitter = refitter(network, calibration, seed=seed)
-        self._comparer = refitter(network, calibration.thinned(COMPARED_BATCHES), seed=seed)
+        self._refitter = refitter(network, calibration, seed=seed, memory_mib=memory_mib)
+        compared = calibration.thinned(COMPARED_BATCHES)
+        self._comparer = refitter(network, compared, seed=seed, memory_mib=memory_mib)
         self._report = progress or silent
         self._true_losses: dict[Option, float] = {}
         self._found: dict[Option, Found] = {}

@@ -37,12 +37,13 @@ COMPARED_BATCHES = 12  # that plans are refitted and judged on
 
 
 def offered(prepared: Prepared) -> tuple[list[Candidate], dict[SpanChoice, float]]:
-    """Return the choices that save enough to be scored, and what each saves in ms."""
+    """Return the choices in the table that save enough to be scored, and what each saves in ms."""
     table = LatencyTable.load(str(files("latency_tables") / "data" / "onnxruntime_epyc.json"))
     pricing, original = prepared.pricing, Pricing(prepared.original)
     least = LEAST_SAVING * original.kept_ms(original.kept, table.ms)
-    savings = {candidate.choice: pricing.saving_ms(candidate, table.ms) for candidate in prepared.candidates}
-    return [c for c in prepared.candidates if savings[c.choice] > least], savings
+    known = [c for c in prepared.candidates if c.signature is None or c.signature in table]
+    savings = {candidate.choice: pricing.saving_ms(candidate, table.ms) for candidate in known}
+    return [c for c in known if savings[c.choice] > least], savings
 
 
 def random_plan(candidates: Sequence[Candidate], generator: np.random.Generator) -> Plan:

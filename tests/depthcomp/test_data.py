@@ -1,11 +1,13 @@
 """Calibration data in every form that users bring, and the synthetic images where they bring none."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from depthcomp.data import calibration_batches, first_images, in_batches, synthetic_batches
+from depthcomp.data import calibration_batches, first_images, in_batches, labelled_images, synthetic_batches
 from depthcomp.errors import DataError
 
 EXAMPLE = torch.zeros(1, 3, 7, 11)
@@ -37,6 +39,9 @@ LABELS = torch.arange(5)
         [{"image": X, "label": LABELS}],
         [{"label": LABELS, "image": X}],
         [{"mask": X[:, 0], "image": X, "other": X + 1}],
+        [{"mask": X[:, :1], "other": X + 1, "image": X}],
+        [{"boxes": X[:, 0], "photos": X}],
+        [{"labels": LABELS, "pixel_values": X}],
         DataLoader(TensorDataset(X, LABELS), batch_size=2),
         DataLoader(TensorDataset(X), batch_size=3),
         TensorDataset(X, LABELS),
@@ -71,6 +76,68 @@ def test_an_endless_generator_stops_at_512_images():
     batches = calibration_batches(endless(), EXAMPLE)
     assert sum(map(len, batches)) == 512
     assert len(drawn) == 171
+
+
+class Large(Dataset):
+    """Far more images than are needed, counted as they are read."""
+
+    def __init__(self):
+        self.read = 0
+
+    def __len__(self):
+        return 100_000
+
+    def __getitem__(self, index):
+        self.read += 1
+        return torch.full((3, 7, 11), float(index)), index % 5
+
+
+@pytest.mark.parametrize(("batch_size", "read"), [(1, 512), (64, 512), (100, 600)])
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_of_a_large_data_set_only_what_is_needed_is_read(batch_size, read, shuffle):
+    data = Large()
+    loaded = labelled_images(DataLoader(data, batch_size, shuffle=shuffle), EXAMPLE)
+    assert data.read == read
+    assert [len(part) for part in loaded] == [512, 512]
+    assert (loaded[0][:, 0, 0, 0].long() % 5).equal(loaded[1])
+
+
+class Endless(IterableDataset):
+    def __iter__(self):
+        return itertools.repeat({"image": X[0], "label": 3})
+
+
+def test_an_endless_stream_of_dicts_in_a_loader():
+    loaded, labels = labelled_images(DataLoader(Endless(), 16), EXAMPLE)
+    assert torch.equal(loaded, X[:1].expand(512, -1, -1, -1))
+    assert labels.unique().tolist() == [3]
+
+
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument is set")  # torch's own, on machines without an accelerator
+def test_a_loader_that_pins_its_memory():
+    assert torch.equal(found(DataLoader(TensorDataset(X, LABELS), 2, pin_memory=True)), X)
+
+
+class Uneven(Dataset):
+    """Images of which every third is wider."""
+
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, index):
+        return torch.zeros(3, 7, 12 if index % 3 == 2 else 11)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "sentence"),
+    [
+        (1, r"data holds images of shape \(3, 7, 12\), and the model was captured for \(3, 7, 11\); resize the data"),
+        (2, r"broke off with an error after 1 items \(.*equal size, but got \[3, 7, 12\].*\); mend the data first"),
+    ],
+)
+def test_images_of_differing_sizes(batch_size, sentence):
+    with pytest.raises(DataError, match=sentence):
+        found(DataLoader(Uneven(), batch_size))
 
 
 def test_one_large_tensor_is_cut_at_512_images():

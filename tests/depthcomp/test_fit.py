@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from depthcomp import fit
-from depthcomp.fit import RidgeSystem, design_of, sample_positions, starting_point
+from depthcomp.fit import RidgeSystem, design_of, patterns, sample_positions, starting_point
 from fx_passes.affine import AffineConv, crop_kernel
 
 GEOMETRIES = {
@@ -372,3 +372,65 @@ def test_a_large_mean_in_single_precision(offset):
     found = solved(entry.float(), target.float(), shape, folds=2)
     others = [0, 1, 3, 4, 5]
     assert torch.allclose(found.weight[:, others], wanted.weight[:, others], atol=1e-3)
+
+
+KERNELS = [(1, 1), (3, 3), (3, 5), (2, 4), (1, 7), (7, 7)]
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_patterns_are_orthonormal_and_hold_the_centre(kernel):
+    """The prior, identity or nothing, is among them whatever their number."""
+    pixels = kernel[0] * kernel[1]
+    centre = (kernel[0] - 1) // 2 * kernel[1] + (kernel[1] - 1) // 2
+    for count in range(1, pixels + 1):
+        found = patterns(kernel, count)
+        assert found.shape == (pixels, count)
+        assert torch.allclose(found.T @ found, torch.eye(count, dtype=torch.float64), atol=1e-12)
+        assert float(found[centre].square().sum()) == pytest.approx(1)
+    assert torch.equal(found, torch.eye(pixels, dtype=torch.float64))
+
+
+def test_two_patterns_are_the_centre_and_the_mean():
+    found = patterns((3, 3), 2)
+    together = found @ found.T
+    assert torch.allclose(together @ torch.ones(9, dtype=torch.float64), torch.ones(9, dtype=torch.float64))
+
+
+def of_patterns(entry, target, shape, count, strength):
+    """Return the ridge solution among kernels of `count` patterns, by numpy's least squares."""
+    basis = np.kron(np.eye(shape.weight.shape[1]), patterns(shape.kernel, count).numpy())
+    x, y = patches(entry, shape)[0] @ basis, target.permute(0, 2, 3, 1).reshape(-1, target.shape[1]).numpy()
+    w0 = starting_point(shape).weight.reshape(len(shape.weight), -1).numpy() @ basis
+    centred, goal = x - x.mean(0), y - y.mean(0)
+    pull = np.sqrt(strength * len(x) * (centred**2).mean())
+    rows = np.concatenate([centred, pull * np.eye(x.shape[1])])
+    w = np.linalg.lstsq(rows, np.concatenate([goal, pull * w0.T]), rcond=None)[0]
+    return (basis @ w).T.reshape(shape.weight.shape), y.mean(0) - x.mean(0) @ w
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 8])
+@pytest.mark.parametrize("name", ["3x3", "strided", "asymmetric"])
+def test_fewer_patterns_are_fitted_as_well_as_they_can_be(name, count, monkeypatch):
+    monkeypatch.setattr(fit, "UNJUDGED_STRENGTH", 0.03)
+    shape, entry = known(**GEOMETRIES[name]), normal(3, 6, 13, 11) + 0.3
+    target = shape(entry).relu()
+    system = RidgeSystem(design_of("x", shape), shape.kernel, shape.in_channels, count=count)
+    everywhere = sample_positions(target, 10**6, torch.Generator().manual_seed(0))
+    system.accumulate(entry, {"y": everywhere.pixels(target)}, everywhere)
+    assert system.unknowns == 6 * count
+    (found,) = system.solve(["y"], starting_point(shape), judges=(), match_variance=())
+    weight, bias = of_patterns(entry, target, shape, count, 0.03)
+    assert np.allclose(found.weight.numpy(), weight, atol=1e-9)
+    assert np.allclose(found.bias.numpy(), bias, atol=1e-9)
+
+
+def test_fewer_patterns_of_grouped_kernels():
+    shape, entry = known(**GEOMETRIES["depthwise"]), normal(3, 6, 13, 11)
+    system = RidgeSystem(design_of("x", shape), shape.kernel, shape.in_channels, count=4)
+    target = shape(entry)
+    everywhere = sample_positions(target, 10**6, torch.Generator().manual_seed(0))
+    system.accumulate(entry, {"y": everywhere.pixels(target)}, everywhere)
+    (found,) = system.solve(["y"], starting_point(shape), judges=(), match_variance={"y"})
+    assert found.weight.shape == shape.weight.shape
+    assert int(torch.linalg.matrix_rank(found.weight.flatten(1), rtol=1e-9)) == 4
+    assert mean_square_error(found, entry, target) < 2 * float(target.var())

@@ -14,7 +14,9 @@ from torchvision.models.mobilenetv2 import InvertedResidual
 
 from depthcomp import fit, importance
 from depthcomp.calibration import CalibrationSet, cross_validated, separate
-from depthcomp.importance import calibrated, divergence, fit_candidates
+from depthcomp.candidate_fits import fit_candidates
+from depthcomp.fit_memory import FitMemory
+from depthcomp.importance import calibrated, divergence
 from depthcomp.preparation import OFFERED
 from depthcomp.pricing import Pricing
 from fx_passes import Plan, capture, enumerate_spans, linearize, merge, placed_convolutions
@@ -302,18 +304,47 @@ def test_the_network_and_the_images_are_not_changed(network, candidates, calibra
     assert all(torch.equal(kept, batch) for kept, batch in zip(batches, calibration.batches, strict=True))
 
 
-def test_several_passes_for_little_memory_give_the_same(network, candidates, calibration, operators, monkeypatch):
-    found = fit_candidates(network, candidates, calibration, seed=0)
+def passes_of(calls):
+    return {what.partition(", ")[2] for what, _, _ in calls if what.startswith("fitting")}
+
+
+def test_several_passes_for_little_memory_give_the_same(network, candidates, calibration, operators):
+    memory, calls = FitMemory(3, 5.5), []
+    assert all(memory.is_whole(c.operator) for c in candidates if c.choice.kind == "fit")
+    found = fit_candidates(
+        network, candidates, calibration, seed=0, memory=memory, progress=lambda *call: calls.append(call)
+    )
+    assert len(passes_of(calls)) > 1
     assert found.keys() == operators.keys()
     for choice, by_fold in fitted(operators).items():
         assert all(same(operator, found[choice][fold], atol=1e-8) for fold, operator in by_fold.items()), choice
 
 
-def test_systems_that_are_too_large_are_left_out(network, candidates, calibration, losses, monkeypatch):
-    monkeypatch.setattr(importance, "LARGEST_SYSTEM", 30)
-    found = calibrated(network, candidates, calibration, EQUAL_SAVINGS, seed=0)
-    assert {c for c in losses if c.kind != "fit"} <= found.keys() < losses.keys()
-    assert any(choice.kind == "fit" for choice in found)
+def test_a_fit_that_takes_too_much_memory_is_of_few_patterns(network, candidates, calibration, operators):
+    memory = FitMemory(3, 0.1)  # 40 unknowns: 13 patterns over 3 channels, 6 over 6, 5 over 8
+    found = fit_candidates(network, candidates, calibration, seed=0, memory=memory)
+    assert found.keys() == operators.keys()
+    cut = {c.choice: memory.patterns(c.operator) for c in candidates if c.operator and not memory.is_whole(c.operator)}
+    assert set(cut.values()) == {5, 6, 13}
+    for choice, by_fold in fitted(found).items():
+        for fold, operator in by_fold.items():
+            if choice in cut:
+                kernels = operator.weight.flatten(2).flatten(0, 1)
+                assert int(torch.linalg.matrix_rank(kernels, rtol=1e-9)) <= cut[choice], choice
+            else:
+                assert same(operator, operators[choice][fold], atol=1e-2), choice  # other pixels were sampled
+
+
+def test_fits_of_few_patterns_lose_little_more_than_whole_ones(network, candidates, calibration, losses):
+    memory = FitMemory(3, 0.1)
+    fits = [c for c in candidates if c.choice.kind == "fit" and not memory.is_whole(c.operator)]
+    found = calibrated(network, fits, calibration, EQUAL_SAVINGS, seed=0, memory=memory)
+    centres = {(c.entry, c.exit): losses[c] for c in losses if c.kind == "fit" and c.kernel == (1, 1)}
+    places = {c.choice: (c.span.entry, c.span.exit) for c in fits}
+    pairs = [(found[c], losses[c], centres[place]) for c, place in places.items() if place in centres]
+    assert len(pairs) > 5
+    cut, whole, centre = np.mean(pairs, axis=0)
+    assert whole < cut < centre
 
 
 def test_progress_is_reported_to_the_end(network, candidates, calibration):

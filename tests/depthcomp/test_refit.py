@@ -9,8 +9,10 @@ from torch import fx, nn
 
 from depthcomp import fit
 from depthcomp.calibration import cross_validated, separate
+from depthcomp.candidate_fits import fit_candidates, whole_states
 from depthcomp.fit import RidgeSystem, design_of, sample_positions, starting_point
-from depthcomp.importance import divergence, fit_candidates, whole_states
+from depthcomp.fit_memory import FitMemory
+from depthcomp.importance import divergence
 from depthcomp.preparation import OFFERED
 from depthcomp.pricing import Pricing
 from depthcomp.refit import Refitter
@@ -144,6 +146,25 @@ def test_a_lone_refit_is_the_fit_that_was_scored(network, candidates, calibratio
         for fold in calibration.judges:
             found = operators(refitter.carry_out(Plan((choice,)), unseen=fold).linearized, Plan((choice,)))
             assert largest_difference(found, [scored[choice][fold]]) < 1e-8, choice
+
+
+LITTLE = 0.05  # MiB: 28 unknowns, 4 patterns over 6 channels
+
+
+@pytest.mark.usefixtures("one_strength")
+def test_a_refit_has_the_memory_and_the_fallback_of_the_fit_that_was_scored(network, candidates, calibration, fits):
+    memory = FitMemory(3, LITTLE)
+    scored = fit_candidates(network, candidates, calibration, seed=0, memory=memory)
+    refitter = Refitter(network, calibration, memory_mib=LITTLE)
+    cut = [c.choice for c in candidates if c.choice.kind == "fit" and not memory.is_whole(c.operator)]
+    assert cut
+    assert any(choice not in cut for choice in fits)
+    for choice in (*cut[::3], *(choice for choice in fits[::9] if choice not in cut)):
+        found = operators(refitter.carry_out(Plan((choice,)), unseen=1).linearized, Plan((choice,)))
+        assert largest_difference(found, [scored[choice][1]]) < 1e-8, choice
+        kernels = found[0].weight.flatten(2).flatten(0, 1)
+        few = int(torch.linalg.matrix_rank(kernels, rtol=1e-9)) < min(kernels.shape)
+        assert few is (choice in cut)
 
 
 def mean_loss(network, changed, batches):

@@ -14,7 +14,7 @@ import pytest
 import torch
 from tiny_network import EXAMPLE, images, tiny_net
 
-from depthcomp import compress_depth
+from depthcomp import compress_depth, importance
 from depthcomp.errors import DepthCompError, TableError
 from depthcomp.importance_config import KIM23, CalibratedImportance, FinetunedImportance
 from depthcomp.importance_file import ImportanceTable
@@ -191,9 +191,69 @@ def test_shards_in_one_folder_are_what_one_process_finds(tmp_path, arithmetic_ba
     assert ImportanceTable.load(tmp_path / "importance.json") == together.importance
 
 
-def test_what_is_not_trained_has_no_shards(tmp_path, arithmetic_backend):
-    with pytest.raises(DepthCompError, match=r"'calibrated'.* has no shards: only one that trains each choice"):
-        score_shard(tiny_net(), "0/2", tmp_path, table="table.json", importance="calibrated")
+class _Counted:
+    """A progress that counts the passes of fits over the images."""
+
+    fits = 0
+
+    def __call__(self, what, done, total):
+        self.fits += what.startswith("fitting")
+
+
+def test_shards_of_fits_leave_nothing_to_fit_and_change_nothing(tmp_path, arithmetic_backend, monkeypatch):
+    """Fits that read one tensor stay together, so that each score has the bits that it has alone."""
+    monkeypatch.setattr(importance, "LEAST_SCORED", 5)  # so that some are passed over
+    shared, counted = _Shared(arithmetic_backend()), _Counted()
+    given = {**shared.given, "importance": "calibrated"}
+    folders = [tmp_path / f"{i}" for i in range(2)]
+    counts = [
+        score_shard(shared.model, f"{i}/2", folder, table=shared.table, **given) for i, folder in enumerate(folders)
+    ]
+    assert all(counts)
+    together = tmp_path / "together"
+    together.mkdir()
+    lines = "".join((folder / "importance.jsonl").read_text() for folder in folders)
+    (together / "importance.jsonl").write_text(lines)
+    assert lines.count("\n") == sum(counts)
+    alone, found = (
+        compress_depth(
+            shared.model, "80%", table=shared.table, backend=arithmetic_backend(), output_dir=folder,
+            progress=progress, **given,
+        )
+        for folder, progress in ((None, None), (together, counted))
+    )  # fmt: skip
+    assert counted.fits == 0
+    assert dict(found.importance.losses) == dict(alone.importance.losses)
+    assert found.plan == alone.plan
+    assert found.loss == alone.loss
+    assert not (together / "importance.jsonl").exists()
+
+
+def test_a_shard_that_was_interrupted_goes_on(tmp_path, arithmetic_backend):
+    shared = _Shared(arithmetic_backend())
+    given = {**shared.given, "importance": "calibrated", "table": shared.table}
+    with pytest.raises(KilledError):
+        score_shard(shared.model, "1/2", tmp_path, progress=killing(5), **given)
+    begun = (tmp_path / "importance.jsonl").read_text()
+    count = score_shard(shared.model, "1/2", tmp_path, **given)
+    assert (tmp_path / "importance.jsonl").read_text().startswith(begun)
+    assert begun.count("\n") == 5 < (tmp_path / "importance.jsonl").read_text().count("\n") == count
+
+
+def test_a_table_of_scores_has_no_shards(tmp_path):
+    with pytest.raises(DepthCompError, match="is a table of scores, of which nothing is left to share; give"):
+        score_shard(tiny_net(), "0/2", tmp_path, table="table.json", importance=ImportanceTable({}))
+
+
+def test_fits_that_memory_cuts_or_has_no_room_for_are_said(prepared):
+    fits = [c for c in prepared.candidates if c.choice.kind == "fit"][::4]
+    cut = score_choices(prepared, fits, SAVINGS, CalibratedImportance(memory_mib=1))
+    assert dict(cut.losses).keys() == {c.choice for c in fits}
+    (note,) = cut.notes
+    assert "fits are mixtures of fewer patterns than their kernels have pixels, as the whole systems take up to" in note
+    whole = score_choices(prepared, fits, SAVINGS, CalibratedImportance())
+    assert whole.notes == ()
+    assert dict(whole.losses) != dict(cut.losses)
 
 
 SCRIPT = """
