@@ -1,14 +1,14 @@
 """The timing protocol: warm up by time, then interleaved rounds, so that drift hits all runners alike.
 
 One of the runners, the sentinel, has a turn at the start, in the middle and at the end of each round. Where these
-differ, the machine changed while the others had their turns, and the round is done again.
+differ by more than its own noise, the machine changed while the others had their turns, and the round is done again.
 """
 
 import gc
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import median
 
 import numpy as np
@@ -35,9 +35,11 @@ MOST_SINGLES = 15  # at most, of a part whose caches are restored before each
 STABLE_SPREAD = 0.025  # trtexec's threshold for a coefficient of variation
 EXTRA_ATTEMPTS = 2
 DRIFT_LIMIT = 0.03  # between turns of the sentinel in a round; above the 2.5 % of a steady spread, as it is a range
+NOISE_RANGE = 4.1  # standard errors; three turns that differ by noise alone are further apart once in a hundred rounds
 ROUNDS_PER_REDO = 3  # of these one may be done again: a machine that never rests costs about a third more
 LEAST_FOR_A_MIDDLE = 4  # other runners; with fewer, the sentinel's start and end are close enough together
 _NORMAL_CONSISTENCY = 1.4826  # median absolute deviation -> standard deviation of a normal distribution
+_MEDIAN_INEFFICIENCY = 1.2533  # standard error of a median over that of a mean, sqrt(pi / 2), of a normal distribution
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +70,7 @@ class Timing:
     @property
     def spread(self) -> float:
         """The coefficient of variation of the round medians, from their median absolute deviation."""
-        centre = self.median_ms
-        deviation = median(abs(value - centre) for value in self.rounds_ms)
-        return _NORMAL_CONSISTENCY * deviation / centre
+        return _spread(self.rounds_ms)
 
     def pooled(self, other: "Timing") -> "Timing":
         """Return the timing over the rounds of both."""
@@ -98,7 +98,9 @@ def time_interleaved(
     The runner of median latency is the sentinel: it has a turn at the start, in the middle (from five runners on)
     and at the end of each round, and their median counts; the end of a round is the start of the next. A round in
     which they differ by more than `drift_limit` is broken off and done again, one round in three at most; further ones
-    are kept and counted in `Timing.drifted`. A runner alone needs no sentinel: nothing stands between its turns.
+    are kept and counted in `Timing.drifted`. Where single samples scatter so much that their medians may differ by
+    more without any change of the machine, 4.1 standard errors of such a median take the place of the limit. A runner
+    alone needs no sentinel: nothing stands between its turns.
 
     Args:
         runners: what to time, by name.
@@ -106,7 +108,8 @@ def time_interleaved(
         seed: draws the order of the rounds.
         sample_ms: least duration in ms of one sample.
         warmup_ms: least duration in ms of the warm-up of each runner.
-        drift_limit: how far the slowest turn of the sentinel in a round may be above its fastest, relative to that.
+        drift_limit: how far the slowest turn of the sentinel in a round may be above its fastest, relative to that,
+            where its samples scatter little.
         progress: called as (rounds done, rounds in all, "round") after each round, one broken off included.
 
     Raises:
@@ -128,13 +131,16 @@ def time_interleaved(
     with _collector_off():
         single_ms = {name: _warm_up(runner, warmup_ms, sample_ms) for name, runner in runners.items()}
         inner = {name: _inner(milliseconds, sample_ms) for name, milliseconds in single_ms.items()}
-        sentinel = sorted(runners, key=lambda name: single_ms[name])[(len(runners) - 1) // 2]
+        sentinel = _Sentinel(sorted(runners, key=lambda name: single_ms[name])[(len(runners) - 1) // 2], drift_limit)
 
         def turn(name: str) -> float:
-            return _turn(runners[name], inner[name])
+            samples_ms = _turn(runners[name], inner[name])
+            if name == sentinel.name:
+                sentinel.watch(samples_ms)
+            return median(samples_ms)
 
-        orders = _orders([name for name in runners if name != sentinel], sentinel, seed)
-        kept, drifted = _rounds(orders, sentinel, turn, rounds, drift_limit, progress)
+        orders = _orders([name for name in runners if name != sentinel.name], sentinel.name, seed)
+        kept, drifted = _rounds(orders, sentinel, turn, rounds, progress)
     return {
         name: Timing(
             tuple(median(turns[name]) for turns in kept),
@@ -172,12 +178,41 @@ def time_until_steady(
 _Turns = dict[str, list[float]]  # of one round: the latency of each turn in ms, by runner
 
 
+@dataclass(frozen=True, slots=True)
+class _Sentinel:
+    """The runner whose turns tell whether the machine keeps its speed.
+
+    Attributes:
+        name: of the runner.
+        limit: how far its turns in a round may be apart in any case, relative to the fastest.
+        errors: standard error of each turn so far, relative to the turn.
+    """
+
+    name: str
+    limit: float
+    errors: list[float] = field(default_factory=list)
+
+    def watch(self, samples_ms: Sequence[float]) -> None:
+        """Learn from the samples of a turn how far noise alone moves its median."""
+        self.errors.append(_MEDIAN_INEFFICIENCY * _spread(samples_ms) / math.sqrt(len(samples_ms)))
+
+    def drifted(self, turns_ms: Sequence[float]) -> bool:
+        """Return whether its turns in a round are further apart than the limit, and than noise explains."""
+        apart = max(turns_ms) / min(turns_ms) - 1
+        return apart > max(self.limit, NOISE_RANGE * median(self.errors))
+
+
+def _spread(values: Sequence[float]) -> float:
+    """Return the coefficient of variation, from the median absolute deviation."""
+    centre = median(values)
+    return _NORMAL_CONSISTENCY * median(abs(value - centre) for value in values) / centre
+
+
 def _rounds(
     orders: Iterator[Sequence[str]],
-    sentinel: str,
+    sentinel: _Sentinel,
     turn: Callable[[str], float],
     rounds: int,
-    drift_limit: float,
     progress: Progress | None,
 ) -> tuple[list[_Turns], int]:
     """Return the rounds that count, and in how many of them the sentinel drifted."""
@@ -185,38 +220,33 @@ def _rounds(
     drifted, redoes = 0, rounds // ROUNDS_PER_REDO
     start_ms: float | None = None
     while len(kept) < rounds:
-        turns = _round(next(orders), sentinel, turn, start_ms, drift_limit if redoes else math.inf)
-        drifts = _drift(turns[sentinel]) > drift_limit
+        turns = _round(next(orders), sentinel, turn, start_ms, break_off=redoes > 0)
+        drifts = sentinel.drifted(turns[sentinel.name])
         if drifts and redoes:
             redoes, start_ms = redoes - 1, None
         else:
             kept.append(turns)
-            drifted, start_ms = drifted + drifts, turns[sentinel][-1]
+            drifted, start_ms = drifted + drifts, turns[sentinel.name][-1]
         if progress is not None:
             progress(len(kept), rounds, "round")
     return kept, drifted
 
 
 def _round(
-    order: Sequence[str], sentinel: str, turn: Callable[[str], float], start_ms: float | None, bearable: float
+    order: Sequence[str], sentinel: _Sentinel, turn: Callable[[str], float], start_ms: float | None, *, break_off: bool
 ) -> _Turns:
-    """Let all have their turns, until the sentinel's drift further apart than is bearable.
+    """Let all have their turns, to the end or, with `break_off`, until the sentinel has drifted.
 
     `start_ms` is the sentinel's turn just before, None where it has to have one.
     """
     turns: _Turns = {name: [] for name in order}
     if len(turns) > 1:
-        turns[sentinel].append(turn(sentinel) if start_ms is None else start_ms)
+        turns[sentinel.name].append(turn(sentinel.name) if start_ms is None else start_ms)
     for name in order:
         turns[name].append(turn(name))
-        if name == sentinel and _drift(turns[name]) > bearable:
+        if break_off and name == sentinel.name and sentinel.drifted(turns[name]):
             break
     return turns
-
-
-def _drift(turns_ms: Sequence[float]) -> float:
-    """Return how far the slowest turn of a runner is above its fastest, relative to that."""
-    return max(turns_ms) / min(turns_ms) - 1
 
 
 def _orders(others: Sequence[str], sentinel: str, seed: int) -> Iterator[list[str]]:
@@ -244,14 +274,14 @@ def _inner(single_ms: float, sample_ms: float) -> int:
     return max(1, math.ceil(sample_ms / single_ms))
 
 
-def _turn(runner: Runner, inner: int) -> float:
-    """Return what an inference takes in ms, the median of samples."""
+def _turn(runner: Runner, inner: int) -> list[float]:
+    """Return what an inference takes in ms, by each sample."""
     samples = range(_samples(runner, inner))
     restore = cache_restorer(runner)
     if restore is not None:
-        return median(_after(restore, runner) for _ in samples)
+        return [_after(restore, runner) for _ in samples]
     _time_ms(runner, 1)
-    return median(_time_ms(runner, inner) / inner for _ in samples)
+    return [_time_ms(runner, inner) / inner for _ in samples]
 
 
 def _samples(runner: Runner, inner: int) -> int:
