@@ -165,8 +165,14 @@ def merge(
         text = f"wrote {out}, {len(union.table)} entries, {len(union.table.failures)} failed"
         if shared:
             text += f"; {shared} stood in several tables, at most {100 * worst:.1f} % apart"
-        content = {"entries": len(union.table), "shared": shared, "largest_disagreement": worst, "file": str(out)}
-        _print(as_json, content, text)
+        if union.calibrations > 1:
+            warnings.warn(
+                f"the {union.calibrations} fits to whole networks of these tables differ, so none is kept; the next "
+                "compression that uses the table stores its own",
+                stacklevel=1,
+            )
+        counts = {"entries": len(union.table), "failed": len(union.table.failures), "shared": shared}
+        _print(as_json, {**counts, "largest_disagreement": worst, "file": str(out)}, text)
 
 
 @tables.command()

@@ -125,7 +125,7 @@ def test_from_plan_to_a_merged_table():
         assert done["failed"] == 0
         assert done["environment"]["backend"] == "abacus"
     merged = in_json("merge", "t0.json", "t1.json", "--out", "all.json")
-    assert (merged["entries"], merged["shared"]) == (count, 0)
+    assert (merged["entries"], merged["failed"], merged["shared"]) == (count, 0, 0)
     again = in_json("run", "work.json", "--table", "all.json", *RUN)
     assert (again["new"], again["entries"]) == (0, count)
     assert in_json("check", "all.json")["sound"]
@@ -235,6 +235,17 @@ def test_merging_tells_how_far_repeated_entries_are_apart():
     write("b.json", {KEYS[0]: entry(1.1, spread=0.02)})
     text = tables("merge", "a.json", "b.json", "--out", "c.json").stdout
     assert "1 stood in several tables, at most 10.0 % apart" in text
+
+
+def test_merging_says_where_a_line_to_whole_networks_is_lost():
+    fit = Calibration(0.1, 0.9, 0.02, 5)
+    write("a.json", {KEYS[0]: entry()}, calibration=fit)
+    write("b.json", {KEYS[1]: entry()})
+    assert "fits to whole networks" not in tables("merge", "a.json", "b.json", "--out", "c.json").stderr
+    assert LatencyTable.load("c.json").calibration == fit
+    write("d.json", {KEYS[2]: entry()}, calibration=replace(fit, slope=1.1))
+    assert "the 2 fits to whole networks of these tables differ" in tables("merge", "c.json", "--out", "d.json").stderr
+    assert LatencyTable.load("d.json").calibration is None
 
 
 def test_check_reports_what_is_wrong_and_exits_with_1():
