@@ -239,18 +239,32 @@ def import_(
         from latency_tables.table_update import update_table
 
         require_writable_table(out)
+        named = {"device": device, "backend_version": backend_version, "precision": precision}
+        given = {name: value for name, value in named.items() if value is not None}
         if source is Source.KIM23:
+            _refuse_options({**given, **({} if key is None else {"key": key})})
             count = _by_position(file, out)
             text = f"wrote {out}, {count} latencies by position in one network, which price no other: not a table"
             _print(as_json, {"imported": count, "file": str(out)}, text)
             return
-        named = {"device": device, "backend_version": backend_version, "precision": precision}
-        given = {name: value for name, value in named.items() if value is not None}
-        known = LatencyTable.load(out).environment if out.exists() else None
-        fresh = _from_trtexec(file, key, _new_place(given) if known is None else _same_place(known, given, file, out))
+        known = LatencyTable.load(out) if out.exists() else None
+        place = _new_place(given) if known is None else _same_place(known.environment, given, file, out)
+        fresh = _from_trtexec(file, key, place)
+        if known is not None:  # what was measured here keeps saying how, such as the overhead that was removed
+            fresh = replace(fresh, method=known.method)
         table = update_table(out, fresh)
         text = f"wrote {out}, {len(fresh)} imported, {len(table)} entries in all"
         _print(as_json, {"imported": len(fresh), "entries": len(table), "file": str(out)}, text)
+
+
+def _refuse_options(given: Mapping[str, Any]) -> None:
+    """Refuse what only a file of trtexec needs."""
+    if given:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise TableError(
+            f"{names} only goes with --from trtexec: published rows go by position, whatever they were measured on; "
+            "leave it out."
+        )
 
 
 def _from_trtexec(file: Path, key: str | None, environment: Environment) -> LatencyTable:

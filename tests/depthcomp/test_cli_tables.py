@@ -305,6 +305,15 @@ def test_times_of_trtexec_become_a_table_and_join_one():
     assert {key: found.ms for key, found in table.entries.items()} == dict.fromkeys(KEYS[:2], 0.25)
 
 
+def test_times_of_trtexec_do_not_change_how_a_table_says_it_was_measured():
+    Path("times.json").write_text(json.dumps([{"computeMs": 0.25}] * 12))
+    there = replace(ENVIRONMENT, backend="tensorrt", device="NVIDIA A100", backend_version="10.3")
+    LatencyTable(there, METHOD, {KEYS[0]: entry()}).save("t.json")
+    tables("import", "times.json", "--from", "trtexec", "--table", "t.json", "--key", KEYS[1])
+    assert LatencyTable.load("t.json").method == METHOD
+    assert LatencyTable.load("t.json").entries[KEYS[1]].n == 12
+
+
 @pytest.mark.parametrize(
     ("field", "found", "options"),
     [
@@ -337,6 +346,14 @@ def test_published_latencies_by_position_are_a_list_of_their_own():
     assert "rows.json holds a list of latencies by position, and a latency table is needed" in refused(
         "show", "rows.json"
     )
+
+
+@pytest.mark.parametrize("option", ["--key", "--device", "--backend-version", "--precision"])
+def test_published_latencies_take_no_option_that_would_be_ignored(option):
+    Path("rows.csv").write_text("st,end,time,stdev\n0,1,2.0,0.1\n")
+    line = refused("import", "rows.csv", "--from", "kim23", "--table", "rows.json", option, KEYS[0])
+    assert f"error: {option} only goes with --from trtexec" in line
+    assert not Path("rows.json").exists()
 
 
 def test_published_latencies_do_not_overwrite_a_table():
