@@ -4,7 +4,7 @@ from typing import Any
 
 from depthcomp_errors import BackendUnavailableError, MissingPackageError
 
-__all__ = ["cuda", "gpu_name"]
+__all__ = ["cuda", "gpu_driver", "gpu_name"]
 
 
 def cuda() -> Any:
@@ -35,3 +35,21 @@ def gpu_name() -> str:
     """
     properties = cuda().cuda.get_device_properties(0)
     return f"{properties.name} (SM{properties.major}{properties.minor})"
+
+
+def gpu_driver() -> str | None:
+    """Return the version of NVIDIA's driver; None where nvidia-ml-py is not installed or there is no driver."""
+    try:
+        import pynvml  # type: ignore[import-untyped, import-not-found, unused-ignore]
+    except ImportError:
+        return None
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return None
+    try:
+        return str(pynvml.nvmlSystemGetDriverVersion())
+    except pynvml.NVMLError:
+        return None
+    finally:
+        pynvml.nvmlShutdown()

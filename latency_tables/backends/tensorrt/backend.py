@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from depthcomp_errors import BackendUnavailableError, EngineError, TableError
-from latency_tables.backends.gpu import cuda, gpu_name
+from latency_tables.backends.gpu import cuda, gpu_driver, gpu_name
 from latency_tables.backends.tensorrt.build import build_engine
 from latency_tables.backends.tensorrt.device_state import DeviceState, read_device_state
 from latency_tables.backends.tensorrt.library import load_library
@@ -52,6 +52,7 @@ class TensorRtBackend:
             device=gpu_name(),
             threads=1,
             precision="fp32 with TF32",
+            driver=gpu_driver(),
         )
 
     def build(self, onnx_model: bytes) -> TensorRtRunner:
