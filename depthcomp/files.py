@@ -14,15 +14,17 @@ __all__ = ["require_writable", "write_atomically"]
 def write_atomically(path: str | os.PathLike[str], data: bytes) -> Path:
     """Write `data` to `path`, all of it or nothing, and return the path; a reader never sees half a file.
 
+    Where `path` is a link, it stays one, and what it leads to is written.
+
     Raises:
         ArtifactError: the folder does not exist, or the file cannot be written.
     """
-    path = Path(path)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    path, target = Path(path), Path(os.path.realpath(path))
+    draft = target.with_name(f".{target.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
         try:
             _write_through(draft, data)
-            os.replace(draft, path)
+            os.replace(draft, target)
         finally:
             draft.unlink(missing_ok=True)
     except OSError as error:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from depthcomp_errors import TableError, TableMismatchError
 from latency_tables import Calibration, Entry, LatencyTable, Method
 from latency_tables.table_file import require_writable_table
+from latency_tables.table_update import update_table
 
 METHOD = Method(
     estimator="minimum of round medians",
@@ -56,6 +57,17 @@ def test_a_table_of_a_version_that_timed_no_sentinel_is_read(tmp_path: Path, tab
     del content["method"]["drift_limit"], content["entries"][conv().key]["drifted"]
     (tmp_path / "t.json").write_text(json.dumps(content))
     assert LatencyTable.load(tmp_path / "t.json") == table
+
+
+def test_a_link_to_a_table_stays_one_and_the_table_grows(tmp_path: Path, table: LatencyTable) -> None:
+    shared, link = tmp_path / "shared" / "t.json", tmp_path / "link.json"
+    shared.parent.mkdir()
+    link.symlink_to(shared)
+    update_table(link, table)  # what it leads to need not be there
+    update_table(link, table_of({conv(3, 6).key: Entry(ms=1.0, spread=0.0, n=9)}))
+    assert link.is_symlink()
+    assert len(LatencyTable.load(shared)) == 2
+    assert sorted(path.name for path in tmp_path.rglob("*.*")) == ["link.json", "t.json", "t.json.lock"]
 
 
 def test_lookups(table: LatencyTable) -> None:
