@@ -21,8 +21,6 @@ from depthcomp.errors import TableError
 from depthcomp.plain_words import plain_words
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from latency_tables import Environment, LatencyTable
     from latency_tables.roofline import Device
     from latency_tables.work import Work
@@ -82,6 +80,7 @@ def plan(
 
 
 def _planned(spec: str, batch: int) -> Work:
+    from depthcomp.engine import with_batch
     from depthcomp.models import load_model
     from depthcomp.preparation import needed_operators
     from latency_tables.work import Origin, Work
@@ -89,12 +88,8 @@ def _planned(spec: str, batch: int) -> Work:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*random weights")  # operators do not depend on them
         model, example = load_model(spec)
-    needed = needed_operators(model, _batch_of(example, batch))
+    needed = needed_operators(model, *with_batch((example,), batch))
     return Work({signature.key: (Origin(spec, batch, tuple(places)),) for signature, places in needed.items()})
-
-
-def _batch_of(example: Tensor, size: int) -> Tensor:
-    return example[:1].repeat(size, 1, 1, 1)
 
 
 @tables.command(cls=BackendHelp)
