@@ -117,6 +117,7 @@ def run(
         if not signatures:
             raise TableError(f"shard {shard} of {work} holds no operators; make fewer shards.")
         with Progress() as progress:
+            progress("measuring operators", 0, len(signatures))  # a chunk takes a while
             found = run_work(
                 signatures,
                 table,
