@@ -39,17 +39,7 @@ def gpu_name() -> str:
 
 def gpu_driver() -> str | None:
     """Return the version of NVIDIA's driver; None where nvidia-ml-py is not installed or there is no driver."""
-    try:
-        import pynvml  # type: ignore[import-untyped, import-not-found, unused-ignore]
-    except ImportError:
-        return None
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return None
-    try:
-        return str(pynvml.nvmlSystemGetDriverVersion())
-    except pynvml.NVMLError:
-        return None
-    finally:
-        pynvml.nvmlShutdown()
+    from latency_tables.backends.tensorrt.device_state import read_device_state  # its package imports this module
+
+    driver = (read_device_state() or {}).get("driver")
+    return None if driver is None else str(driver)
