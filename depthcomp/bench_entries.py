@@ -152,14 +152,12 @@ def _folder(name: str, folder: Path, batch: int | None) -> BenchEntry:
     if not file.is_file():
         raise ArtifactError(f"{folder} holds no {MODEL}; {_SPELLING}")
     found = _read_onnx(file)
+    then = _when_compressed(folder / "result.json")
     if batch is not None and _static_batch(found) not in (batch, None):
-        entry = _entry(name, str(folder), _exported_anew(folder, batch))
+        entry, then = _entry(name, str(folder), _exported_anew(folder, batch)), None  # it was another batch then
     else:
         entry = _in_file(name, str(folder), found, file, batch)
-    return replace(
-        entry, network=lambda: _saved(folder, entry.inputs[0][0]),
-        when_compressed=_when_compressed(folder / "result.json"),
-    )  # fmt: skip
+    return replace(entry, network=lambda: _saved(folder, entry.inputs[0][0]), when_compressed=then)
 
 
 def _when_compressed(path: Path) -> dict[str, Any] | None:

@@ -128,6 +128,7 @@ def test_the_batch_is_that_asked_for():
     first, second = map(onnx.load_from_string, own_machine.made[-1].built)
     assert all(model.graph.output[0].type.tensor_type.shape.dim[0].dim_value == 3 for model in (first, second))
     assert found["artefacts"][0]["ms"] == pytest.approx(found["artefacts"][1]["ms"], rel=0.2)
+    assert found["artefacts"][1]["when_compressed"] is None  # it tells the latency of another batch
 
 
 @pytest.mark.usefixtures("folder")
