@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from depthcomp.bench_entries import MODEL, BenchEntry, named, read_entry, require_same_inputs
@@ -32,7 +31,7 @@ class BenchRow:
         entry: the network.
         timing: its latency.
         speedup: how many times as fast as the baseline it is, by the medians.
-        command: the line for NVIDIA's own tool that builds the same; None where no tool of theirs is used.
+        command: the line for NVIDIA's own tool that builds and times the same; None where no tool of theirs is used.
     """
 
     entry: BenchEntry
@@ -183,15 +182,9 @@ def _command(entry: BenchEntry, backend: AnyBackend) -> str | None:
     if not isinstance(backend, TensorRtBackend):
         return None
     try:
-        return backend.command(entry.content, _onnx_file(Path(entry.source)))
+        return backend.command(entry.content, str(entry.file or MODEL), dynamic=entry.batch is not None)
     except EngineError:
         return None
-
-
-def _onnx_file(source: Path) -> str:
-    """Return the file that holds a network, or a name for one that no file holds yet."""
-    file = source / MODEL if source.is_dir() else source
-    return str(file) if file.is_file() else MODEL
 
 
 def _row_json(row: BenchRow) -> dict[str, Any]:

@@ -39,8 +39,9 @@ class BenchEntry:
         engine_for: "tensorrt" or "tensorrt_rtx" where `content` is an engine; None where it is ONNX.
         inputs: shape of each input.
         precision: "fp32", "fp16" or "int8".
-        batch: size of the batch, where an engine's is dynamic; None where it is static.
-        command: the line for NVIDIA's own tool that builds the engine; None where `content` is ONNX.
+        batch: size of the batch, where that of the engine or the ONNX file is dynamic; None where it is static.
+        command: the line for NVIDIA's own tool that builds and times the engine; None where `content` is ONNX.
+        file: the ONNX file that holds the network; None where `content` is an engine, or no file holds it.
         when_compressed: latencies of the original and of the network when it was compressed, and where; None where the
             source does not tell.
     """
@@ -54,6 +55,7 @@ class BenchEntry:
     precision: str
     batch: int | None = None
     command: str | None = None
+    file: Path | None = None
     when_compressed: dict[str, Any] | None = None
 
     def onnx(self) -> bytes:
@@ -150,14 +152,12 @@ def _folder(name: str, folder: Path, batch: int | None) -> BenchEntry:
     if not file.is_file():
         raise ArtifactError(f"{folder} holds no {MODEL}; {_SPELLING}")
     found = _read_onnx(file)
+    then = _when_compressed(folder / "result.json")
     if batch is not None and _static_batch(found) not in (batch, None):
-        entry = _entry(name, str(folder), _exported_anew(folder, batch))
+        entry, then = _entry(name, str(folder), _exported_anew(folder, batch)), None  # it was another batch then
     else:
-        entry = _entry(name, str(folder), _with_batch(found, file, batch))
-    return replace(
-        entry, network=lambda: _saved(folder, entry.inputs[0][0]),
-        when_compressed=_when_compressed(folder / "result.json"),
-    )  # fmt: skip
+        entry = _in_file(name, str(folder), found, file, batch)
+    return replace(entry, network=lambda: _saved(folder, entry.inputs[0][0]), when_compressed=then)
 
 
 def _when_compressed(path: Path) -> dict[str, Any] | None:
@@ -193,7 +193,12 @@ def _saved(folder: Path, batch: int) -> Network:
 
 
 def _onnx(name: str, source: str, path: Path, batch: int | None) -> BenchEntry:
-    return _entry(name, source, _with_batch(_read_onnx(path), path, batch))
+    return _in_file(name, source, _read_onnx(path), path, batch)
+
+
+def _in_file(name: str, source: str, model: Any, file: Path, batch: int | None) -> BenchEntry:
+    dynamic = _static_batch(model) is None
+    return replace(_entry(name, source, _with_batch(model, file, batch)), file=file, batch=batch if dynamic else None)
 
 
 def _model(name: str, spec: str, batch: int | None) -> BenchEntry:
@@ -276,7 +281,7 @@ def _engine(name: str, path: Path, batch: int | None) -> BenchEntry:
     said, content = _sidecar(path), path.read_bytes()
     try:
         spec, shapes, size = said["spec"], said["inputs"], said["size_bytes"]
-        command, flavour, precision = str(said["command"]), str(spec["flavour"]), str(spec["precision"])
+        built, flavour, precision = str(said["command"]), str(spec["flavour"]), str(spec["precision"])
         inputs = tuple(tuple(shape) for shape in shapes.values())
         dynamic = isinstance(inputs[0][0], str)
     except (KeyError, TypeError, AttributeError, IndexError) as error:
@@ -291,10 +296,19 @@ def _engine(name: str, path: Path, batch: int | None) -> BenchEntry:
     if not dynamic and batch not in (None, inputs[0][0]):
         raise _other_batch(path, inputs[0][0], batch)
     return BenchEntry(
-        name=name, source=str(path), content=content, engine_for=flavour, precision=precision, command=command,
+        name=name, source=str(path), content=content, engine_for=flavour, precision=precision,
+        command=_timing_command(built, shapes, batch if dynamic else None),
         inputs=tuple((batch, *shape[1:]) if dynamic and batch else shape for shape in inputs),
         batch=batch if dynamic else None,
     )  # fmt: skip
+
+
+def _timing_command(built: str, shapes: dict[str, Any], batch: int | None) -> str:
+    """Return the line that times what another only builds, at a batch where that is dynamic."""
+    from latency_tables.backends.tensorrt.spec import shapes_option
+
+    line = built.replace(" --skipInference", "")
+    return line if batch is None else f"{line} {shapes_option('shapes', shapes, batch)}"
 
 
 def _sidecar(path: Path) -> Any:

@@ -21,8 +21,6 @@ from depthcomp.errors import TableError
 from depthcomp.plain_words import plain_words
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from latency_tables import Environment, LatencyTable
     from latency_tables.roofline import Device
     from latency_tables.work import Work
@@ -82,6 +80,7 @@ def plan(
 
 
 def _planned(spec: str, batch: int) -> Work:
+    from depthcomp.engine import with_batch
     from depthcomp.models import load_model
     from depthcomp.preparation import needed_operators
     from latency_tables.work import Origin, Work
@@ -89,12 +88,8 @@ def _planned(spec: str, batch: int) -> Work:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*random weights")  # operators do not depend on them
         model, example = load_model(spec)
-    needed = needed_operators(model, _batch_of(example, batch))
+    needed = needed_operators(model, *with_batch((example,), batch))
     return Work({signature.key: (Origin(spec, batch, tuple(places)),) for signature, places in needed.items()})
-
-
-def _batch_of(example: Tensor, size: int) -> Tensor:
-    return example[:1].repeat(size, 1, 1, 1)
 
 
 @tables.command(cls=BackendHelp)
@@ -122,6 +117,7 @@ def run(
         if not signatures:
             raise TableError(f"shard {shard} of {work} holds no operators; make fewer shards.")
         with Progress() as progress:
+            progress("measuring operators", 0, len(signatures))  # a chunk takes a while
             found = run_work(
                 signatures,
                 table,
@@ -165,8 +161,14 @@ def merge(
         text = f"wrote {out}, {len(union.table)} entries, {len(union.table.failures)} failed"
         if shared:
             text += f"; {shared} stood in several tables, at most {100 * worst:.1f} % apart"
-        content = {"entries": len(union.table), "shared": shared, "largest_disagreement": worst, "file": str(out)}
-        _print(as_json, content, text)
+        if union.calibrations > 1:
+            warnings.warn(
+                f"the {union.calibrations} fits to whole networks of these tables differ, so none is kept; the next "
+                "compression that uses the table stores its own",
+                stacklevel=1,
+            )
+        counts = {"entries": len(union.table), "failed": len(union.table.failures), "shared": shared}
+        _print(as_json, {**counts, "largest_disagreement": worst, "file": str(out)}, text)
 
 
 @tables.command()
@@ -233,18 +235,32 @@ def import_(
         from latency_tables.table_update import update_table
 
         require_writable_table(out)
+        named = {"device": device, "backend_version": backend_version, "precision": precision}
+        given = {name: value for name, value in named.items() if value is not None}
         if source is Source.KIM23:
+            _refuse_options({**given, **({} if key is None else {"key": key})})
             count = _by_position(file, out)
             text = f"wrote {out}, {count} latencies by position in one network, which price no other: not a table"
             _print(as_json, {"imported": count, "file": str(out)}, text)
             return
-        named = {"device": device, "backend_version": backend_version, "precision": precision}
-        given = {name: value for name, value in named.items() if value is not None}
-        known = LatencyTable.load(out).environment if out.exists() else None
-        fresh = _from_trtexec(file, key, _new_place(given) if known is None else _same_place(known, given, file, out))
+        known = LatencyTable.load(out) if out.exists() else None
+        place = _new_place(given) if known is None else _same_place(known.environment, given, file, out)
+        fresh = _from_trtexec(file, key, place)
+        if known is not None:  # what was measured here keeps saying how, such as the overhead that was removed
+            fresh = replace(fresh, method=known.method)
         table = update_table(out, fresh)
         text = f"wrote {out}, {len(fresh)} imported, {len(table)} entries in all"
         _print(as_json, {"imported": len(fresh), "entries": len(table), "file": str(out)}, text)
+
+
+def _refuse_options(given: Mapping[str, Any]) -> None:
+    """Refuse what only a file of trtexec needs."""
+    if given:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise TableError(
+            f"{names} only goes with --from trtexec: published rows go by position, whatever they were measured on; "
+            "leave it out."
+        )
 
 
 def _from_trtexec(file: Path, key: str | None, environment: Environment) -> LatencyTable:

@@ -15,7 +15,7 @@ from torch import Tensor, fx
 
 from depthcomp.artifacts import load
 from depthcomp.errors import ArtifactError, EngineError
-from depthcomp.files import write_atomically
+from depthcomp.files import require_writable_file, write_atomically
 from depthcomp.precision import PRECISIONS, onnx_in_precision
 
 __all__ = ["Request", "run", "saved_inputs"]
@@ -98,6 +98,7 @@ def run(request: Request) -> list[str]:
         BackendUnavailableError: TensorRT needs a GPU to build, and there is none.
     """
     network = load(request.directory)
+    require_writable_file(request.out)  # before a build that takes minutes
     example = saved_inputs(request.directory)
     data = _images(request.data, network, example)
     with redirect_stdout(sys.stderr):  # stdout carries the result alone

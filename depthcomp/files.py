@@ -8,21 +8,23 @@ from pathlib import Path
 
 from depthcomp.errors import ArtifactError
 
-__all__ = ["require_writable", "write_atomically"]
+__all__ = ["require_writable", "require_writable_file", "write_atomically"]
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes) -> Path:
     """Write `data` to `path`, all of it or nothing, and return the path; a reader never sees half a file.
 
+    Where `path` is a link, it stays one, and what it leads to is written.
+
     Raises:
         ArtifactError: the folder does not exist, or the file cannot be written.
     """
-    path = Path(path)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    path, target = Path(path), Path(os.path.realpath(path))
+    draft = target.with_name(f".{target.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
         try:
             _write_through(draft, data)
-            os.replace(draft, path)
+            os.replace(draft, target)
         finally:
             draft.unlink(missing_ok=True)
     except OSError as error:
@@ -37,6 +39,20 @@ def _write_through(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+
+
+def require_writable_file(path: Path) -> None:
+    """Refuse a path that a file could not be written to; nothing is written.
+
+    Raises:
+        ArtifactError: the path is a folder, or its own folder does not exist or cannot be written to.
+    """
+    if path.is_dir():
+        raise ArtifactError(f"cannot write {path}: it is a folder; add a file name to it")
+    if not path.parent.is_dir():
+        raise ArtifactError(f"cannot write {path}: its folder does not exist; create that first")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise ArtifactError(f"cannot write {path}: its folder cannot be written to; choose another or change its mode")
 
 
 def require_writable(directory: str | os.PathLike[str]) -> Path:

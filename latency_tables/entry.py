@@ -64,7 +64,8 @@ class Method:
         seed: drew the order of the rounds.
         overhead_ms: what a call of the backend costs by itself, in ms; it is removed from the entries.
         drift_limit: how far a sentinel's turns in a round may lie apart, relative to the fastest, before the round is
-            done again; None where no sentinel was timed.
+            done again, or further where its samples scatter so much that noise explains it; None where no sentinel
+            was timed.
         device_state: clocks, temperature, reasons to throttle and the like, right after the call overhead was
             measured; None where the backend does not tell.
     """

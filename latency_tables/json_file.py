@@ -54,7 +54,7 @@ class JsonFormat(Generic[Document]):
         """Write a document, all of it or nothing: a reader never sees half a file.
 
         Equal documents become equal bytes. A kind of file that says what it is takes the place of its own kind only,
-        so that a mistyped path costs no measurements.
+        so that a mistyped path costs no measurements. A link stays one: what it leads to is written.
 
         Raises:
             TableError: the path cannot be written, or holds something else, or a number is not finite.
@@ -101,13 +101,14 @@ class JsonFormat(Generic[Document]):
             )
 
     def _write_whole(self, path: Path, text: str) -> None:
-        draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        target = Path(os.path.realpath(path))
+        draft = target.with_name(f".{target.name}.{os.getpid()}.tmp")
         try:
             with draft.open("w", encoding="utf-8") as file:
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
-            draft.replace(path)
+            draft.replace(target)
         except OSError as error:
             with suppress(OSError):
                 draft.unlink()

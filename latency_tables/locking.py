@@ -1,5 +1,6 @@
 """One process at a time on a file."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ __all__ = ["locked"]
 def locked(path: Path, what: str) -> Iterator[None]:
     """Hold the lock of a file, a file beside it with `.lock` added to its name, which stays there afterwards.
 
-    The system frees the lock of a process that dies.
+    The system frees the lock of a process that dies. Links to one file share the lock of that file.
 
     Args:
         path: the file; it need not exist.
@@ -26,7 +27,7 @@ def locked(path: Path, what: str) -> Iterator[None]:
     """
     if not path.parent.is_dir():
         raise TableError(f"cannot write the {what} {path}: its folder does not exist; create it first.")
-    lock = FileLock(path.with_name(f"{path.name}.lock"))
+    lock = FileLock(f"{os.path.realpath(path)}.lock")
     try:
         lock.acquire()
     except OSError as error:

@@ -12,7 +12,10 @@ from latency_tables.environment import Environment, require_same_environment
 from latency_tables.signature import OperatorSignature
 from latency_tables.table_file import read_table_file, write_table_file
 
-__all__ = ["LatencyTable"]
+__all__ = ["UNCHECKED", "LatencyTable"]
+
+UNCHECKED = "measure anew here, or pass check_environment=False to use it all the same"
+"""What to do about a table of another environment, where that argument is taken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +64,14 @@ class LatencyTable:
     def __len__(self) -> int:
         return len(self.entries)
 
-    def check(self, environment: Environment) -> None:
+    def check(
+        self, environment: Environment, *, remedy: str = "give another path, and a table is measured here"
+    ) -> None:
         """Refuse to serve another environment.
+
+        Args:
+            environment: where the table is to be used.
+            remedy: what the user can do, for the message.
 
         Raises:
             TableMismatchError: a field that decides about latencies differs.
@@ -74,7 +83,7 @@ class LatencyTable:
             self.environment,
             environment,
             what="the latency table",
-            remedy="measure anew here, or pass check_environment=False to use it all the same",
+            remedy=remedy,
         )
 
     def merged(self, other: "LatencyTable", *, check_environment: bool = True) -> "LatencyTable":
@@ -87,7 +96,7 @@ class LatencyTable:
             TableMismatchError: the tables come from different environments.
         """
         if check_environment:
-            self.check(other.environment)
+            self.check(other.environment, remedy=UNCHECKED)
         entries = {**self.entries, **other.entries}
         failures = {key: why for key, why in {**self.failures, **other.failures}.items() if key not in entries}
         return LatencyTable(self.environment, other.method, entries, failures, other.calibration or self.calibration)

@@ -1,6 +1,7 @@
 """Adding to a table's file while others may do the same."""
 
 import glob
+import os
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -32,6 +33,7 @@ def update_table(path: Path, fresh: LatencyTable) -> LatencyTable:
 
 def _remove_drafts(path: Path) -> None:
     """Remove what writers left behind that were killed while writing."""
+    path = Path(os.path.realpath(path))
     for draft in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
         with suppress(FileNotFoundError):  # its writer has just finished
             if draft.stat().st_mtime < time.time() - STALE_SECONDS:

@@ -19,18 +19,20 @@ class Union:
         table: all their entries.
         disagreements: for each key that several tables have, how far their latencies are apart, relative to the
             entry that was kept.
+        calibrations: how many different lines to whole networks the tables have; of more than one none is kept.
     """
 
     table: LatencyTable
     disagreements: Mapping[str, float]
+    calibrations: int
 
 
 def unite(tables: Mapping[str, LatencyTable]) -> Union:
     """Return one table from several of the same environment; their order does not matter.
 
     Of an operator that several tables have, `better_entry` decides which entry is kept. A failure is kept only where
-    no table has an entry. The method is that of the table with the most entries. The calibration is kept where
-    all tables have the same, as it belongs to the entries that it was fitted on.
+    no table has an entry. The method is that of the table with the most entries. The calibration is kept where all
+    tables that have one have the same: which of several belongs to the entries that were kept, nothing tells.
 
     Args:
         tables: the tables, by the names that a message may call them by.
@@ -52,10 +54,10 @@ def unite(tables: Mapping[str, LatencyTable]) -> Union:
             entries[key] = better_entry(entries[key], entry) if key in entries else entry
     failures = {key: why for key, why in _all_failures(several) if key not in entries}
     largest = max(several, key=lambda table: (len(table), str(asdict(table.method)), str(asdict(table.environment))))
-    calibrations = {table.calibration for table in several}
-    calibration = calibrations.pop() if len(calibrations) == 1 else None
+    calibrations = {table.calibration for table in several if table.calibration is not None}
+    calibration = next(iter(calibrations)) if len(calibrations) == 1 else None
     united = LatencyTable(largest.environment, largest.method, entries, failures, calibration)
-    return Union(united, _disagreements(several, entries))
+    return Union(united, _disagreements(several, entries), len(calibrations))
 
 
 def better_entry(first: Entry, second: Entry) -> Entry:

@@ -4,7 +4,7 @@ from typing import Any
 
 from depthcomp_errors import BackendUnavailableError, MissingPackageError
 
-__all__ = ["cuda", "gpu_name"]
+__all__ = ["cuda", "gpu_driver", "gpu_name"]
 
 
 def cuda() -> Any:
@@ -35,3 +35,11 @@ def gpu_name() -> str:
     """
     properties = cuda().cuda.get_device_properties(0)
     return f"{properties.name} (SM{properties.major}{properties.minor})"
+
+
+def gpu_driver() -> str | None:
+    """Return the version of NVIDIA's driver; None where nvidia-ml-py is not installed or there is no driver."""
+    from latency_tables.backends.tensorrt.device_state import read_device_state  # its package imports this module
+
+    driver = (read_device_state() or {}).get("driver")
+    return None if driver is None else str(driver)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from depthcomp_errors import BackendUnavailableError, MissingPackageError, TableError
-from latency_tables.backends.gpu import cuda, gpu_name
+from latency_tables.backends.gpu import cuda, gpu_driver, gpu_name
 from latency_tables.backends.layout_share import Profile, profiled_runs, share_of_changes
 from latency_tables.backends.part import PartRunner
 from latency_tables.backends.tensors import FLOAT32, require_measurable
@@ -100,12 +100,14 @@ class OnnxRuntimeBackend:
             MissingPackageError: onnxruntime is not installed.
             BackendUnavailableError: this build of onnxruntime lacks the provider, or there is no GPU.
         """
+        version = self._library().__version__
         return Environment.here(
             backend=self.name,
-            backend_version=self._library().__version__,
+            backend_version=f"{version}, CUDA {cuda().version.cuda}" if self._on_gpu else version,
             device=gpu_name() if self._on_gpu else cpu_name(),
             threads=self.threads,
             precision=self._flavour.precision,
+            driver=gpu_driver() if self._on_gpu else None,
         )
 
     def build(self, onnx_model: bytes) -> "OnnxRuntimeRunner":

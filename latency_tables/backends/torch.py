@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from depthcomp_errors import BackendUnavailableError, TableError
-from latency_tables.backends.gpu import gpu_name
+from latency_tables.backends.gpu import gpu_driver, gpu_name
 from latency_tables.backends.tensors import require_measurable
 from latency_tables.environment import Environment, cpu_name
 
@@ -79,6 +79,7 @@ class TorchBackend:
             backend_version=torch.__version__,  # names the CUDA version that it is built for
             device=gpu_name() if self.device == "cuda" else cpu_name(),
             threads=self.threads,
+            driver=gpu_driver() if self.device == "cuda" else None,
         )
 
     def build_module(self, module: nn.Module, example_inputs: tuple[Tensor, ...]) -> "TorchRunner":

@@ -128,6 +128,7 @@ def test_the_batch_is_that_asked_for():
     first, second = map(onnx.load_from_string, own_machine.made[-1].built)
     assert all(model.graph.output[0].type.tensor_type.shape.dim[0].dim_value == 3 for model in (first, second))
     assert found["artefacts"][0]["ms"] == pytest.approx(found["artefacts"][1]["ms"], rel=0.2)
+    assert found["artefacts"][1]["when_compressed"] is None  # it tells the latency of another batch
 
 
 @pytest.mark.usefixtures("folder")
@@ -224,7 +225,7 @@ SIDECAR = {
     "spec": {"flavour": "tensorrt_rtx", "precision": "fp16"},
     "inputs": {"input": ["batch", 3, 32, 32]},
     "size_bytes": 6,
-    "command": "tensorrt_rtx --onnx=m.engine.onnx",
+    "command": "tensorrt_rtx --onnx=m.engine.onnx --skipInference",
 }
 
 
@@ -275,12 +276,19 @@ def test_an_engine_runs_beside_networks_on_its_backend_and_the_equivalent_lines_
     assert (built["kind"], built["precision"], built["ms"]) == ("tensorrt_rtx engine", "fp16", 0.5)
     assert built["inputs"] == onnx_row["inputs"] == [[4, 3, 32, 32]]
     assert (b"engine", 4) in Gpu.loaded
-    assert built["command"] == SIDECAR["command"]
-    assert onnx_row["command"] == "tensorrt_rtx --onnx=any.onnx --saveEngine=any.onnx.engine --maxAuxStreams=0"
-    (saved,) = measured("saved", backend=("--backend", "tensorrt_rtx"))["artefacts"]
-    assert saved["command"].startswith("tensorrt_rtx --onnx=saved/model.onnx --saveEngine=")
+    line = "tensorrt_rtx --onnx=m.engine.onnx --shapes=input:4x3x32x32"
+    assert built["command"] == line
+    begun = "tensorrt_rtx --onnx=any.onnx --saveEngine=any.onnx.engine --maxAuxStreams=0"
+    assert onnx_row["command"] == f"{begun} --shapes=input:4x3x32x32"
     text = run("m.engine", "--batch", "4", "--backend", "tensorrt_rtx").stdout
-    assert f"m.engine with NVIDIA's tool: {SIDECAR['command']}" in text
+    assert f"m.engine with NVIDIA's tool: {line}" in text
+
+
+@pytest.mark.usefixtures("gpu", "folder")
+@pytest.mark.parametrize(("options", "file"), [((), "saved/model.onnx"), (("--batch", "2"), "model.onnx")])
+def test_the_line_names_the_file_of_a_result_where_that_has_the_batch(options, file):
+    (saved,) = measured("saved", *options, backend=("--backend", "tensorrt_rtx"))["artefacts"]
+    assert saved["command"] == f"tensorrt_rtx --onnx={file} --saveEngine={file}.engine --maxAuxStreams=0"
 
 
 @pytest.mark.usefixtures("gpu")

@@ -125,7 +125,7 @@ def test_from_plan_to_a_merged_table():
         assert done["failed"] == 0
         assert done["environment"]["backend"] == "abacus"
     merged = in_json("merge", "t0.json", "t1.json", "--out", "all.json")
-    assert (merged["entries"], merged["shared"]) == (count, 0)
+    assert (merged["entries"], merged["failed"], merged["shared"]) == (count, 0, 0)
     again = in_json("run", "work.json", "--table", "all.json", *RUN)
     assert (again["new"], again["entries"]) == (0, count)
     assert in_json("check", "all.json")["sound"]
@@ -237,6 +237,17 @@ def test_merging_tells_how_far_repeated_entries_are_apart():
     assert "1 stood in several tables, at most 10.0 % apart" in text
 
 
+def test_merging_says_where_a_line_to_whole_networks_is_lost():
+    fit = Calibration(0.1, 0.9, 0.02, 5)
+    write("a.json", {KEYS[0]: entry()}, calibration=fit)
+    write("b.json", {KEYS[1]: entry()})
+    assert "fits to whole networks" not in tables("merge", "a.json", "b.json", "--out", "c.json").stderr
+    assert LatencyTable.load("c.json").calibration == fit
+    write("d.json", {KEYS[2]: entry()}, calibration=replace(fit, slope=1.1))
+    assert "the 2 fits to whole networks of these tables differ" in tables("merge", "c.json", "--out", "d.json").stderr
+    assert LatencyTable.load("d.json").calibration is None
+
+
 def test_check_reports_what_is_wrong_and_exits_with_1():
     fit = Calibration(0.1, 0.9, 0.02, 5)
     entries = {KEYS[0]: entry(0.9), KEYS[1]: entry(0.5), KEYS[2]: entry(1.0, spread=0.3, unstable=True, drifted=1)}
@@ -294,6 +305,15 @@ def test_times_of_trtexec_become_a_table_and_join_one():
     assert {key: found.ms for key, found in table.entries.items()} == dict.fromkeys(KEYS[:2], 0.25)
 
 
+def test_times_of_trtexec_do_not_change_how_a_table_says_it_was_measured():
+    Path("times.json").write_text(json.dumps([{"computeMs": 0.25}] * 12))
+    there = replace(ENVIRONMENT, backend="tensorrt", device="NVIDIA A100", backend_version="10.3")
+    LatencyTable(there, METHOD, {KEYS[0]: entry()}).save("t.json")
+    tables("import", "times.json", "--from", "trtexec", "--table", "t.json", "--key", KEYS[1])
+    assert LatencyTable.load("t.json").method == METHOD
+    assert LatencyTable.load("t.json").entries[KEYS[1]].n == 12
+
+
 @pytest.mark.parametrize(
     ("field", "found", "options"),
     [
@@ -326,6 +346,14 @@ def test_published_latencies_by_position_are_a_list_of_their_own():
     assert "rows.json holds a list of latencies by position, and a latency table is needed" in refused(
         "show", "rows.json"
     )
+
+
+@pytest.mark.parametrize("option", ["--key", "--device", "--backend-version", "--precision"])
+def test_published_latencies_take_no_option_that_would_be_ignored(option):
+    Path("rows.csv").write_text("st,end,time,stdev\n0,1,2.0,0.1\n")
+    line = refused("import", "rows.csv", "--from", "kim23", "--table", "rows.json", option, KEYS[0])
+    assert f"error: {option} only goes with --from trtexec" in line
+    assert not Path("rows.json").exists()
 
 
 def test_published_latencies_do_not_overwrite_a_table():

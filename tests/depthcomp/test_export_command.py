@@ -82,6 +82,17 @@ def test_what_cannot_be_is_answered_in_a_sentence(folder, options, sentence):
     assert result.stdout == ""
 
 
+@pytest.mark.parametrize(
+    ("out", "sentence"),
+    [("absent/m.onnx", "its folder does not exist; create that first"), (".", "it is a folder; add a file name to it")],
+)
+def test_a_file_that_cannot_be_written_is_said_before_exporting(folder, tmp_path, monkeypatch, out, sentence):
+    monkeypatch.setattr("depthcomp.export_command.onnx_in_precision", None)
+    result = run(folder, "--to", "onnx", "--out", str(tmp_path / out))
+    assert result.exit_code == 2
+    assert result.stderr == f"error: cannot write {tmp_path / out}: {sentence}\n"
+
+
 def test_a_folder_without_a_network_or_without_shapes_is_named(folder, tmp_path):
     assert "does not exist" in run(tmp_path / "nothing", "--to", "onnx").stderr
     (folder / "result.json").write_text("{}")

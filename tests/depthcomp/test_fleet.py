@@ -102,12 +102,26 @@ def test_missing_arguments_are_a_sentence(name):
     assert "error: 1 arguments were given" in done.stderr
 
 
-@pytest.mark.parametrize(("task", "first"), [(0, 0), (3, 0), (6, 5)])
-def test_a_slurm_task_measures_its_shard(calls, task, first):
-    variables = {"SLURM_ARRAY_TASK_ID": task, "SLURM_ARRAY_TASK_MIN": first, "SLURM_ARRAY_TASK_COUNT": 4}
-    bash(FLEET / "slurm_array.sbatch", "work.json", "tables", **variables)
-    index = task - first
+def slurm_task(task, first, step, **options):
+    variables = {"ID": task, "MIN": first, "STEP": step, "COUNT": 4}
+    names = {f"SLURM_ARRAY_TASK_{name}": value for name, value in variables.items() if value is not None}
+    return bash(FLEET / "slurm_array.sbatch", "work.json", "tables", **names, **options)
+
+
+@pytest.mark.parametrize(
+    ("task", "first", "step", "index"), [(0, 0, 1, 0), (3, 0, 1, 3), (6, 5, None, 1), (6, 0, 2, 3), (7, 1, 3, 2)]
+)
+def test_a_slurm_task_measures_its_shard(calls, task, first, step, index):
+    slurm_task(task, first, step)
     assert calls() == [f"none: tables run work.json --shard {index}/4 --table tables/shard.{index}.json --backend auto"]
+
+
+@pytest.mark.parametrize(("task", "step"), [(9, 1), (3, 2)])
+def test_a_slurm_array_that_is_no_range_is_refused(calls, task, step):
+    done = slurm_task(task, 0, step, check=False)
+    assert done.returncode == 2
+    assert "error: --array must be a range such as 0-3 or 0-6:2" in done.stderr
+    assert calls() == []
 
 
 def test_slurm_reads_its_options_before_the_first_command():

@@ -193,7 +193,7 @@ def test_rounds_in_which_the_machine_drifted_are_counted(tmp_path):
     assert "that are counted" not in page_of(make_result(), tmp_path).text
     drifted = Timing((9.78, 9.76, 9.80, 9.84, 9.88), 15, drifted=2)
     page = page_of(make_result(measured_timing=drifted), tmp_path)
-    assert "differed by more than 3 % were done again as far as their number allowed, but for 2 that are" in page.text
+    assert "explains, were done again as far as their number allowed, but for 2 that are" in page.text
 
 
 def test_free_merges_are_said_and_the_original_is_then_not_predicted(tmp_path):

@@ -15,6 +15,7 @@ ENVIRONMENT = Environment(
     os="none",
     python="3.11",
     machine="wood",
+    driver="0.1",
 )
 
 

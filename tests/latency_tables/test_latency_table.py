@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from depthcomp_errors import TableError, TableMismatchError
 from latency_tables import Calibration, Entry, LatencyTable, Method
 from latency_tables.table_file import require_writable_table
+from latency_tables.table_update import update_table
 
 METHOD = Method(
     estimator="minimum of round medians",
@@ -58,6 +59,17 @@ def test_a_table_of_a_version_that_timed_no_sentinel_is_read(tmp_path: Path, tab
     assert LatencyTable.load(tmp_path / "t.json") == table
 
 
+def test_a_link_to_a_table_stays_one_and_the_table_grows(tmp_path: Path, table: LatencyTable) -> None:
+    shared, link = tmp_path / "shared" / "t.json", tmp_path / "link.json"
+    shared.parent.mkdir()
+    link.symlink_to(shared)
+    update_table(link, table)  # what it leads to need not be there
+    update_table(link, table_of({conv(3, 6).key: Entry(ms=1.0, spread=0.0, n=9)}))
+    assert link.is_symlink()
+    assert len(LatencyTable.load(shared)) == 2
+    assert sorted(path.name for path in tmp_path.rglob("*.*")) == ["link.json", "t.json", "t.json.lock"]
+
+
 def test_lookups(table: LatencyTable) -> None:
     assert table.ms(conv()) == 0.25
     assert conv() in table
@@ -87,13 +99,13 @@ def test_merging_keeps_the_fresher_line_to_whole_networks(table: LatencyTable) -
 
 def test_tables_of_two_places_do_not_merge_unless_told(table: LatencyTable) -> None:
     other = replace(table, environment=replace(ENVIRONMENT, backend_version="2.0"))
-    with pytest.raises(TableMismatchError, match=r"backend_version '1.0', but here .* '2.0'; measure anew"):
+    with pytest.raises(TableMismatchError, match=r"'1.0', but here .* '2.0'; .* or pass check_environment=False"):
         table.merged(other)
     assert len(table.merged(other, check_environment=False)) == 1
 
 
 def test_a_foreign_environment_is_refused(table: LatencyTable) -> None:
-    with pytest.raises(TableMismatchError, match="or pass check_environment=False to use it all the same"):
+    with pytest.raises(TableMismatchError, match="'fp16'; give another path, and a table is measured here"):
         table.check(replace(ENVIRONMENT, precision="fp16"))
     table.check(ENVIRONMENT)
 

@@ -1,6 +1,7 @@
 import warnings
 from dataclasses import fields, replace
 from pathlib import Path
+from subprocess import CalledProcessError, CompletedProcess
 
 import pytest
 from fake_backend import ENVIRONMENT
@@ -26,6 +27,14 @@ def test_a_key_field_refuses_and_is_named(name: str) -> None:
 def test_a_soft_field_only_warns(name: str) -> None:
     with pytest.warns(UserWarning, match=f"with {name} 'other', .* may differ a little"):
         compare(replace(ENVIRONMENT, **{name: "other"}))
+
+
+@pytest.mark.parametrize("driver", [None, "0.1"])
+def test_a_driver_that_one_place_does_not_tell_is_no_difference(driver: str | None) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        here = replace(ENVIRONMENT, driver=None if driver else "0.1")
+        require_same_environment(replace(ENVIRONMENT, driver=driver), here, what="the table", remedy="measure anew")
 
 
 def test_every_field_is_key_or_soft() -> None:
@@ -66,4 +75,26 @@ def test_processors_without_a_name_differ_by_their_numbers(tmp_path: Path) -> No
 
 
 def test_a_system_without_cpuinfo_still_names_its_processor(tmp_path: Path) -> None:
+    assert cpu_name(tmp_path / "absent")
+
+
+def test_two_macs_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def sysctl(command: list[str], **_: object) -> CompletedProcess[str]:
+        assert command[1:] == ["-n", "machdep.cpu.brand_string"]
+        return CompletedProcess(command, 0, stdout="Apple M2 Pro\n")
+
+    monkeypatch.setattr("latency_tables.environment.platform.system", lambda: "Darwin")
+    monkeypatch.setattr("latency_tables.environment.subprocess.run", sysctl)
+    assert cpu_name(tmp_path / "absent") == "Apple M2 Pro"
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError(), CalledProcessError(1, "sysctl")])
+def test_a_mac_that_does_not_tell_its_name_has_one_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def sysctl(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("latency_tables.environment.platform.system", lambda: "Darwin")
+    monkeypatch.setattr("latency_tables.environment.subprocess.run", sysctl)
     assert cpu_name(tmp_path / "absent")

@@ -12,6 +12,7 @@ from onnx_models import chain_model
 from depthcomp_errors import BackendUnavailableError, EngineError, MissingPackageError
 from latency_tables import create_backend
 from latency_tables.backends import onnxruntime, tensorrt
+from latency_tables.backends.gpu import gpu_driver
 from latency_tables.backends.tensorrt import device_state, library, runner
 from latency_tables.backends.tensorrt.build import _network_flags
 from latency_tables.backends.tensorrt.device_state import read_device_state, slowdowns
@@ -175,6 +176,7 @@ def test_the_state_of_the_gpu_is_what_it_tells(monkeypatch):
     told = {"nvmlSystemGetDriverVersion": "580.1", "nvmlDeviceGetPowerUsage": 71000}
     monkeypatch.setitem(sys.modules, "pynvml", nvml(**asked, **told))
     assert read_device_state() == {"driver": "580.1", "power_mw": 71000}
+    assert gpu_driver() == "580.1"
 
 
 @pytest.mark.parametrize(
@@ -212,6 +214,7 @@ def test_without_nvml_or_its_driver_there_is_no_state(monkeypatch):
     assert read_device_state() is None
     monkeypatch.setitem(sys.modules, "pynvml", None)
     assert read_device_state() is None
+    assert gpu_driver() is None
 
 
 def test_targets_are_not_for_tensorrt():

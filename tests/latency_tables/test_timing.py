@@ -173,6 +173,30 @@ def test_three_percent_are_the_limit_unless_told_otherwise(change: float, turns:
     assert len(turns_taken(lenient, NAMES)) == 36
 
 
+class PartOfANetwork(FakeRunner):
+    """Each sample is a single inference, so noise does not average out within it."""
+
+    def restore_caches(self) -> None:
+        pass
+
+
+def noisy_parts(step: float, seed: int) -> dict[str, Timing]:
+    """Time parts whose single inferences scatter by 8 %, on a machine that changes its speed by `step` all the time."""
+    rng = np.random.default_rng(seed)
+    machine = Machine(lambda now_ms: (1 + 0.08 * rng.standard_normal()) * (step if now_ms % 120 < 60 else 1.0))
+    return time_interleaved({name: PartOfANetwork(name, 1.0, machine) for name in NAMES})
+
+
+def test_noise_within_the_turns_of_the_sentinel_is_no_drift() -> None:
+    drifted = [noisy_parts(1.0, seed)["a"].drifted for seed in range(20)]
+    assert sum(drifted) <= 2  # of a hundred rounds; all but a few of them differ by more than 3 %
+
+
+def test_a_change_of_speed_is_seen_through_noise() -> None:
+    drifted = [noisy_parts(1.3, seed)["a"].drifted for seed in range(20)]
+    assert sum(drifted) >= 90
+
+
 def test_a_steady_drift_favours_neither_of_two_networks() -> None:
     timings = time_interleaved(side_by_side(Machine(drifting), true_ms=1.0), drift_limit=1.0)
     for before, after in zip(timings["a"].rounds_ms, timings["b"].rounds_ms, strict=True):

@@ -77,11 +77,14 @@ def test_a_failure_counts_only_where_nobody_succeeded() -> None:
         assert result.failures == {conv(3, 6).key: "no kernel"}
 
 
-def test_a_calibration_is_kept_where_all_have_the_same() -> None:
+def test_a_calibration_is_kept_unless_another_table_has_another() -> None:
     fit = Calibration(0.1, 0.9, 0.02, 5)
     with_fit = LatencyTable(ENVIRONMENT, METHOD, {}, calibration=fit)
-    assert united(with_fit, with_fit).calibration == fit
-    assert united(with_fit, replace(with_fit, calibration=None)).calibration is None
+    without, other = replace(with_fit, calibration=None), replace(with_fit, calibration=replace(fit, slope=1.1))
+    assert united(with_fit, with_fit).calibration == united(without, with_fit).calibration == fit
+    assert united(without, without).calibration is None
+    assert united(with_fit, without, other).calibration is None
+    assert unite({"a": with_fit, "b": without, "c": other}).calibrations == 2
 
 
 @pytest.mark.parametrize("field", ["backend", "backend_version", "device", "threads", "precision"])

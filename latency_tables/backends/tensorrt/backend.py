@@ -4,13 +4,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from depthcomp_errors import BackendUnavailableError, EngineError, TableError
-from latency_tables.backends.gpu import cuda, gpu_name
+from latency_tables.backends.gpu import cuda, gpu_driver, gpu_name
 from latency_tables.backends.tensorrt.build import build_engine
 from latency_tables.backends.tensorrt.device_state import DeviceState, read_device_state
 from latency_tables.backends.tensorrt.library import load_library
 from latency_tables.backends.tensorrt.onnx_check import precision_of, shapes_of, sound_model
 from latency_tables.backends.tensorrt.runner import TensorRtRunner
-from latency_tables.backends.tensorrt.spec import BuildSpec
+from latency_tables.backends.tensorrt.spec import BuildSpec, shapes_option
 from latency_tables.environment import Environment
 
 __all__ = ["TensorRtBackend"]
@@ -52,6 +52,7 @@ class TensorRtBackend:
             device=gpu_name(),
             threads=1,
             precision="fp32 with TF32",
+            driver=gpu_driver(),
         )
 
     def build(self, onnx_model: bytes) -> TensorRtRunner:
@@ -82,19 +83,22 @@ class TensorRtBackend:
         cuda()
         return TensorRtRunner(load_library(self.name), engine, batch)
 
-    def command(self, onnx_model: bytes, file: str) -> str:
+    def command(self, onnx_model: bytes, file: str, *, dynamic: bool = False) -> str:
         """Return the line for NVIDIA's own tool that builds a whole network as `build` does, and times it.
 
         Args:
             onnx_model: the network.
             file: name of the ONNX file that holds it.
+            dynamic: whether the batch is dynamic in that file, so that the line has to tell the shapes.
 
         Raises:
             EngineError: the model is no sound ONNX.
         """
         model = sound_model(onnx_model)
         spec = replace(self.spec, precision=precision_of(model))
-        return spec.command(file, f"{file}.engine", shapes_of(model.graph.input), inference=True)
+        shapes = shapes_of(model.graph.input)
+        line = spec.command(file, f"{file}.engine", shapes, inference=True)
+        return f"{line} {shapes_option('shapes', shapes)}" if dynamic else line
 
     def device_state(self) -> DeviceState | None:
         """Return what NVML tells of the GPU now; None where it tells nothing."""

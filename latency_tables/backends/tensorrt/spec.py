@@ -2,12 +2,13 @@
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from depthcomp_errors import EngineError
 from latency_tables.backends.tensorrt.library import FLAVOURS
 
-__all__ = ["PRECISIONS", "BuildSpec"]
+__all__ = ["PRECISIONS", "BuildSpec", "shapes_option"]
 
 PRECISIONS = ("fp32", "fp16", "int8")
 TIMING_ITERATIONS = 8  # trtexec's default
@@ -88,9 +89,8 @@ class BuildSpec:
         if self.targets:
             words.append(f"--computeCapabilities={','.join(map(str, self.targets))}")
         if self.batch is not None:
-            words += [
-                f"--{name}Shapes={_sizes(shapes, n)}" for name, n in zip(("min", "opt", "max"), self.batch, strict=True)
-            ]
+            names = ("minShapes", "optShapes", "maxShapes")
+            words += [shapes_option(name, shapes, n) for name, n in zip(names, self.batch, strict=True)]
         if self.aux_streams is not None:
             words.append(f"--maxAuxStreams={self.aux_streams}")
         if not self.tf32:
@@ -98,8 +98,12 @@ class BuildSpec:
         return " ".join(words)
 
 
-def _sizes(shapes: dict[str, tuple[int | str, ...]], batch: int) -> str:
-    return ",".join(
-        f"{name}:{'x'.join(str(n) if isinstance(n, int) else str(batch) for n in shape)}"
-        for name, shape in shapes.items()
-    )
+def shapes_option(option: str, shapes: Mapping[str, Sequence[int | str]], batch: int = 1) -> str:
+    """Return an option of NVIDIA's tool that tells shapes, with `batch` in place of sizes that are names.
+
+    Example:
+        >>> shapes_option("shapes", {"x": ("batch", 3, 224, 224)}, 8)
+        '--shapes=x:8x3x224x224'
+    """
+    sizes = {name: "x".join(str(n if isinstance(n, int) else batch) for n in shape) for name, shape in shapes.items()}
+    return f"--{option}={','.join(f'{name}:{size}' for name, size in sizes.items())}"
