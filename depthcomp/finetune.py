@@ -136,7 +136,7 @@ def finetune(
         assert trained is not None  # there is a student
         if frozen is not None:
             memory = torch.channels_last if config.channels_last else torch.contiguous_format
-            frozen.eval().requires_grad_(False).to(processes.device, memory_format=memory)
+            frozen.eval().requires_grad_(False).to(processes.device).to(memory_format=memory)
         training = Trainer(
             trained, Objective(config, frozen, tapped=compared), batches, judging, config, processes,
             None if folder is None else Path(folder), progress or silent, anew=anew,

@@ -182,8 +182,6 @@ class Unfitted(Refitter):
         return Refit(linearize(self._gm, plan), {})
 
 
-
-
 def _read(place: PlacedConvolution | KeptConvolution) -> list[str]:
     """Return the names of the nodes whose tensors a fit needs."""
     other = place.other if isinstance(place, KeptConvolution) else None
