@@ -3,8 +3,7 @@
 A system of n unknowns per output channel keeps one Gram matrix of n x n for each fold of images, and its solution some
 more. Where that is more than may be used, the kernel is a mixture of fewer patterns than it has pixels, as many as the
 memory has room for: single pixels near its centre, and smooth waves over all of it (see `depthcomp.fit.patterns`).
-On eleven fits of EfficientNet-Lite0 on photos the error on images that a fit has not seen rises by 3 % in the median
-where there is room for half of the pixels, and by 11 % for single pixels alone (`scripts/bench_patterns.py`).
+`scripts/bench_patterns.py` measures what that costs (`docs/patterns.txt`).
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from fx_passes.affine import AffineConv, Pair
 __all__ = ["FitMemory"]
 
 SOLVING = 5  # Gram matrices that a solution holds besides those of the folds
+PARTS = 3  # of the memory, one of them for a single fit: others' sums have room beside it, and it takes seconds
 _MIB = 2**20
 
 
@@ -30,7 +30,7 @@ class FitMemory:
 
     Attributes:
         folds: into how many parts the images are split.
-        mib: most memory, in MiB.
+        mib: most memory, in MiB; for a single fit, a third of it.
     """
 
     folds: int
@@ -46,7 +46,7 @@ class FitMemory:
         """Return for how many patterns there is room, at most the pixels of a convolution's own or a larger kernel."""
         channels, pixels = operator.in_channels // operator.groups, math.prod(kernel or operator.kernel)
         grams = 8 * operator.groups * (self.folds + SOLVING)
-        return min(pixels, math.isqrt(int(self.mib * _MIB) // grams) // channels)
+        return min(pixels, math.isqrt(int(self.mib * _MIB) // (PARTS * grams)) // channels)
 
     def is_whole(self, operator: AffineConv, kernel: Pair | None = None) -> bool:
         """Say whether there is room for all pixels of a convolution's own kernel or of a larger one."""
@@ -86,7 +86,7 @@ class FitMemory:
         """Return the memory in which all of these are solved whole."""
         operators = [_operator(candidate) for candidate in candidates]
         largest = max(_gram_mib(math.prod(o.weight.shape[1:]), o.groups) for o in operators)
-        return math.ceil((self.folds + SOLVING) * largest)
+        return math.ceil(PARTS * (self.folds + SOLVING) * largest)
 
 
 def _gram_mib(unknowns: int, groups: int) -> float:

@@ -34,12 +34,13 @@ class CalibratedImportance:
 
     Attributes:
         memory_mib: most memory for the sums of fits and for solving them, in MiB, here and where the chosen plans are
-            refitted; the network's own tensors come on top. Where it is not enough for all sums at once, the images
-            pass through the network several times, with the same result. Where it is not enough for a single fit, that
-            one's kernel is a mixture of fewer patterns than it has pixels (`depthcomp.fit_memory`), and
+            refitted; the images' tensors come on top. Where it is not enough for all sums at once, the images pass
+            through the network several times, with the same result. A single fit may take a third of it. Where that
+            is not enough, its kernel is a mixture of fewer patterns than it has pixels (`depthcomp.fit_memory`), and
             `result.warnings` says of how many choices that is so. With images in three folds the default solves up to
-            5,016 unknowns whole: a 3x3 kernel over 512 channels has 4,608; over 1,024 channels there is room for 4
-            patterns for its 9 pixels. Memory grows with the square of the unknowns, time with the cube.
+            2,896 unknowns whole: a 3x3 kernel over 320 channels has 2,880; over 512 channels there is room for 5
+            patterns for its 9 pixels, and all 9 take 3,888 MiB. Memory grows with the square of the unknowns, time
+            with the cube.
     """
 
     memory_mib: int = MEMORY_MIB

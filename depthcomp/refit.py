@@ -1,6 +1,7 @@
 """The weights of a plan's fitted convolutions, solved front to back, and what the whole plan really loses.
 
-Kept convolutions behind a change are fitted once more on the way, see `depthcomp.compensation`.
+Kept convolutions behind a change are fitted once more on the way, see `depthcomp.compensation`; those that memory has
+no room to solve whole stay as they are.
 """
 
 from __future__ import annotations
@@ -29,7 +30,6 @@ from fx_passes.affine import AffineConv
 __all__ = ["Refit", "Refitter", "Unfitted"]
 
 KEPT_STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)  # the last leaves a kept convolution all but as it was
-LARGEST_KEPT = 3000  # unknowns; more take many seconds, for each fold of each plan that is measured
 _TARGET = "target"
 
 Pixels = tuple[Positions, Tensor]  # and the tensor's values there (samples, c)
@@ -125,10 +125,9 @@ class Refitter:
             return [self._gm(batch) for _, batch in self._calibration.judging()]
 
     def _kept(self, linearized: fx.GraphModule, plan: Plan) -> list[KeptConvolution]:
-        """Return the kept convolutions to refit: of bearable size, and none where no fold judges how far to go."""
+        """Return the kept convolutions to refit: those solved whole, and none where no fold judges how far to go."""
         found = kept_behind(linearized, plan) if self._calibration.judges else []
-        bearable = (place for place in found if place.operator.weight[0].numel() <= LARGEST_KEPT)
-        return [place for place in bearable if self._memory.is_whole(place.operator)]
+        return [place for place in found if self._memory.is_whole(place.operator)]
 
     def _solve(self, place: PlacedConvolution | KeptConvolution, compressed: Stream, unseen: int | None) -> AffineConv:
         system = self._summed(place, compressed)

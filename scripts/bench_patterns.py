@@ -2,7 +2,7 @@
 
 Fits that are solved whole by default are solved again for two thirds, half, a third and a fifth as many unknowns.
 Errors are those on images that the fit has not seen, relative to the variance of the target. Prints them with the
-seconds that sums and solution take.
+processor seconds that sums and solution take.
 """
 
 from __future__ import annotations
@@ -45,20 +45,20 @@ def chosen(candidates: Iterable[Candidate], least: int, most: int) -> list[Candi
 def solved(
     network: fx.GraphModule, data: CalibrationSet, candidate: Candidate, operator: AffineConv, count: int
 ) -> tuple[AffineConv, float]:
-    """Return a fit for so many patterns that has not seen the fold, and the seconds that sums and solution took."""
+    """Return a fit for so many patterns that has not seen the fold, and the processor seconds of sums and solution."""
     span, seconds = candidate.span, 0.0
     system = RidgeSystem(design_of(span.entry, operator), operator.kernel, operator.in_channels, count=count)
     for number, (batch, fold) in enumerate(zip(data.batches, data.folds, strict=True)):
         tensors = record(network, batch, {span.entry, span.core})
-        start = time.perf_counter()
+        start = time.process_time()
         samples = samples_per_batch(system.unknowns, data.least_fitted)
         positions = sample_positions(tensors[span.core], samples, torch.Generator().manual_seed(number))
         pixels = positions.pixels(tensors[span.core])
         system.accumulate(tensors[span.entry], {"core": pixels}, positions, fold=fold)
-        seconds += time.perf_counter() - start
-    start = time.perf_counter()
+        seconds += time.process_time() - start
+    start = time.process_time()
     found = system.solve_without((UNSEEN,), ["core"], starting_point(operator), match_variance=())[UNSEEN][0]
-    return found, seconds + time.perf_counter() - start
+    return found, seconds + time.process_time() - start
 
 
 def error(network: fx.GraphModule, batches: Iterable[Tensor], candidate: Candidate, operator: AffineConv) -> float:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torchvision.models.mobilenetv2 import InvertedResidual
 
-from depthcomp import fit, importance
+from depthcomp import fit, fit_memory, importance
 from depthcomp.calibration import CalibrationSet, cross_validated, separate
 from depthcomp.candidate_fits import fit_candidates
 from depthcomp.fit_memory import FitMemory
@@ -308,7 +308,8 @@ def passes_of(calls):
     return {what.partition(", ")[2] for what, _, _ in calls if what.startswith("fitting")}
 
 
-def test_several_passes_for_little_memory_give_the_same(network, candidates, calibration, operators):
+def test_several_passes_for_little_memory_give_the_same(network, candidates, calibration, operators, monkeypatch):
+    monkeypatch.setattr(fit_memory, "PARTS", 1)
     memory, calls = FitMemory(3, 5.5), []
     assert all(memory.is_whole(c.operator) for c in candidates if c.choice.kind == "fit")
     found = fit_candidates(
@@ -321,7 +322,7 @@ def test_several_passes_for_little_memory_give_the_same(network, candidates, cal
 
 
 def test_a_fit_that_takes_too_much_memory_is_of_few_patterns(network, candidates, calibration, operators):
-    memory = FitMemory(3, 0.1)  # 40 unknowns: 13 patterns over 3 channels, 6 over 6, 5 over 8
+    memory = FitMemory(3, 0.3)  # 40 unknowns: 13 patterns over 3 channels, 6 over 6, 5 over 8
     found = fit_candidates(network, candidates, calibration, seed=0, memory=memory)
     assert found.keys() == operators.keys()
     cut = {c.choice: memory.patterns(c.operator) for c in candidates if c.operator and not memory.is_whole(c.operator)}
@@ -336,7 +337,7 @@ def test_a_fit_that_takes_too_much_memory_is_of_few_patterns(network, candidates
 
 
 def test_fits_of_few_patterns_lose_little_more_than_whole_ones(network, candidates, calibration, losses):
-    memory = FitMemory(3, 0.1)
+    memory = FitMemory(3, 0.3)
     fits = [c for c in candidates if c.choice.kind == "fit" and not memory.is_whole(c.operator)]
     found = calibrated(network, fits, calibration, EQUAL_SAVINGS, seed=0, memory=memory)
     centres = {(c.entry, c.exit): losses[c] for c in losses if c.kind == "fit" and c.kernel == (1, 1)}

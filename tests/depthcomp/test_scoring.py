@@ -256,6 +256,16 @@ def test_fits_that_memory_cuts_or_has_no_room_for_are_said(prepared):
     assert dict(whole.losses) != dict(cut.losses)
 
 
+def test_a_compression_warns_of_fits_that_memory_cuts_and_refits_them_alike(arithmetic_backend):
+    little = CalibratedImportance(memory_mib=1)
+    with pytest.warns(UserWarning, match="fits are mixtures of fewer patterns than their kernels have pixels"):
+        result = compress_depth(
+            tiny_net(), "80%", backend=arithmetic_backend(), data=[images(6)], importance=little
+        )  # fmt: skip
+    assert any("mixtures of fewer patterns" in warning for warning in result.warnings)
+    assert result.measured_ms <= result.budget_ms
+
+
 SCRIPT = """
 import sys, torch; from collections import defaultdict; from pathlib import Path
 sys.path.insert(0, sys.argv[1]); torch.set_num_threads(1)
