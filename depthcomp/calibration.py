@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from depthcomp.data import BATCH_SIZE, in_batches
+from depthcomp.data import batch_size, in_batches
 
-__all__ = ["LAYOUTS", "CalibrationSet", "Layout", "cross_validated", "separate"]
+__all__ = ["CalibrationSet", "Layout", "cross_validated", "layouts", "separate"]
 
 FOLDS = 3  # each fit then sees two thirds of the images, and every image judges
 
@@ -29,9 +29,14 @@ class Layout:
     memory: torch.memory_format
 
 
-FASTEST = Layout(BATCH_SIZE, torch.channels_last)  # convolutions on a CPU take half the time
-LAYOUTS = (FASTEST, Layout(BATCH_SIZE, torch.contiguous_format), Layout(1, torch.contiguous_format))
-"""From the fastest to the one that any network captured for one image takes."""
+def layouts(images: Tensor) -> tuple[Layout, ...]:
+    """Return how to lay images out (n, c, h, w), from the fastest to what any network captured for one image takes."""
+    largest = batch_size(images)
+    return (
+        Layout(largest, torch.channels_last),  # convolutions on a CPU take half the time
+        Layout(largest, torch.contiguous_format),
+        Layout(1, torch.contiguous_format),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +109,7 @@ class CalibrationSet:
 
 
 def cross_validated(
-    images: Tensor, seed: int, layout: Layout = FASTEST, labels: Tensor | None = None
+    images: Tensor, seed: int, layout: Layout | None = None, labels: Tensor | None = None
 ) -> CalibrationSet:
     """Return images (n, c, h, w) in up to three folds that take turns in judging.
 
@@ -122,7 +127,7 @@ def separate(
     images: Tensor,
     judging: Tensor,
     seed: int,
-    layout: Layout = FASTEST,
+    layout: Layout | None = None,
     labels: tuple[Tensor, Tensor] | None = None,
 ) -> CalibrationSet:
     """Return a set whose fits are on `images` and judged on `judging`, (n, c, h, w) both; labels for both or none."""
@@ -135,8 +140,9 @@ def _in_folds(
     judges: tuple[int, ...],
     withheld: int | None,
     seed: int,
-    layout: Layout,
+    layout: Layout | None,
 ) -> CalibrationSet:
+    layout = layouts(parts[0])[0] if layout is None else layout
     generator = torch.Generator().manual_seed(seed)
     orders = [torch.randperm(len(part), generator=generator).to(part.device) for part in parts]
     mixed = [

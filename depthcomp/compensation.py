@@ -1,9 +1,10 @@
-"""Kept convolutions behind a changed span, refitted towards what they gave in the original.
+"""Kept convolutions and classifiers behind a changed span, refitted towards what they gave in the original.
 
 What reads a changed tensor computes something else than it was trained for, and errors add up along a network. Behind
 every change the kept convolutions are therefore fitted once more, each towards the original network's tensor at its end
 and leaning to its own weights, as far as that holds on images that the fit has not seen. A summand is fitted towards
 the original's sum less the other summand as it is now: it makes up for what that one lost. Shape and latency stay.
+A linear layer that reads a vector for each image is a 1x1 convolution of an image of one pixel.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from torch import Tensor, fx, nn
 from fx_passes import Plan
 from fx_passes.affine import AffineConv
 from fx_passes.channel_affine import ChannelAffine
-from fx_passes.operators import NORMS, Role, affine_operator, known_layer, role
+from fx_passes.operators import NORMS, Role, affine_operator, called_module, known_layer, role
 
-__all__ = ["KeptConvolution", "kept_behind", "load_operator"]
+__all__ = ["KeptConvolution", "as_images", "kept_behind", "load_operator"]
 
 DEAD = 1e-6  # of a norm's largest scale: what a channel with a smaller one reads does not show
 
@@ -43,7 +44,7 @@ class KeptConvolution:
 
 
 def kept_behind(linearized: fx.GraphModule, plan: Plan) -> list[KeptConvolution]:
-    """Return the kept convolutions that read what a plan has changed, in order, the dilated ones left out.
+    """Return the kept convolutions and linear layers that read what a plan has changed, in order, no dilated ones.
 
     Args:
         linearized: the plan's linearized graph, its norms folded.
@@ -54,9 +55,9 @@ def kept_behind(linearized: fx.GraphModule, plan: Plan) -> list[KeptConvolution]
     changed: set[fx.Node] = set()
     found = []
     for node in linearized.graph.nodes:
-        reads, layer = not changed.isdisjoint(node.all_input_nodes), known_layer(linearized, node)
-        if reads and node.name not in own and isinstance(layer, nn.Conv2d) and layer.dilation == (1, 1):
-            found.append(_kept(linearized, node, layer.in_channels, order))
+        reads = not changed.isdisjoint(node.all_input_nodes)
+        if reads and node.name not in own and _can_be_fitted(linearized, node):
+            found.append(_kept(linearized, node, order))
         if reads or node.name in ends:
             changed.add(node)
     return found
@@ -76,8 +77,33 @@ def _rewritten(linearized: fx.GraphModule, plan: Plan) -> set[str]:
     return found
 
 
-def _kept(gm: fx.GraphModule, node: fx.Node, channels: int, order: dict[fx.Node, int]) -> KeptConvolution:
-    entry, operator = node.all_input_nodes[0].name, affine_operator(gm, node, channels)
+def as_images(tensor: Tensor) -> Tensor:
+    """Return a tensor (n, c, h, w) as it is, vectors (n, c) as images of one pixel."""
+    return tensor[..., None, None] if tensor.ndim == 2 else tensor
+
+
+def _can_be_fitted(gm: fx.GraphModule, node: fx.Node) -> bool:
+    layer = known_layer(gm, node)
+    return _linear(gm, node) is not None or (isinstance(layer, nn.Conv2d) and layer.dilation == (1, 1))
+
+
+def _linear(gm: fx.GraphModule, node: fx.Node) -> nn.Linear | None:
+    """Return the linear layer that a node calls on a vector for each image, or None where it calls none."""
+    layer, shape = called_module(gm, node), getattr(node.meta.get("tensor_meta"), "shape", ())
+    return layer if type(layer) is nn.Linear and len(shape) == 2 else None
+
+
+def _operator(gm: fx.GraphModule, node: fx.Node) -> AffineConv:
+    linear = _linear(gm, node)
+    if linear is None:
+        return affine_operator(gm, node, _convolution(gm, node).in_channels)
+    weight = linear.weight.detach().double().cpu()[..., None, None]
+    bias = torch.zeros(len(weight)).double() if linear.bias is None else linear.bias.detach().double().cpu()
+    return AffineConv(weight, bias, (1, 1), (0, 0, 0, 0), 1)
+
+
+def _kept(gm: fx.GraphModule, node: fx.Node, order: dict[fx.Node, int]) -> KeptConvolution:
+    entry, operator = node.all_input_nodes[0].name, _operator(gm, node)
     user = next(iter(node.users)) if len(node.users) == 1 else None
     if user is not None and role(gm, user) is Role.ADD:
         others = [operand for operand in user.all_input_nodes if operand is not node]
@@ -97,8 +123,12 @@ def load_operator(gm: fx.GraphModule, name: str, operator: AffineConv) -> None:
     while isinstance(known_layer(gm, node), NORMS):
         norms.append(node)
         node = node.all_input_nodes[0]
-    conv = known_layer(gm, node)
-    assert isinstance(conv, nn.Conv2d)  # norms were folded into it
+    linear = _linear(gm, node)
+    if linear is not None:
+        linear.weight.data.copy_(operator.weight[..., 0, 0])
+        _add_to_bias(linear, operator.bias - _operator(gm, node).bias)
+        return
+    conv = _convolution(gm, node)
     scale, shift = torch.ones_like(operator.bias), affine_operator(gm, node, conv.in_channels).bias
     for place in reversed(norms):
         norm = affine_operator(gm, place, operator.out_channels)
@@ -114,7 +144,13 @@ def load_operator(gm: fx.GraphModule, name: str, operator: AffineConv) -> None:
         _add_to_bias(conv, torch.where(alive, (operator.bias - shift) / divisor, 0.0))
 
 
-def _add_to_bias(conv: nn.Conv2d, change: Tensor) -> None:
-    if conv.bias is None:
-        conv.bias = nn.Parameter(torch.zeros(conv.out_channels).to(conv.weight))
-    conv.bias.data.add_(change.to(conv.bias))
+def _convolution(gm: fx.GraphModule, node: fx.Node) -> nn.Conv2d:
+    conv = known_layer(gm, node)
+    assert isinstance(conv, nn.Conv2d)  # nothing else is kept for, and norms were folded into one
+    return conv
+
+
+def _add_to_bias(layer: nn.Conv2d | nn.Linear, change: Tensor) -> None:
+    if layer.bias is None:
+        layer.bias = nn.Parameter(torch.zeros(len(layer.weight)).to(layer.weight))
+    layer.bias.data.add_(change.to(layer.bias))

@@ -12,7 +12,9 @@ from torch import Tensor
 from depthcomp.errors import DataError, DepthCompError
 
 __all__ = [
+    "batch_size",
     "calibration_batches",
+    "enough_images",
     "first_images",
     "images_of",
     "in_batches",
@@ -22,8 +24,9 @@ __all__ = [
     "synthetic_batches",
 ]
 
-MAX_IMAGES = 512  # enough for the fits; more only costs time
-BATCH_SIZE = 8  # of the tensors of a whole network, many live at once
+PIXELS = 224 * 224  # of the images that these numbers are meant for; of smaller ones there may be more
+MAX_IMAGES, MAX_SMALL_IMAGES = 512, 4096  # enough for the fits; more only costs time
+BATCH_SIZE, SMALL_BATCH_SIZE = 8, 64  # of the tensors of a whole network, many live at once
 IMAGE_NAMES = ("image", "images", "pixel_values", "x")  # in a dict; where none is there, the tensor that looks like one
 LABEL_NAMES = ("label", "labels", "target", "targets", "y")  # in a dict
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -91,6 +94,16 @@ def _labels(item: Any, count: int, argument: str) -> Tensor | None:
             f"an item of {argument} holds {found.numel()} labels for {count} images; give one class for each image"
         )
     return found.reshape(-1).long().cpu()
+
+
+def enough_images(example: Tensor) -> int:
+    """Return how many images of an example's size (n, c, h, w) to calibrate on: 512 of 224x224, more if smaller."""
+    return min(max(MAX_IMAGES, MAX_IMAGES * PIXELS // example[0, 0].numel()), MAX_SMALL_IMAGES)
+
+
+def batch_size(images: Tensor) -> int:
+    """Return how many images of a size (n, c, h, w) to compute at once: 8 of 224x224, more of smaller ones."""
+    return min(max(BATCH_SIZE, BATCH_SIZE * PIXELS // images[0, 0].numel()), SMALL_BATCH_SIZE)
 
 
 def labels_of(item: Any) -> Any:

@@ -41,12 +41,15 @@ class CalibratedImportance:
             2,896 unknowns whole: a 3x3 kernel over 320 channels has 2,880; over 512 channels there is room for 5
             patterns for its 9 pixels, and all 9 take 3,888 MiB. Memory grows with the square of the unknowns, time
             with the cube.
+        images: of `data` that are read at most; None for 512, of images smaller than 224x224 for as many as have that
+            many pixels together, up to 4,096.
     """
 
     memory_mib: int = MEMORY_MIB
+    images: int | None = None
 
     def __post_init__(self) -> None:
-        _require_counts(self, "memory_mib")
+        _require_counts(self, "memory_mib", *(() if self.images is None else ("images",)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,7 +39,7 @@ class _Document(BaseModel):
     kind: Literal["importance table"]
     version: Literal[1]
     method: str
-    settings: dict[str, int | float | str]
+    settings: dict[str, int | float | str | None]
     network: str
     data: str
     seed: int
@@ -72,7 +72,7 @@ class ImportanceTable:
 
     losses: Mapping[SpanChoice, float]
     method: str = "table"
-    settings: Mapping[str, int | float | str] = field(default_factory=dict)
+    settings: Mapping[str, int | float | str | None] = field(default_factory=dict)
     network: str = ""
     data: str = ""
     seed: int = 0

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from depthcomp.calibration import LAYOUTS, CalibrationSet, Layout, cross_validated, separate
-from depthcomp.data import MAX_IMAGES, labelled_images, synthetic_batches
+from depthcomp.calibration import CalibrationSet, Layout, cross_validated, layouts, separate
+from depthcomp.data import enough_images, labelled_images, synthetic_batches
 from depthcomp.errors import CaptureError, DataError, TableError
 from depthcomp.inputs import infer_example
 from depthcomp.pricing import Candidate, Pricing
@@ -87,7 +87,7 @@ def prepare(
     val_data: Iterable[Any] | None,
     seed: int,
     *,
-    most: int = MAX_IMAGES,
+    most: int | None = None,
     limits: SpanLimits = OFFERED,
 ) -> Prepared:
     """Return everything about a model that is known without measuring; the model is not changed.
@@ -98,7 +98,7 @@ def prepare(
         data: calibration images.
         val_data: images to judge on; None to let the calibration images take turns.
         seed: of the images' order.
-        most: images that are read of each.
+        most: images that are read of each; None for as many as their size asks for.
         limits: which choices the candidates are of.
 
     Raises:
@@ -109,7 +109,9 @@ def prepare(
     example, data, guess = infer_example(model, example_inputs, data)
     original, free, captured = _networks(model, example, guess)
     network = _folded(captured)
-    images, note = _calibration(network, data, val_data, example, seed, most)
+    images, note = _calibration(
+        network, data, val_data, example, seed, enough_images(example) if most is None else most
+    )
     calibration, foreign = _with_known_classes(network, images)
     pricing = Pricing(network)
     candidates, refusals = _rewrites(network, pricing, limits)
@@ -257,7 +259,7 @@ def _layout(network: fx.GraphModule, images: Tensor) -> Layout:
     Raises:
         CaptureError: the network takes no batch of another size than the one that it was captured for.
     """
-    for layout in LAYOUTS:
+    for layout in layouts(images):
         try:
             with torch.no_grad():
                 for size in {min(layout.largest, len(images)), 1}:

@@ -17,7 +17,7 @@ from torch import Tensor, fx
 
 from depthcomp.calibration import CalibrationSet
 from depthcomp.candidate_fits import samples_per_batch, whole_states
-from depthcomp.compensation import KeptConvolution, kept_behind, load_operator
+from depthcomp.compensation import KeptConvolution, as_images, kept_behind, load_operator
 from depthcomp.execution import Stream, record
 from depthcomp.fit import Positions, RidgeSystem, sample_positions, starting_point
 from depthcomp.fit_memory import FitMemory
@@ -150,8 +150,8 @@ class Refitter:
         for fold, entry, (positions, pixels), summand in zip(
             self._calibration.folds, entries, known, others, strict=False
         ):
-            wanted = pixels if summand is None else pixels - positions.pixels(summand)
-            system.accumulate(entry, {_TARGET: wanted}, positions, fold=fold)
+            wanted = pixels if summand is None else pixels - positions.pixels(as_images(summand))
+            system.accumulate(as_images(entry), {_TARGET: wanted}, positions, fold=fold)
         return system
 
     def _sample(self, places: Iterable[PlacedConvolution | KeptConvolution]) -> None:
@@ -161,8 +161,9 @@ class Refitter:
             tensors = record(self._gm, batch, {target for target, _ in missing})
             for target, count in sorted(missing):
                 generator = torch.Generator().manual_seed(self._seed + len(self._pixels.get((target, count), ())))
-                positions = sample_positions(tensors[target], count, generator)
-                self._pixels.setdefault((target, count), []).append((positions, positions.pixels(tensors[target])))
+                wanted = as_images(tensors[target])
+                positions = sample_positions(wanted, count, generator)
+                self._pixels.setdefault((target, count), []).append((positions, positions.pixels(wanted)))
 
     def _key(self, place: PlacedConvolution | KeptConvolution) -> tuple[str, int]:
         """Return whose pixels a place aims at, and how many of them are sampled in a batch."""

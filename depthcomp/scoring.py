@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 
-from depthcomp.data import MAX_IMAGES
 from depthcomp.errors import DepthCompError, TableError
 from depthcomp.fingerprint import calibration_hash, fingerprint, network_hash
 from depthcomp.fit_memory import FitMemory
@@ -83,9 +82,9 @@ def _names_file(text: str) -> bool:
     return text.endswith(".json") or Path(text).is_file()
 
 
-def most_images(importance: ImportanceConfig | ImportanceTable) -> int:
-    """Return how many images a method reads at most."""
-    return importance.images if isinstance(importance, FinetunedImportance) else MAX_IMAGES
+def most_images(importance: ImportanceConfig | ImportanceTable) -> int | None:
+    """Return how many images a method reads at most; None for as many as their size asks for."""
+    return None if isinstance(importance, ImportanceTable) else importance.images
 
 
 def memory_mib(importance: ImportanceConfig | ImportanceTable) -> int:

@@ -69,8 +69,9 @@ def dropped(network):
 
 def test_kept_convolutions_behind_a_dropped_block(network, dropped):
     found = kept_behind(linearize(network, dropped), dropped)
-    assert len(found) == 3  # those of the second block; the head is no convolution
-    first, middle, last = found
+    assert len(found) == 4
+    first, middle, last, head = found
+    assert (head.core, head.target, head.other) == ("head", "head", None)
     assert (first.target, middle.target) == (first.core, middle.core)
     assert first.other is middle.other is None
     (choice,) = dropped
@@ -149,7 +150,7 @@ def _is_convolution(gm, node):
 
 def test_the_trainable_form_computes_the_same(captured, network, dropped):
     refit = Refitter(network, cross_validated(images(12), seed=0)).carry_out(dropped, kept=True)
-    assert len(refit.kept) == 3
+    assert len(refit.kept) == 4
     trainable = linearize(captured, dropped)
     for name, operator in refit.kept.items():
         load_operator(trainable, name, operator)

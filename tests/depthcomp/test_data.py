@@ -7,7 +7,15 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from depthcomp.data import calibration_batches, first_images, in_batches, labelled_images, synthetic_batches
+from depthcomp.data import (
+    batch_size,
+    calibration_batches,
+    enough_images,
+    first_images,
+    in_batches,
+    labelled_images,
+    synthetic_batches,
+)
 from depthcomp.errors import DataError
 
 EXAMPLE = torch.zeros(1, 3, 7, 11)
@@ -228,6 +236,12 @@ def test_empty_batches_before_the_first_image_are_passed_over():
 def test_a_first_item_of_another_shape(item):
     with pytest.raises(DataError, match=r"the first item of data has shape .* one image \(c, h, w\)"):
         first_images([item])
+
+
+@pytest.mark.parametrize(("size", "enough", "batch"), [(512, 512, 8), (224, 512, 8), (112, 2048, 32), (28, 4096, 64)])
+def test_of_smaller_images_more_are_read_and_computed_at_once(size, enough, batch):
+    example = torch.empty(1, 3, size, size, device="meta")
+    assert (enough_images(example), batch_size(example)) == (enough, batch)
 
 
 def test_in_batches_keeps_the_order():

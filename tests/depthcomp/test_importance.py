@@ -13,7 +13,7 @@ from torch import nn
 from torchvision.models.mobilenetv2 import InvertedResidual
 
 from depthcomp import fit, fit_memory, importance
-from depthcomp.calibration import CalibrationSet, cross_validated, separate
+from depthcomp.calibration import CalibrationSet, Layout, cross_validated, separate
 from depthcomp.candidate_fits import fit_candidates
 from depthcomp.fit_memory import FitMemory
 from depthcomp.importance import calibrated, divergence
@@ -185,7 +185,8 @@ def test_losses_are_taken_on_so_many_judging_batches_at_most(
 
 
 def test_separate_images_alone_judge(network, candidates):
-    calibration = separate(images(8, seed=2), images(11, seed=3), seed=0)
+    layout = Layout(8, torch.channels_last)
+    calibration = separate(images(8, seed=2), images(11, seed=3), seed=0, layout=layout)
     some = [c for c in candidates if c.choice.kind == "fit"][::5]
     operators = fit_candidates(network, some, calibration, seed=0)
     judging = list(calibration.judging())

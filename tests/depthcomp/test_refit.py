@@ -8,7 +8,7 @@ import torch
 from torch import fx, nn
 
 from depthcomp import fit
-from depthcomp.calibration import cross_validated, separate
+from depthcomp.calibration import Layout, cross_validated, separate
 from depthcomp.candidate_fits import fit_candidates, whole_states
 from depthcomp.fit import RidgeSystem, design_of, sample_positions, starting_point
 from depthcomp.fit_memory import FitMemory
@@ -214,7 +214,8 @@ def test_the_loss_is_taken_on_each_fold_after_a_refit_without_it(network, in_a_r
 
 
 def test_the_loss_is_taken_on_separate_images_alone(network, in_a_row):
-    calibration = separate(images(12), images(11, seed=2), seed=0)
+    layout = Layout(8, torch.channels_last)
+    calibration = separate(images(12), images(11, seed=2), seed=0, layout=layout)
     fitted = replace(calibration, batches=calibration.batches[:2], folds=(0, 0), judges=(), withheld=None)
     refitter = Refitter(network, calibration)
     changed = merge(refitter.carry_out(in_a_row, unseen=1).linearized, in_a_row)

@@ -60,7 +60,7 @@ def known_search(monkeypatch):
             return Chain(1, {(0, 1): [Choice("keep", ORIGINAL_MS, 0.0), *offered]})
 
         class KnownRefitter:
-            def __init__(self, network, calibration, *, seed):
+            def __init__(self, network, calibration, **settings):
                 pass
 
             def carry_out(self, plan, *, kept, progress):
