@@ -119,10 +119,8 @@ def calibrated(
             solves them again, unless all that it needs was scored.
         memory: what the fits may take; None for the default.
     """
-    report = progress or silent
-    scorer = _Scorer(
-        gm, candidates, calibration, journal if journal is not None else ScoreJournal(), seed, report, memory
-    )
+    report, known = progress or silent, ScoreJournal() if journal is None else journal
+    scorer = _Scorer(gm, candidates, calibration, known, seed, report, memory)
     losses: dict[SpanChoice, list[float]] = {candidate.choice: [] for candidate in candidates}
     sizes, scored = _survivors(len(candidates), scorer.batches), list(candidates)
     done = itertools.count(1)
