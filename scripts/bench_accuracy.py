@@ -48,8 +48,8 @@ ROOT = Path(__file__).parents[1]
 BUDGETS, MIDDLE, SEEDS = ("1.25x", "1.5x", "2x"), "1.5x", (0, 1, 2)
 RECIPES = {"mobilenetv2": Recipe(), "resnet": Recipe(epochs=12), "tiny": Recipe(epochs=1)}
 FULL, QUICK = ("mobilenetv2", "resnet"), ("tiny",)
-CALIBRATION, SCORED = 512, 1024  # images
-FINETUNING = FinetuneConfig(epochs=2, batch_size=128, channels_last=True, checkpoint_updates=100)
+CALIBRATION, SCORED = 2048, 1024  # images
+FINETUNING = FinetuneConfig(epochs=2, channels_last=True)
 QUICK_IMAGES = 256
 ORIGINAL = "original"
 LIBRARIES = ("torch", "timm", "onnxruntime", "torch-pruning")
