@@ -23,7 +23,7 @@ from depthcomp.training.processes import Processes, joined_processes
 from depthcomp.training.recipe import require_timm
 from depthcomp.training.taps import tapped
 from depthcomp.training.trainer import Trainer, Training
-from fx_passes import Plan, insert_norms, merge, placed_convolutions
+from fx_passes import Plan, fits_without_norm, insert_norms, merge
 
 __all__ = [
     "FinetuneRecord",
@@ -251,6 +251,8 @@ def _first_images(train: Iterable[Any], val: Iterable[Any] | None, config: Finet
 def with_norms_for_fits(trainable: fx.GraphModule, plan: Plan, batches: Sequence[Tensor]) -> fx.GraphModule:
     """Return a copy of a linearized graph in which a batch norm that changes nothing follows each fitted convolution.
 
+    Norms that follow one already, from an earlier fine-tuning, stay as they are.
+
     Args:
         trainable: the graph; not changed.
         plan: the plan that it was linearized by.
@@ -259,7 +261,7 @@ def with_norms_for_fits(trainable: fx.GraphModule, plan: Plan, batches: Sequence
     network = copy.deepcopy(trainable).eval()
     sums: dict[str, list[Tensor]] = {}
     hooks = [
-        place.module.register_forward_hook(_summing(sums, place.core)) for place in placed_convolutions(network, plan)
+        place.module.register_forward_hook(_summing(sums, place.core)) for place in fits_without_norm(network, plan)
     ]
     for batch in batches if hooks else ():
         network(batch)
