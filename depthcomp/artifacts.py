@@ -139,10 +139,23 @@ def _describe(gm: fx.GraphModule, path: str, tensor: Tensor, key: str) -> Stored
         parameter=isinstance(tensor, nn.Parameter),
         requires_grad=tensor.requires_grad,
         persistent=name not in gm.get_submodule(owner)._non_persistent_buffers_set,
-        channels_last=tensor.dim() == 4
-        and not tensor.is_contiguous()
-        and tensor.is_contiguous(memory_format=torch.channels_last),
+        channels_last=_lies_channels_last(tensor),
     )
+
+
+def _lies_channels_last(tensor: Tensor) -> bool:
+    """Say whether torch takes a tensor for one in channels-last format.
+
+    Strides decide, not `is_contiguous`: of one channel, or one pixel, a tensor is contiguous in both formats, and a
+    convolution still chooses its kernel, and so its rounding, by the strides.
+    """
+    if tensor.dim() != 4:
+        return False
+    usual, last = (
+        torch.empty(tensor.shape, device="meta", memory_format=layout).stride()
+        for layout in (torch.contiguous_format, torch.channels_last)
+    )
+    return tensor.stride() == last != usual
 
 
 def _encode_attributes(gm: fx.GraphModule) -> dict[str, Any]:
@@ -293,7 +306,7 @@ def _fill(root: nn.Module, stored: StoredNetwork, values: Mapping[str, Tensor]) 
 
 def _tensor(description: StoredTensor, values: Tensor) -> Tensor:
     if description.channels_last:
-        values = values.contiguous(memory_format=torch.channels_last)
+        values = torch.empty_like(values, memory_format=torch.channels_last).copy_(values)
     return nn.Parameter(values, description.requires_grad) if description.parameter else values
 
 

@@ -193,6 +193,16 @@ def test_precision_and_memory_format_are_kept(dtype, tmp_path):
     assert weight.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize("layer", [nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 4, 1)], ids=str)
+def test_channels_last_is_kept_where_both_formats_look_alike(layer, tmp_path):
+    """With one channel or one pixel a weight is contiguous in both formats, and kernels are chosen by its strides."""
+    gm = fx.symbolic_trace(nn.Sequential(layer)).eval().to(memory_format=torch.channels_last)
+    x = images(2, layer.in_channels, 20, 20)
+    loaded = artifacts.load_network(artifacts.save_network(gm, tmp_path, (x,)))
+    assert loaded.get_submodule("0").weight.stride() == gm.get_submodule("0").weight.stride()
+    assert torch.equal(loaded(x), gm(x))
+
+
 def test_plain_attributes_ride_along_and_survive_a_copy(tmp_path):
     gm = capture(timm.create_model("efficientnet_lite0", num_classes=7), images(1, 3, 37, 41))
     attach_attributes(gm, {"opaque": object()})
