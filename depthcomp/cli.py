@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -111,8 +111,7 @@ def compress(
                 seed=seed,
                 progress=progress,
             )
-        files = [path for path, stamp in _stamps(out, table).items() if stamp != before.get(path)]
-        (_print_json if as_json else _print_summary)(result, files)
+        _print_result(result, _written_since(before, out, table), as_json)
 
 
 @app.command()
@@ -140,33 +139,28 @@ def finetune(
 ) -> None:
     """Train a compressed network on data, with the original as teacher; an interrupted run goes on where it was."""
     with plain_words():
-        from dataclasses import asdict
+        from depthcomp.console import Progress
+        from depthcomp.finetune_command import TuningRequest, configured, run
 
-        from depthcomp.finetune_command import TuningRequest, configured, run, told
-
-        chosen = configured(config, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, seed=seed)
-        record, files = run(
-            TuningRequest(
-                directory=directory,
-                data=data,
-                val_data=val_data,
-                config=chosen,
-                teacher=teacher,
-                teacher_weights=teacher_weights,
-                workers=workers,
-                data_root=data_root,
-                download=download,
-                augment=augment,
-                out=out,
-            )
+        request = TuningRequest(
+            directory=directory,
+            data=data,
+            val_data=val_data,
+            config=configured(config, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, seed=seed),
+            teacher=teacher,
+            teacher_weights=teacher_weights,
+            workers=workers,
+            data_root=data_root,
+            download=download,
+            augment=augment,
+            out=out,
         )
-        if not files:
+        before = _stamps(out or directory, None)
+        with Progress() as progress, redirect_stdout(sys.stderr):
+            result = run(request, progress)
+        if result is None:
             return  # one of several processes, of which the first speaks
-        if as_json:
-            typer.echo(json.dumps({**asdict(record), "files": [str(path) for path in files]}, indent=2))
-            return
-        for line in (*told(record), *(f"wrote {path}" for path in files)):
-            typer.echo(line)
+        _print_result(result, _written_since(before, out or directory, None), as_json)
 
 
 @app.command()
@@ -261,8 +255,16 @@ def _stamps(folder: Path | None, file: Path | None) -> dict[Path, tuple[int, int
     return {path: (stat.st_ino, stat.st_mtime_ns) for path, stat in stats.items()}
 
 
+def _written_since(before: Mapping[Path, tuple[int, int]], folder: Path | None, file: Path | None) -> list[Path]:
+    return [path for path, stamp in _stamps(folder, file).items() if stamp != before.get(path)]
+
+
+def _print_result(result: CompressionResult, files: Sequence[Path], as_json: bool) -> None:
+    (_print_json if as_json else _print_summary)(result, files)
+
+
 def _print_json(result: CompressionResult, files: Sequence[Path]) -> None:
-    from depthcomp.artifacts import result_json
+    from depthcomp.result_json import result_json
 
     content = {**result_json(result), "files": [str(path) for path in files]}
     typer.echo(json.dumps(content, indent=2, allow_nan=False))

@@ -14,6 +14,8 @@ from typer.testing import CliRunner
 from depthcomp.backend_help import BACKENDS
 from depthcomp.cli import app
 from depthcomp.errors import BudgetInfeasibleError
+from depthcomp.finetune import FinetuneRecord
+from depthcomp.training.config import FinetuneConfig
 from latency_tables.backends import BACKEND_NAMES
 
 SPEC = "some_cli_nets:net"
@@ -195,3 +197,45 @@ def test_the_module_itself_loads_no_heavy_library():
         "sys.exit(bool(new & {'torch', 'timm', 'onnxruntime', 'matplotlib', 'PIL', 'rich.progress'}))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.fixture
+def tunings(tmp_path, monkeypatch):
+    """Stand in for the fine-tuning of a folder; the requests that it gets are returned."""
+    seen = []
+
+    def run(request, progress):
+        seen.append(request)
+        progress("fine-tuning", 1, 1)
+        print("chatter of a library")
+        (request.out or request.directory).mkdir(exist_ok=True)
+        ((request.out or request.directory) / "model.json").write_text("{}")
+        return make_result(finetuned=FinetuneRecord("epoch 2", "loss", 0.5, 0.25, -0.5, -0.25, 3, 9, 12.0))
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("depthcomp.finetune_command.run", run)
+    return seen
+
+
+def tune(*arguments):
+    return CliRunner().invoke(app, ["finetune", "out", "--data", "photos", *arguments], env={"COLUMNS": "160"})
+
+
+def test_fine_tuning_prints_what_a_compression_prints(tunings, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("older")
+    result = tune("--epochs", "3")
+    assert result.exit_code == 0, result.output
+    for said in ("1.31x as fast", "validation loss before and after fine-tuning", "best: epoch 2; 3 epochs"):
+        assert said in result.stdout
+    assert re.findall(r"^wrote (.*)$", result.stdout, re.MULTILINE) == ["out/model.json"]
+    assert "chatter" not in result.stdout
+    assert tunings[0].config == FinetuneConfig(epochs=3)
+    content = json.loads(tune("--out", "other", "--json").stdout)
+    assert content["files"] == ["other/model.json"]
+    assert content["finetuned"]["loss_after"] == 0.25
+
+
+def test_of_several_processes_one_speaks(tunings, monkeypatch):
+    monkeypatch.setattr("depthcomp.finetune_command.run", lambda request, progress: None)
+    assert tune().stdout == ""
