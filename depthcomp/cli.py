@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from depthcomp.bench import Comparison
     from depthcomp.result import CompressionResult
+    from depthcomp.training.config import FinetuneConfig
 
 __all__ = ["app", "main"]
 
@@ -76,6 +77,12 @@ def compress(
     method: Annotated[
         str, typer.Option(help=f"How the plan is chosen: {METHOD_NAMES}; all but the first are there to compare with.")
     ] = "depthcomp",
+    finetune_epochs: Annotated[
+        int | None, typer.Option(help="Fine-tune what was found on --data, for so many passes over it.")
+    ] = None,
+    finetune_config: Annotated[
+        Path | None, typer.Option("--finetune", help="Fine-tune as this file says that FinetuneConfig.to_json wrote.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="The folder where everything is saved.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
@@ -92,6 +99,7 @@ def compress(
         from latency_tables import create_backend
 
         find_method(method)
+        tuning = _tuning(finetune_config, finetune_epochs, seed)
         wanted, runtime = Budget.parse(budget), create_backend(backend, threads=threads)
         TableStore.open(table, runtime.environment())  # one that cannot be used is refused before the model is loaded
         before = _stamps(out, table)
@@ -102,11 +110,12 @@ def compress(
                 network,
                 wanted,
                 example_inputs=example,
-                data=_images(data, network, example, data_root, seed),
-                val_data=_images(val_data, network, example, data_root, seed),
+                data=_images(data, network, example, data_root, seed, tuning),
+                val_data=_images(val_data, network, example, data_root, seed, tuning),
                 backend=runtime,
                 table=table,
                 method=method,
+                finetune=tuning,
                 output_dir=out,
                 seed=seed,
                 progress=progress,
@@ -237,14 +246,29 @@ def _print_comparison(found: Comparison) -> None:
         typer.echo(note)
 
 
-def _images(spec: str | None, model: nn.Module, example: Tensor, root: Path | None, seed: int) -> Iterable[Any] | None:
+def _tuning(file: Path | None, epochs: int | None, seed: int) -> FinetuneConfig | None:
+    """Return how to fine-tune in the same call; None where that is not asked for."""
+    from depthcomp.finetune_command import configured
+
+    if file is None and epochs is None:
+        return None
+    return configured(file, epochs=epochs, seed=seed if file is None else None)
+
+
+def _images(
+    spec: str | None, model: nn.Module, example: Tensor, root: Path | None, seed: int, tuning: FinetuneConfig | None
+) -> Iterable[Any] | None:
+    """Return what an option names as data: to be read once, or every epoch where it is to be trained on, too."""
     from depthcomp.data_specs import load_data, names_data
     from depthcomp.images import image_batches
     from depthcomp.models import normalization
 
-    if spec is None or not names_data(spec):
-        return None if spec is None else image_batches(spec, example, *normalization(model))
-    return load_data(spec, model, example, training=False, root=root, seed=seed)
+    if spec is None:
+        return None
+    if tuning is None and not names_data(spec):
+        return image_batches(spec, example, *normalization(model))
+    batching: dict[str, Any] = {} if tuning is None else {"batch_size": tuning.batch_size}
+    return load_data(spec, model, example, training=False, root=root, seed=seed, **batching)
 
 
 def _stamps(folder: Path | None, file: Path | None) -> dict[Path, tuple[int, int]]:
