@@ -1,6 +1,6 @@
-"""What a compression leaves on disk: the network as structure and weights, the plan, the numbers, the report.
+"""A network on disk, as structure and weights.
 
-A network is stored without pickle and without its class: `model.json` holds the graph (see
+It is stored without pickle and without its class: `model.json` holds the graph (see
 `depthcomp.graph_json`), `model.safetensors` the values of its tensors.
 """
 
@@ -9,12 +9,10 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import math
 import os
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -23,28 +21,15 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from depthcomp import graph_json
-from depthcomp.errors import ArtifactError, TableError
-from depthcomp.files import require_writable, write_atomically
+from depthcomp.errors import ArtifactError
+from depthcomp.files import require_writable, write_atomically, write_json
 from depthcomp.graph_json import StoredModule, StoredNetwork, StoredTensor
 from fx_passes.graph_edit import attach_attributes, preserved_attributes
-from latency_tables import Timing
 from latency_tables.json_file import first_fault
 
-if TYPE_CHECKING:
-    from depthcomp.importance_file import ImportanceTable
-    from depthcomp.result import CompressionResult, FrontierPoint, Refusal, SpanRecord
+__all__ = ["load", "load_network", "save_network"]
 
-__all__ = [
-    "load",
-    "load_network",
-    "result_json",
-    "save_network",
-    "save_result",
-]
-
-RESULT_SCHEMA_VERSION = 1
 _STRUCTURE, _WEIGHTS = "model.json", "model.safetensors"
-TRAINABLE, ORIGINAL = "trainable", "original"  # folders, of a network each
 
 
 def save_network(
@@ -71,12 +56,8 @@ def save_network(
     weights = safetensors.torch.save(values)
     stored.sha256 = hashlib.sha256(weights).hexdigest()
     write_atomically(folder / _WEIGHTS, weights)
-    write_atomically(folder / _STRUCTURE, _json_bytes(stored.model_dump()))
+    write_json(folder / _STRUCTURE, stored.model_dump())
     return folder
-
-
-def _json_bytes(content: Mapping[str, Any]) -> bytes:
-    return (json.dumps(content, indent=1, allow_nan=False) + "\n").encode()
 
 
 def _encode(gm: fx.GraphModule) -> tuple[StoredNetwork, dict[str, Tensor]]:
@@ -139,10 +120,23 @@ def _describe(gm: fx.GraphModule, path: str, tensor: Tensor, key: str) -> Stored
         parameter=isinstance(tensor, nn.Parameter),
         requires_grad=tensor.requires_grad,
         persistent=name not in gm.get_submodule(owner)._non_persistent_buffers_set,
-        channels_last=tensor.dim() == 4
-        and not tensor.is_contiguous()
-        and tensor.is_contiguous(memory_format=torch.channels_last),
+        channels_last=_lies_channels_last(tensor),
     )
+
+
+def _lies_channels_last(tensor: Tensor) -> bool:
+    """Say whether torch takes a tensor for one in channels-last format.
+
+    Strides decide, not `is_contiguous`: of one channel, or one pixel, a tensor is contiguous in both formats, and a
+    convolution still chooses its kernel, and so its rounding, by the strides.
+    """
+    if tensor.dim() != 4:
+        return False
+    usual, last = (
+        torch.empty(tensor.shape, device="meta", memory_format=layout).stride()
+        for layout in (torch.contiguous_format, torch.channels_last)
+    )
+    return tensor.stride() == last != usual
 
 
 def _encode_attributes(gm: fx.GraphModule) -> dict[str, Any]:
@@ -293,7 +287,7 @@ def _fill(root: nn.Module, stored: StoredNetwork, values: Mapping[str, Tensor]) 
 
 def _tensor(description: StoredTensor, values: Tensor) -> Tensor:
     if description.channels_last:
-        values = values.contiguous(memory_format=torch.channels_last)
+        values = torch.empty_like(values, memory_format=torch.channels_last).copy_(values)
     return nn.Parameter(values, description.requires_grad) if description.parameter else values
 
 
@@ -325,114 +319,3 @@ def _attach_attributes(gm: fx.GraphModule, stored: StoredNetwork) -> None:
         if name.startswith("_") or hasattr(gm, name):
             raise ValueError(f"the attribute {name!r} would hide one of the network's own")
     attach_attributes(gm, attributes)
-
-
-def save_result(result: CompressionResult, directory: str | os.PathLike[str]) -> Path:
-    """Write everything that a compression found to a folder, created if need be, and return the folder.
-
-    plan.json, model.json and model.safetensors, model.onnx, latency_table.json, importance.json, result.json,
-    report.html and frontier.svg; in folders below, the trainable form and the original, for `depthcomp finetune`. Each
-    file is written whole or not at all.
-
-    Raises:
-        ArtifactError: the folder cannot be written, or the network cannot be stored or exported.
-    """
-    from depthcomp.report import write_report  # draws plots: loaded only when a report is wanted
-
-    folder = save_network(result.model, directory, result.example_inputs)
-    write_atomically(folder / "plan.json", result.plan.to_json().encode())
-    save_network(result.trainable, folder / TRAINABLE)
-    if result.original is not None:
-        save_network(result.original, folder / ORIGINAL)
-    result.export_onnx(folder / "model.onnx")
-    try:
-        result.table.save(folder / "latency_table.json")
-    except TableError as error:
-        raise ArtifactError(f"the latency table cannot be saved: {error}") from error
-    try:
-        result.importance.save(folder / "importance.json")
-    except TableError as error:
-        raise ArtifactError(f"the importance table cannot be saved: {error}") from error
-    write_atomically(folder / "result.json", _json_bytes(result_json(result)))
-    write_report(result, folder)
-    return folder
-
-
-def result_json(result: CompressionResult) -> dict[str, Any]:
-    """Return every number of a result as plain JSON values; a number that is not finite becomes None."""
-    content: dict[str, Any] = {
-        "schema_version": RESULT_SCHEMA_VERSION,
-        "budget": {**asdict(result.budget), "text": str(result.budget)},
-        "budget_ms": result.budget_ms,
-        "original": _timing(result.original_timing),
-        "measured": _timing(result.measured_timing),
-        "predicted_ms": result.predicted_ms,
-        "residual": result.residual,
-        "calibration": None if result.table.calibration is None else asdict(result.table.calibration),
-        "speedup": result.speedup,
-        "loss": result.loss,
-        "rank_correlation": result.rank_correlation,
-        "importance": _importance(result.importance),
-        "original_depth": result.original_depth,
-        "depth": result.depth,
-        "free_merges": [asdict(choice) for choice in result.free_merges],
-        "spans": [_span(record) for record in result.spans],
-        "refusals": _refusals_by_reason(result.refusals),
-        "frontier": [_frontier_point(point) for point in result.frontier],
-        "finetuned": None if result.finetuned is None else asdict(result.finetuned),
-        "warnings": list(result.warnings),
-        "environment": asdict(result.environment),
-        "example_inputs": [_tensor_kind(tensor) for tensor in result.example_inputs],
-        "seed": result.seed,
-        "seconds": dict(result.seconds),
-    }
-    finite: dict[str, Any] = _finite(content)
-    return finite
-
-
-def _importance(table: ImportanceTable) -> dict[str, Any]:
-    return {
-        "method": table.method,
-        "settings": dict(table.settings),
-        "seconds": table.seconds,
-        "choices": len(table.losses),
-    }
-
-
-def _timing(timing: Timing) -> dict[str, Any]:
-    return {
-        "ms": timing.median_ms,
-        "least_ms": timing.ms,
-        "spread": timing.spread,
-        "n": timing.n,
-        "drifted_rounds": timing.drifted,
-        "rounds_ms": list(timing.rounds_ms),
-    }
-
-
-def _span(record: SpanRecord) -> dict[str, Any]:
-    fields = asdict(record)
-    return {**fields.pop("choice"), **fields}
-
-
-def _refusals_by_reason(refusals: tuple[Refusal, ...]) -> list[dict[str, Any]]:
-    grouped: dict[str, list[dict[str, str]]] = {}
-    for refusal in refusals:
-        grouped.setdefault(refusal.reason, []).append({"entry": refusal.entry, "exit": refusal.exit})
-    return [{"reason": reason, "count": len(spans), "spans": spans} for reason, spans in grouped.items()]
-
-
-def _frontier_point(point: FrontierPoint) -> dict[str, Any]:
-    return {"predicted_ms": point.predicted_ms, "loss": point.loss, "choices": len(point.plan)}
-
-
-def _tensor_kind(tensor: Tensor) -> dict[str, Any]:
-    return {"shape": list(tensor.shape), "dtype": str(tensor.dtype).removeprefix("torch.")}
-
-
-def _finite(content: Any) -> Any:
-    if isinstance(content, dict):
-        return {name: _finite(value) for name, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [_finite(value) for value in content]
-    return None if isinstance(content, float) and not math.isfinite(content) else content

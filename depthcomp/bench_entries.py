@@ -184,7 +184,7 @@ def _exported_anew(folder: Path, batch: int) -> Any:
 def _saved(folder: Path, batch: int) -> Network:
     from depthcomp.artifacts import load
     from depthcomp.engine import with_batch
-    from depthcomp.export_command import saved_inputs
+    from depthcomp.saved_result import saved_inputs
     from depthcomp.timing import Network
     from fx_passes import capture
 

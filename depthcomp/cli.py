@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from depthcomp.bench import Comparison
     from depthcomp.result import CompressionResult
+    from depthcomp.training.config import FinetuneConfig
 
 __all__ = ["app", "main"]
 
@@ -78,6 +79,12 @@ def compress(
     method: Annotated[
         str, typer.Option(help=f"How the plan is chosen: {METHOD_NAMES}; all but the first are there to compare with.")
     ] = "depthcomp",
+    finetune_epochs: Annotated[
+        int | None, typer.Option(help="Fine-tune what was found on --data, for so many passes over it.")
+    ] = None,
+    finetune_config: Annotated[
+        Path | None, typer.Option("--finetune", help="Fine-tune as this file says that FinetuneConfig.to_json wrote.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="The folder where everything is saved.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
@@ -94,6 +101,7 @@ def compress(
         from latency_tables import create_backend
 
         find_method(method)
+        tuning = _tuning(finetune_config, finetune_epochs, seed)
         wanted, runtime = Budget.parse(budget), create_backend(backend, threads=threads)
         TableStore.open(table, runtime.environment())  # one that cannot be used is refused before the model is loaded
         before = _stamps(out, table)
@@ -104,17 +112,17 @@ def compress(
                 network,
                 wanted,
                 example_inputs=example,
-                data=_images(data, network, example, data_root, seed),
-                val_data=_images(val_data, network, example, data_root, seed),
+                data=_images(data, network, example, data_root, seed, tuning),
+                val_data=_images(val_data, network, example, data_root, seed, tuning),
                 backend=runtime,
                 table=table,
                 method=method,
+                finetune=tuning,
                 output_dir=out,
                 seed=seed,
                 progress=progress,
             )
-        files = [path for path, stamp in _stamps(out, table).items() if stamp != before.get(path)]
-        (_print_json if as_json else _print_summary)(result, files)
+        _print_result(result, _written_since(before, out, table), as_json)
 
 
 @app.command()
@@ -142,33 +150,28 @@ def finetune(
 ) -> None:
     """Train a compressed network on data, with the original as teacher; an interrupted run goes on where it was."""
     with plain_words():
-        from dataclasses import asdict
+        from depthcomp.console import Progress
+        from depthcomp.finetune_command import TuningRequest, configured, run
 
-        from depthcomp.finetune_command import TuningRequest, configured, run, told
-
-        chosen = configured(config, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, seed=seed)
-        record, files = run(
-            TuningRequest(
-                directory=directory,
-                data=data,
-                val_data=val_data,
-                config=chosen,
-                teacher=teacher,
-                teacher_weights=teacher_weights,
-                workers=workers,
-                data_root=data_root,
-                download=download,
-                augment=augment,
-                out=out,
-            )
+        request = TuningRequest(
+            directory=directory,
+            data=data,
+            val_data=val_data,
+            config=configured(config, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, seed=seed),
+            teacher=teacher,
+            teacher_weights=teacher_weights,
+            workers=workers,
+            data_root=data_root,
+            download=download,
+            augment=augment,
+            out=out,
         )
-        if not files:
+        before = _stamps(out or directory, None)
+        with Progress() as progress, redirect_stdout(sys.stderr):
+            result = run(request, progress)
+        if result is None:
             return  # one of several processes, of which the first speaks
-        if as_json:
-            typer.echo(json.dumps({**asdict(record), "files": [str(path) for path in files]}, indent=2))
-            return
-        for line in (*told(record), *(f"wrote {path}" for path in files)):
-            typer.echo(line)
+        _print_result(result, _written_since(before, out or directory, None), as_json)
 
 
 @app.command()
@@ -245,10 +248,24 @@ def _print_comparison(found: Comparison) -> None:
         typer.echo(note)
 
 
-def _images(spec: str | None, model: nn.Module, example: Tensor, root: Path | None, seed: int) -> Iterable[Any] | None:
-    from depthcomp.data_specs import calibration_data
+def _tuning(file: Path | None, epochs: int | None, seed: int) -> FinetuneConfig | None:
+    """Return how to fine-tune in the same call; None where that is not asked for."""
+    from depthcomp.finetune_command import configured
 
-    return calibration_data(spec, model, example, root=root, seed=seed)
+    if file is None and epochs is None:
+        return None
+    return configured(file, epochs=epochs, seed=seed if file is None else None)
+
+
+def _images(
+    spec: str | None, model: nn.Module, example: Tensor, root: Path | None, seed: int, tuning: FinetuneConfig | None
+) -> Iterable[Any] | None:
+    """Return what an option names as data: to be read once, or every epoch where it is to be trained on, too."""
+    from depthcomp.data_specs import calibration_data, load_data
+
+    if spec is None or tuning is None:
+        return calibration_data(spec, model, example, root=root, seed=seed)
+    return load_data(spec, model, example, training=False, root=root, seed=seed, batch_size=tuning.batch_size)
 
 
 def _stamps(folder: Path | None, file: Path | None) -> dict[Path, tuple[int, int]]:
@@ -259,8 +276,16 @@ def _stamps(folder: Path | None, file: Path | None) -> dict[Path, tuple[int, int
     return {path: (stat.st_ino, stat.st_mtime_ns) for path, stat in stats.items()}
 
 
+def _written_since(before: Mapping[Path, tuple[int, int]], folder: Path | None, file: Path | None) -> list[Path]:
+    return [path for path, stamp in _stamps(folder, file).items() if stamp != before.get(path)]
+
+
+def _print_result(result: CompressionResult, files: Sequence[Path], as_json: bool) -> None:
+    (_print_json if as_json else _print_summary)(result, files)
+
+
 def _print_json(result: CompressionResult, files: Sequence[Path]) -> None:
-    from depthcomp.artifacts import result_json
+    from depthcomp.result_json import result_json
 
     content = {**result_json(result), "files": [str(path) for path in files]}
     typer.echo(json.dumps(content, indent=2, allow_nan=False))

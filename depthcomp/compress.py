@@ -31,7 +31,7 @@ from depthcomp.search import Found, Search
 from depthcomp.table_store import TableStore
 from depthcomp.timing import LatencyPredictor, NetworkTimer
 from depthcomp.training.config import FinetuneConfig
-from depthcomp.tuned_result import require_tunable, tuned
+from depthcomp.tuned_result import CHECKPOINTS, require_tunable, tuned
 from dp_solver import Chain
 from fx_passes import SpanChoice, linearize, merge, placed_convolutions
 from latency_tables import AnyBackend, Environment, LatencyTable, as_backend
@@ -144,7 +144,7 @@ def compress_depth(
     offer = replace(offer, table=replace(offer.table, calibration=search.predictor.calibration))
     store.keep_calibration(offer.table)
     result = _result(
-        prepared, offer, scored, search, found,
+        chosen, prepared, offer, scored, search, found,
         budget=wanted, environment=store.environment, seed=seed, seconds=stages.seconds,
     )  # fmt: skip
     if folder is not None:
@@ -153,7 +153,11 @@ def compress_depth(
             store.forget_journal()  # all of it stands in latency_table.json now
             scored.journal.forget()  # and in importance.json
     if finetune is not None:
-        result = tuned(result, prepared, data, val_data, finetune, timer, stages, folder)
+        result = tuned(
+            result, prepared.network, data, val_data, finetune, timer, stages,
+            checkpoints=None if folder is None else folder / CHECKPOINTS, out=folder,
+            calibration=prepared.calibration.batches, anew=True,
+        )  # fmt: skip
     return result
 
 
@@ -276,6 +280,7 @@ def _require_room(
 
 
 def _result(
+    method: Method,
     prepared: Prepared,
     offer: _Offer,
     scored: Scored,
@@ -314,7 +319,8 @@ def _result(
         seconds=seconds,
         free_merges=prepared.free,
         importance=scored.table,
-        original=prepared.network,
+        original=prepared.original,
+        method=method.name,
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from contextlib import redirect_stdout
@@ -10,18 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, fx
 
 from depthcomp.artifacts import load
-from depthcomp.errors import ArtifactError, EngineError
+from depthcomp.errors import EngineError
 from depthcomp.files import require_writable_file, write_atomically
 from depthcomp.precision import PRECISIONS, onnx_in_precision
+from depthcomp.saved_result import saved_inputs
 
-__all__ = ["Request", "run", "saved_inputs"]
+__all__ = ["Request", "run"]
 
 FORMATS = ("onnx", "tensorrt", "tensorrt-rtx")
-_SEED = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,31 +103,6 @@ def run(request: Request) -> list[str]:
         if request.to == "onnx":
             return _write_onnx(request, network, example, data)
         return _write_engine(request, network, example, data)
-
-
-def saved_inputs(directory: Path) -> tuple[Tensor, ...]:
-    """Return random inputs like those that a saved network was compressed with, in shape and type.
-
-    Raises:
-        ArtifactError: the folder does not tell them.
-    """
-    path = directory / "result.json"
-    try:
-        kinds = json.loads(path.read_bytes())["example_inputs"]
-        generator = torch.Generator().manual_seed(_SEED)
-        return tuple(torch.randn(kind["shape"], generator=generator).to(_dtype(kind["dtype"])) for kind in kinds)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        raise ArtifactError(
-            f"{path} does not tell the shapes of the inputs ({type(error).__name__}: {error}); give the folder that "
-            "CompressionResult.save wrote"
-        ) from error
-
-
-def _dtype(name: str) -> torch.dtype:
-    dtype = getattr(torch, name)
-    if not isinstance(dtype, torch.dtype):
-        raise TypeError(f"{name} is no type of tensors")
-    return dtype
 
 
 def _numbers(option: str, text: str, example: str) -> tuple[int, ...]:

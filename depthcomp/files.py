@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from depthcomp.errors import ArtifactError
 
-__all__ = ["require_writable", "require_writable_file", "write_atomically"]
+__all__ = ["require_writable", "require_writable_file", "write_atomically", "write_json"]
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes) -> Path:
@@ -32,6 +35,16 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> Path:
             f"cannot write {path}: {error.strerror}; choose a folder that exists, is writable and has room"
         ) from error
     return path
+
+
+def write_json(path: str | os.PathLike[str], content: Mapping[str, Any]) -> Path:
+    """Write JSON values to `path` as `write_atomically` does, and return the path.
+
+    Raises:
+        ArtifactError: the folder does not exist, or the file cannot be written.
+        ValueError: a number is not finite.
+    """
+    return write_atomically(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
 
 
 def _write_through(path: Path, data: bytes) -> None:

@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
-import json
-import os
-import sys
+import warnings
 from collections.abc import Iterable
-from contextlib import redirect_stdout
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, fx, nn
+from torch import nn
 
-from depthcomp.artifacts import ORIGINAL, TRAINABLE, load, load_network, save_network
-from depthcomp.console import Progress
 from depthcomp.data_specs import load_data
-from depthcomp.errors import ArtifactError, DepthCompError
-from depthcomp.export import export_onnx
-from depthcomp.export_command import saved_inputs
-from depthcomp.files import write_atomically
-from depthcomp.finetune import FinetunedPlan, FinetuneRecord, finetune_plan
+from depthcomp.errors import ArtifactError, BackendUnavailableError, DepthCompError
 from depthcomp.models import load_model
+from depthcomp.progress import Progress, Stages
+from depthcomp.result import CompressionResult
+from depthcomp.saved_result import ORIGINAL, load_result
+from depthcomp.timing import NetworkTimer
 from depthcomp.training.config import FinetuneConfig
-from depthcomp.tuned_result import CHECKPOINTS
-from fx_passes import Plan
-from fx_passes.shapes import propagate_shapes
+from depthcomp.tuned_result import CHECKPOINTS, is_first_process, tuned
+from latency_tables import AnyBackend, Environment
+from latency_tables.backends import BACKEND_NAMES, create_backend
+from latency_tables.environment import require_same_environment
 
-__all__ = ["TuningRequest", "configured", "run", "told"]
+__all__ = ["TuningRequest", "configured", "run"]
+
+_AS_BEFORE = "the latencies were measured before fine-tuning and not again"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,80 +74,92 @@ def configured(file: Path | None, **given: Any) -> FinetuneConfig:
     return replace(config, **{name: value for name, value in given.items() if value is not None})
 
 
-def run(request: TuningRequest) -> tuple[FinetuneRecord, list[Path]]:
-    """Fine-tune, write the network, and return the numbers and the files; a run that was interrupted goes on.
+def run(request: TuningRequest, progress: Progress | None = None) -> CompressionResult | None:
+    """Fine-tune what a folder holds, measure it again, write everything anew, and return it.
+
+    A run that was interrupted goes on; after one that was finished, the next goes on from the tuned network. Of several
+    processes that train together the first one writes, and the others return None.
+
+    Args:
+        request: what to do.
+        progress: called as (stage, done, total).
 
     Raises:
         ArtifactError: the folder holds no result with its trainable form, or cannot be written to.
         DataError: the data cannot be read or do not fit.
         TrainingError: fine-tuning cannot go on; the message says where the last checkpoint is.
+        TableError: the backend refuses the networks.
+
+    Warns:
+        UserWarning: the latencies cannot be measured again; they are then those from before.
     """
-    directory = request.directory
-    load(directory)  # a folder that holds no network is refused with the right words
-    example = saved_inputs(directory)
-    plan = Plan.from_json((directory / "plan.json").read_text(encoding="utf-8"))
-    trainable = _trainable(directory, example)
-    with redirect_stdout(sys.stderr):  # stdout carries the result alone
-        teacher = _teacher(request)
-        train, val = _data(request, request.data, trainable, example[0]), None
-        if request.val_data is not None:
-            val = _data(request, request.val_data, trainable, example[0], judging=True)
-        with Progress() as progress:
-            outcome = finetune_plan(
-                trainable, plan, teacher, train, val, request.config,
-                folder=directory / CHECKPOINTS, progress=progress,
-            )  # fmt: skip
-        return outcome.record, _written(request, outcome, plan, example)
+    result = load_result(request.directory)
+    stages, teacher = Stages(progress, result.seconds), _teacher(request, result.original)
+    train, val = _data(request, request.data, result), None
+    if request.val_data is not None:
+        val = _data(request, request.val_data, result, judging=True)
+    result, timer = _ready_to_measure(result, stages.report)
+    found = tuned(
+        result, teacher, train, val, request.config, timer, stages,
+        checkpoints=request.directory / CHECKPOINTS, out=request.out or request.directory,
+    )  # fmt: skip
+    return found if is_first_process() else None
 
 
-def told(record: FinetuneRecord) -> list[str]:
-    """Return lines that say what fine-tuning came to."""
-    lines = [f"loss {record.loss_before:.4g} -> {record.loss_after:.4g} on the validation data"]
-    if record.metric != "loss":
-        lines.append(f"{record.metric} {record.metric_before:.4g} -> {record.metric_after:.4g}")
-    return [*lines, f"best: {record.best}, of {record.epochs} epochs in {record.seconds:.0f} s"]
+def _ready_to_measure(result: CompressionResult, progress: Progress) -> tuple[CompressionResult, NetworkTimer | None]:
+    """Return the result and what measures its network where it was measured before.
+
+    Where that cannot be, the result has a warning that says so, and there is no timer.
+    """
+    result = replace(result, warnings=tuple(note for note in result.warnings if not note.startswith(_AS_BEFORE)))
+    try:
+        backend = _same_backend(result.environment)
+        if result.original is None:
+            raise ArtifactError(f"the folder has no {ORIGINAL} to measure the network against")
+    except DepthCompError as reason:
+        note = f"{_AS_BEFORE}: {reason}"
+        if is_first_process():
+            warnings.warn(note, stacklevel=3)
+        return replace(result, warnings=(*result.warnings, note)), None
+    timer = NetworkTimer(result.original, result.example_inputs, backend, seed=result.seed, progress=progress)
+    return replace(result, environment=backend.environment()), timer
 
 
-def _trainable(directory: Path, example: tuple[Tensor, ...]) -> fx.GraphModule:
-    folder = directory / TRAINABLE
-    if not folder.is_dir():
-        raise ArtifactError(f"{directory} has no folder {TRAINABLE}, from an older depthcomp; compress the model anew")
-    trainable = load_network(folder)
-    propagate_shapes(trainable, example)
-    return trainable
+def _same_backend(environment: Environment) -> AnyBackend:
+    """Return the backend that an environment names, as long as it is the same environment here.
+
+    Raises:
+        BackendUnavailableError: the backend is not depthcomp's own, or its device is missing.
+        MissingPackageError: its library is not installed.
+        TableMismatchError: version, device, threads or precision are others.
+    """
+    if environment.backend not in BACKEND_NAMES:
+        raise BackendUnavailableError(f"the backend {environment.backend!r} is none that depthcomp brings")
+    backend = create_backend(environment.backend, threads=environment.threads)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of other versions of Python or the system: all is measured anew
+        require_same_environment(
+            environment, backend.environment(), what="the network", remedy="`depthcomp bench` measures it here"
+        )
+    return backend
 
 
-def _teacher(request: TuningRequest) -> nn.Module | None:
+def _teacher(request: TuningRequest, original: nn.Module | None) -> nn.Module | None:
     if request.teacher is not None:
         return load_model(request.teacher, request.teacher_weights)[0]
-    folder = request.directory / ORIGINAL
     if not request.config.distillation and not request.config.features:
         return None
-    if not folder.is_dir():
+    if original is None:
         raise ArtifactError(
             f"{request.directory} has no folder {ORIGINAL} with the network to learn from; name it with --teacher and "
             "--teacher-weights"
         )
-    return load_network(folder)
+    return original
 
 
-def _data(
-    request: TuningRequest, spec: str, network: nn.Module, example: Tensor, *, judging: bool = False
-) -> Iterable[Any]:
+def _data(request: TuningRequest, spec: str, result: CompressionResult, *, judging: bool = False) -> Iterable[Any]:
     return load_data(
-        spec, network, example,
+        spec, result.trainable, result.example_inputs[0],
         training=request.augment and not judging, batch_size=request.config.batch_size, workers=request.workers,
         root=request.data_root, download=request.download, seed=request.config.seed,
     )  # fmt: skip
-
-
-def _written(request: TuningRequest, outcome: FinetunedPlan, plan: Plan, example: tuple[Tensor, ...]) -> list[Path]:
-    """Write the network and the numbers, each file whole, and return the files; of several processes the first does."""
-    if int(os.environ.get("RANK", "0")) > 0:
-        return []
-    folder = save_network(outcome.model, request.out or request.directory, example)
-    export_onnx(outcome.model, example, folder / "model.onnx")
-    write_atomically(folder / "plan.json", plan.to_json().encode())
-    content = json.loads((request.directory / "result.json").read_bytes()) | {"finetuned": asdict(outcome.record)}
-    write_atomically(folder / "result.json", (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
-    return [folder / name for name in ("model.json", "model.safetensors", "model.onnx", "plan.json", "result.json")]

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from depthcomp.errors import PlanError, TableError
+from depthcomp.importance_config import PRESETS
 from fx_passes import Plan, SpanChoice
 from latency_tables.json_file import JsonFormat
 
@@ -77,6 +78,15 @@ class ImportanceTable:
     data: str = ""
     seed: int = 0
     seconds: float = 0.0
+
+    @property
+    def kind(self) -> str:
+        """The preset that the settings are those of, such as "kim23"; else the method.
+
+        The memory that calibrated losses may take is no matter of kind.
+        """
+        same = (name for name, preset in PRESETS.items() if dict(self.settings) == asdict(preset))
+        return next(same, self.method)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the table, all of it or nothing, and return the path.

@@ -21,10 +21,11 @@ class Stages:
 
     Args:
         progress: what is told of the progress; None for nobody.
+        seconds: wall time of stages that were run before; this dictionary is added to.
 
     Attributes:
         report: the same, always callable.
-        seconds: wall time of each finished stage.
+        seconds: wall time of each finished stage, over all of its runs.
 
     Example:
         >>> stages = Stages(lambda stage, done, total: print(stage, done, "of", total))
@@ -36,9 +37,9 @@ class Stages:
         ['capturing']
     """
 
-    def __init__(self, progress: Progress | None) -> None:
+    def __init__(self, progress: Progress | None, seconds: dict[str, float] | None = None) -> None:
         self.report: Progress = progress or silent
-        self.seconds: dict[str, float] = {}
+        self.seconds = {} if seconds is None else seconds
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
@@ -46,5 +47,5 @@ class Stages:
         self.report(name, 0, 1)
         start = time.perf_counter()
         yield
-        self.seconds[name] = time.perf_counter() - start
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
         self.report(name, 1, 1)

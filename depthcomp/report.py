@@ -16,6 +16,7 @@ from depthcomp.frontier_plot import frontier_svg
 from latency_tables.timing import DRIFT_LIMIT
 
 if TYPE_CHECKING:
+    from depthcomp.finetune import FinetuneRecord
     from depthcomp.result import CompressionResult, Refusal, SpanRecord
     from latency_tables import Timing
 
@@ -62,12 +63,12 @@ def _page(result: CompressionResult, svg: str, folder: str) -> str:
         spans=[_span_row(record) for record in _in_plan_order(result)],
         totals=_totals(result.spans),
         free=_free(result),
-        finetuned=_finetuned(result),
+        tunings=_tunings(result),
         refusals=_grouped(result.refusals),
         rounds=_rounds(result),
         drifted=max(result.original_timing.drifted, result.measured_timing.drifted),
         drift_percent=f"{100 * DRIFT_LIMIT:.0f} %",
-        agreement=_agreement(result),
+        importance=_importance(result),
         sizes=["x".join(map(str, tensor.shape)) for tensor in result.example_inputs],
         load=f"network = depthcomp.load({folder!r})",
     )
@@ -102,8 +103,13 @@ def _comparison(result: CompressionResult) -> list[_Line]:
         _Line(f"Budget ({result.budget})", milliseconds(result.budget_ms), verdict(result)),
         _Line("Convolutions on the longest path", str(result.original_depth), str(result.depth)),
         _Line("Parameters", NOT_KNOWN, parameters),
-        _Line("Loss against the original on images left out of the fits", "0", f"{result.loss:.4g}"),
+        _Line(_loss_of(result), "0", f"{result.loss:.4g}"),
     ]
+
+
+def _loss_of(result: CompressionResult) -> str:
+    before = "" if result.finetuned is None else ", before fine-tuning"
+    return f"Loss against the original on images left out of the fits{before}"
 
 
 def _residual(result: CompressionResult) -> list[_Line]:
@@ -133,6 +139,16 @@ def _rounds(result: CompressionResult) -> str:
     return " and ".join(map(str, sorted(counts)))
 
 
+def _importance(result: CompressionResult) -> str:
+    """Say how the losses of choices were found, and how far they are to be trusted."""
+    table = result.importance
+    if table.kind == "none":
+        return "None, the method asks for no losses of choices"
+    choices = "1 choice" if len(table.losses) == 1 else f"{len(table.losses)} choices"
+    found = f"{table.kind}, {choices} scored in {table.seconds:.0f} s"
+    return f"{found}: a surrogate that adds up over spans; {_agreement(result)}"
+
+
 def _agreement(result: CompressionResult) -> str:
     if result.rank_correlation is None:
         return "how well it ranks plans is not known, as fewer than three whole plans were tried"
@@ -140,16 +156,19 @@ def _agreement(result: CompressionResult) -> str:
     return f"its rank correlation (Spearman) with the loss of the whole plans that were tried is {rho}"
 
 
-def _finetuned(result: CompressionResult) -> str:
-    """Say what fine-tuning came to; nothing where there was none."""
-    record = result.finetuned
-    if record is None:
-        return ""
+def _tunings(result: CompressionResult) -> list[str]:
+    """Say what each fine-tuning came to, in their order."""
+    last = () if result.finetuned is None else (result.finetuned,)
+    records = (*result.tuned_before, *last)
+    return [_tuning(record, "Then fine-tuned" if place else "Fine-tuned") for place, record in enumerate(records)]
+
+
+def _tuning(record: FinetuneRecord, what: str) -> str:
     metric = (
         f", {record.metric} {record.metric_before:.4g} to {record.metric_after:.4g}" if record.metric != "loss" else ""
     )
     losses = f"from loss {record.loss_before:.4g} to {record.loss_after:.4g}{metric}"
-    return f"Fine-tuned, by the validation data {losses} ({tuning(record)})."
+    return f"{what}, by the validation data {losses} ({tuning(record)})."
 
 
 def _parameters(gm: fx.GraphModule) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from depthcomp import artifacts, engine, export
+from depthcomp import engine, export
 from depthcomp.budget import Budget
 from depthcomp.finetune import FinetuneRecord
 from depthcomp.importance_file import ImportanceTable
@@ -101,9 +101,11 @@ class CompressionResult:
         free_merges: spans of the original that were one convolution already and were merged first, at no loss;
             `plan` is for the network after that.
         importance: the loss of every choice that was scored, how it was found and what that cost in seconds.
-        original: the network before, its norms folded and the free merges carried out; the teacher in fine-tuning.
+        original: the network before, its norms folded, as it was measured; the teacher in fine-tuning.
         finetuned: what fine-tuning came to, where it was asked for; `model` and `trainable` are its outcome then, and
             `loss` is still that before it.
+        method: how the plan was chosen.
+        tuned_before: what earlier fine-tunings came to, each of which the next went on from, `finetuned` last.
     """
 
     model: fx.GraphModule
@@ -131,6 +133,8 @@ class CompressionResult:
     importance: ImportanceTable = field(default_factory=lambda: ImportanceTable({}))
     original: fx.GraphModule | None = None
     finetuned: FinetuneRecord | None = None
+    method: str = "depthcomp"
+    tuned_before: tuple[FinetuneRecord, ...] = ()
 
     def __repr__(self) -> str:
         return (
@@ -207,4 +211,6 @@ class CompressionResult:
         Raises:
             ArtifactError: the folder cannot be written.
         """
-        return artifacts.save_result(self, directory)
+        from depthcomp.saved_result import save_result  # it makes results, too
+
+        return save_result(self, directory)

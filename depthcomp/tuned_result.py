@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor, nn
+
 from depthcomp.errors import DataError, DepthCompError
-from depthcomp.finetune import finetune_plan
-from depthcomp.preparation import Prepared
+from depthcomp.plan_tuning import FinetunedPlan, finetune_plan
 from depthcomp.progress import Stages
 from depthcomp.result import CompressionResult
 from depthcomp.timing import NetworkTimer
-from depthcomp.training.batches import require_repeatable
 from depthcomp.training.config import FinetuneConfig
 from depthcomp.training.log import require_tensorboard
 from depthcomp.training.recipe import require_timm
+from depthcomp.training.sources import require_repeatable
 
-__all__ = ["CHECKPOINTS", "require_tunable", "tuned"]
+__all__ = ["CHECKPOINTS", "is_first_process", "require_tunable", "tuned"]
 
 CHECKPOINTS = "finetune"  # the folder of checkpoint and log, in that of the results
 MEASUREMENTS = 3  # of a network whose untrained twin met the budget; machines drift
+_TOO_SLOW = (
+    f"the fine-tuned network was measured {MEASUREMENTS} times above the budget, which its untrained form met: the "
+    "machine has become slower or busier"
+)
 
 
 def require_tunable(config: object, data: object, val_data: object) -> None:
@@ -56,15 +61,34 @@ def require_tunable(config: object, data: object, val_data: object) -> None:
 
 def tuned(
     result: CompressionResult,
-    prepared: Prepared,
+    teacher: nn.Module | None,
     data: Any,
     val_data: Iterable[Any] | None,
     config: FinetuneConfig,
-    timer: NetworkTimer,
+    timer: NetworkTimer | None,
     stages: Stages,
-    folder: Path | None,
+    *,
+    checkpoints: Path | None,
+    out: Path | None,
+    calibration: Sequence[Tensor] | None = None,
+    anew: bool = False,
 ) -> CompressionResult:
-    """Return the result with its network fine-tuned and measured anew, saved where it was saved before.
+    """Return a result with its network fine-tuned and measured anew, and save it.
+
+    Of several processes that train together the first one measures and saves; the others return what was trained.
+
+    Args:
+        result: what to go on from; its trainable form may have been fine-tuned before.
+        teacher: as for `finetune_plan`.
+        data: likewise.
+        val_data: likewise.
+        config: likewise.
+        timer: measures against the original; None to leave the latencies as they are.
+        stages: are named, reported and timed.
+        checkpoints: the folder of checkpoint and log; None for none.
+        out: the folder to save to; None for none.
+        calibration: as for `finetune_plan`.
+        anew: likewise.
 
     Raises:
         DataError: the data do not fit or change; the message says where the last checkpoint is.
@@ -73,21 +97,41 @@ def tuned(
     """
     with stages("fine-tuning"):
         outcome = finetune_plan(
-            result.trainable, result.plan, prepared.network, data, val_data, config,
-            calibration=prepared.calibration.batches, folder=None if folder is None else folder / CHECKPOINTS,
-            anew=True, progress=stages.report,
+            result.trainable, result.plan, teacher, data, val_data, config,
+            calibration=calibration, folder=checkpoints, anew=anew, progress=stages.report,
         )  # fmt: skip
-    found = replace(result, model=outcome.model, trainable=outcome.trainable, finetuned=outcome.record)
-    with stages("measuring the fine-tuned network"):
-        found = _measured(found, timer)
-    if folder is not None:
+    found = _with_outcome(result, outcome)
+    if not is_first_process():
+        return found
+    if timer is not None:
+        with stages("measuring the fine-tuned network"):
+            found = _measured(found, timer)
+    if out is not None:
         with stages("saving the fine-tuned network"):
-            found.save(folder)
+            found.save(out)
     return found
+
+
+def is_first_process() -> bool:
+    """Say whether this process is the first of those that torchrun started, or the only one."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def _with_outcome(result: CompressionResult, outcome: FinetunedPlan) -> CompressionResult:
+    """Return the result with what was trained in place of its networks.
+
+    A finished training is not run again, and the same outcome counts once: a run may have been killed while it saved.
+    """
+    before = () if result.finetuned in (None, outcome.record) else (result.finetuned,)
+    return replace(
+        result, model=outcome.model, trainable=outcome.trainable, finetuned=outcome.record,
+        tuned_before=(*result.tuned_before, *before),
+    )  # fmt: skip
 
 
 def _measured(result: CompressionResult, timer: NetworkTimer) -> CompressionResult:
     """Return the result with latencies of its network as it is now, of the first measurement within the budget."""
+    result = replace(result, warnings=tuple(note for note in result.warnings if note != _TOO_SLOW))
     for _ in range(MEASUREMENTS):
         original, measured = timer.compare(result.model)
         result = replace(
@@ -98,9 +142,5 @@ def _measured(result: CompressionResult, timer: NetworkTimer) -> CompressionResu
         )
         if result.measured_ms <= result.budget_ms:
             return result
-    note = (
-        f"the fine-tuned network was measured {MEASUREMENTS} times above the budget, which its untrained form met: the "
-        "machine has become slower or busier"
-    )
-    warnings.warn(note, stacklevel=2)
-    return replace(result, warnings=(*result.warnings, note))
+    warnings.warn(_TOO_SLOW, stacklevel=2)
+    return replace(result, warnings=(*result.warnings, _TOO_SLOW))

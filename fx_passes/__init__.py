@@ -15,7 +15,7 @@ from fx_passes.placed import PlacedConvolution, placed_convolutions
 from fx_passes.plan import Plan, SpanChoice
 from fx_passes.spans import Span, enumerate_spans, find_span, random_plan
 from fx_passes.structure import Level, Unit, structure_tree
-from fx_passes.tuning_norms import insert_norms
+from fx_passes.tuning_norms import fits_without_norm, insert_norms
 
 __all__ = [
     "Level",
@@ -29,6 +29,7 @@ __all__ = [
     "collapse_spans",
     "enumerate_spans",
     "find_span",
+    "fits_without_norm",
     "fold_batch_norms",
     "free_merges",
     "insert_norms",

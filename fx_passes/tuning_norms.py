@@ -16,11 +16,13 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, fx, nn
 
+from fx_passes.ends import core_of
 from fx_passes.graph_edit import add_module, redirect, tidy
-from fx_passes.placed import placed_convolutions
-from fx_passes.plan import Plan
+from fx_passes.operators import follows_convolution, known_layer
+from fx_passes.placed import PlacedConvolution, placed_convolutions, span_ends
+from fx_passes.plan import Plan, SpanChoice
 
-__all__ = ["Moments", "insert_norms"]
+__all__ = ["Moments", "fits_without_norm", "insert_norms"]
 
 Moments = tuple[Tensor, Tensor]
 """Mean and variance by channel, (c,) each."""
@@ -30,21 +32,36 @@ def insert_norms(linearized: fx.GraphModule, plan: Plan, moments: Mapping[str, M
     """Return a copy of a linearized graph with a batch norm after each fitted convolution; the same function so far.
 
     Tensors keep their names: the norm takes the convolution's node, and the convolution moves before it. `merge` takes
-    the result like the graph itself, trained or not.
+    the result like the graph itself, trained or not. A convolution that has its norm already keeps that one.
 
     Args:
         linearized: what `linearize` made of a captured graph with `plan`; not changed.
         plan: that plan.
-        moments: of each fitted convolution's output, by the name of its node.
+        moments: of the output of each fitted convolution without a norm, by the name of its node.
 
     Raises:
-        PlanError: the graph is not the plan's linearized form, or has its norms already.
+        PlanError: the graph is not the plan's linearized form.
     """
     copied = copy.deepcopy(linearized)
     nodes = {node.name: node for node in copied.graph.nodes}
-    for place in placed_convolutions(copied, plan):
+    for place in fits_without_norm(copied, plan):
         _insert(copied, nodes[place.core], place.module, *moments[place.core])
     return tidy(copied)
+
+
+def fits_without_norm(linearized: fx.GraphModule, plan: Plan) -> list[PlacedConvolution]:
+    """Return the convolutions of the fitted spans of `plan` that no norm follows, in the order in which they run.
+
+    Raises:
+        PlanError: the graph is not the plan's linearized form.
+    """
+    fits = (choice for choice in plan if choice.kind == "fit")
+    return placed_convolutions(linearized, Plan.of(choice for choice in fits if not _has_norm(linearized, choice)))
+
+
+def _has_norm(gm: fx.GraphModule, choice: SpanChoice) -> bool:
+    core = core_of(gm, span_ends(gm, choice)[1])
+    return isinstance(known_layer(gm, core), nn.BatchNorm2d) and follows_convolution(gm, core)
 
 
 def _insert(gm: fx.GraphModule, node: fx.Node, conv: nn.Conv2d, mean: Tensor, variance: Tensor) -> None:

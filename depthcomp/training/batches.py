@@ -1,38 +1,23 @@
-"""The batches to train and to validate on: read anew each epoch, in an order that the epoch's number decides."""
+"""Batches of images, checked and shared out among processes, read anew each epoch in an order of its own."""
 
 from __future__ import annotations
 
 import itertools
-import random
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
-from torch.utils.data import (
-    BatchSampler,
-    DataLoader,
-    Dataset,
-    DistributedSampler,
-    IterableDataset,
-    RandomSampler,
-    SequentialSampler,
-    Subset,
-    TensorDataset,
-)
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from depthcomp.data import images_of, labels_of, require_values
 from depthcomp.errors import DataError
-from depthcomp.training.config import FinetuneConfig
 from depthcomp.training.processes import Processes
+from depthcomp.training.randomness import mixed, seed_everything
 
-__all__ = ["Batch", "Source", "own_randomness", "require_repeatable", "seed_everything", "sources"]
-
-_MENDED = "pass a DataLoader, a Dataset or a list of batches"
+__all__ = ["Batch", "Source", "loader_like"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,21 +71,6 @@ def _labels_of(item: Any) -> Tensor | None:
     return found if isinstance(found, Tensor) else None
 
 
-def require_repeatable(data: object, argument: str) -> None:
-    """Refuse data that can be read once only.
-
-    Raises:
-        DataError: they are an iterator, or nothing that can be iterated over.
-    """
-    if isinstance(data, Iterator):
-        raise DataError(
-            f"{argument} is a {type(data).__name__}, which can be read once, and fine-tuning reads it every epoch; "
-            f"{_MENDED}"
-        )
-    if not isinstance(data, Iterable | Dataset) or isinstance(data, str | bytes):
-        raise DataError(f"{argument} is a {type(data).__name__}; {_MENDED}")
-
-
 class Source:
     """Data as checked batches, each process's own rows of them.
 
@@ -130,9 +100,19 @@ class Source:
         if self._length is None:
             self._length = self._counted()
         if self._length == 0:
-            few = f" of {self._least} images or more" if self._least > 1 else ""
-            raise DataError(f"{self._argument} holds no batch{few}; pass data with more images, or larger batches")
+            raise self._empty()
         return self._length
+
+    def first(self, count: int) -> list[Batch]:
+        """Return up to `count` batches, those that the first epoch begins with; data are not read on to be counted.
+
+        Raises:
+            DataError: there is none, or as for `epoch`.
+        """
+        found = list(itertools.islice(self._batches(0), count))
+        if not found:
+            raise self._empty()
+        return found
 
     def epoch(self, number: int, *, start: int = 0) -> Iterator[Batch]:
         """Yield the batches of an epoch, from batch `start` on.
@@ -182,6 +162,10 @@ class Source:
             return None
         return Batch.of(self._processes.share(item, len(batch)), self._argument)
 
+    def _empty(self) -> DataError:
+        few = f" of {self._least} images or more" if self._least > 1 else ""
+        return DataError(f"{self._argument} holds no batch{few}; pass data with more images, or larger batches")
+
     def _counted(self) -> int:
         sampler = getattr(self._data, "batch_sampler", None)
         if isinstance(self._data, DataLoader) and sampler is not None:
@@ -213,10 +197,12 @@ def _shared_out(data: Iterable[Any], argument: str, processes: Processes, least:
             f"{argument} has a DistributedSampler, and fine-tuning itself shares each batch out among the processes; "
             "pass a DataLoader with shuffle=True, as for one process"
         )
-    return _like(data, data.dataset, batch_sampler=_Shares(data.batch_sampler, processes, max(least, processes.count)))
+    return loader_like(
+        data, data.dataset, batch_sampler=_Shares(data.batch_sampler, processes, max(least, processes.count))
+    )
 
 
-def _like(loader: DataLoader[Any], dataset: Dataset[Any], **batching: Any) -> DataLoader[Any]:
+def loader_like(loader: DataLoader[Any], dataset: Dataset[Any], **batching: Any) -> DataLoader[Any]:
     """Return a loader that loads as another does, from other data or in other batches."""
     return DataLoader(
         dataset, num_workers=loader.num_workers, collate_fn=loader.collate_fn, pin_memory=loader.pin_memory,
@@ -226,107 +212,12 @@ def _like(loader: DataLoader[Any], dataset: Dataset[Any], **batching: Any) -> Da
     )  # fmt: skip
 
 
-def sources(train: Any, val: Any, config: FinetuneConfig, processes: Processes) -> tuple[Source, Source]:
-    """Return what to train and what to validate on.
-
-    Without validation data, a part of the training data validates: images drawn by the seed from a Dataset, a tensor
-    or a DataLoader that is in order or shuffled; every so-many-th batch of anything else, which must then come in the
-    same order each time. Neighbours, such as frames of one film, are not kept together: pass validation data then.
-
-    Raises:
-        DataError: the data cannot be read twice, or cannot be split.
-    """
-    require_repeatable(train, "data")
-    loader = _loader(train, config, shuffled=True)
-    if val is None:
-        loader, judging = _split(loader, config)
-    else:
-        require_repeatable(val, "val_data")
-        judging = _loader(val, config, shuffled=False)
-    least = 2 * processes.count  # a norm needs two values to normalise
-    return (
-        Source(loader, "data", processes, least, config.seed),
-        Source(judging, "data" if val is None else "val_data", processes, 1, config.seed),
-    )
-
-
-def _loader(data: Any, config: FinetuneConfig, *, shuffled: bool) -> Iterable[Any]:
-    """Return data in batches, images (n, c, h, w) and Datasets in those of the configuration."""
-    if isinstance(data, Tensor):
-        data = TensorDataset(data)
-    if not isinstance(data, Dataset) or isinstance(data, IterableDataset):
-        found: Iterable[Any] = data
-        return found
-    return DataLoader(data, batch_size=config.batch_size, shuffle=shuffled)
-
-
-def _split(loader: Iterable[Any], config: FinetuneConfig) -> tuple[Iterable[Any], Iterable[Any]]:
-    if not isinstance(loader, DataLoader) or loader.batch_sampler is None:
-        step = max(2, round(1 / config.val_share))
-        return _Part(loader, step, held=False), _Part(loader, step, held=True)
-    sampler = loader.sampler
-    if not isinstance(sampler, RandomSampler | SequentialSampler) or type(loader.batch_sampler) is not BatchSampler:
-        raise DataError(
-            f"data is drawn by a {type(sampler).__name__}, so no part of it can be set apart to validate on; "
-            "pass val_data="
-        )
-    shuffled = isinstance(sampler, RandomSampler)
-    size = len(sampler.data_source)
-    count = max(1, round(config.val_share * size))
-    if count >= size:
-        raise DataError(f"data holds {size} images, too few to set some apart to validate on; pass val_data=")
-    order = torch.randperm(size, generator=torch.Generator().manual_seed(config.seed)).tolist()
-    held, kept = sorted(order[:count]), sorted(order[count:])
-    batching = {"batch_size": loader.batch_size, "drop_last": loader.drop_last}
-    return (
-        _like(loader, Subset(loader.dataset, kept), shuffle=shuffled, **batching),
-        _like(loader, Subset(loader.dataset, held), shuffle=False, batch_size=loader.batch_size),
-    )
-
-
-class _Part:
-    """Every so-many-th batch of the data, or all others."""
-
-    def __init__(self, data: Iterable[Any], step: int, *, held: bool) -> None:
-        self._data = data
-        self._step = step
-        self._held = held
-
-    def __iter__(self) -> Iterator[Any]:
-        return (item for index, item in enumerate(self._data) if (index % self._step == 1) is self._held)
-
-
 def _enter(data: Iterable[Any], seed: int, epoch: int) -> None:
     """Tell data that draw their own order which epoch begins."""
     for owner in (data, getattr(data, "sampler", None), getattr(data, "batch_sampler", None)):
         generator = getattr(owner, "generator", None)
         if isinstance(generator, torch.Generator):
-            generator.manual_seed(_mixed(seed, epoch))
+            generator.manual_seed(mixed(seed, epoch))
         set_epoch = getattr(owner, "set_epoch", None)
         if callable(set_epoch):
             set_epoch(epoch)
-
-
-def seed_everything(*numbers: int) -> None:
-    """Seed the random numbers of torch, NumPy and Python by some numbers together."""
-    seed = _mixed(*numbers)
-    torch.manual_seed(seed)
-    np.random.seed(seed)
-    random.seed(seed)
-
-
-def _mixed(*numbers: int) -> int:
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
-
-
-@contextmanager
-def own_randomness(device: torch.device) -> Iterator[None]:
-    """Give the caller's random numbers back as they were, however many are drawn inside."""
-    python, numpy = random.getstate(), np.random.get_state()
-    devices = [device.index or 0] if device.type == "cuda" else []
-    try:
-        with torch.random.fork_rng(devices):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from depthcomp.errors import ArtifactError, DataError, TrainingError
 from depthcomp.progress import Progress
-from depthcomp.training.batches import Batch, Source, seed_everything
+from depthcomp.training.batches import Batch, Source
 from depthcomp.training.checkpoint import (
     BestSoFar,
     Checkpoint,
@@ -31,6 +31,7 @@ from depthcomp.training.config import FinetuneConfig
 from depthcomp.training.log import TrainingLog
 from depthcomp.training.objective import Objective, Score
 from depthcomp.training.processes import Processes
+from depthcomp.training.randomness import seed_everything
 from depthcomp.training.recipe import Recipe
 
 __all__ = ["Trainer", "Training"]

@@ -16,14 +16,10 @@ import torchvision
 from torch import fx, nn
 
 from depthcomp import artifacts
-from depthcomp.budget import Budget
 from depthcomp.errors import ArtifactError
-from depthcomp.result import CompressionResult, FrontierPoint, Refusal, SpanRecord
-from fx_passes import Plan, SpanChoice, capture, linearize, merge, random_plan
+from fx_passes import capture, linearize, merge, random_plan
 from fx_passes.channel_affine import ChannelAffine
 from fx_passes.graph_edit import attach_attributes
-from latency_tables import Environment, LatencyTable, Timing
-from latency_tables.entry import Method
 
 NETWORKS = {
     "mobilenet_v2": lambda: torchvision.models.mobilenet_v2(num_classes=7, width_mult=0.5),
@@ -191,6 +187,16 @@ def test_precision_and_memory_format_are_kept(dtype, tmp_path):
     weight = loaded.get_submodule("0").weight
     assert weight.dtype == dtype
     assert weight.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("layer", [nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 4, 1)], ids=str)
+def test_channels_last_is_kept_where_both_formats_look_alike(layer, tmp_path):
+    """With one channel or one pixel a weight is contiguous in both formats, and kernels are chosen by its strides."""
+    gm = fx.symbolic_trace(nn.Sequential(layer)).eval().to(memory_format=torch.channels_last)
+    x = images(2, layer.in_channels, 20, 20)
+    loaded = artifacts.load_network(artifacts.save_network(gm, tmp_path, (x,)))
+    assert loaded.get_submodule("0").weight.stride() == gm.get_submodule("0").weight.stride()
+    assert torch.equal(loaded(x), gm(x))
 
 
 def test_plain_attributes_ride_along_and_survive_a_copy(tmp_path):
@@ -371,74 +377,3 @@ def test_a_folder_that_is_a_file_or_missing_is_named(tmp_path):
         artifacts.load(tmp_path / "nowhere")
     with pytest.raises(ArtifactError, match=r"cannot create the folder .*file"):
         artifacts.save_network(small_net(), tmp_path / "file")
-
-
-def result_of(gm, x):
-    environment = Environment.here(backend="fake", backend_version="1", device="none", threads=1)
-    method = Method(
-        estimator="minimum",
-        rounds=3,
-        samples_per_round=1,
-        sample_ms=1.0,
-        warmup_ms=1.0,
-        seed=0,
-        overhead_ms=0.0,
-    )
-    plan = Plan((SpanChoice("x", "_1", "merge", (3, 3)),))
-    return CompressionResult(
-        model=gm,
-        trainable=gm,
-        plan=plan,
-        frontier=(FrontierPoint(1.0, 0.5, plan), FrontierPoint(2.0, 0.0, Plan())),
-        budget=Budget.parse("70%"),
-        budget_ms=1.4,
-        original_timing=Timing((2.0, 2.2, 2.4), 9),
-        measured_timing=Timing((1.0, 1.1, 1.2), 9),
-        predicted_ms=1.05,
-        loss=float("inf"),
-        rank_correlation=None,
-        original_depth=3,
-        depth=1,
-        spans=(SpanRecord(plan.choices[0], 2, 1.5, 0.5, 0.1),),
-        refusals=(Refusal("a", "b", "because"), Refusal("b", "c", "because"), Refusal("a", "c", "other")),
-        warnings=("careful",),
-        environment=environment,
-        table=LatencyTable(environment, method, {}),
-        example_inputs=(x,),
-        seed=3,
-        seconds={"capture": 0.1},
-    )
-
-
-def test_a_saved_result_is_complete_and_loads(tmp_path):
-    gm, x = small_net(), images(1, 3, 5, 7)
-    result = result_of(gm, x)
-    folder = result.save(tmp_path / "a" / "b")
-    assert {path.name for path in folder.iterdir()} == {
-        "plan.json", "model.json", "model.safetensors", "model.onnx", "latency_table.json", "result.json",
-        "report.html", "frontier.svg", "trainable", "importance.json",
-    }  # fmt: skip
-    assert torch.equal(artifacts.load(folder)(x), gm(x))
-    assert Plan.from_json((folder / "plan.json").read_text()) == result.plan
-    assert LatencyTable.load(folder / "latency_table.json") == result.table
-    assert json.loads((folder / "result.json").read_text()) == artifacts.result_json(result)
-
-
-def test_the_numbers_of_a_result():
-    content = artifacts.result_json(result_of(small_net(), images(1, 3, 5, 7)))
-    assert content["budget"] == {"value": 70.0, "unit": "%", "text": "70%"}
-    assert content["original"]["ms"] == 2.2
-    assert content["measured"] == {
-        "ms": 1.1,
-        "least_ms": 1.0,
-        "spread": pytest.approx(0.135, abs=0.001),
-        "n": 9,
-        "drifted_rounds": 0,
-        "rounds_ms": [1.0, 1.1, 1.2],
-    }
-    assert content["speedup"] == 2.0
-    assert content["loss"] is None
-    assert content["frontier"][0] == {"predicted_ms": 1.0, "loss": 0.5, "choices": 1}
-    assert content["refusals"][0]["count"] == 2
-    assert content["spans"][0]["kernel"] == [3, 3]
-    assert content["example_inputs"] == [{"shape": [1, 3, 5, 7], "dtype": "float32"}]

@@ -14,9 +14,10 @@ from tiny_network import EXAMPLE, tiny_net
 from torch import nn
 from typer.testing import CliRunner
 
-from depthcomp.artifacts import result_json, save_network
+from depthcomp.artifacts import save_network
 from depthcomp.cli import app
 from depthcomp.export import to_onnx
+from depthcomp.result_json import result_json
 from fx_passes import capture
 from latency_tables import Environment
 from latency_tables.backends.tensorrt import backend as tensorrt_backend

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import textwrap
 import warnings
+from dataclasses import replace
 
 import click
 import pytest
@@ -14,6 +15,8 @@ from typer.testing import CliRunner
 from depthcomp.backend_help import BACKENDS
 from depthcomp.cli import app
 from depthcomp.errors import BudgetInfeasibleError
+from depthcomp.finetune import FinetuneRecord
+from depthcomp.training.config import FinetuneConfig
 from latency_tables.backends import BACKEND_NAMES
 
 SPEC = "some_cli_nets:net"
@@ -77,7 +80,7 @@ def test_what_the_user_sees(calls):
     assert call["example_inputs"].shape == (1, 3, 7, 11)
     assert call["backend"].name == "onnxruntime"
     assert (call["data"], call["val_data"], call["table"], call["output_dir"]) == (None, None, None, None)
-    assert (call["backend"].threads, call["seed"]) == (1, 0)
+    assert (call["backend"].threads, call["seed"], call["finetune"]) == (1, 0, None)
 
 
 def test_options_arrive(calls, tmp_path):
@@ -89,6 +92,27 @@ def test_options_arrive(calls, tmp_path):
     (call,) = calls
     assert [batch.shape for batch in (*call["data"], *call["val_data"])] == [(1, 3, 7, 11)] * 2
     assert (call["backend"].threads, call["seed"], str(call["table"])) == (2, 5, "t.json")
+
+
+def test_fine_tuning_in_the_same_call(calls, tmp_path):
+    for name in ("images", "held_out"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (30, 30)).save(tmp_path / name / "x.png")
+    chosen = FinetuneConfig(epochs=7, batch_size=5, seed=3)
+    (tmp_path / "tuning.json").write_text(chosen.to_json())
+    common = [SPEC, "--budget", "80%", "--data", "images", "--val-data", "held_out", "--seed", "9"]
+    for options, wanted in (
+        (["--finetune-epochs", "2"], FinetuneConfig(epochs=2, seed=9)),
+        (["--finetune", "tuning.json"], chosen),
+        (["--finetune", "tuning.json", "--finetune-epochs", "2"], replace(chosen, epochs=2)),
+    ):
+        assert run(*common, *options).exit_code == 0
+        call = calls.pop()
+        assert call["finetune"] == wanted
+        for data in (call["data"], call["val_data"]):
+            assert [len(list(data)) for _ in range(2)] == [1, 1]  # it can be read every epoch
+            assert data.batch_size == wanted.batch_size
+            assert next(iter(data)).shape == (1, 3, 7, 11)
 
 
 @pytest.mark.usefixtures("calls")
@@ -133,6 +157,8 @@ def test_json_is_all_of_stdout():
         ([SPEC, "--budget", "70%", "--table", "."], "cannot write the latency table .: it is a folder; add"),
         ([SPEC, "--budget", "70%", "--backend", "abacus"], "backend 'abacus' is unknown; choose one of"),
         ([SPEC, "--budget", "70%", "--threads", "0"], "threads (=0) must be at least 1."),
+        ([SPEC, "--budget", "70%", "--finetune-epochs", "0"], "epochs (=0) of FinetuneConfig must be a whole number"),
+        ([SPEC, "--budget", "70%", "--finetune", "none.json"], "cannot read the configuration none.json: No such"),
     ],
 )
 def test_what_the_user_can_mend_is_one_sentence_and_code_2(calls, arguments, message):
@@ -195,3 +221,45 @@ def test_the_module_itself_loads_no_heavy_library():
         "sys.exit(bool(new & {'torch', 'timm', 'onnxruntime', 'matplotlib', 'PIL', 'rich.progress'}))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.fixture
+def tunings(tmp_path, monkeypatch):
+    """Stand in for the fine-tuning of a folder; the requests that it gets are returned."""
+    seen = []
+
+    def run(request, progress):
+        seen.append(request)
+        progress("fine-tuning", 1, 1)
+        print("chatter of a library")
+        (request.out or request.directory).mkdir(exist_ok=True)
+        ((request.out or request.directory) / "model.json").write_text("{}")
+        return make_result(finetuned=FinetuneRecord("epoch 2", "loss", 0.5, 0.25, -0.5, -0.25, 3, 9, 12.0))
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("depthcomp.finetune_command.run", run)
+    return seen
+
+
+def tune(*arguments):
+    return CliRunner().invoke(app, ["finetune", "out", "--data", "photos", *arguments], env={"COLUMNS": "160"})
+
+
+def test_fine_tuning_prints_what_a_compression_prints(tunings, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("older")
+    result = tune("--epochs", "3")
+    assert result.exit_code == 0, result.output
+    for said in ("1.31x as fast", "validation loss before and after fine-tuning", "best: epoch 2; 3 epochs"):
+        assert said in result.stdout
+    assert re.findall(r"^wrote (.*)$", result.stdout, re.MULTILINE) == ["out/model.json"]
+    assert "chatter" not in result.stdout
+    assert tunings[0].config == FinetuneConfig(epochs=3)
+    content = json.loads(tune("--out", "other", "--json").stdout)
+    assert content["files"] == ["other/model.json"]
+    assert content["finetuned"]["loss_after"] == 0.25
+
+
+def test_of_several_processes_one_speaks(tunings, monkeypatch):
+    monkeypatch.setattr("depthcomp.finetune_command.run", lambda request, progress: None)
+    assert tune().stdout == ""

@@ -24,6 +24,8 @@ from depthcomp.errors import ArtifactError, DataError, DepthCompError, TrainingE
 from depthcomp.finetune import finetune
 from depthcomp.training import checkpoint
 from depthcomp.training.config import FinetuneConfig
+from depthcomp.training.processes import Processes
+from depthcomp.training.sources import sources
 
 
 def test_it_comes_closer_to_the_teacher_without_labels():
@@ -203,6 +205,26 @@ class Shrinking:
         yield from self.batches
         if len(self.batches) > 3:
             self.batches.pop()
+
+
+def test_first_batches_are_those_of_the_first_epoch_and_the_rest_is_not_read():
+    read = []
+
+    class Noting:
+        def __iter__(self):
+            for item in Shrinking().batches:
+                read.append(item)
+                yield item
+
+    here = Processes(0, 1, torch.device("cpu"))
+    source = sources(Noting(), labelled(16, 2), config(), here)[0]
+    first = source.first(2)
+    assert len(read) < len(Shrinking().batches)
+    epoch = list(source.epoch(0))
+    assert all(torch.equal(one.images, other.images) for one, other in zip(first, epoch, strict=False))
+    assert len(first) == 2 < len(epoch)
+    with pytest.raises(DataError, match="data holds no batch of 2 images or more"):
+        sources([], labelled(16, 2), config(), here)[0].first(2)
 
 
 def mixed_shapes():

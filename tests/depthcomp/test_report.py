@@ -2,7 +2,7 @@ import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
-from dataclasses import replace
+from dataclasses import asdict, replace
 from html.parser import HTMLParser
 
 import matplotlib
@@ -11,7 +11,10 @@ import torch
 from torch import fx, nn
 
 from depthcomp.budget import Budget
+from depthcomp.finetune import FinetuneRecord
 from depthcomp.frontier_plot import frontier_svg
+from depthcomp.importance_config import KIM23
+from depthcomp.importance_file import ImportanceTable
 from depthcomp.report import write_report
 from depthcomp.result import CompressionResult, FrontierPoint, Refusal, SpanRecord
 from fx_passes import Plan, SpanChoice
@@ -177,6 +180,32 @@ def test_provenance_and_loading(tmp_path):
 @pytest.mark.parametrize(("correlation", "said"), [(0.5, "tried is 0.50."), (None, "fewer than three whole plans")])
 def test_trust_in_importance_is_said(tmp_path, correlation, said):
     assert said in page_of(make_result(rank_correlation=correlation), tmp_path).text
+
+
+def test_how_the_plan_was_chosen_is_said(tmp_path):
+    losses = dict.fromkeys(make_result().plan, 0.1)
+    kinds = {
+        "kim23, 2 choices scored in 70 s: a surrogate": ImportanceTable(losses, "finetuned", asdict(KIM23), seconds=70),
+        "finetuned, 2 choices": ImportanceTable(losses, "finetuned", asdict(replace(KIM23, steps=7))),
+        "calibrated, 2 choices": ImportanceTable(losses, "calibrated", {"memory_mib": 512}),
+        "None, the method asks for no losses of choices.": ImportanceTable({}, "none"),
+    }
+    for said, table in kinds.items():
+        text = page_of(make_result(importance=table, method="layermerge"), tmp_path).text
+        assert f"Importance {said}" in text
+        assert "Chosen by the method layermerge." in text
+
+
+def test_each_tuning_is_said_and_the_loss_is_that_before(tmp_path):
+    first = FinetuneRecord("epoch 2", "accuracy", 0.5, 0.25, 0.875, 0.9375, 3, 9, 12.0)
+    assert "ine-tuned" not in page_of(make_result(), tmp_path).text
+    second = replace(first, loss_before=0.25, loss_after=0.125, metric="loss")
+    page = page_of(make_result(finetuned=second, tuned_before=(first,)), tmp_path)
+    one = "Fine-tuned, by the validation data from loss 0.5 to 0.25, accuracy 0.875 to 0.9375 (best: epoch 2; 3 epochs"
+    assert one in page.text
+    assert "Then fine-tuned, by the validation data from loss 0.25 to 0.125 (best" in page.text
+    rows = {row[0]: row[1:] for row in page.rows}
+    assert rows["Loss against the original on images left out of the fits, before fine-tuning"] == ["0", "0.287"]
 
 
 def test_the_residual_of_the_line_stands_below_what_it_predicts(tmp_path):

@@ -1,6 +1,9 @@
 """Compression with fine-tuning in one call: classes, and a segmentation network by a loss of its own."""
 
 import json
+import shutil
+import sys
+from dataclasses import replace
 
 import onnxruntime
 import pytest
@@ -14,9 +17,12 @@ import depthcomp
 from depthcomp import FinetuneConfig, compress_depth
 from depthcomp.errors import DataError, DepthCompError, TrainingError
 from depthcomp.execution import record
-from depthcomp.finetune import finetune, finetune_plan
+from depthcomp.finetune import finetune
 from depthcomp.finetune_command import TuningRequest, run
+from depthcomp.plan_tuning import finetune_plan
 from depthcomp.preparation import OFFERED
+from depthcomp.result_json import result_json
+from depthcomp.saved_result import load_result
 from depthcomp.tuned_result import CHECKPOINTS
 from fx_passes import Plan, capture, enumerate_spans, fold_batch_norms, linearize, merge
 
@@ -88,24 +94,144 @@ def test_the_folder_holds_it(tuned):
     assert "fine-tun" in (folder / "report.html").read_text().lower()
 
 
-def test_the_command_trains_what_a_folder_holds(arithmetic_backend, tmp_path, monkeypatch):
-    result = compress_depth(tiny_net(), "60%", data=data(), backend=arithmetic_backend(), output_dir=tmp_path / "out")
+@pytest.fixture(scope="module")
+def untuned(arithmetic_backend, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("untuned") / "out"
+    return compress_depth(tiny_net(), "60%", data=data(), backend=arithmetic_backend(), output_dir=folder), folder
+
+
+@pytest.fixture
+def abacus(arithmetic_backend, monkeypatch):
+    """A machine on which the backend that the folders name is one of depthcomp's own."""
+    backend = arithmetic_backend()
+    monkeypatch.setattr("depthcomp.finetune_command.BACKEND_NAMES", ("arithmetic",))
+    monkeypatch.setattr("depthcomp.finetune_command.create_backend", lambda name, threads: backend)
+    return backend
+
+
+@pytest.fixture
+def request_for(tmp_path, monkeypatch):
+    """A function from a folder to a request to fine-tune a copy of it."""
     (tmp_path / "labelled_images.py").write_text("from test_tuned_compression import data\n")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
-    request = TuningRequest(
-        directory=tmp_path / "out", data="labelled_images:data", val_data=None, config=FinetuneConfig(epochs=3)
-    )
-    before = (tmp_path / "out" / "model.safetensors").read_bytes()
-    record, files = run(request)
-    assert record.loss_after <= record.loss_before
-    assert ((tmp_path / "out" / "model.safetensors").read_bytes() == before) is (record.best == "untrained")
-    again, _ = run(request)
-    assert again == record
-    x = images(4, 5)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+
+    def request(folder, **options):
+        shutil.copytree(folder, tmp_path / "copy")
+        config = FinetuneConfig(epochs=3, learning_rate=3e-3, **options)
+        return TuningRequest(directory=tmp_path / "copy", data="labelled_images:data", val_data=None, config=config)
+
+    yield request
+    sys.modules.pop("labelled_images", None)
+
+
+def require_one_network(folder):
+    """Every file of the folder must tell of the same network."""
+    found, x = load_result(folder), images(8, 5)
     with torch.no_grad():
-        assert depthcomp.load(tmp_path / "out")(x).shape == result.model(x).shape
-    assert all(path.exists() for path in files)
+        wanted = depthcomp.load(folder)(x)
+        assert torch.equal(merge(found.trainable, found.plan)(x), wanted)
+        assert torch.allclose(found.trainable(x), wanted, atol=1e-4)
+    session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
+    (exported,) = session.run(None, {session.get_inputs()[0].name: x[:1].numpy()})
+    assert torch.allclose(torch.from_numpy(exported), wanted[:1], atol=1e-4)
+    assert Plan.from_json((folder / "plan.json").read_text()) == found.plan
+    page, record = (folder / "report.html").read_text(), found.finetuned
+    assert f"from loss {record.loss_before:.4g} to {record.loss_after:.4g}" in page
+    assert f"{found.measured_ms:.3f} ms" in page
+    return found
+
+
+def norms_of(network):
+    return sum(isinstance(module, nn.BatchNorm2d) for module in network.modules())
+
+
+def test_the_command_trains_what_a_folder_holds_and_measures_it_again(untuned, request_for, abacus):
+    result, folder = untuned
+    request = request_for(folder)
+    abacus.hidden = lambda model, ms: 0.9 * ms  # the machine is faster today
+    found = run(request)
+    stored = require_one_network(request.directory)
+    saved, returned = result_json(stored), result_json(found)
+    assert saved.pop("seconds").items() <= returned.pop("seconds").items()  # saving itself is timed, too
+    assert saved == returned
+    assert found.finetuned.best != "untrained"
+    assert found.tuned_before == ()
+    assert found.original_ms == pytest.approx(0.9 * result.original_ms)
+    assert found.measured_ms == pytest.approx(0.9 * result.measured_ms, rel=0.01)
+    assert found.budget_ms == pytest.approx(0.6 * found.original_ms)
+    assert found.seconds.keys() >= {"capturing", "fine-tuning", "measuring the fine-tuned network"}
+    fits = sum(choice.kind == "fit" for choice in result.plan)
+    assert norms_of(found.trainable) == norms_of(result.trainable) + fits > norms_of(result.trainable)
+    assert abacus.live == 0
+
+
+@pytest.mark.parametrize("by", ["the call", "the command"])
+def test_a_second_tuning_goes_on_from_the_first(tuned, untuned, request_for, abacus, by):
+    request = request_for(tuned[1] if by == "the call" else untuned[1])
+    first = tuned[0] if by == "the call" else run(request)
+    found = run(request)
+    require_one_network(request.directory)
+    assert found.tuned_before == (first.finetuned,)
+    before, after = first.finetuned, found.finetuned
+    assert after.loss_before == pytest.approx(before.loss_after, rel=1e-4)
+    assert after.best != "untrained"
+    assert norms_of(found.trainable) == norms_of(first.trainable)
+    third = run(request)
+    assert third.tuned_before == (before, after)
+    assert third.seconds["fine-tuning"] > found.seconds["fine-tuning"]
+
+
+def test_a_command_that_was_killed_while_it_saved_ends_as_if_it_had_not_been(untuned, request_for, abacus, monkeypatch):
+    request = request_for(untuned[1])
+
+    def break_off(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("depthcomp.report.write_report", break_off)
+        with pytest.raises(KeyboardInterrupt):
+            run(request)
+    assert load_result(request.directory).finetuned is not None  # the numbers stand there before the report
+    found = run(request)
+    require_one_network(request.directory)
+    assert found.tuned_before == ()
+    log = (request.directory / CHECKPOINTS / "log.jsonl").read_text().splitlines()
+    assert sum(json.loads(line)["kind"] == "epoch" for line in log) == 3
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda folder, backend: setattr(backend, "device", "slide rule"), "measured with device 'abacus', but here"),
+        (lambda folder, backend: shutil.rmtree(folder / "original"), "the folder has no original to measure"),
+    ],
+)
+def test_latencies_that_cannot_be_measured_again_stay_and_that_is_said(untuned, request_for, abacus, spoil, reason):
+    result, folder = untuned
+    request = request_for(folder, distillation=0.0)
+    spoil(request.directory, abacus)
+    with pytest.warns(UserWarning, match=f"measured before fine-tuning and not again: .*{reason}"):
+        found = run(request)
+    stored = require_one_network(request.directory)
+    assert stored.measured_timing == result.measured_timing
+    assert [reason in warning for warning in stored.warnings] == [True]
+    assert found.environment == result.environment
+    assert abacus.built == []
+
+
+def test_a_backend_of_the_users_own_is_not_guessed(untuned, request_for):
+    with pytest.warns(UserWarning, match="the backend 'arithmetic' is none that depthcomp brings"):
+        run(request_for(untuned[1]))
+
+
+def test_elsewhere_the_tuned_network_stands_complete_and_the_folder_is_left(untuned, request_for, abacus, tmp_path):
+    request = replace(request_for(untuned[1]), out=tmp_path / "elsewhere")
+    before = (request.directory / "model.safetensors").read_bytes()
+    run(request)
+    require_one_network(tmp_path / "elsewhere")
+    assert (request.directory / "model.safetensors").read_bytes() == before
+    assert load_result(request.directory).finetuned is None
 
 
 @pytest.mark.parametrize(

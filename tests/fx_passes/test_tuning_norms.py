@@ -6,7 +6,18 @@ import torch
 from torch import nn
 
 from depthcomp_errors import PlanError
-from fx_passes import Plan, SpanChoice, capture, enumerate_spans, insert_norms, linearize, merge, placed_convolutions
+from fx_passes import (
+    Plan,
+    SpanChoice,
+    capture,
+    enumerate_spans,
+    fits_without_norm,
+    insert_norms,
+    linearize,
+    merge,
+    placed_convolutions,
+)
+from fx_passes.operators import Role, role
 from fx_passes.spans import random_plan
 
 
@@ -127,11 +138,29 @@ def test_the_statistics_stand_in_the_norm(captured, plans):
     assert difference(found, linearized) < 1e-6
 
 
-def test_a_graph_that_has_its_norms_is_refused(captured, plans):
-    plan = next(plan for plan in plans if placed_convolutions(linearize(captured, plan), plan))
+def test_norms_that_are_there_stay_and_are_not_doubled(captured, plans):
+    """Also where one fit has its norm and another has none."""
+    plan = next(plan for plan in plans if len(placed_convolutions(linearize(captured, plan), plan)) > 1)
     linearized = linearize(captured, plan)
-    twice = insert_norms(linearized, plan, moments(linearized, plan))
+    first = Plan.of([next(choice for choice in plan if choice.kind == "fit")])
+    known = moments(linearized, plan)
+    some = train(insert_norms(linearized, first, known))
+    assert len(fits_without_norm(some, plan)) == len(fits_without_norm(linearized, plan)) - 1
+    found = insert_norms(some, plan, known)
+    assert fits_without_norm(found, plan) == []
+    assert difference(found, some) < 1e-9
+    again = insert_norms(found, plan, {})
+    assert again.code == found.code
+    assert all(map(torch.equal, again.state_dict().values(), found.state_dict().values()))
+
+
+def test_a_graph_of_another_plan_is_refused(captured, plans):
+    plan = next(plan for plan in plans if placed_convolutions(linearize(captured, plan), plan))
     with pytest.raises(PlanError, match="is no convolution of"):
-        insert_norms(twice, plan, moments(linearized, plan))
+        insert_norms(captured, Plan((SpanChoice("x", captured_sum(captured), "fit", (1, 1)),)), {})
     with pytest.raises(PlanError, match="is not in the graph"):
-        insert_norms(linearized, Plan((SpanChoice("x", "nowhere", "fit", (1, 1)),)), {})
+        insert_norms(linearize(captured, plan), Plan((SpanChoice("x", "nowhere", "fit", (1, 1)),)), {})
+
+
+def captured_sum(captured):
+    return next(node.name for node in captured.graph.nodes if role(captured, node) is Role.ADD)

@@ -1,0 +1,113 @@
+"""What users give to train and to validate on, as sources of batches; without validation data a part is set apart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    TensorDataset,
+)
+
+from depthcomp.errors import DataError
+from depthcomp.training.batches import Source, loader_like
+from depthcomp.training.config import FinetuneConfig
+from depthcomp.training.processes import Processes
+
+__all__ = ["require_repeatable", "sources"]
+
+_MENDED = "pass a DataLoader, a Dataset or a list of batches"
+
+
+def require_repeatable(data: object, argument: str) -> None:
+    """Refuse data that can be read once only.
+
+    Raises:
+        DataError: they are an iterator, or nothing that can be iterated over.
+    """
+    if isinstance(data, Iterator):
+        raise DataError(
+            f"{argument} is a {type(data).__name__}, which can be read once, and fine-tuning reads it every epoch; "
+            f"{_MENDED}"
+        )
+    if not isinstance(data, Iterable | Dataset) or isinstance(data, str | bytes):
+        raise DataError(f"{argument} is a {type(data).__name__}; {_MENDED}")
+
+
+def sources(train: Any, val: Any, config: FinetuneConfig, processes: Processes) -> tuple[Source, Source]:
+    """Return what to train and what to validate on.
+
+    Without validation data, a part of the training data validates: images drawn by the seed from a Dataset, a tensor
+    or a DataLoader that is in order or shuffled; every so-many-th batch of anything else, which must then come in the
+    same order each time. Neighbours, such as frames of one film, are not kept together: pass validation data then.
+
+    Raises:
+        DataError: the data cannot be read twice, or cannot be split.
+    """
+    require_repeatable(train, "data")
+    loader = _loader(train, config, shuffled=True)
+    if val is None:
+        loader, judging = _split(loader, config)
+    else:
+        require_repeatable(val, "val_data")
+        judging = _loader(val, config, shuffled=False)
+    least = 2 * processes.count  # a norm needs two values to normalise
+    return (
+        Source(loader, "data", processes, least, config.seed),
+        Source(judging, "data" if val is None else "val_data", processes, 1, config.seed),
+    )
+
+
+def _loader(data: Any, config: FinetuneConfig, *, shuffled: bool) -> Iterable[Any]:
+    """Return data in batches, images (n, c, h, w) and Datasets in those of the configuration."""
+    if isinstance(data, Tensor):
+        data = TensorDataset(data)
+    if not isinstance(data, Dataset) or isinstance(data, IterableDataset):
+        found: Iterable[Any] = data
+        return found
+    return DataLoader(data, batch_size=config.batch_size, shuffle=shuffled)
+
+
+def _split(loader: Iterable[Any], config: FinetuneConfig) -> tuple[Iterable[Any], Iterable[Any]]:
+    if not isinstance(loader, DataLoader) or loader.batch_sampler is None:
+        step = max(2, round(1 / config.val_share))
+        return _Part(loader, step, held=False), _Part(loader, step, held=True)
+    sampler = loader.sampler
+    if not isinstance(sampler, RandomSampler | SequentialSampler) or type(loader.batch_sampler) is not BatchSampler:
+        raise DataError(
+            f"data is drawn by a {type(sampler).__name__}, so no part of it can be set apart to validate on; "
+            "pass val_data="
+        )
+    shuffled = isinstance(sampler, RandomSampler)
+    size = len(sampler.data_source)
+    count = max(1, round(config.val_share * size))
+    if count >= size:
+        raise DataError(f"data holds {size} images, too few to set some apart to validate on; pass val_data=")
+    order = torch.randperm(size, generator=torch.Generator().manual_seed(config.seed)).tolist()
+    held, kept = sorted(order[:count]), sorted(order[count:])
+    batching = {"batch_size": loader.batch_size, "drop_last": loader.drop_last}
+    return (
+        loader_like(loader, Subset(loader.dataset, kept), shuffle=shuffled, **batching),
+        loader_like(loader, Subset(loader.dataset, held), shuffle=False, batch_size=loader.batch_size),
+    )
+
+
+class _Part:
+    """Every so-many-th batch of the data, or all others."""
+
+    def __init__(self, data: Iterable[Any], step: int, *, held: bool) -> None:
+        self._data = data
+        self._step = step
+        self._held = held
+
+    def __iter__(self) -> Iterator[Any]:
+        return (item for index, item in enumerate(self._data) if (index % self._step == 1) is self._held)
