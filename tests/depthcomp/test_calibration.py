@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from depthcomp.calibration import CalibrationSet, cross_validated, separate
+from depthcomp.calibration import CalibrationSet, Layout, cross_validated, separate
 
 
 def images(count, first=0):
@@ -16,6 +16,7 @@ def numbers(batches):
     return [int(image[0, 0, 0]) for batch in batches for image in batch]
 
 
+EIGHTS = Layout(8, torch.channels_last)
 COUNTS = [1, 2, 3, 4, 5, 7, 23, 24, 26, 50]
 
 
@@ -32,7 +33,7 @@ def test_folds_are_contiguous_parts_that_hold_every_image_once(count):
 @pytest.mark.parametrize("count", COUNTS)
 def test_an_image_is_what_it_was(count):
     given = images(count)
-    for batch in cross_validated(given, seed=0).batches:
+    for batch in cross_validated(given, 0, EIGHTS).batches:
         assert torch.equal(batch, given[numbers([batch])])
         assert batch.is_contiguous(memory_format=torch.channels_last)
         assert 1 <= len(batch) <= 8
@@ -49,7 +50,7 @@ def test_every_image_judges_once(count):
 
 @pytest.mark.parametrize(("count", "turns"), [(2, [0, 1]), (24, [0, 1, 2]), (26, [0, 1, 2, 1, 2]), (75, [0, 1, 2] * 4)])
 def test_the_folds_take_turns(count, turns):
-    assert [fold for fold, _ in cross_validated(images(count), seed=0).judging()] == turns
+    assert [fold for fold, _ in cross_validated(images(count), 0, EIGHTS).judging()] == turns
 
 
 def test_one_image_judges_what_was_fitted_to_it():
