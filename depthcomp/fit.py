@@ -73,8 +73,13 @@ def patterns(kernel: Pair, count: int) -> Tensor:
 
     Of fewer, half are the single pixels nearest the centre, where most of what a convolution does happens, and half are
     the smoothest waves over the whole kernel (products of cosines, those of JPEG), as tensors of images are smooth.
+
+    Raises:
+        ValueError: there are no so many patterns.
     """
     pixels = torch.eye(kernel[0] * kernel[1], dtype=torch.float64)
+    if not 1 <= count <= len(pixels):
+        raise ValueError(f"count (={count}) of patterns must be from 1 to {len(pixels)}, the kernel's pixels")
     if count == len(pixels):
         return pixels
     row, column = (torch.arange(size) - (size - 1) // 2 for size in kernel)

@@ -390,6 +390,12 @@ def test_patterns_are_orthonormal_and_hold_the_centre(kernel):
     assert torch.equal(found, torch.eye(pixels, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("count", [0, 10])
+def test_there_are_as_many_patterns_as_pixels(count):
+    with pytest.raises(ValueError, match=rf"count \(={count}\) of patterns must be from 1 to 9, the kernel's pixels"):
+        patterns((3, 3), count)
+
+
 def test_two_patterns_are_the_centre_and_the_mean():
     found = patterns((3, 3), 2)
     together = found @ found.T
