@@ -94,7 +94,8 @@ def run(request: TuningRequest, progress: Progress | None = None) -> Compression
         UserWarning: the latencies cannot be measured again; they are then those from before.
     """
     result = load_result(request.directory)
-    stages, teacher = Stages(progress, result.seconds), _teacher(request, result.original)
+    stages = Stages(progress if is_first_process() else None, result.seconds)
+    teacher = _teacher(request, result.original)
     train, val = _data(request, request.data, result), None
     if request.val_data is not None:
         val = _data(request, request.val_data, result, judging=True)

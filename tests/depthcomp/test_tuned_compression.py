@@ -225,6 +225,15 @@ def test_a_backend_of_the_users_own_is_not_guessed(untuned, request_for):
         run(request_for(untuned[1]))
 
 
+def test_of_several_processes_the_first_measures_and_writes(untuned, request_for, abacus, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    request, told = request_for(untuned[1]), []
+    before = (request.directory / "result.json").read_bytes()
+    assert run(request, lambda *call: told.append(call)) is None
+    assert (request.directory / "result.json").read_bytes() == before
+    assert abacus.built == told == []
+
+
 def test_elsewhere_the_tuned_network_stands_complete_and_the_folder_is_left(untuned, request_for, abacus, tmp_path):
     request = replace(request_for(untuned[1]), out=tmp_path / "elsewhere")
     before = (request.directory / "model.safetensors").read_bytes()
