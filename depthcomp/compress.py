@@ -67,7 +67,8 @@ def compress_depth(
         example_inputs: a batch of images (n, c, h, w); latency is measured at this shape. Taken from the data,
             or else from the model's own configuration, where absent.
         data: calibration images, normalised as for training: a DataLoader or an iterable of x, (x, y) or dicts;
-            integer classes y are used. Absent: synthetic images with the spectrum of natural ones, and a warning.
+            integer classes y are used. 512 images are read at most, of small ones more; see `CalibratedImportance`.
+            Absent: synthetic images with the spectrum of natural ones, and a warning.
         val_data: other images, on which the loss is estimated and nothing is fitted; absent: each third of `data`
             in turn, by fits on the other two.
         backend: one of `latency_tables.backends.BACKEND_NAMES`, such as "onnxruntime", "openvino", "torch" or
