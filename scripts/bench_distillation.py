@@ -3,8 +3,8 @@
     python scripts/demo.py --out demo_output
     python scripts/bench_distillation.py demo_output --json docs/distillation.json
 
-All that is trained on are the original's outputs for crops of 15 of the demo's 19 calibration photos; those for the other
-four decide which epoch, or the untrained network, is returned. What is told of the held-out photos decides nothing.
+All that is trained on are the original's outputs for crops of 15 of the demo's 19 calibration photos; crops of the
+other four decide which epoch, or the untrained network, is returned. Nothing is decided by the held-out photos.
 """
 
 from __future__ import annotations
