@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from filelock import FileLock
+
 from depthcomp.files import write_atomically
 
-__all__ = ["Results", "plot", "read", "table", "write"]
+__all__ = ["Results", "changed", "plot", "read", "table", "write"]
 
 Row = dict[str, Any]
 Results = dict[str, Any]
@@ -29,6 +32,15 @@ def write(path: Path, results: Results) -> None:
     rows = ",\n".join(f"  {json.dumps(key)}: {json.dumps(row)}" for key, row in sorted(results["rows"].items()))
     head = [f' "{name}": {json.dumps(results[name])}' for name in ("conditions", "networks")]
     write_atomically(path, ("{\n" + ",\n".join([*head, f' "rows": {{\n{rows}\n }}']) + "\n}\n").encode())
+
+
+@contextmanager
+def changed(path: Path) -> Iterator[Results]:
+    """Let a caller change the results, which are then written; processes that share a file take turns."""
+    with FileLock(f"{path}.lock"):
+        results = read(path)
+        yield results
+        write(path, results)
 
 
 def table(results: Results) -> str:

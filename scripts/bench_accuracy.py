@@ -11,7 +11,8 @@ The whole takes hours. Results stand in the file after each row, and a run that 
     python scripts/bench_accuracy.py --data DATA --cache CACHE --only "mobilenetv2:*:1.5x:0"
     python scripts/bench_accuracy.py --data DATA --cache CACHE --only mobilenetv2:depthcomp:1.5x:0
 
-The last makes one row anew. Channel pruning needs what requirements-bench.txt lists.
+The last makes one row anew. Processes may share the work, each with other rows. Channel pruning needs what
+requirements-bench.txt lists.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accuracy_report import Results, plot, read, table, write
+from accuracy_report import Results, changed, plot, read, table
 from accuracy_rows import CHANNELS, EXAMPLE, Bench, Key, onnx_of, run_row
 from fashion_data import fashion_mnist
 from fashion_nets import Recipe, accuracy, trained
@@ -75,8 +76,8 @@ def wanted(all_keys: Iterable[Key], patterns: Sequence[str], done: Iterable[str]
     return [key for key in chosen if str(key) not in there]
 
 
-def measure(bench: Bench, net: str, model: nn.Module, results: Results, seed: int) -> None:
-    """Time a network and all its rows side by side, and put the figures in the results."""
+def measure(bench: Bench, net: str, model: nn.Module, results: Results, seed: int) -> dict[str, dict[str, Any]]:
+    """Time a network and all its rows side by side, and return the figures of each."""
     rows = {key: row for key, row in results["rows"].items() if row["net"] == net}
     paths = {key: onnx_of(bench, _key(row)) for key, row in rows.items() if "infeasible" not in row}
     missing = [key for key, path in paths.items() if not path.exists()]
@@ -92,9 +93,7 @@ def measure(bench: Bench, net: str, model: nn.Module, results: Results, seed: in
             runners[name] = bench.backend.build(content)
             stack.callback(runners[name].close)
         timings = time_until_steady(runners, rounds=ROUNDS, seed=seed, sample_ms=SAMPLE_MS, warmup_ms=WARMUP_MS)
-    for name, timing in timings.items():
-        target = results["networks"][net] if name == ORIGINAL else rows[name]
-        target |= _latency(timing, timings[ORIGINAL])
+    return {name: _latency(timing, timings[ORIGINAL]) for name, timing in timings.items()}
 
 
 def _latency(timing: Timing, original: Timing) -> dict[str, Any]:
@@ -133,14 +132,10 @@ def _version(name: str) -> str:
         return "not installed"
 
 
-def networks(bench: Bench, names: Iterable[str], results: Results) -> dict[str, nn.Module]:
-    """Return the trained networks, and put their accuracies in the results."""
-    found = {}
-    for name in names:
-        found[name] = model = trained(name, bench.parts, bench.cache, RECIPES[name])
-        shares = {part: round(accuracy(model, getattr(bench.parts, part)), 4) for part in ("validation", "test")}
-        results["networks"][name] = {**results["networks"].get(name, {}), **shares, "recipe": asdict(RECIPES[name])}
-    return found
+def judged(bench: Bench, name: str, model: nn.Module) -> dict[str, Any]:
+    """Return the accuracies of a trained network, and how it was trained."""
+    shares = {part: round(accuracy(model, getattr(bench.parts, part)), 4) for part in ("validation", "test")}
+    return {**shares, "recipe": asdict(RECIPES[name])}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -171,18 +166,25 @@ def _quick(options: argparse.Namespace) -> tuple[Bench, Sequence[str], Sequence[
 
 def run(bench: Bench, all_keys: Sequence[Key], patterns: Sequence[str], out: Path, *, rows: bool) -> None:
     """Make rows one after the other, then time all of their networks, writing what is known after each step."""
-    results = read(out)
-    chosen = wanted(all_keys, patterns, results["rows"]) if rows else []
-    models = networks(bench, sorted({key.net for key in chosen or all_keys}), results)
-    results["conditions"] = conditions(bench)
+    chosen = wanted(all_keys, patterns, read(out)["rows"]) if rows else []
+    names = sorted({key.net for key in chosen or all_keys})
+    models = {name: trained(name, bench.parts, bench.cache, RECIPES[name]) for name in names}
+    with changed(out) as results:
+        results["conditions"] = conditions(bench)
+        for name, model in models.items():
+            results["networks"].setdefault(name, {}).update(judged(bench, name, model))
     for number, key in enumerate(chosen, start=1):
         print(f"{key} ({number} of {len(chosen)})", flush=True)
-        results["rows"][str(key)] = row = run_row(bench, key, models[key.net])
-        write(out, results)
+        row = run_row(bench, key, models[key.net])
+        with changed(out) as results:
+            results["rows"][str(key)] = row
         print(f"  {row}", flush=True)
     for net, model in models.items():
-        measure(bench, net, model, results, seed=0)
-    write(out, results)
+        found = measure(bench, net, model, read(out), seed=0)
+        with changed(out) as results:
+            for name, figures in found.items():
+                (results["networks"][net] if name == ORIGINAL else results["rows"][name]).update(figures)
+    results = read(out)
     plot(results, out.with_suffix(".svg"))
     print(table(results))
 
