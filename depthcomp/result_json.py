@@ -56,7 +56,7 @@ class StoredTiming(_Stored):
 class _Importance(_Stored):
     kind: str
     method: str
-    settings: dict[str, int | float | str]
+    settings: dict[str, int | float | str | None]
     seconds: float
     choices: int
 

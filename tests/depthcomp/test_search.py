@@ -205,8 +205,9 @@ def test_the_line_is_learnt_in_shares_and_given_in_ms(network, half, offered, ar
 
 def test_the_timer_closes_what_it_built_when_measuring_fails(network, arithmetic_backend):
     backend = arithmetic_backend(hidden=lambda model, ms: -1.0)
+    timer = NetworkTimer(network, (EXAMPLE,), backend)
     with pytest.raises(Exception, match="a time is finite and positive"):
-        NetworkTimer(network, (EXAMPLE,), backend)
+        _ = timer.original
     assert backend.live == 0
 
 
