@@ -26,7 +26,7 @@ DEAD = 1e-6  # of a norm's largest scale: what a channel with a smaller one read
 
 @dataclass(frozen=True, slots=True)
 class KeptConvolution:
-    """A convolution that stays and reads what has changed.
+    """A convolution, or linear layer, that stays and reads what has changed.
 
     Attributes:
         entry: name of the node whose tensor it reads.
@@ -113,21 +113,25 @@ def _kept(gm: fx.GraphModule, node: fx.Node, order: dict[fx.Node, int]) -> KeptC
 
 
 def load_operator(gm: fx.GraphModule, name: str, operator: AffineConv) -> None:
-    """Let the convolution at a node compute an operator of its shape; in place.
+    """Let the convolution or linear layer at a node compute an operator of its shape; in place.
 
     Where norms are not folded, one stands at the node: it keeps its statistics and its scale, and its convolution's
     weights and its own shift become those that together compute the operator.
     """
     node = next(node for node in gm.graph.nodes if node.name == name)
+    linear = _linear(gm, node)
+    if linear is None:
+        _load_convolution(gm, node, operator)
+    else:
+        linear.weight.data.copy_(operator.weight[..., 0, 0])
+        _add_to_bias(linear, operator.bias - _operator(gm, node).bias)
+
+
+def _load_convolution(gm: fx.GraphModule, node: fx.Node, operator: AffineConv) -> None:
     norms = []
     while isinstance(known_layer(gm, node), NORMS):
         norms.append(node)
         node = node.all_input_nodes[0]
-    linear = _linear(gm, node)
-    if linear is not None:
-        linear.weight.data.copy_(operator.weight[..., 0, 0])
-        _add_to_bias(linear, operator.bias - _operator(gm, node).bias)
-        return
     conv = _convolution(gm, node)
     scale, shift = torch.ones_like(operator.bias), affine_operator(gm, node, conv.in_channels).bias
     for place in reversed(norms):
@@ -146,7 +150,7 @@ def load_operator(gm: fx.GraphModule, name: str, operator: AffineConv) -> None:
 
 def _convolution(gm: fx.GraphModule, node: fx.Node) -> nn.Conv2d:
     conv = known_layer(gm, node)
-    assert isinstance(conv, nn.Conv2d)  # nothing else is kept for, and norms were folded into one
+    assert isinstance(conv, nn.Conv2d)  # all that can be fitted besides linear layers; norms are folded into one
     return conv
 
 
