@@ -175,19 +175,28 @@ def _channels(bench: Bench, key: Key, model: nn.Module, folder: Path) -> tuple[R
     from channel_pruning import prune_channels  # needs a library that the other methods do without
 
     start = time.perf_counter()
-    pruned = prune_channels(model, EXAMPLE, Budget.parse(key.budget), bench.backend, key.seed)
+    pruned = prune_channels(
+        model, EXAMPLE, Budget.parse(key.budget), bench.backend, key.seed, bench.images(bench.scored),
+        lambda network: _share(_restored(bench, network), bench.parts.validation),
+    )  # fmt: skip
     seconds = round(time.perf_counter() - start)
     parts = {"validation": bench.parts.validation, "test": bench.parts.test}
     found: Row = {f"untrained_{name}": _share(pruned.network, part) for name, part in parts.items()}
-    restored = copy.deepcopy(pruned.network)
-    _take_statistics(restored, [images for images, _ in bench.images(bench.calibration)])
+    restored = _restored(bench, pruned.network)
     found |= {f"untrained_norms_{name}": _share(restored, part) for name, part in parts.items()}
     batches = Batches(bench.parts.train, bench.config.batch_size, key.seed)
     tuned = finetune(pruned.network, model, batches, _judging(bench), bench.finetuning(key), folder=folder / "finetune")
     network = capture(tuned.network, EXAMPLE)
     fold_batch_norms(network)
-    found |= {"ratio": round(pruned.ratio, 4), "compress_s": seconds, "importance_s": 0.0}
+    found |= {"variant": str(pruned.variant), "ratio": pruned.ratio, "compress_s": seconds, "importance_s": 0.0}
     return found | {"finetune_s": round(tuned.record.seconds), "best_epoch": tuned.record.best}, network
+
+
+def _restored(bench: Bench, network: nn.Module) -> nn.Module:
+    """Return a copy with the statistics of its norms taken anew."""
+    restored = copy.deepcopy(network)
+    _take_statistics(restored, [images for images, _ in bench.images(bench.calibration)])
+    return restored
 
 
 def _judging(bench: Bench) -> list[tuple[Tensor, Tensor]]:

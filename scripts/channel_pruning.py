@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import itertools
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 import torch_pruning
 from torch import Tensor, nn
 
@@ -17,44 +20,101 @@ from latency_tables import AnyBackend
 
 __all__ = ["Pruned", "prune_channels"]
 
-STEPS = 8  # of the bisection: the ratio is known to 1 / 256
-LARGEST_RATIO = 0.95
+RATIOS = tuple(step / 40 for step in range(1, 39))
+IMPORTANCES = {
+    "magnitude": torch_pruning.importance.GroupMagnitudeImportance,
+    "taylor": torch_pruning.importance.GroupTaylorImportance,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """How channels are pruned.
+
+    Attributes:
+        importance: what tells how much a channel matters, one of `IMPORTANCES`.
+        everywhere: whether channels of all layers are ranked together; where not, each layer loses the same share.
+        multiple: of how many channels each width is: runtimes are slow at odd widths, so that a network that lost
+            more of them may take longer.
+    """
+
+    importance: str
+    everywhere: bool
+    multiple: int
+
+    def __str__(self) -> str:
+        return f"{self.importance}, {'all layers' if self.everywhere else 'each layer'}, multiples of {self.multiple}"
+
+
+VARIANTS = tuple(Variant(*parts) for parts in itertools.product(IMPORTANCES, (False, True), (8, 16)))
 
 
 @dataclass(frozen=True, slots=True)
 class Pruned:
-    """A network with fewer channels: the share that was pruned in each layer, and how fast it was measured."""
+    """A network with fewer channels: how they were chosen, the share asked for, and how fast it was measured."""
 
     network: nn.Module
+    variant: Variant
     ratio: float
     original_ms: float
     measured_ms: float
 
 
-def prune_channels(model: nn.Module, example: Tensor, budget: Budget, backend: AnyBackend, seed: int) -> Pruned:
-    """Return the network with the fewest channels pruned that meets a budget when measured; `model` is not changed.
+def prune_channels(
+    model: nn.Module,
+    example: Tensor,
+    budget: Budget,
+    backend: AnyBackend,
+    seed: int,
+    labelled: Iterable[tuple[Tensor, Tensor]],
+    judge: Callable[[nn.Module], float],
+) -> Pruned:
+    """Return the best of all variants, each pruned no more than its measured latency needs; `model` is not changed.
 
-    Each layer loses the same share, those channels of the least weights, as the library's defaults are.
+    Args:
+        model: the trained network.
+        example: an input.
+        budget: what every variant has to meet when measured.
+        backend: where to measure.
+        seed: for the order of rounds.
+        labelled: batches of images and labels, whose gradients the importance may ask for.
+        judge: returns how good a pruned network is, on images that the final figures are not taken on.
 
     Raises:
-        BudgetInfeasibleError: the largest ratio misses the budget.
+        BudgetInfeasibleError: no variant meets the budget.
     """
     original = capture(model, example)
     fold_batch_norms(original)
     timer = NetworkTimer(original, (example,), backend, seed=seed)
-    best = _measured(model, example, LARGEST_RATIO, timer)
-    if not _meets(best, budget):
-        raise BudgetInfeasibleError(
-            f"channel pruning reaches {best.measured_ms:.3f} ms, which misses {budget}", best_ms=best.measured_ms
-        )
-    low, high = 0.0, LARGEST_RATIO
-    for _ in range(STEPS):
-        middle = (low + high) / 2
-        found = _measured(model, example, middle, timer)
+    source = _with_gradients(model, labelled)
+    found = [_least(source, example, variant, budget, timer) for variant in VARIANTS]
+    meeting = [pruned for pruned in found if _meets(pruned, budget)]
+    if not meeting:
+        best_ms = min(pruned.measured_ms for pruned in found)
+        raise BudgetInfeasibleError(f"channel pruning reaches {best_ms:.3f} ms, which misses {budget}", best_ms=best_ms)
+    return max(meeting, key=lambda pruned: judge(pruned.network))
+
+
+def _with_gradients(model: nn.Module, labelled: Iterable[tuple[Tensor, Tensor]]) -> nn.Module:
+    """Return a copy in evaluation mode whose weights have the gradient of the cross-entropy on all batches."""
+    network = copy.deepcopy(model).eval()
+    with torch.enable_grad():
+        for images, labels in labelled:
+            F.cross_entropy(network(images), labels).backward()
+    return network
+
+
+def _least(source: nn.Module, example: Tensor, variant: Variant, budget: Budget, timer: NetworkTimer) -> Pruned:
+    """Return the least pruned network of a variant that meets the budget, or its most pruned one where none does."""
+    best = _measured(source, example, variant, RATIOS[-1], timer)
+    low, high = 0, len(RATIOS) - 1  # what is at `high` or above meets the budget
+    while low < high and _meets(best, budget):
+        middle = (low + high) // 2
+        found = _measured(source, example, variant, RATIOS[middle], timer)
         if _meets(found, budget):
             best, high = found, middle
         else:
-            low = middle
+            low = middle + 1
     return best
 
 
@@ -62,19 +122,29 @@ def _meets(found: Pruned, budget: Budget) -> bool:
     return found.measured_ms <= budget.target_ms(found.original_ms)
 
 
-def _measured(model: nn.Module, example: Tensor, ratio: float, timer: NetworkTimer) -> Pruned:
-    pruned = _pruned(model, example, ratio)
+def _measured(source: nn.Module, example: Tensor, variant: Variant, ratio: float, timer: NetworkTimer) -> Pruned:
+    pruned = _pruned(source, example, variant, ratio)
     original, measured = timer.compare(capture(pruned, example))
-    return Pruned(pruned, ratio, original.median_ms, measured.median_ms)
+    return Pruned(pruned, variant, ratio, original.median_ms, measured.median_ms)
 
 
-def _pruned(model: nn.Module, example: Tensor, ratio: float) -> nn.Module:
-    network = copy.deepcopy(model)
+def _pruned(source: nn.Module, example: Tensor, variant: Variant, ratio: float) -> nn.Module:
+    network = _copy(source)
     classifier = [module for module in network.modules() if isinstance(module, nn.Linear)][-1]
     with torch.enable_grad():  # the library traces the graph of gradients
         pruner = torch_pruning.pruner.BasePruner(
-            network, example, importance=torch_pruning.importance.GroupMagnitudeImportance(p=2),
-            pruning_ratio=ratio, ignored_layers=[classifier],
+            network, example, importance=IMPORTANCES[variant.importance](), pruning_ratio=ratio,
+            global_pruning=variant.everywhere, max_pruning_ratio=RATIOS[-1], round_to=variant.multiple,
+            ignored_layers=[classifier],
         )  # fmt: skip
         pruner.step()
+    network.zero_grad()
     return network.eval()
+
+
+def _copy(source: nn.Module) -> nn.Module:
+    """Return a copy with its gradients."""
+    network = copy.deepcopy(source)
+    for parameter, other in zip(network.parameters(), source.parameters(), strict=True):
+        parameter.grad = None if other.grad is None else other.grad.clone()
+    return network
