@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+from bisect import bisect_left
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -106,16 +107,14 @@ def _with_gradients(model: nn.Module, labelled: Iterable[tuple[Tensor, Tensor]])
 
 def _least(source: nn.Module, example: Tensor, variant: Variant, budget: Budget, timer: NetworkTimer) -> Pruned:
     """Return the least pruned network of a variant that meets the budget, or its most pruned one where none does."""
-    best = _measured(source, example, variant, RATIOS[-1], timer)
-    low, high = 0, len(RATIOS) - 1  # what is at `high` or above meets the budget
-    while low < high and _meets(best, budget):
-        middle = (low + high) // 2
-        found = _measured(source, example, variant, RATIOS[middle], timer)
-        if _meets(found, budget):
-            best, high = found, middle
-        else:
-            low = middle + 1
-    return best
+    known: dict[int, Pruned] = {}
+
+    def meets(index: int) -> bool:
+        known[index] = _measured(source, example, variant, RATIOS[index], timer)
+        return _meets(known[index], budget)
+
+    least = bisect_left(range(len(RATIOS) - 1), True, key=meets)
+    return known[least] if least in known else _measured(source, example, variant, RATIOS[least], timer)
 
 
 def _meets(found: Pruned, budget: Budget) -> bool:
