@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, fx
 
-from depthcomp.calibration import CalibrationSet
+from depthcomp.data.calibration import CalibrationSet
 from depthcomp.execution import record
 from depthcomp.fit import Design, RidgeSystem, design_of, sample_positions, starting_point
 from depthcomp.fit_memory import FitMemory

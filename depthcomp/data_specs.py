@@ -15,8 +15,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from depthcomp.data.images import decode, image_batches, image_files, in_turns
 from depthcomp.errors import DataError, DepthCompError, MissingPackageError
-from depthcomp.images import decode, image_batches, image_files, in_turns
 from depthcomp.models import normalization
 
 __all__ = ["calibration_data", "load_data", "names_data"]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from depthcomp.data import calibration_batches
+from depthcomp.data.batches import calibration_batches
 from depthcomp.errors import EngineError
 from depthcomp.export import relative_error
 from depthcomp.files import write_atomically

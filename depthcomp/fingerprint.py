@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from depthcomp.calibration import CalibrationSet
+from depthcomp.data.calibration import CalibrationSet
 
 __all__ = ["calibration_hash", "fingerprint", "network_hash", "seed_of"]
 

@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
 
-from depthcomp.calibration import CalibrationSet
 from depthcomp.candidate_fits import design_of_fit, fit_candidates
+from depthcomp.data.calibration import CalibrationSet
 from depthcomp.errors import DataError
 from depthcomp.execution import Tail
 from depthcomp.fit_memory import FitMemory

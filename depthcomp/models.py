@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from depthcomp.data.example import USUAL_SIZE, infer_example
 from depthcomp.errors import CaptureError, DepthCompError, MissingPackageError
-from depthcomp.inputs import USUAL_SIZE, infer_example
 
 __all__ = ["load_model", "load_weights", "normalization"]
 

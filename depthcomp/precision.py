@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from depthcomp.data import calibration_batches
+from depthcomp.data.batches import calibration_batches
 from depthcomp.errors import ArtifactError, DataError
 from depthcomp.export import require_sound, to_onnx
 from fx_passes import fold_batch_norms

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from depthcomp.calibration import CalibrationSet, Layout, cross_validated, layouts, separate
-from depthcomp.data import enough_images, labelled_images, synthetic_batches
+from depthcomp.data.batches import enough_images, labelled_images, synthetic_batches
+from depthcomp.data.calibration import CalibrationSet, Layout, cross_validated, layouts, separate
+from depthcomp.data.example import infer_example
 from depthcomp.errors import CaptureError, DataError, TableError
-from depthcomp.inputs import infer_example
 from depthcomp.pricing import Candidate, Pricing
 from depthcomp.result import Refusal
 from fx_passes import (

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from depthcomp.calibration import CalibrationSet
 from depthcomp.candidate_fits import samples_per_batch, whole_states
 from depthcomp.compensation import KeptConvolution, as_images, kept_behind, load_operator
+from depthcomp.data.calibration import CalibrationSet
 from depthcomp.execution import Stream, record
 from depthcomp.fit import Positions, RidgeSystem, sample_positions, starting_point
 from depthcomp.fit_memory import FitMemory

@@ -9,7 +9,7 @@ import numpy as np
 from torch import fx
 
 from depthcomp.budget import Budget
-from depthcomp.calibration import CalibrationSet
+from depthcomp.data.calibration import CalibrationSet
 from depthcomp.errors import BudgetInfeasibleError
 from depthcomp.importance_config import MEMORY_MIB
 from depthcomp.ladders import Ladder

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from depthcomp.calibration import CalibrationSet
+from depthcomp.data.calibration import CalibrationSet
 from depthcomp.fingerprint import seed_of
 from depthcomp.importance import divergence, divergence_of, is_scores, require_finite
 from depthcomp.importance_config import FinetunedImportance

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from depthcomp.calibration import cross_validated, separate
 from depthcomp.compensation import kept_behind, load_operator
+from depthcomp.data.calibration import cross_validated, separate
 from depthcomp.refit import Refitter
 from fx_passes import Plan, SpanChoice, capture, fold_batch_norms, linearize, merge, placed_convolutions
 from fx_passes.affine import AffineConv

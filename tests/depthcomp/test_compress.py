@@ -13,7 +13,7 @@ from torch import nn
 
 import depthcomp
 from depthcomp import Budget, CompressionResult, compress_depth
-from depthcomp.calibration import cross_validated, separate
+from depthcomp.data.calibration import cross_validated, separate
 from depthcomp.depth import convolution_depth
 from depthcomp.errors import (
     BudgetError,

@@ -13,8 +13,8 @@ from torch import nn
 from torchvision.models.mobilenetv2 import InvertedResidual
 
 from depthcomp import fit, fit_memory, importance
-from depthcomp.calibration import CalibrationSet, Layout, cross_validated, separate
 from depthcomp.candidate_fits import fit_candidates
+from depthcomp.data.calibration import CalibrationSet, Layout, cross_validated, separate
 from depthcomp.fit_memory import FitMemory
 from depthcomp.importance import calibrated, divergence
 from depthcomp.preparation import OFFERED

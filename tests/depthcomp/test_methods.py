@@ -10,7 +10,7 @@ from torch import nn
 from torchvision.models.mobilenetv2 import InvertedResidual
 
 from depthcomp import compress_depth
-from depthcomp.calibration import cross_validated
+from depthcomp.data.calibration import cross_validated
 from depthcomp.errors import BudgetInfeasibleError, DepthCompError
 from depthcomp.importance import calibrated, divergence
 from depthcomp.ladders import Ladder, Offer, at_random, evenly_spread, whole_blocks

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from depthcomp.calibration import cross_validated
+from depthcomp.data.calibration import cross_validated
 from depthcomp.importance import calibrated, divergence
 from depthcomp.importance_config import FinetunedImportance
 from depthcomp.preparation import OFFERED

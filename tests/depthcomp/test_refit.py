@@ -8,8 +8,8 @@ import torch
 from torch import fx, nn
 
 from depthcomp import fit
-from depthcomp.calibration import Layout, cross_validated, separate
 from depthcomp.candidate_fits import fit_candidates, whole_states
+from depthcomp.data.calibration import Layout, cross_validated, separate
 from depthcomp.fit import RidgeSystem, design_of, sample_positions, starting_point
 from depthcomp.fit_memory import FitMemory
 from depthcomp.importance import divergence

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from depthcomp import Budget
-from depthcomp.calibration import cross_validated
+from depthcomp.data.calibration import cross_validated
 from depthcomp.errors import BudgetInfeasibleError
 from depthcomp.importance import calibrated
 from depthcomp.preparation import OFFERED

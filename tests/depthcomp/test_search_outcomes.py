@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from depthcomp import Budget, search
-from depthcomp.calibration import cross_validated
+from depthcomp.data.calibration import cross_validated
 from depthcomp.errors import BudgetInfeasibleError
 from depthcomp.refit import Refit
 from depthcomp.search import Search

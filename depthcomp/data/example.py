@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from depthcomp.data import first_images
+from depthcomp.data.batches import first_images
 from depthcomp.errors import CaptureError
 from fx_passes.preconditions import as_tensors
 

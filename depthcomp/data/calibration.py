@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from depthcomp.data import batch_size, in_batches
+from depthcomp.data.batches import batch_size, in_batches
 
 __all__ = ["CalibrationSet", "Layout", "cross_validated", "layouts", "separate"]
 

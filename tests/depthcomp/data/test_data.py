@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from depthcomp.data import (
+from depthcomp.data.batches import (
     batch_size,
     calibration_batches,
     enough_images,

@@ -3,8 +3,8 @@ import pytest
 import torch
 from PIL import Image
 
+from depthcomp.data.images import image_batches
 from depthcomp.errors import DataError
-from depthcomp.images import image_batches
 
 EXAMPLE = torch.zeros(1, 3, 14, 21)
 MEAN, STD = (0.5, 0.25, 0.75), (0.5, 0.25, 2.0)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from depthcomp.calibration import CalibrationSet, Layout, cross_validated, separate
+from depthcomp.data.calibration import CalibrationSet, Layout, cross_validated, separate
 
 
 def images(count, first=0):

@@ -5,7 +5,7 @@ import torch
 from tiny_network import EXAMPLE, images, tiny_net
 from torch import nn
 
-from depthcomp.data import labelled_images
+from depthcomp.data.batches import labelled_images
 from depthcomp.errors import DataError
 from depthcomp.preparation import prepare
 

@@ -5,8 +5,8 @@ import torch
 import torchvision
 from torch import nn
 
+from depthcomp.data.example import infer_example
 from depthcomp.errors import CaptureError, DataError
-from depthcomp.inputs import infer_example
 
 X = torch.randn(4, 3, 9, 13, generator=torch.Generator().manual_seed(0))
 
