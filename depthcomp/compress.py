@@ -12,11 +12,11 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from depthcomp.budget import Budget
-from depthcomp.compensation import load_operator
 from depthcomp.depth import convolution_depth
 from depthcomp.errors import BudgetError, BudgetInfeasibleError, DepthCompError
 from depthcomp.files import require_writable
 from depthcomp.finetune import rehearse
+from depthcomp.fitting.compensation import load_operator
 from depthcomp.importance_config import ImportanceConfig
 from depthcomp.importance_file import ImportanceTable
 from depthcomp.ladders import Ladder

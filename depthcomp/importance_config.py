@@ -13,18 +13,17 @@ from types import MappingProxyType
 from typing import Literal, get_args
 
 from depthcomp.errors import DepthCompError
+from depthcomp.fitting.memory import MEMORY_MIB
 
 __all__ = [
     "KIM23",
     "LAYERMERGE",
-    "MEMORY_MIB",
     "PRESETS",
     "CalibratedImportance",
     "FinetunedImportance",
     "ImportanceConfig",
 ]
 
-MEMORY_MIB = 1536
 Score = Literal["change", "normalized", "exponential"]
 
 
@@ -36,9 +35,9 @@ class CalibratedImportance:
         memory_mib: most memory for the sums of fits and for solving them, in MiB, here and where the chosen plans are
             refitted; the images' tensors come on top. Where it is not enough for all sums at once, the images pass
             through the network several times, with the same result. A single fit may take a third of it. Where that
-            is not enough, its kernel is a mixture of fewer patterns than it has pixels (`depthcomp.fit_memory`), and
-            `result.warnings` says of how many choices that is so. With images in three folds the default solves up to
-            2,896 unknowns whole: a 3x3 kernel over 320 channels has 2,880; over 512 channels there is room for 5
+            is not enough, its kernel is a mixture of fewer patterns than it has pixels (`depthcomp.fitting.memory`),
+            and `result.warnings` says of how many choices that is so. With images in three folds the default solves up
+            to 2,896 unknowns whole: a 3x3 kernel over 320 channels has 2,880; over 512 channels there is room for 5
             patterns for its 9 pixels, and all 9 take 3,888 MiB. Memory grows with the square of the unknowns, time
             with the cube.
         images: of `data` that are read at most; None for 512, of images smaller than 224x224 for as many as have that

@@ -12,9 +12,9 @@ import torch
 
 from depthcomp.errors import DepthCompError, TableError
 from depthcomp.fingerprint import calibration_hash, fingerprint, network_hash
-from depthcomp.fit_memory import FitMemory
+from depthcomp.fitting.memory import MEMORY_MIB, FitMemory
 from depthcomp.importance import calibrated
-from depthcomp.importance_config import MEMORY_MIB, PRESETS, CalibratedImportance, FinetunedImportance, ImportanceConfig
+from depthcomp.importance_config import PRESETS, CalibratedImportance, FinetunedImportance, ImportanceConfig
 from depthcomp.importance_file import ImportanceTable
 from depthcomp.preparation import Prepared
 from depthcomp.pricing import Candidate

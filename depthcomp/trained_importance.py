@@ -23,7 +23,7 @@ from torch import Tensor, fx, nn
 
 from depthcomp.data.calibration import CalibrationSet
 from depthcomp.fingerprint import seed_of
-from depthcomp.importance import divergence, divergence_of, is_scores, require_finite
+from depthcomp.fitting.divergence import divergence, divergence_of, is_scores, require_finite
 from depthcomp.importance_config import FinetunedImportance
 from depthcomp.pricing import Candidate
 from depthcomp.progress import Progress, silent

@@ -24,10 +24,10 @@ from scipy.stats import spearmanr
 
 from depthcomp.compress import LEAST_SAVING
 from depthcomp.console import Progress
+from depthcomp.fitting.refit import Refitter
 from depthcomp.importance_config import CalibratedImportance
 from depthcomp.preparation import Prepared, prepare
 from depthcomp.pricing import Candidate, Pricing
-from depthcomp.refit import Refitter
 from depthcomp.scoring import score_choices
 from fx_passes import Plan, SpanChoice
 from latency_tables import LatencyTable

@@ -22,7 +22,7 @@ from torch import Tensor, fx, nn
 
 import depthcomp
 from depthcomp.console import Progress
-from depthcomp.importance import divergence
+from depthcomp.fitting.divergence import divergence
 from depthcomp.result import CompressionResult
 from fx_passes import Plan, SpanChoice, capture, find_span, linearize, merge
 from latency_tables import create_backend

@@ -21,9 +21,9 @@ from depthcomp.errors import (
     TableMismatchError,
 )
 from depthcomp.export import to_onnx
-from depthcomp.importance import divergence
+from depthcomp.fitting.divergence import divergence
+from depthcomp.fitting.refit import Refitter
 from depthcomp.pricing import Pricing
-from depthcomp.refit import Refitter
 from fx_passes import Plan, capture, fold_batch_norms, merge
 from latency_tables import Calibration, LatencyTable
 

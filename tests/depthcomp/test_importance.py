@@ -7,16 +7,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import scipy.stats
 import torch
 from torch import nn
 from torchvision.models.mobilenetv2 import InvertedResidual
 
-from depthcomp import fit, fit_memory, importance
-from depthcomp.candidate_fits import fit_candidates
+from depthcomp import importance
 from depthcomp.data.calibration import CalibrationSet, Layout, cross_validated, separate
-from depthcomp.fit_memory import FitMemory
-from depthcomp.importance import calibrated, divergence
+from depthcomp.fitting import ridge
+from depthcomp.fitting.candidates import fit_candidates
+from depthcomp.fitting.divergence import divergence
+from depthcomp.fitting.memory import FitMemory
+from depthcomp.importance import calibrated
 from depthcomp.preparation import OFFERED
 from depthcomp.pricing import Pricing
 from fx_passes import Plan, capture, enumerate_spans, linearize, merge, placed_convolutions
@@ -89,7 +90,7 @@ def operators(network, candidates, calibration):
 @pytest.fixture
 def one_strength(monkeypatch):
     """What a fold judges is then decided."""
-    monkeypatch.setattr(fit, "STRENGTHS", (0.03,))
+    monkeypatch.setattr(ridge, "STRENGTHS", (0.03,))
 
 
 def rewritten(network, choice, operator):
@@ -110,51 +111,6 @@ def true_loss(network, choice, operators, judging):
             for fold, batch in judging
         ]
     return float(np.mean(found))
-
-
-def scores(seed):
-    return torch.randn(11, 7, generator=torch.Generator().manual_seed(seed)) * 3
-
-
-def test_equal_outputs_have_no_divergence():
-    for output in (scores(0), torch.randn(2, 3, 5, 5), [scores(0), torch.randn(2, 3, 5, 5)], {"a": torch.zeros(3)}):
-        assert divergence(output, copy.deepcopy(output)) == pytest.approx(0.0, abs=1e-12)
-
-
-def test_class_scores_are_compared_by_kl():
-    p, q = (torch.softmax(scores(seed).double(), 1).numpy() for seed in (0, 1))
-    wanted = np.mean([scipy.stats.entropy(a, b) for a, b in zip(p, q, strict=True)])
-    assert divergence(scores(0), scores(1)) == pytest.approx(wanted, rel=1e-9)
-
-
-def test_class_scores_may_be_shifted():
-    assert divergence(scores(0), scores(0) + 5) == pytest.approx(0.0, abs=1e-6)
-
-
-def test_other_outputs_are_compared_by_their_relative_error():
-    a, b = torch.randn(2, 3, 5, 7), torch.randn(2, 3, 5, 7)
-    wanted = ((a - b) ** 2).mean() / ((a - a.mean()) ** 2).mean()
-    assert divergence(a, b) == pytest.approx(float(wanted), rel=1e-5)
-    assert divergence((a, scores(0)), (b, scores(0))) == pytest.approx(float(wanted) / 2, rel=1e-5)
-    assert divergence(a, 3 * a) == pytest.approx(divergence(10 * a, 30 * a), rel=1e-5)
-
-
-def test_outputs_that_do_not_vary_are_compared_by_their_mean_square():
-    assert divergence(torch.full((1, 1), 2.0), torch.full((1, 1), 2.5)) == pytest.approx(0.25 / 4)
-    assert divergence(torch.full((3, 1), 2.0), torch.full((3, 1), 2.5)) == pytest.approx(0.25 / 4)
-
-
-def test_what_is_no_floating_point_tensor_is_passed_over():
-    a, b = torch.randn(2, 3, 5, 7), torch.randn(2, 3, 5, 7)
-    assert divergence((a, torch.zeros(2, dtype=torch.long), 3), (b, torch.ones(2, dtype=torch.long), 4)) == (
-        divergence(a, b)
-    )
-    assert divergence(torch.zeros(2, dtype=torch.long), torch.ones(2, dtype=torch.long)) == 0.0
-
-
-def test_a_single_score_is_no_class():
-    a, b = torch.randn(9, 1), torch.randn(9, 1)
-    assert divergence(a, b) > 0
 
 
 def test_every_kind_of_choice_is_scored(losses):
@@ -245,7 +201,7 @@ def test_channels_that_light_up_in_the_first_fold_alone():
 @pytest.mark.parametrize("unseen", [0, 1, 2])
 def test_a_fit_without_a_fold_is_that_on_the_others_alone(network, candidates, calibration, monkeypatch, unseen):
     """All pixels are sampled here, so both solve the same equations."""
-    monkeypatch.setattr(fit, "UNJUDGED_STRENGTH", *fit.STRENGTHS)
+    monkeypatch.setattr(ridge, "UNJUDGED_STRENGTH", *ridge.STRENGTHS)
     others = tuple(batch for fold, batch in enumerate(calibration.batches) if fold != unseen)
     alone = fitted(fit_candidates(network, candidates, CalibrationSet(others, (0, 0), judges=()), seed=0))
     found = fitted(fit_candidates(network, candidates, calibration, seed=0))
@@ -310,7 +266,7 @@ def passes_of(calls):
 
 
 def test_several_passes_for_little_memory_give_the_same(network, candidates, calibration, operators, monkeypatch):
-    monkeypatch.setattr(fit_memory, "PARTS", 1)
+    monkeypatch.setattr("depthcomp.fitting.memory.PARTS", 1)
     memory, calls = FitMemory(3, 5.5), []
     assert all(memory.is_whole(c.operator) for c in candidates if c.choice.kind == "fit")
     found = fit_candidates(

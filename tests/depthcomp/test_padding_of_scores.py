@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from depthcomp.data.calibration import cross_validated
-from depthcomp.importance import calibrated, divergence
+from depthcomp.fitting.divergence import divergence
+from depthcomp.importance import calibrated
 from depthcomp.importance_config import FinetunedImportance
 from depthcomp.preparation import OFFERED
 from depthcomp.pricing import Pricing

@@ -16,9 +16,9 @@ from torch.utils.data import DataLoader, TensorDataset
 import depthcomp
 from depthcomp import FinetuneConfig, compress_depth
 from depthcomp.errors import DataError, DepthCompError, TrainingError
-from depthcomp.execution import record
 from depthcomp.finetune import finetune
 from depthcomp.finetune_command import TuningRequest, run
+from depthcomp.fitting.execution import record
 from depthcomp.plan_tuning import finetune_plan
 from depthcomp.preparation import OFFERED
 from depthcomp.result_json import result_json

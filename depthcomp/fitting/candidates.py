@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, fx
 
 from depthcomp.data.calibration import CalibrationSet
-from depthcomp.execution import record
-from depthcomp.fit import Design, RidgeSystem, design_of, sample_positions, starting_point
-from depthcomp.fit_memory import FitMemory
+from depthcomp.fitting.execution import record
+from depthcomp.fitting.memory import FitMemory
+from depthcomp.fitting.ridge import Design, RidgeSystem, design_of, sample_positions, starting_point
 from depthcomp.pricing import Candidate
 from depthcomp.progress import Progress, silent
 from fx_passes import SpanChoice

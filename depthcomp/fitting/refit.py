@@ -1,7 +1,7 @@
 """The weights of a plan's fitted convolutions, solved front to back, and what the whole plan really loses.
 
-Kept convolutions behind a change are fitted once more on the way, see `depthcomp.compensation`; those that memory has
-no room to solve whole stay as they are.
+Kept convolutions behind a change are fitted once more on the way, see `depthcomp.fitting.compensation`; those that
+memory has no room to solve whole stay as they are.
 """
 
 from __future__ import annotations
@@ -15,14 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from depthcomp.candidate_fits import samples_per_batch, whole_states
-from depthcomp.compensation import KeptConvolution, as_images, kept_behind, load_operator
 from depthcomp.data.calibration import CalibrationSet
-from depthcomp.execution import Stream, record
-from depthcomp.fit import Positions, RidgeSystem, sample_positions, starting_point
-from depthcomp.fit_memory import FitMemory
-from depthcomp.importance import rise_of_loss
-from depthcomp.importance_config import MEMORY_MIB
+from depthcomp.fitting.candidates import samples_per_batch, whole_states
+from depthcomp.fitting.compensation import KeptConvolution, as_images, kept_behind, load_operator
+from depthcomp.fitting.divergence import rise_of_loss
+from depthcomp.fitting.execution import Stream, record
+from depthcomp.fitting.memory import MEMORY_MIB, FitMemory
+from depthcomp.fitting.ridge import Positions, RidgeSystem, sample_positions, starting_point
 from depthcomp.progress import Progress
 from fx_passes import PlacedConvolution, Plan, linearize, merge, placed_convolutions
 from fx_passes.affine import AffineConv

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from depthcomp.compensation import kept_behind, load_operator
 from depthcomp.data.calibration import cross_validated, separate
-from depthcomp.refit import Refitter
+from depthcomp.fitting.compensation import kept_behind, load_operator
+from depthcomp.fitting.refit import Refitter
 from fx_passes import Plan, SpanChoice, capture, fold_batch_norms, linearize, merge, placed_convolutions
 from fx_passes.affine import AffineConv
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from depthcomp import fit
-from depthcomp.fit import RidgeSystem, design_of, patterns, sample_positions, starting_point
+from depthcomp.fitting import ridge
+from depthcomp.fitting.ridge import RidgeSystem, design_of, patterns, sample_positions, starting_point
 from fx_passes.affine import AffineConv, crop_kernel
 
 GEOMETRIES = {
@@ -99,7 +99,7 @@ def test_the_solution_is_that_of_numpys_least_squares(geometry):
     shape, entry = known(**geometry), normal(3, 6, 13, 11) + 0.3
     target = shape(entry).relu() + 0.5 * normal(*shape(entry).shape, seed=3)
     found = solved(entry, target, shape)
-    wanted = [ridge_by_lstsq(entry, target, shape, strength) for strength in fit.STRENGTHS]
+    wanted = [ridge_by_lstsq(entry, target, shape, strength) for strength in ridge.STRENGTHS]
     errors = [np.abs(found.weight.numpy() - w).max() + np.abs(found.bias.numpy() - b).max() for w, b in wanted]
     assert min(errors) < 1e-9
 
@@ -134,7 +134,7 @@ def best_strength(entry, target, judges):
         solutions = (by_lstsq(*without(judge, entry, target), SHAPE, strength) for judge in judges)
         return sum(mean_square_error(s, entry[one], target[one]) for s, one in zip(solutions, held_out, strict=True))
 
-    return min(fit.STRENGTHS, key=error)
+    return min(ridge.STRENGTHS, key=error)
 
 
 JUDGES = [(0,), (1,), (2,), (0, 1), (2, 0), (0, 1, 2)]
@@ -163,7 +163,7 @@ def test_each_target_has_its_own_strength(folds):
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_without_judges_the_strength_is_fixed(folds, count):
-    assert is_ridge(solved(*folds, SHAPE, folds=count, judges=()), *folds, SHAPE, fit.UNJUDGED_STRENGTH)
+    assert is_ridge(solved(*folds, SHAPE, folds=count, judges=()), *folds, SHAPE, ridge.UNJUDGED_STRENGTH)
 
 
 @pytest.mark.parametrize("unseen", JUDGES)
@@ -182,7 +182,7 @@ def test_a_matched_solution_without_a_fold_has_the_others_variance(folds):
     for fold, (solution,) in found.items():
         entry, target = without(fold, *folds)
         plain = by_lstsq(entry, target, SHAPE, best_strength(*folds, (0,)))
-        gain = (target.var((0, 2, 3)) / plain(entry).var((0, 2, 3))).sqrt().clamp(max=fit.LARGEST_GAIN)
+        gain = (target.var((0, 2, 3)) / plain(entry).var((0, 2, 3))).sqrt().clamp(max=ridge.LARGEST_GAIN)
         assert torch.allclose(solution.weight, gain[:, None, None, None] * plain.weight, atol=1e-9)
 
 
@@ -191,7 +191,7 @@ def test_a_matched_solution_without_a_fold_has_the_others_variance(folds):
 @pytest.mark.parametrize("unseen", [0, 1, 2])
 def test_what_was_not_seen_does_not_show(folds, monkeypatch, unseen, dtype, matched):
     """To the bit, where one strength leaves nothing to judge."""
-    monkeypatch.setattr(fit, "STRENGTHS", (0.03,))
+    monkeypatch.setattr(ridge, "STRENGTHS", (0.03,))
     changed = [tensor.clone() for tensor in folds]
     for tensor in changed:
         tensor[unseen] = 100 * tensor[unseen].square() + 7
@@ -417,7 +417,7 @@ def of_patterns(entry, target, shape, count, strength):
 @pytest.mark.parametrize("count", [1, 2, 5, 8])
 @pytest.mark.parametrize("name", ["3x3", "strided", "asymmetric"])
 def test_fewer_patterns_are_fitted_as_well_as_they_can_be(name, count, monkeypatch):
-    monkeypatch.setattr(fit, "UNJUDGED_STRENGTH", 0.03)
+    monkeypatch.setattr(ridge, "UNJUDGED_STRENGTH", 0.03)
     shape, entry = known(**GEOMETRIES[name]), normal(3, 6, 13, 11) + 0.3
     target = shape(entry).relu()
     system = RidgeSystem(design_of("x", shape), shape.kernel, shape.in_channels, count=count)

@@ -7,7 +7,7 @@ import torch
 import torchvision
 from torch import fx, nn
 
-from depthcomp.execution import Stream, Tail, record
+from depthcomp.fitting.execution import Stream, Tail, record
 from fx_passes import capture
 
 

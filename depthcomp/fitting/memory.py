@@ -2,8 +2,8 @@
 
 A system of n unknowns per output channel keeps one Gram matrix of n x n for each fold of images, and its solution some
 more. Where that is more than may be used, the kernel is a mixture of fewer patterns than it has pixels, as many as the
-memory has room for: single pixels near its centre, and smooth waves over all of it (see `depthcomp.fit.patterns`).
-`scripts/bench_patterns.py` measures what that costs (`docs/patterns.txt`).
+memory has room for: single pixels near its centre, and smooth waves over all of it (see
+`depthcomp.fitting.ridge.patterns`). `scripts/bench_patterns.py` measures what that costs (`docs/patterns.txt`).
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from depthcomp.fit import RidgeSystem, design_of
-from depthcomp.importance_config import MEMORY_MIB
+from depthcomp.fitting.ridge import RidgeSystem, design_of
 from depthcomp.pricing import Candidate
 from fx_passes.affine import AffineConv, Pair
 
-__all__ = ["FitMemory"]
+__all__ = ["MEMORY_MIB", "FitMemory"]
 
+MEMORY_MIB = 1536
 SOLVING = 5  # Gram matrices that a solution holds besides those of the folds
 PARTS = 3  # of the memory, one of them for a single fit: others' sums have room beside it, and it takes seconds
 _MIB = 2**20

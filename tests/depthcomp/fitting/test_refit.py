@@ -7,15 +7,15 @@ import pytest
 import torch
 from torch import fx, nn
 
-from depthcomp import fit
-from depthcomp.candidate_fits import fit_candidates, whole_states
 from depthcomp.data.calibration import Layout, cross_validated, separate
-from depthcomp.fit import RidgeSystem, design_of, sample_positions, starting_point
-from depthcomp.fit_memory import FitMemory
-from depthcomp.importance import divergence
+from depthcomp.fitting import ridge
+from depthcomp.fitting.candidates import fit_candidates, whole_states
+from depthcomp.fitting.divergence import divergence
+from depthcomp.fitting.memory import FitMemory
+from depthcomp.fitting.refit import Refitter
+from depthcomp.fitting.ridge import RidgeSystem, design_of, sample_positions, starting_point
 from depthcomp.preparation import OFFERED
 from depthcomp.pricing import Pricing
-from depthcomp.refit import Refitter
 from fx_passes import Plan, capture, enumerate_spans, linearize, merge, placed_convolutions
 
 
@@ -81,8 +81,8 @@ def forked(fits):
 @pytest.fixture
 def one_strength(monkeypatch):
     """What a fold judges is then decided."""
-    monkeypatch.setattr(fit, "STRENGTHS", (0.03,))
-    monkeypatch.setattr(fit, "UNJUDGED_STRENGTH", 0.03)
+    monkeypatch.setattr(ridge, "STRENGTHS", (0.03,))
+    monkeypatch.setattr(ridge, "UNJUDGED_STRENGTH", 0.03)
 
 
 def operators(linearized, plan):

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from depthcomp.fit_memory import FitMemory
+from depthcomp.fitting.memory import FitMemory
 from depthcomp.pricing import Candidate
 from fx_passes import SpanChoice
 from fx_passes.affine import AffineConv
