@@ -44,9 +44,9 @@ def importance(
 
         from depthcomp.console import Progress
         from depthcomp.data_specs import calibration_data
+        from depthcomp.importance.scoring import JOURNAL
+        from depthcomp.importance.shard import score_shard
         from depthcomp.models import load_model
-        from depthcomp.score_shard import score_shard
-        from depthcomp.scoring import JOURNAL
         from latency_tables import LatencyTable
         from latency_tables.work import Shard
 

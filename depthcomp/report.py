@@ -17,7 +17,8 @@ from latency_tables.timing import DRIFT_LIMIT
 
 if TYPE_CHECKING:
     from depthcomp.finetune import FinetuneRecord
-    from depthcomp.result import CompressionResult, Refusal, SpanRecord
+    from depthcomp.preparation import Refusal
+    from depthcomp.result import CompressionResult, SpanRecord
     from latency_tables import Timing
 
 __all__ = ["write_report"]

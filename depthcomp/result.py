@@ -13,12 +13,13 @@ from torch import Tensor, fx
 from depthcomp import engine, export
 from depthcomp.budget import Budget
 from depthcomp.finetune import FinetuneRecord
-from depthcomp.importance_file import ImportanceTable
+from depthcomp.importance.table import ImportanceTable
+from depthcomp.preparation import Refusal
 from depthcomp.progress import Progress
 from fx_passes import Plan, SpanChoice
 from latency_tables import Environment, LatencyTable, Timing
 
-__all__ = ["CompressionResult", "FrontierPoint", "Refusal", "SpanRecord"]
+__all__ = ["CompressionResult", "FrontierPoint", "SpanRecord"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,21 +54,6 @@ class SpanRecord:
     kept_ms: float
     new_ms: float
     loss: float
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """A span that cannot be compressed.
-
-    Attributes:
-        entry: node whose tensor the span reads.
-        exit: node whose tensor the span produces.
-        reason: why, as a sentence.
-    """
-
-    entry: str
-    exit: str
-    reason: str
 
 
 @dataclass(frozen=True, repr=False)

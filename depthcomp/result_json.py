@@ -19,8 +19,9 @@ from latency_tables import Calibration, Environment, Timing
 from latency_tables.json_file import first_fault
 
 if TYPE_CHECKING:
-    from depthcomp.importance_file import ImportanceTable
-    from depthcomp.result import CompressionResult, FrontierPoint, Refusal, SpanRecord
+    from depthcomp.importance.table import ImportanceTable
+    from depthcomp.preparation import Refusal
+    from depthcomp.result import CompressionResult, FrontierPoint, SpanRecord
 
 __all__ = ["StoredNumbers", "read_numbers", "result_json"]
 

@@ -14,8 +14,9 @@ from depthcomp.artifacts import load, load_network, save_network
 from depthcomp.budget import Budget
 from depthcomp.errors import ArtifactError, TableError
 from depthcomp.files import write_atomically, write_json
-from depthcomp.importance_file import ImportanceTable
-from depthcomp.result import CompressionResult, FrontierPoint, Refusal, SpanRecord
+from depthcomp.importance.table import ImportanceTable
+from depthcomp.preparation import Refusal
+from depthcomp.result import CompressionResult, FrontierPoint, SpanRecord
 from depthcomp.result_json import StoredNumbers, read_numbers, result_json
 from fx_passes import Plan
 from fx_passes.shapes import propagate_shapes

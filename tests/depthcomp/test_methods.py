@@ -13,7 +13,7 @@ from depthcomp import compress_depth
 from depthcomp.data.calibration import cross_validated
 from depthcomp.errors import BudgetInfeasibleError, DepthCompError
 from depthcomp.fitting.divergence import divergence
-from depthcomp.importance import calibrated
+from depthcomp.importance.calibrated import calibrated
 from depthcomp.ladders import Ladder, Offer, at_random, evenly_spread, whole_blocks
 from depthcomp.methods import METHODS, find_method
 from depthcomp.pricing import Pricing

@@ -13,10 +13,11 @@ from torch import fx, nn
 from depthcomp.budget import Budget
 from depthcomp.finetune import FinetuneRecord
 from depthcomp.frontier_plot import frontier_svg
-from depthcomp.importance_config import KIM23
-from depthcomp.importance_file import ImportanceTable
+from depthcomp.importance.config import KIM23
+from depthcomp.importance.table import ImportanceTable
+from depthcomp.preparation import Refusal
 from depthcomp.report import write_report
-from depthcomp.result import CompressionResult, FrontierPoint, Refusal, SpanRecord
+from depthcomp.result import CompressionResult, FrontierPoint, SpanRecord
 from fx_passes import Plan, SpanChoice
 from latency_tables import Calibration, Entry, Environment, LatencyTable, Method, Timing
 

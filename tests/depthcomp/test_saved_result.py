@@ -11,9 +11,10 @@ from depthcomp import load
 from depthcomp.budget import Budget
 from depthcomp.errors import ArtifactError
 from depthcomp.finetune import FinetuneRecord
-from depthcomp.importance_config import KIM23
-from depthcomp.importance_file import ImportanceTable
-from depthcomp.result import CompressionResult, FrontierPoint, Refusal, SpanRecord
+from depthcomp.importance.config import KIM23
+from depthcomp.importance.table import ImportanceTable
+from depthcomp.preparation import Refusal
+from depthcomp.result import CompressionResult, FrontierPoint, SpanRecord
 from depthcomp.result_json import result_json
 from depthcomp.saved_result import load_result
 from fx_passes import Plan, SpanChoice

@@ -8,7 +8,7 @@ from torch import nn
 from depthcomp import Budget
 from depthcomp.data.calibration import cross_validated
 from depthcomp.errors import BudgetInfeasibleError
-from depthcomp.importance import calibrated
+from depthcomp.importance.calibrated import calibrated
 from depthcomp.preparation import OFFERED
 from depthcomp.pricing import Pricing
 from depthcomp.search import Search

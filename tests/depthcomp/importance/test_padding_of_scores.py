@@ -8,11 +8,11 @@ from torch import nn
 
 from depthcomp.data.calibration import cross_validated
 from depthcomp.fitting.divergence import divergence
-from depthcomp.importance import calibrated
-from depthcomp.importance_config import FinetunedImportance
+from depthcomp.importance.calibrated import calibrated
+from depthcomp.importance.config import FinetunedImportance
+from depthcomp.importance.trained import entries_of
 from depthcomp.preparation import OFFERED
 from depthcomp.pricing import Pricing
-from depthcomp.trained_importance import entries_of
 from fx_passes import Plan, capture, enumerate_spans, linearize, merge
 
 

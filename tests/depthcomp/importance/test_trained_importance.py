@@ -10,10 +10,10 @@ from tiny_network import EXAMPLE, images, tiny_net
 from torch import nn
 
 from depthcomp.errors import DepthCompError
-from depthcomp.importance_config import KIM23, LAYERMERGE, PRESETS, FinetunedImportance
+from depthcomp.importance.config import KIM23, LAYERMERGE, PRESETS, FinetunedImportance
+from depthcomp.importance.journal import ScoreJournal
+from depthcomp.importance.trained import entries_of, finetuned, layers_of, losses_of
 from depthcomp.preparation import prepare
-from depthcomp.score_journal import ScoreJournal
-from depthcomp.trained_importance import entries_of, finetuned, layers_of, losses_of
 
 SHORT = FinetunedImportance(steps=2, batch_size=4)
 

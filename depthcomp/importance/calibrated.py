@@ -22,9 +22,9 @@ from depthcomp.fitting.candidates import design_of_fit, fit_candidates
 from depthcomp.fitting.divergence import require_finite, rise_of_loss
 from depthcomp.fitting.execution import Tail
 from depthcomp.fitting.memory import FitMemory
+from depthcomp.importance.journal import ScoreJournal
 from depthcomp.pricing import Candidate
 from depthcomp.progress import Progress, silent
-from depthcomp.score_journal import ScoreJournal
 from fx_passes import Plan, SpanChoice, linearize, merge
 from fx_passes.affine import AffineConv
 from latency_tables.work import Shard

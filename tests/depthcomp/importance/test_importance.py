@@ -11,13 +11,12 @@ import torch
 from torch import nn
 from torchvision.models.mobilenetv2 import InvertedResidual
 
-from depthcomp import importance
 from depthcomp.data.calibration import CalibrationSet, Layout, cross_validated, separate
 from depthcomp.fitting import ridge
 from depthcomp.fitting.candidates import fit_candidates
 from depthcomp.fitting.divergence import divergence
 from depthcomp.fitting.memory import FitMemory
-from depthcomp.importance import calibrated
+from depthcomp.importance.calibrated import calibrated
 from depthcomp.preparation import OFFERED
 from depthcomp.pricing import Pricing
 from fx_passes import Plan, capture, enumerate_spans, linearize, merge, placed_convolutions
@@ -78,7 +77,7 @@ def calibration():
 @pytest.fixture(scope="module")
 def losses(network, candidates, calibration):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(importance, "LEAST_SCORED", len(candidates))
+        patch.setattr("depthcomp.importance.calibrated.LEAST_SCORED", len(candidates))
         return calibrated(network, candidates, calibration, EQUAL_SAVINGS, seed=0)
 
 
@@ -133,7 +132,7 @@ def test_a_loss_is_that_of_the_really_rewritten_network(network, calibration, lo
 def test_losses_are_taken_on_so_many_judging_batches_at_most(
     network, candidates, calibration, operators, monkeypatch, most
 ):
-    monkeypatch.setattr(importance, "MOST_JUDGING", most)
+    monkeypatch.setattr("depthcomp.importance.calibrated.MOST_JUDGING", most)
     fits = [c for c in candidates if c.choice.kind == "fit"][::5]
     for choice, loss in calibrated(network, fits, calibration, EQUAL_SAVINGS, seed=0).items():
         some = list(calibration.judging())[:most]
@@ -319,11 +318,11 @@ def test_progress_is_reported_to_the_end(network, candidates, calibration):
 
 
 def test_more_judging_images_refine_the_better_half(network, candidates, calibration, monkeypatch):
-    monkeypatch.setattr(importance, "LEAST_SCORED", 1)
+    monkeypatch.setattr("depthcomp.importance.calibrated.LEAST_SCORED", 1)
     savings = {c.choice: 1.0 + index % 3 for index, c in enumerate(candidates)}
-    monkeypatch.setattr(importance, "MOST_JUDGING", 1)
+    monkeypatch.setattr("depthcomp.importance.calibrated.MOST_JUDGING", 1)
     first = calibrated(network, candidates, calibration, savings)
-    monkeypatch.setattr(importance, "MOST_JUDGING", 2)
+    monkeypatch.setattr("depthcomp.importance.calibrated.MOST_JUDGING", 2)
     refined = calibrated(network, candidates, calibration, savings)
     changed = {choice for choice in first if first[choice] != refined[choice]}
     assert first.keys() == refined.keys()

@@ -15,17 +15,17 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from depthcomp.compress import LEAST_SAVING
 from depthcomp.errors import DepthCompError, TableError
 from depthcomp.files import require_writable
-from depthcomp.importance import score_part
-from depthcomp.importance_config import CalibratedImportance
-from depthcomp.importance_file import ImportanceTable
+from depthcomp.importance.calibrated import score_part
+from depthcomp.importance.config import CalibratedImportance
+from depthcomp.importance.scoring import Importance, fit_memory, journal_of, most_images, parse_importance
+from depthcomp.importance.table import ImportanceTable
+from depthcomp.importance.trained import entries_of, finetuned
+from depthcomp.offer import operators_of, worthwhile
 from depthcomp.preparation import Prepared, measurable, prepare
-from depthcomp.pricing import Candidate, Pricing
+from depthcomp.pricing import Candidate
 from depthcomp.progress import Progress, silent
-from depthcomp.scoring import Importance, fit_memory, journal_of, most_images, parse_importance
-from depthcomp.trained_importance import entries_of, finetuned
 from latency_tables import LatencyTable
 from latency_tables.work import Shard
 
@@ -102,13 +102,11 @@ def score_shard(
 
 def _worthwhile(prepared: Prepared, table: LatencyTable) -> list[Candidate]:
     """Return the choices that `compress_depth` would score by a table."""
-    original = Pricing(prepared.original)
-    needed = {*prepared.pricing.signatures(prepared.candidates), *original.kept.values()}
+    needed = operators_of(prepared)
     missing = sorted(signature.key for signature in needed if signature not in table)
     if missing:
         raise TableError(
             f"the latency table lacks {len(missing)} of {len(needed)} operators, such as {missing[0]!r}, and shards "
             "measure none; add them first, with `depthcomp tables plan` and `depthcomp tables run`"
         )
-    least = LEAST_SAVING * original.kept_ms(original.kept, table.ms)
-    return [c for c in prepared.candidates if prepared.pricing.saving_ms(c, table.ms) > least]
+    return worthwhile(prepared, table).candidates

@@ -14,14 +14,14 @@ import pytest
 import torch
 from tiny_network import EXAMPLE, images, tiny_net
 
-from depthcomp import compress_depth, importance
+from depthcomp import compress_depth
 from depthcomp.errors import DepthCompError, TableError
-from depthcomp.importance_config import KIM23, CalibratedImportance, FinetunedImportance
-from depthcomp.importance_file import ImportanceTable
+from depthcomp.importance.config import KIM23, CalibratedImportance, FinetunedImportance
+from depthcomp.importance.scoring import parse_importance, score_choices
+from depthcomp.importance.shard import score_shard
+from depthcomp.importance.table import ImportanceTable
 from depthcomp.preparation import prepare
 from depthcomp.pricing import Pricing
-from depthcomp.score_shard import score_shard
-from depthcomp.scoring import parse_importance, score_choices
 from fx_passes import SpanChoice
 from latency_tables import measure
 
@@ -202,7 +202,7 @@ class _Counted:
 
 def test_shards_of_fits_leave_nothing_to_fit_and_change_nothing(tmp_path, arithmetic_backend, monkeypatch):
     """Fits that read one tensor stay together, so that each score has the bits that it has alone."""
-    monkeypatch.setattr(importance, "LEAST_SCORED", 5)  # so that some are passed over
+    monkeypatch.setattr("depthcomp.importance.calibrated.LEAST_SCORED", 5)  # so that some are passed over
     shared, counted = _Shared(arithmetic_backend()), _Counted()
     given = {**shared.given, "importance": "calibrated"}
     folders = [tmp_path / f"{i}" for i in range(2)]
@@ -270,9 +270,9 @@ SCRIPT = """
 import sys, torch; from collections import defaultdict; from pathlib import Path
 sys.path.insert(0, sys.argv[1]); torch.set_num_threads(1)
 from tiny_network import EXAMPLE, images, tiny_net
-from depthcomp.importance_config import FinetunedImportance
+from depthcomp.importance.config import FinetunedImportance
 from depthcomp.preparation import prepare
-from depthcomp.scoring import score_choices
+from depthcomp.importance.scoring import score_choices
 import os, signal
 def progress(what, done, total):
     if what == "training choices" and done == int(sys.argv[3]): os.kill(os.getpid(), signal.SIGKILL)
@@ -285,7 +285,7 @@ score_choices(p, p.candidates[::6], defaultdict(lambda: 1.0), method, folder=Pat
 @pytest.mark.slow
 def test_three_kills_change_nothing(prepared, some, tmp_path):
     for kill_at in (1, 3, 4):
-        arguments = [str(Path(__file__).parent), str(tmp_path), str(kill_at)]
+        arguments = [str(Path(__file__).parents[1]), str(tmp_path), str(kill_at)]
         done = subprocess.run([sys.executable, "-c", SCRIPT, *arguments], env={**os.environ}, check=False)
         assert done.returncode == -signal.SIGKILL
     assert (tmp_path / "importance.jsonl").read_text().count("\n") == 4

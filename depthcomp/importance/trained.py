@@ -22,12 +22,12 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from depthcomp.data.calibration import CalibrationSet
-from depthcomp.fingerprint import seed_of
 from depthcomp.fitting.divergence import divergence, divergence_of, is_scores, require_finite
-from depthcomp.importance_config import FinetunedImportance
+from depthcomp.importance.config import FinetunedImportance
+from depthcomp.importance.fingerprint import seed_of
+from depthcomp.importance.journal import ScoreJournal
 from depthcomp.pricing import Candidate
 from depthcomp.progress import Progress, silent
-from depthcomp.score_journal import ScoreJournal
 from fx_passes import Plan, SpanChoice, linearize
 from fx_passes.operators import NORMS, known_layer
 

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from depthcomp.errors import TableError
-from depthcomp.importance_table import import_importance
+from depthcomp.importance.paper_tables import import_importance
 from dp_solver import two_stage
 from latency_tables import import_kim23
 

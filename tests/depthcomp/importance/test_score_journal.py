@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from depthcomp.errors import TableError
-from depthcomp.score_journal import ScoreJournal
+from depthcomp.importance.journal import ScoreJournal
 
 
 def test_what_was_added_is_there_again(tmp_path):
@@ -95,7 +95,7 @@ def test_processes_share_a_journal(tmp_path):
 def test_a_killed_process_loses_the_entry_in_flight_alone(tmp_path):
     path = tmp_path / "importance.jsonl"
     code = (
-        "import os, signal, sys; from pathlib import Path; from depthcomp.score_journal import ScoreJournal; "
+        "import os, signal, sys; from pathlib import Path; from depthcomp.importance.journal import ScoreJournal; "
         "journal = ScoreJournal(Path(sys.argv[1]), 'run'); journal.add('a', 1.0, 0.0); "
         "os.kill(os.getpid(), signal.SIGKILL)"
     )

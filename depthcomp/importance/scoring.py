@@ -11,16 +11,16 @@ from pathlib import Path
 import torch
 
 from depthcomp.errors import DepthCompError, TableError
-from depthcomp.fingerprint import calibration_hash, fingerprint, network_hash
 from depthcomp.fitting.memory import MEMORY_MIB, FitMemory
-from depthcomp.importance import calibrated
-from depthcomp.importance_config import PRESETS, CalibratedImportance, FinetunedImportance, ImportanceConfig
-from depthcomp.importance_file import ImportanceTable
+from depthcomp.importance.calibrated import calibrated
+from depthcomp.importance.config import PRESETS, CalibratedImportance, FinetunedImportance, ImportanceConfig
+from depthcomp.importance.fingerprint import calibration_hash, fingerprint, network_hash
+from depthcomp.importance.journal import ScoreJournal
+from depthcomp.importance.table import ImportanceTable
+from depthcomp.importance.trained import finetuned, losses_of
 from depthcomp.preparation import Prepared
 from depthcomp.pricing import Candidate
 from depthcomp.progress import Progress, silent
-from depthcomp.score_journal import ScoreJournal
-from depthcomp.trained_importance import finetuned, losses_of
 from fx_passes import SpanChoice
 
 __all__ = [

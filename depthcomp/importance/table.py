@@ -15,7 +15,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from depthcomp.errors import PlanError, TableError
-from depthcomp.importance_config import PRESETS
+from depthcomp.importance.config import PRESETS
 from fx_passes import Plan, SpanChoice
 from latency_tables.json_file import JsonFormat
 
