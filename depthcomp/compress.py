@@ -15,7 +15,6 @@ from depthcomp.budget import Budget
 from depthcomp.depth import convolution_depth
 from depthcomp.errors import BudgetError, BudgetInfeasibleError, DepthCompError
 from depthcomp.files import require_writable
-from depthcomp.finetune import rehearse
 from depthcomp.fitting.compensation import load_operator
 from depthcomp.importance.config import ImportanceConfig
 from depthcomp.importance.scoring import Importance, Scored, memory_mib, most_images, parse_importance, score_choices
@@ -32,6 +31,7 @@ from depthcomp.search import Found, Search
 from depthcomp.table_store import TableStore
 from depthcomp.timing import LatencyPredictor, NetworkTimer
 from depthcomp.training.config import FinetuneConfig
+from depthcomp.training.finetune import rehearse
 from depthcomp.tuned_result import CHECKPOINTS, require_tunable, tuned
 from dp_solver import Chain
 from fx_passes import SpanChoice, linearize, merge, placed_convolutions

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     import rich.progress
     from rich.table import Table
 
-    from depthcomp.finetune import FinetuneRecord
     from depthcomp.result import CompressionResult
+    from depthcomp.training.finetune import FinetuneRecord
     from fx_passes import SpanChoice
     from latency_tables import Environment, Timing
 

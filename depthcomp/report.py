@@ -16,9 +16,9 @@ from depthcomp.frontier_plot import frontier_svg
 from latency_tables.timing import DRIFT_LIMIT
 
 if TYPE_CHECKING:
-    from depthcomp.finetune import FinetuneRecord
     from depthcomp.preparation import Refusal
     from depthcomp.result import CompressionResult, SpanRecord
+    from depthcomp.training.finetune import FinetuneRecord
     from latency_tables import Timing
 
 __all__ = ["write_report"]

@@ -12,10 +12,10 @@ from torch import Tensor, fx
 
 from depthcomp import engine, export
 from depthcomp.budget import Budget
-from depthcomp.finetune import FinetuneRecord
 from depthcomp.importance.table import ImportanceTable
 from depthcomp.preparation import Refusal
 from depthcomp.progress import Progress
+from depthcomp.training.finetune import FinetuneRecord
 from fx_passes import Plan, SpanChoice
 from latency_tables import Environment, LatencyTable, Timing
 

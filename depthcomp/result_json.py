@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from depthcomp.errors import ArtifactError
-from depthcomp.finetune import FinetuneRecord
+from depthcomp.training.finetune import FinetuneRecord
 from fx_passes import SpanChoice
 from latency_tables import Calibration, Environment, Timing
 from latency_tables.json_file import first_fault

@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 from depthcomp.backend_help import BACKENDS
 from depthcomp.cli import app
 from depthcomp.errors import BudgetInfeasibleError
-from depthcomp.finetune import FinetuneRecord
 from depthcomp.training.config import FinetuneConfig
+from depthcomp.training.finetune import FinetuneRecord
 from latency_tables.backends import BACKEND_NAMES
 
 SPEC = "some_cli_nets:net"

@@ -11,13 +11,13 @@ import torch
 from torch import fx, nn
 
 from depthcomp.budget import Budget
-from depthcomp.finetune import FinetuneRecord
 from depthcomp.frontier_plot import frontier_svg
 from depthcomp.importance.config import KIM23
 from depthcomp.importance.table import ImportanceTable
 from depthcomp.preparation import Refusal
 from depthcomp.report import write_report
 from depthcomp.result import CompressionResult, FrontierPoint, SpanRecord
+from depthcomp.training.finetune import FinetuneRecord
 from fx_passes import Plan, SpanChoice
 from latency_tables import Calibration, Entry, Environment, LatencyTable, Method, Timing
 

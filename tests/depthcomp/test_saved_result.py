@@ -10,13 +10,13 @@ from torch import fx, nn
 from depthcomp import load
 from depthcomp.budget import Budget
 from depthcomp.errors import ArtifactError
-from depthcomp.finetune import FinetuneRecord
 from depthcomp.importance.config import KIM23
 from depthcomp.importance.table import ImportanceTable
 from depthcomp.preparation import Refusal
 from depthcomp.result import CompressionResult, FrontierPoint, SpanRecord
 from depthcomp.result_json import result_json
 from depthcomp.saved_result import load_result
+from depthcomp.training.finetune import FinetuneRecord
 from fx_passes import Plan, SpanChoice
 from latency_tables import Calibration, Environment, LatencyTable, Timing
 from latency_tables.entry import Method

@@ -16,13 +16,13 @@ from torch.utils.data import DataLoader, TensorDataset
 import depthcomp
 from depthcomp import FinetuneConfig, compress_depth
 from depthcomp.errors import DataError, DepthCompError, TrainingError
-from depthcomp.finetune import finetune
 from depthcomp.finetune_command import TuningRequest, run
 from depthcomp.fitting.execution import record
-from depthcomp.plan_tuning import finetune_plan
 from depthcomp.preparation import OFFERED
 from depthcomp.result_json import result_json
 from depthcomp.saved_result import load_result
+from depthcomp.training.finetune import finetune
+from depthcomp.training.plan import finetune_plan
 from depthcomp.tuned_result import CHECKPOINTS
 from fx_passes import Plan, capture, enumerate_spans, fold_batch_norms, linearize, merge
 

@@ -21,9 +21,9 @@ from tuning import (
 )
 
 from depthcomp.errors import ArtifactError, DataError, DepthCompError, TrainingError
-from depthcomp.finetune import finetune
 from depthcomp.training import checkpoint
 from depthcomp.training.config import FinetuneConfig
+from depthcomp.training.finetune import finetune
 from depthcomp.training.processes import Processes
 from depthcomp.training.sources import sources
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from tuning import classifier, config, exit_code, images, labelled, loader, same_bits, started
 
-from depthcomp.finetune import finetune
+from depthcomp.training.finetune import finetune
 
 DOUBLE = torch.float64
 
