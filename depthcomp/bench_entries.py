@@ -183,7 +183,7 @@ def _exported_anew(folder: Path, batch: int) -> Any:
 
 def _saved(folder: Path, batch: int) -> Network:
     from depthcomp.artifacts import load
-    from depthcomp.engine import with_batch
+    from depthcomp.export.engine import with_batch
     from depthcomp.saved_result import saved_inputs
     from depthcomp.timing import Network
     from fx_passes import capture
@@ -204,7 +204,7 @@ def _in_file(name: str, source: str, model: Any, file: Path, batch: int | None) 
 def _model(name: str, spec: str, batch: int | None) -> BenchEntry:
     import onnx
 
-    from depthcomp.engine import with_batch
+    from depthcomp.export.engine import with_batch
     from depthcomp.models import load_model
     from depthcomp.timing import Network
     from fx_passes import capture
@@ -312,7 +312,7 @@ def _timing_command(built: str, shapes: dict[str, Any], batch: int | None) -> st
 
 
 def _sidecar(path: Path) -> Any:
-    from depthcomp.engine import sidecar_of
+    from depthcomp.export.engine import sidecar_of
 
     try:
         return sidecar_of(path)

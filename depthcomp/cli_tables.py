@@ -80,7 +80,7 @@ def plan(
 
 
 def _planned(spec: str, batch: int) -> Work:
-    from depthcomp.engine import with_batch
+    from depthcomp.export.engine import with_batch
     from depthcomp.models import load_model
     from depthcomp.preparation import needed_operators
     from latency_tables.work import Origin, Work

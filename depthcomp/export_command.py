@@ -13,8 +13,8 @@ from torch import Tensor, fx
 
 from depthcomp.artifacts import load
 from depthcomp.errors import EngineError
+from depthcomp.export.precision import PRECISIONS, onnx_in_precision
 from depthcomp.files import require_writable_file, write_atomically
-from depthcomp.precision import PRECISIONS, onnx_in_precision
 from depthcomp.saved_result import saved_inputs
 
 __all__ = ["Request", "run"]
@@ -135,7 +135,7 @@ def _images(directory: Path | None, network: fx.GraphModule, example: tuple[Tens
 
 
 def _write_onnx(request: Request, network: fx.GraphModule, example: tuple[Tensor, ...], data: Any) -> list[str]:
-    from depthcomp.engine import with_batch
+    from depthcomp.export.engine import with_batch
 
     profile = request.batch if isinstance(request.batch, tuple) else None
     inputs = with_batch(example, request.batch) if isinstance(request.batch, int) else example
@@ -145,7 +145,7 @@ def _write_onnx(request: Request, network: fx.GraphModule, example: tuple[Tensor
 
 def _write_engine(request: Request, network: fx.GraphModule, example: tuple[Tensor, ...], data: Any) -> list[str]:
     from depthcomp.console import Progress
-    from depthcomp.engine import export_engine, sidecar_of
+    from depthcomp.export.engine import export_engine, sidecar_of
 
     with Progress() as progress:
         path = export_engine(

@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from depthcomp import engine, export
 from depthcomp.budget import Budget
+from depthcomp.export import engine, onnx_model
 from depthcomp.importance.table import ImportanceTable
 from depthcomp.preparation import Refusal
 from depthcomp.progress import Progress
@@ -160,7 +160,7 @@ class CompressionResult:
         Raises:
             ArtifactError: the path cannot be written, or the exported network does not compute the same.
         """
-        return export.export_onnx(self.model, self.example_inputs, path)
+        return onnx_model.export_onnx(self.model, self.example_inputs, path)
 
     def export_engine(
         self,
@@ -177,7 +177,7 @@ class CompressionResult:
     ) -> Path:
         """Build a TensorRT engine of `model`, write it with a file that says what it is, and return its path.
 
-        Arguments and errors are those of `depthcomp.engine.export_engine`.
+        Arguments and errors are those of `depthcomp.export.engine.export_engine`.
 
         Example:
             >>> result.export_engine("model.engine", precision="fp16", targets=(86, 89))  # doctest: +SKIP

@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 
 from depthcomp import Budget, compress_depth
 from depthcomp.errors import BudgetInfeasibleError
-from depthcomp.export import to_onnx
+from depthcomp.export.onnx_model import to_onnx
 from depthcomp.files import write_atomically
 from depthcomp.methods import METHODS
 from depthcomp.result import CompressionResult

@@ -37,7 +37,7 @@ from fashion_data import fashion_mnist
 from fashion_nets import Recipe, accuracy, trained
 from torch import nn
 
-from depthcomp.export import to_onnx
+from depthcomp.export.onnx_model import to_onnx
 from depthcomp.methods import METHODS
 from depthcomp.training.finetune import FinetuneConfig
 from fx_passes import capture, fold_batch_norms

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from depthcomp.artifacts import save_network
 from depthcomp.cli import app
-from depthcomp.export import to_onnx
+from depthcomp.export.onnx_model import to_onnx
 from depthcomp.result_json import result_json
 from fx_passes import capture
 from latency_tables import Environment

@@ -20,7 +20,7 @@ from depthcomp.errors import (
     BudgetInfeasibleError,
     TableMismatchError,
 )
-from depthcomp.export import to_onnx
+from depthcomp.export.onnx_model import to_onnx
 from depthcomp.fitting.divergence import divergence
 from depthcomp.fitting.refit import Refitter
 from depthcomp.pricing import Pricing

@@ -13,8 +13,8 @@ from tiny_network import EXAMPLE, images, tiny_net
 from torch import nn
 
 from depthcomp.errors import ArtifactError, DataError
-from depthcomp.export import BATCH, relative_error, require_sound, to_onnx
-from depthcomp.precision import in_half, onnx_in_precision, quantized
+from depthcomp.export.onnx_model import BATCH, relative_error, require_sound, to_onnx
+from depthcomp.export.precision import in_half, onnx_in_precision, quantized
 from fx_passes import capture
 
 INPUTS = (images(2),)

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from depthcomp.data.batches import calibration_batches
 from depthcomp.errors import EngineError
-from depthcomp.export import relative_error
+from depthcomp.export.onnx_model import relative_error
+from depthcomp.export.precision import onnx_in_precision, random_inputs
 from depthcomp.files import write_atomically
-from depthcomp.precision import onnx_in_precision, random_inputs
 from depthcomp.progress import Progress, silent
 
 if TYPE_CHECKING:

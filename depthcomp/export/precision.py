@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 
 from depthcomp.data.batches import calibration_batches
 from depthcomp.errors import ArtifactError, DataError
-from depthcomp.export import require_sound, to_onnx
+from depthcomp.export.onnx_model import require_sound, to_onnx
 from fx_passes import fold_batch_norms
 
 __all__ = ["PRECISIONS", "in_half", "onnx_in_precision", "quantized", "random_inputs"]
@@ -35,8 +35,8 @@ def onnx_in_precision(
 ) -> bytes:
     """Return a network as a checked ONNX model. `gm` is not changed.
 
-    Before int8, the model is compared with torch on random inputs; see `depthcomp.export.relative_error` for what a
-    lower precision costs.
+    Before int8, the model is compared with torch on random inputs; see `depthcomp.export.onnx_model.relative_error`
+    for what a lower precision costs.
 
     Args:
         gm: the network, in float32.

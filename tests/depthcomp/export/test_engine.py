@@ -19,10 +19,10 @@ from typer.testing import CliRunner
 
 from depthcomp.artifacts import save_network
 from depthcomp.cli import app
-from depthcomp.engine import export_engine, sidecar_of
 from depthcomp.errors import ArtifactError, EngineError, MissingPackageError
-from depthcomp.export import to_onnx
-from depthcomp.precision import in_half
+from depthcomp.export.engine import export_engine, sidecar_of
+from depthcomp.export.onnx_model import to_onnx
+from depthcomp.export.precision import in_half
 from fx_passes import capture, linearize, merge, random_plan
 from latency_tables.backends.tensorrt import BuildSpec, build_engine, gpu_is_visible
 
@@ -142,7 +142,7 @@ def test_a_folder_that_is_not_there_is_named(network, tmp_path):
 
 
 def test_contradictions_are_refused_before_anything_is_exported(network, tmp_path, monkeypatch):
-    monkeypatch.setattr("depthcomp.engine.onnx_in_precision", None)
+    monkeypatch.setattr("depthcomp.export.engine.onnx_in_precision", None)
     with pytest.raises(EngineError, match="no GPU of compute capability 90"):
         export_engine(network, (EXAMPLE,), tmp_path / "m", targets=(90,))
     with pytest.raises(EngineError, match="'openvino' is no flavour of TensorRT"):

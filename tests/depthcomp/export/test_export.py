@@ -10,8 +10,8 @@ import torch
 import torchvision
 from torch import nn
 
-from depthcomp import export
 from depthcomp.errors import ArtifactError
+from depthcomp.export import onnx_model
 from fx_passes import Plan, SpanChoice, capture, linearize, merge, random_plan
 from fx_passes.channel_affine import ChannelAffine
 
@@ -74,7 +74,7 @@ def test_a_merged_network_is_written_and_agrees_with_torch(create, size, tmp_pat
     gm = capture(with_random_norms(create()), x)
     plan = random_plan(gm, np.random.default_rng(0))
     assert "merge" in {choice.kind for choice in plan}
-    path = export.export_onnx(merge(linearize(gm, plan), plan), (x,), tmp_path / "model.onnx")
+    path = onnx_model.export_onnx(merge(linearize(gm, plan), plan), (x,), tmp_path / "model.onnx")
     graph = onnx.load(path).graph
     assert "BatchNormalization" not in {node.op_type for node in graph.node}
     assert [d.dim_value for d in graph.input[0].type.tensor_type.shape.dim] == [2, 3, *size]
@@ -86,7 +86,7 @@ def test_the_constant_channel_of_an_exact_border_is_written(tmp_path):
     layers = nn.Conv2d(3, 5, 1), nn.ReLU(), nn.Conv2d(5, 7, 3, padding=1)
     gm = capture(nn.Sequential(*layers), x)
     plan = Plan((SpanChoice("input_1", "_2", "merge", (3, 3)),))
-    path = export.export_onnx(merge(linearize(gm, plan, exact_border=True), plan), (x,), tmp_path / "model.onnx")
+    path = onnx_model.export_onnx(merge(linearize(gm, plan, exact_border=True), plan), (x,), tmp_path / "model.onnx")
     assert [node.op_type for node in onnx.load(path).graph.node] == ["Pad", "Conv"]
 
 
@@ -107,7 +107,7 @@ def test_arithmetic_per_channel_is_exported(tmp_path):
     x = torch.randn(2, 3, 17, 19)
     gm = capture(Scaled(), x)
     assert [type(layer) for layer in gm.children()].count(ChannelAffine) == 3
-    graph = onnx.load(export.export_onnx(gm, (x,), tmp_path / "m.onnx")).graph  # it compares the outputs
+    graph = onnx.load(onnx_model.export_onnx(gm, (x,), tmp_path / "m.onnx")).graph  # it compares the outputs
     assert sorted(node.op_type for node in graph.node) == ["Add", "Add", "Conv", "MaxPool", "MaxPool", *["Mul"] * 3]
 
 
@@ -120,7 +120,7 @@ def test_arithmetic_per_channel_is_exported(tmp_path):
     ],
 )
 def test_a_network_is_exported_in_the_precision_that_it_is_in(dtype, onnx_type, tmp_path):
-    path = export.export_onnx(small_net().to(dtype), (torch.randn(1, 3, 7, 9, dtype=dtype),), tmp_path / "m")
+    path = onnx_model.export_onnx(small_net().to(dtype), (torch.randn(1, 3, 7, 9, dtype=dtype),), tmp_path / "m")
     graph = onnx.load(path).graph
     assert graph.input[0].type.tensor_type.elem_type == onnx_type
     assert graph.output[0].type.tensor_type.elem_type == onnx_type
@@ -129,33 +129,33 @@ def test_a_network_is_exported_in_the_precision_that_it_is_in(dtype, onnx_type, 
 def test_bfloat16_is_refused_with_a_way_out(tmp_path):
     x = torch.randn(1, 3, 7, 9, dtype=torch.bfloat16)
     with pytest.raises(ArtifactError, match="export it in float32 or float16"):
-        export.export_onnx(small_net().bfloat16(), (x,), tmp_path / "m.onnx")
+        onnx_model.export_onnx(small_net().bfloat16(), (x,), tmp_path / "m.onnx")
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("model", [TwoInputs(), IgnoresOne()])
 def test_one_tensor_given_for_two_inputs_stays_two_inputs(model, tmp_path):
     x = torch.randn(2, 3)
-    path = export.export_onnx(model, (x, x), tmp_path / "m.onnx")
+    path = onnx_model.export_onnx(model, (x, x), tmp_path / "m.onnx")
     assert len(onnx.load(path).graph.input) == 2
 
 
 def test_a_model_in_training_mode_is_exported_in_evaluation_mode_and_not_changed(tmp_path):
     model = small_net().train()
     before = copy.deepcopy(model.state_dict())
-    export.export_onnx(model, (torch.randn(2, 3, 7, 9),), tmp_path / "m.onnx")
+    onnx_model.export_onnx(model, (torch.randn(2, 3, 7, 9),), tmp_path / "m.onnx")
     assert all(module.training for module in model.modules())
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
 def test_export_is_silent(capfd):
-    export.to_onnx(small_net(), (torch.randn(1, 3, 7, 9),))
+    onnx_model.to_onnx(small_net(), (torch.randn(1, 3, 7, 9),))
     assert capfd.readouterr() == ("", "")
 
 
 def test_an_operator_unknown_to_the_exporter_is_named():
     with pytest.raises(ArtifactError, match=r"Eigenvalues cannot be exported.*aten\.linalg_eig") as caught:
-        export.to_onnx(Eigenvalues(), (torch.randn(5, 5),))
+        onnx_model.to_onnx(Eigenvalues(), (torch.randn(5, 5),))
     assert caught.value.__cause__ is not None
 
 
@@ -164,10 +164,10 @@ def test_a_network_that_computes_something_else_is_not_written(tmp_path, monkeyp
     other = small_net()
     with torch.no_grad():
         other[0].weight.mul_(1.01)
-    data = export.to_onnx(other, x)
-    monkeypatch.setattr(export, "to_onnx", lambda gm, inputs: data)
+    data = onnx_model.to_onnx(other, x)
+    monkeypatch.setattr(onnx_model, "to_onnx", lambda gm, inputs: data)
     with pytest.raises(ArtifactError, match=r"output 0 of the exported network differs from torch by 0\.0"):
-        export.export_onnx(small_net(), x, tmp_path / "m.onnx")
+        onnx_model.export_onnx(small_net(), x, tmp_path / "m.onnx")
     assert not list(tmp_path.iterdir())
 
 
@@ -176,9 +176,9 @@ def test_a_network_that_returns_nan_is_not_written(tmp_path):
     with torch.no_grad():
         model[0].bias.fill_(float("nan"))
     with pytest.raises(ArtifactError, match="differs from torch by nan"):
-        export.export_onnx(model, (torch.randn(1, 3, 7, 9),), tmp_path / "m.onnx")
+        onnx_model.export_onnx(model, (torch.randn(1, 3, 7, 9),), tmp_path / "m.onnx")
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path):
     with pytest.raises(ArtifactError, match=r"cannot write .*m\.onnx: No such file.*choose a folder"):
-        export.export_onnx(small_net(), (torch.randn(1, 3, 7, 9),), tmp_path / "missing" / "m.onnx")
+        onnx_model.export_onnx(small_net(), (torch.randn(1, 3, 7, 9),), tmp_path / "missing" / "m.onnx")
