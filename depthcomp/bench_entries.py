@@ -182,9 +182,9 @@ def _exported_anew(folder: Path, batch: int) -> Any:
 
 
 def _saved(folder: Path, batch: int) -> Network:
-    from depthcomp.artifacts import load
     from depthcomp.export.engine import with_batch
-    from depthcomp.saved_result import saved_inputs
+    from depthcomp.results.loading import saved_inputs
+    from depthcomp.results.stored_network import load
     from depthcomp.timing import Network
     from fx_passes import capture
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from depthcomp.bench import BenchRow, Comparison
-from depthcomp.console import milliseconds, where
+from depthcomp.results.wording import milliseconds, where
 from latency_tables.backends.tensorrt.device_state import slowdowns
 
 if TYPE_CHECKING:

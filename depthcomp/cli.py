@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from depthcomp.bench import Comparison
-    from depthcomp.result import CompressionResult
+    from depthcomp.results.result import CompressionResult
     from depthcomp.training.config import FinetuneConfig
 
 __all__ = ["app", "main"]
@@ -285,7 +285,7 @@ def _print_result(result: CompressionResult, files: Sequence[Path], as_json: boo
 
 
 def _print_json(result: CompressionResult, files: Sequence[Path]) -> None:
-    from depthcomp.result_json import result_json
+    from depthcomp.results.stored_numbers import result_json
 
     content = {**result_json(result), "files": [str(path) for path in files]}
     typer.echo(json.dumps(content, indent=2, allow_nan=False))

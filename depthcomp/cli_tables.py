@@ -109,7 +109,8 @@ def run(
 ) -> None:
     """Measure what a table lacks of a work file; a run that was killed goes on where it was."""
     with plain_words():
-        from depthcomp.console import Progress, where
+        from depthcomp.console import Progress
+        from depthcomp.results.wording import where
         from latency_tables.run_work import run_work
         from latency_tables.work import Shard, Work
 

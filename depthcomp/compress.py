@@ -26,7 +26,8 @@ from depthcomp.offer import Offer, operators_of, worthwhile
 from depthcomp.preparation import Prepared, measurable, prepare
 from depthcomp.pricing import Candidate, Pricing
 from depthcomp.progress import Progress, Stages
-from depthcomp.result import CompressionResult, FrontierPoint, SpanRecord
+from depthcomp.results.findings import FrontierPoint, SpanRecord
+from depthcomp.results.result import CompressionResult
 from depthcomp.search import Found, Search
 from depthcomp.table_store import TableStore
 from depthcomp.timing import LatencyPredictor, NetworkTimer

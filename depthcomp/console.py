@@ -1,97 +1,25 @@
-"""What the terminal shows: how far a compression is, its closing table, and the words that reports share."""
+"""What the terminal shows: how far a compression is, and its closing table."""
 
 from __future__ import annotations
 
 import sys
-from collections import Counter
 from time import perf_counter
 from types import TracebackType
 from typing import TYPE_CHECKING
+
+from depthcomp.results.wording import deeds, line_residual, milliseconds, place, tuning, verdict
 
 if TYPE_CHECKING:
     import rich.console
     import rich.progress
     from rich.table import Table
 
-    from depthcomp.result import CompressionResult
-    from depthcomp.training.finetune import FinetuneRecord
-    from fx_passes import SpanChoice
-    from latency_tables import Environment, Timing
+    from depthcomp.results.result import CompressionResult
+    from latency_tables import Timing
 
-__all__ = [
-    "Progress",
-    "deed",
-    "line_residual",
-    "milliseconds",
-    "percent",
-    "place",
-    "summary",
-    "tuning",
-    "verdict",
-    "where",
-]
+__all__ = ["Progress", "summary"]
 
 REFRESH_SECONDS = 0.1  # faster is not seen
-_BACKENDS = {
-    "onnxruntime": "ONNX Runtime",
-    "onnxruntime_cuda": "ONNX Runtime's CUDA provider",
-    "onnxruntime_tensorrt": "ONNX Runtime's TensorRT provider",
-    "openvino": "OpenVINO",
-    "torch": "PyTorch",
-    "torch_compile": "torch.compile",
-    "tensorrt": "TensorRT",
-    "tensorrt_rtx": "TensorRT for RTX",
-}
-_PAST = {"fit": "fitted", "merge": "merged", "drop": "dropped"}
-
-
-def milliseconds(ms: float) -> str:
-    """Return a latency as text: two decimals from 1 ms on, three below.
-
-    Example:
-        >>> milliseconds(12.844), milliseconds(0.1234)
-        ('12.84 ms', '0.123 ms')
-    """
-    return f"{ms:.2f} ms" if abs(ms) >= 1 else f"{ms:.3f} ms"
-
-
-def percent(share: float) -> str:
-    """Return a relative difference as text, signed.
-
-    Example:
-        >>> percent(0.0187), percent(-0.25)
-        ('+1.9 %', '-25.0 %')
-    """
-    return f"{100 * share:+.1f} %"
-
-
-def place(result: CompressionResult) -> str:
-    """Return where a result was measured: library, device, threads, precision and batch size."""
-    return f"{where(result.environment)}, {result.environment.precision}, batch {len(result.example_inputs[0])}"
-
-
-def where(here: Environment) -> str:
-    """Return the library, the device and the threads of an environment."""
-    library = f"{_BACKENDS.get(here.backend, here.backend)} {here.backend_version}"
-    return f"{library}, {here.device}, {here.threads} thread{'' if here.threads == 1 else 's'}"
-
-
-def line_residual(result: CompressionResult) -> str:
-    """Return how far the measured networks lie from the line that predicts them."""
-    line, residual = result.table.calibration, result.residual
-    return "not known" if line is None or residual is None else f"{100 * residual:.1f} % over {line.n} networks"
-
-
-def verdict(result: CompressionResult) -> str:
-    """Return whether the measured latency is within the budget, and by how much."""
-    gap = milliseconds(abs(result.budget_ms - result.measured_ms))
-    return f"met, {gap} to spare" if result.measured_ms <= result.budget_ms else f"missed by {gap}"
-
-
-def deed(choice: SpanChoice) -> str:
-    """Return what a choice does with its span, in the past tense."""
-    size = "" if choice.kernel is None else f" {choice.kernel[0]}x{choice.kernel[1]}"
-    return f"{_PAST[choice.kind]}{size}"
 
 
 def summary(result: CompressionResult) -> Table:
@@ -119,7 +47,7 @@ def _rows(result: CompressionResult) -> list[tuple[str, str, str]]:
         ("loss against the original, cross-fitted", "0", f"{result.loss:.4g}"),
         *_tuning_rows(result),
         *([("spans merged for free", "", str(len(result.free_merges)))] if result.free_merges else []),
-        ("spans rewritten", "", _deeds(result)),
+        ("spans rewritten", "", deeds(result.spans)),
         ("spans refused", "", str(len(result.refusals))),
     ]
 
@@ -136,19 +64,8 @@ def _tuning_rows(result: CompressionResult) -> list[tuple[str, str, str]]:
     return [*rows, ("  fine-tuned", "", tuning(record))]
 
 
-def tuning(record: FinetuneRecord) -> str:
-    """Return which network fine-tuning chose, of how many epochs and seconds."""
-    epochs = f"{record.epochs} epoch{'' if record.epochs == 1 else 's'}"
-    return f"best: {record.best}; {epochs} in {record.seconds:.0f} s"
-
-
 def _certainty(timing: Timing) -> str:
     return f"{100 * timing.spread:.1f} %, n={timing.n}"
-
-
-def _deeds(result: CompressionResult) -> str:
-    counts = Counter[str](record.choice.kind for record in result.spans)
-    return ", ".join(f"{counts[kind]} {word}" for kind, word in _PAST.items() if counts[kind]) or "none"
 
 
 class Progress:

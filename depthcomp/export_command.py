@@ -11,11 +11,11 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from depthcomp.artifacts import load
 from depthcomp.errors import EngineError
 from depthcomp.export.precision import PRECISIONS, onnx_in_precision
 from depthcomp.files import require_writable_file, write_atomically
-from depthcomp.saved_result import saved_inputs
+from depthcomp.results.loading import saved_inputs
+from depthcomp.results.stored_network import load
 
 __all__ = ["Request", "run"]
 

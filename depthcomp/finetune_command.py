@@ -14,8 +14,9 @@ from depthcomp.data_specs import load_data
 from depthcomp.errors import ArtifactError, BackendUnavailableError, DepthCompError
 from depthcomp.models import load_model
 from depthcomp.progress import Progress, Stages
-from depthcomp.result import CompressionResult
-from depthcomp.saved_result import ORIGINAL, load_result
+from depthcomp.results.loading import load_result
+from depthcomp.results.result import CompressionResult
+from depthcomp.results.saving import ORIGINAL
 from depthcomp.timing import NetworkTimer
 from depthcomp.training.config import FinetuneConfig
 from depthcomp.tuned_result import CHECKPOINTS, is_first_process, tuned

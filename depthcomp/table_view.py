@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from depthcomp.console import milliseconds
+from depthcomp.results.wording import milliseconds
 from latency_tables import Calibration, Entry, LatencyTable
 from latency_tables.quality import Inversion, Quality
 from latency_tables.roofline import RooflineEstimate

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from depthcomp.errors import DataError, DepthCompError
 from depthcomp.progress import Stages
-from depthcomp.result import CompressionResult
+from depthcomp.results.result import CompressionResult
 from depthcomp.timing import NetworkTimer
 from depthcomp.training.config import FinetuneConfig
 from depthcomp.training.log import require_tensorboard

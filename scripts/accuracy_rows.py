@@ -22,7 +22,7 @@ from depthcomp.errors import BudgetInfeasibleError
 from depthcomp.export.onnx_model import to_onnx
 from depthcomp.files import write_atomically
 from depthcomp.methods import METHODS
-from depthcomp.result import CompressionResult
+from depthcomp.results.result import CompressionResult
 from depthcomp.training.finetune import FinetuneConfig, finetune
 from depthcomp.training.plan import finetune_plan
 from fx_passes import capture, fold_batch_norms, merge

@@ -9,15 +9,15 @@ import onnx
 import own_machine
 import pytest
 import torch
-from test_report import make_result
+from made_result import make_result
 from tiny_network import EXAMPLE, tiny_net
 from torch import nn
 from typer.testing import CliRunner
 
-from depthcomp.artifacts import save_network
 from depthcomp.cli import app
 from depthcomp.export.onnx_model import to_onnx
-from depthcomp.result_json import result_json
+from depthcomp.results.stored_network import save_network
+from depthcomp.results.stored_numbers import result_json
 from fx_passes import capture
 from latency_tables import Environment
 from latency_tables.backends.tensorrt import backend as tensorrt_backend

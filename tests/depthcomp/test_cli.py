@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import click
 import pytest
+from made_result import make_result
 from PIL import Image
-from test_report import make_result
 from typer.testing import CliRunner
 
 from depthcomp.backend_help import BACKENDS

@@ -5,10 +5,11 @@ import sys
 from dataclasses import replace
 
 import pytest
+from made_result import make_result
 from rich.console import Console
-from test_report import make_result
 
-from depthcomp.console import Progress, deed, milliseconds, place, summary, verdict
+from depthcomp.console import Progress, summary
+from depthcomp.results.wording import deed, milliseconds, place, verdict
 from fx_passes import Plan, SpanChoice
 from latency_tables import Calibration
 

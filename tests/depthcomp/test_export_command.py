@@ -8,8 +8,8 @@ from PIL import Image
 from tiny_network import EXAMPLE, tiny_net
 from typer.testing import CliRunner
 
-from depthcomp.artifacts import save_network
 from depthcomp.cli import app
+from depthcomp.results.stored_network import save_network
 from fx_passes import capture
 
 

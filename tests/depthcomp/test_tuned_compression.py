@@ -19,8 +19,8 @@ from depthcomp.errors import DataError, DepthCompError, TrainingError
 from depthcomp.finetune_command import TuningRequest, run
 from depthcomp.fitting.execution import record
 from depthcomp.preparation import OFFERED
-from depthcomp.result_json import result_json
-from depthcomp.saved_result import load_result
+from depthcomp.results.loading import load_result
+from depthcomp.results.stored_numbers import result_json
 from depthcomp.training.finetune import finetune
 from depthcomp.training.plan import finetune_plan
 from depthcomp.tuned_result import CHECKPOINTS
@@ -189,7 +189,7 @@ def test_a_command_that_was_killed_while_it_saved_ends_as_if_it_had_not_been(unt
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("depthcomp.report.write_report", break_off)
+        patch.setattr("depthcomp.results.report.write_report", break_off)
         with pytest.raises(KeyboardInterrupt):
             run(request)
     assert load_result(request.directory).finetuned is not None  # the numbers stand there before the report

@@ -13,16 +13,16 @@ import pytest
 import timm
 import torch
 import torchvision
-from test_report import make_result
+from made_result import make_result
 from tiny_network import EXAMPLE, images, tiny_net
 from typer.testing import CliRunner
 
-from depthcomp.artifacts import save_network
 from depthcomp.cli import app
 from depthcomp.errors import ArtifactError, EngineError, MissingPackageError
 from depthcomp.export.engine import export_engine, sidecar_of
 from depthcomp.export.onnx_model import to_onnx
 from depthcomp.export.precision import in_half
+from depthcomp.results.stored_network import save_network
 from fx_passes import capture, linearize, merge, random_plan
 from latency_tables.backends.tensorrt import BuildSpec, build_engine, gpu_is_visible
 

@@ -21,7 +21,7 @@ from latency_tables.json_file import first_fault
 if TYPE_CHECKING:
     from depthcomp.importance.table import ImportanceTable
     from depthcomp.preparation import Refusal
-    from depthcomp.result import CompressionResult, FrontierPoint, SpanRecord
+    from depthcomp.results.findings import Findings, FrontierPoint, SpanRecord
 
 __all__ = ["StoredNumbers", "read_numbers", "result_json"]
 
@@ -163,7 +163,7 @@ def read_numbers(path: Path) -> StoredNumbers:
         raise ArtifactError(f"{path} is no result: {first_fault(error)}; {_REMEDY}") from error
 
 
-def result_json(result: CompressionResult) -> dict[str, Any]:
+def result_json(result: Findings) -> dict[str, Any]:
     """Return every number of a result as plain JSON values; a number that is not finite becomes None."""
     choices = list(dict.fromkeys(choice for point in result.frontier for choice in point.plan))
     places = {choice: place for place, choice in enumerate(choices)}

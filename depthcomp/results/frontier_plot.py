@@ -7,13 +7,13 @@ import math
 import textwrap
 from typing import TYPE_CHECKING
 
-from depthcomp.console import milliseconds, place
+from depthcomp.results.wording import milliseconds, place
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from depthcomp.result import CompressionResult
+    from depthcomp.results.findings import Findings
 
 __all__ = ["frontier_svg"]
 
@@ -37,7 +37,7 @@ _SETTINGS = {
 }
 
 
-def frontier_svg(result: CompressionResult) -> str:
+def frontier_svg(result: Findings) -> str:
     """Return the frontier of a compression as an SVG document, the same text for the same result.
 
     Horizontal: predicted latency of the network in ms; vertical: importance. Marked are the chosen plan, its
@@ -52,7 +52,7 @@ def frontier_svg(result: CompressionResult) -> str:
     return text.getvalue()
 
 
-def draw_frontier(result: CompressionResult) -> Figure:
+def draw_frontier(result: Findings) -> Figure:
     """Return the picture as a figure that belongs to no window."""
     from matplotlib.figure import Figure
 
@@ -68,7 +68,7 @@ def draw_frontier(result: CompressionResult) -> Figure:
     return figure
 
 
-def _draw_plans(axes: Axes, result: CompressionResult) -> None:
+def _draw_plans(axes: Axes, result: Findings) -> None:
     """Draw the frontier as steps: between two plans, a budget buys the faster one."""
     ms = [point.predicted_ms for point in result.frontier]
     losses = [point.loss for point in result.frontier]
@@ -79,7 +79,7 @@ def _draw_plans(axes: Axes, result: CompressionResult) -> None:
     )  # fmt: skip
 
 
-def _draw_references(axes: Axes, result: CompressionResult) -> None:
+def _draw_references(axes: Axes, result: Findings) -> None:
     axes.axvline(result.original_ms, color=ORIGINAL, linewidth=1.2)
     axes.plot(
         [result.original_ms], [0.0], "s", color=ORIGINAL, markersize=7, zorder=4,
@@ -91,7 +91,7 @@ def _draw_references(axes: Axes, result: CompressionResult) -> None:
     )  # fmt: skip
 
 
-def _draw_result(axes: Axes, result: CompressionResult) -> None:
+def _draw_result(axes: Axes, result: Findings) -> None:
     """Draw the chosen plan where it was predicted and where it was measured, joined by a line."""
     loss = _chosen_loss(result)
     axes.plot([result.predicted_ms, result.measured_ms], [loss, loss], color=MEASURED, linewidth=1.2, zorder=4)
@@ -105,7 +105,7 @@ def _draw_result(axes: Axes, result: CompressionResult) -> None:
     )  # fmt: skip
 
 
-def _label(axes: Axes, result: CompressionResult) -> None:
+def _label(axes: Axes, result: Findings) -> None:
     title = place(result).replace(" thread", "\N{NO-BREAK SPACE}thread")
     axes.figure.suptitle("\n".join(textwrap.wrap(title, TITLE_COLUMNS)), fontsize=10)
     axes.set_xlabel("latency of the whole network (ms)")
@@ -117,5 +117,5 @@ def _label(axes: Axes, result: CompressionResult) -> None:
         axes.set_ylabel("importance (sum of losses, log scale)")
 
 
-def _chosen_loss(result: CompressionResult) -> float:
+def _chosen_loss(result: Findings) -> float:
     return math.fsum(record.loss for record in result.spans)

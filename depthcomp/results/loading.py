@@ -1,4 +1,4 @@
-"""A result on disk: a folder of everything that a compression found, which later commands go on from."""
+"""A result from the folder that it was saved to, which later commands go on from."""
 
 from __future__ import annotations
 
@@ -10,55 +10,22 @@ from pathlib import Path
 import torch
 from torch import Tensor, fx
 
-from depthcomp.artifacts import load, load_network, save_network
 from depthcomp.budget import Budget
-from depthcomp.errors import ArtifactError, TableError
-from depthcomp.files import write_atomically, write_json
+from depthcomp.errors import ArtifactError
 from depthcomp.importance.table import ImportanceTable
 from depthcomp.preparation import Refusal
-from depthcomp.result import CompressionResult, FrontierPoint, SpanRecord
-from depthcomp.result_json import StoredNumbers, read_numbers, result_json
+from depthcomp.results.findings import FrontierPoint, SpanRecord
+from depthcomp.results.result import CompressionResult
+from depthcomp.results.saving import IMPORTANCE, NUMBERS, ORIGINAL, PLAN, TABLE, TRAINABLE
+from depthcomp.results.stored_network import load, load_network
+from depthcomp.results.stored_numbers import StoredNumbers, read_numbers
 from fx_passes import Plan
 from fx_passes.shapes import propagate_shapes
 from latency_tables import LatencyTable
 
-__all__ = ["load_result", "save_result", "saved_inputs"]
+__all__ = ["load_result", "saved_inputs"]
 
-TRAINABLE, ORIGINAL = "trainable", "original"  # folders, of a network each
-NUMBERS, PLAN, TABLE, IMPORTANCE = "result.json", "plan.json", "latency_table.json", "importance.json"
 _SEED = 0
-
-
-def save_result(result: CompressionResult, directory: str | os.PathLike[str]) -> Path:
-    """Write everything that a compression found to a folder, created if need be, and return the folder.
-
-    plan.json, model.json and model.safetensors, model.onnx, latency_table.json, importance.json, result.json,
-    report.html and frontier.svg; in folders below, the original and the trainable form, for `depthcomp finetune`. Each
-    file is written whole or not at all, the trainable form last: fine-tuning that is killed while it saves begins where
-    it did before, and its finished checkpoint makes the rest whole.
-
-    Raises:
-        ArtifactError: the folder cannot be written, or the network cannot be stored or exported.
-    """
-    from depthcomp.report import write_report  # draws plots: loaded only when a report is wanted
-
-    folder = save_network(result.model, directory, result.example_inputs)
-    write_atomically(folder / PLAN, result.plan.to_json().encode())
-    if result.original is not None:
-        save_network(result.original, folder / ORIGINAL)
-    result.export_onnx(folder / "model.onnx")
-    try:
-        result.table.save(folder / TABLE)
-    except TableError as error:
-        raise ArtifactError(f"the latency table cannot be saved: {error}") from error
-    try:
-        result.importance.save(folder / IMPORTANCE)
-    except TableError as error:
-        raise ArtifactError(f"the importance table cannot be saved: {error}") from error
-    write_json(folder / NUMBERS, result_json(result))
-    write_report(result, folder)
-    save_network(result.trainable, folder / TRAINABLE)
-    return folder
 
 
 def load_result(directory: str | os.PathLike[str]) -> CompressionResult:

@@ -1,7 +1,7 @@
 """A network on disk, as structure and weights.
 
 It is stored without pickle and without its class: `model.json` holds the graph (see
-`depthcomp.graph_json`), `model.safetensors` the values of its tensors.
+`depthcomp.results.graph_json`), `model.safetensors` the values of its tensors.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from pydantic import ValidationError
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
-from depthcomp import graph_json
 from depthcomp.errors import ArtifactError
 from depthcomp.files import require_writable, write_atomically, write_json
-from depthcomp.graph_json import StoredModule, StoredNetwork, StoredTensor
+from depthcomp.results import graph_json
+from depthcomp.results.graph_json import StoredModule, StoredNetwork, StoredTensor
 from fx_passes.graph_edit import attach_attributes, preserved_attributes
 from latency_tables.json_file import first_fault
 

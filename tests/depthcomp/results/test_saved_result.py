@@ -13,9 +13,10 @@ from depthcomp.errors import ArtifactError
 from depthcomp.importance.config import KIM23
 from depthcomp.importance.table import ImportanceTable
 from depthcomp.preparation import Refusal
-from depthcomp.result import CompressionResult, FrontierPoint, SpanRecord
-from depthcomp.result_json import result_json
-from depthcomp.saved_result import load_result
+from depthcomp.results.findings import FrontierPoint, SpanRecord
+from depthcomp.results.loading import load_result
+from depthcomp.results.result import CompressionResult
+from depthcomp.results.stored_numbers import result_json
 from depthcomp.training.finetune import FinetuneRecord
 from fx_passes import Plan, SpanChoice
 from latency_tables import Calibration, Environment, LatencyTable, Timing

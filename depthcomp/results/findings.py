@@ -1,25 +1,19 @@
-"""What a compression returns: the networks, the plan, and every number that it rests on."""
+"""What a compression found: the networks, the plan, and every number that it rests on."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 from torch import Tensor, fx
 
 from depthcomp.budget import Budget
-from depthcomp.export import engine, onnx_model
 from depthcomp.importance.table import ImportanceTable
 from depthcomp.preparation import Refusal
-from depthcomp.progress import Progress
 from depthcomp.training.finetune import FinetuneRecord
 from fx_passes import Plan, SpanChoice
 from latency_tables import Environment, LatencyTable, Timing
 
-__all__ = ["CompressionResult", "FrontierPoint", "SpanRecord"]
+__all__ = ["Findings", "FrontierPoint", "SpanRecord"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +51,7 @@ class SpanRecord:
 
 
 @dataclass(frozen=True, repr=False)
-class CompressionResult:
+class Findings:
     """A compressed network with its evidence. Latencies are in ms, of one forward at the example's batch size.
 
     Attributes:
@@ -122,13 +116,6 @@ class CompressionResult:
     method: str = "depthcomp"
     tuned_before: tuple[FinetuneRecord, ...] = ()
 
-    def __repr__(self) -> str:
-        return (
-            f"CompressionResult({self.original_ms:.3f} ms -> {self.measured_ms:.3f} ms measured, predicted "
-            f"{self.predicted_ms:.3f} ms, budget {self.budget_ms:.3f} ms ({self.budget}); depth {self.original_depth} "
-            f"-> {self.depth}, loss {self.loss:.3g})"
-        )
-
     @property
     def original_ms(self) -> float:
         """Measured latency of the original network, the median of its rounds."""
@@ -153,50 +140,3 @@ class CompressionResult:
         """
         line = self.table.calibration
         return None if line is None else line.residual_ms / self.original_ms
-
-    def export_onnx(self, path: str | os.PathLike[str]) -> Path:
-        """Write `model` as ONNX, checked by onnx.checker and against onnxruntime; return the path.
-
-        Raises:
-            ArtifactError: the path cannot be written, or the exported network does not compute the same.
-        """
-        return onnx_model.export_onnx(self.model, self.example_inputs, path)
-
-    def export_engine(
-        self,
-        path: str | os.PathLike[str],
-        *,
-        to: str = "tensorrt-rtx",
-        precision: str = "fp32",
-        targets: Iterable[int] = (),
-        batch: int | Sequence[int] | None = None,
-        data: Iterable[Any] | None = None,
-        tf32: bool = True,
-        timing_cache: str | os.PathLike[str] | None = None,
-        progress: Progress | None = None,
-    ) -> Path:
-        """Build a TensorRT engine of `model`, write it with a file that says what it is, and return its path.
-
-        Arguments and errors are those of `depthcomp.export.engine.export_engine`.
-
-        Example:
-            >>> result.export_engine("model.engine", precision="fp16", targets=(86, 89))  # doctest: +SKIP
-        """
-        return engine.export_engine(
-            self.model, self.example_inputs, path,
-            to=to, precision=precision, targets=targets, batch=batch, data=data, tf32=tf32, timing_cache=timing_cache,
-            progress=progress,
-        )  # fmt: skip
-
-    def save(self, directory: str | os.PathLike[str]) -> Path:
-        """Write everything to a folder, which `depthcomp.load` reads back; return the folder.
-
-        plan.json, model.json and model.safetensors (the network), model.onnx, result.json (the numbers),
-        latency_table.json, importance.json, report.html and frontier.svg. Each file is written whole or not at all.
-
-        Raises:
-            ArtifactError: the folder cannot be written.
-        """
-        from depthcomp.saved_result import save_result  # it makes results, too
-
-        return save_result(self, directory)

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 import torchvision
 from torch import fx, nn
 
-from depthcomp import artifacts
 from depthcomp.errors import ArtifactError
+from depthcomp.results import stored_network
 from fx_passes import capture, linearize, merge, random_plan
 from fx_passes.channel_affine import ChannelAffine
 from fx_passes.graph_edit import attach_attributes
@@ -84,18 +84,18 @@ def tamper(folder, change):
 @pytest.fixture
 def saved(tmp_path):
     """Return a folder with a stored network of one convolution and one ReLU."""
-    return artifacts.save_network(small_net(), tmp_path / "net", (images(1, 3, 5, 7),))
+    return stored_network.save_network(small_net(), tmp_path / "net", (images(1, 3, 5, 7),))
 
 
 @pytest.mark.parametrize("name", sorted(NETWORKS))
 def test_a_merged_network_comes_back_bit_for_bit_without_its_library(name, tmp_path):
     gm, x = merged(name), images(2, 3, 37, 41)
-    artifacts.save_network(gm, tmp_path, (x,))
+    stored_network.save_network(gm, tmp_path, (x,))
     with torch.no_grad():
         torch.save((x, gm(x)), tmp_path / "io.pt")
     script = f"""
         import sys, torch
-        from depthcomp.artifacts import load
+        from depthcomp.results.stored_network import load
         torch.set_num_threads(1)
         x, wanted = torch.load({str(tmp_path / "io.pt")!r}, weights_only=True)
         network = load({str(tmp_path)!r})
@@ -110,7 +110,7 @@ def test_a_merged_network_comes_back_bit_for_bit_without_its_library(name, tmp_p
 
 def test_everything_a_graph_may_hold_comes_back(tmp_path):
     gm, x = zoo(), images(2, 3, 7, 9)
-    loaded = artifacts.load_network(artifacts.save_network(gm, tmp_path, (x,)))
+    loaded = stored_network.load_network(stored_network.save_network(gm, tmp_path, (x,)))
     wanted, found = gm(x), loaded(x)
     assert torch.equal(found["flat"], wanted["flat"])
     assert torch.equal(found["rest"][0], wanted["rest"][0])
@@ -120,7 +120,7 @@ def test_everything_a_graph_may_hold_comes_back(tmp_path):
 
 
 def test_tensors_stay_tied_frozen_and_unsaved_as_they_were(tmp_path):
-    loaded = artifacts.load_network(artifacts.save_network(zoo(), tmp_path))
+    loaded = stored_network.load_network(stored_network.save_network(zoo(), tmp_path))
     assert loaded.left.weight is loaded.right.weight
     assert not loaded.scale.requires_grad
     assert loaded.left.weight.requires_grad
@@ -146,7 +146,7 @@ def test_tensors_stay_tied_frozen_and_unsaved_as_they_were(tmp_path):
 )
 def test_layers_are_read_back_from_their_attributes(layer, tmp_path):
     gm, x = fx.symbolic_trace(nn.Sequential(layer).eval()), images(2, 3, 4, 6)
-    loaded = artifacts.load_network(artifacts.save_network(gm, tmp_path, (x,)))
+    loaded = stored_network.load_network(stored_network.save_network(gm, tmp_path, (x,)))
     assert torch.equal(loaded(x), gm(x))
     assert repr(loaded) == repr(gm)
 
@@ -170,8 +170,8 @@ def test_layers_of_captured_graphs_come_back(tmp_path):
     gm = capture(Scaled(), x)
     kinds = [type(gm.get_submodule(node.target)) for node in gm.graph.find_nodes(op="call_module", sort=True)]
     assert kinds == [ChannelAffine, nn.Conv2d, nn.ReLU, ChannelAffine]
-    artifacts.save_network(gm, tmp_path, (x,))
-    loaded = artifacts.load(tmp_path)
+    stored_network.save_network(gm, tmp_path, (x,))
+    loaded = stored_network.load(tmp_path)
     assert torch.equal(loaded(x), gm(x))
     assert {name: repr(m) for name, m in loaded.named_children()} == {n: repr(m) for n, m in gm.named_children()}
     assert sum(parameter.numel() for parameter in loaded.parameters()) == 5 * 27 + 5 + 5  # gamma trains, the rest not
@@ -183,7 +183,7 @@ def test_layers_of_captured_graphs_come_back(tmp_path):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_precision_and_memory_format_are_kept(dtype, tmp_path):
     gm = small_net().to(dtype).to(memory_format=torch.channels_last)
-    loaded = artifacts.load_network(artifacts.save_network(gm, tmp_path, (images(1, 3, 5, 7).to(dtype),)))
+    loaded = stored_network.load_network(stored_network.save_network(gm, tmp_path, (images(1, 3, 5, 7).to(dtype),)))
     weight = loaded.get_submodule("0").weight
     assert weight.dtype == dtype
     assert weight.is_contiguous(memory_format=torch.channels_last)
@@ -194,7 +194,7 @@ def test_channels_last_is_kept_where_both_formats_look_alike(layer, tmp_path):
     """With one channel or one pixel a weight is contiguous in both formats, and kernels are chosen by its strides."""
     gm = fx.symbolic_trace(nn.Sequential(layer)).eval().to(memory_format=torch.channels_last)
     x = images(2, layer.in_channels, 20, 20)
-    loaded = artifacts.load_network(artifacts.save_network(gm, tmp_path, (x,)))
+    loaded = stored_network.load_network(stored_network.save_network(gm, tmp_path, (x,)))
     assert loaded.get_submodule("0").weight.stride() == gm.get_submodule("0").weight.stride()
     assert torch.equal(loaded(x), gm(x))
 
@@ -202,7 +202,7 @@ def test_channels_last_is_kept_where_both_formats_look_alike(layer, tmp_path):
 def test_plain_attributes_ride_along_and_survive_a_copy(tmp_path):
     gm = capture(timm.create_model("efficientnet_lite0", num_classes=7), images(1, 3, 37, 41))
     attach_attributes(gm, {"opaque": object()})
-    loaded = copy.deepcopy(artifacts.load_network(artifacts.save_network(gm, tmp_path)))
+    loaded = copy.deepcopy(stored_network.load_network(stored_network.save_network(gm, tmp_path)))
     assert loaded.num_classes == 7
     assert loaded.pretrained_cfg == gm.pretrained_cfg
     assert loaded.pretrained_cfg["input_size"] == (3, 224, 224)
@@ -212,7 +212,7 @@ def test_plain_attributes_ride_along_and_survive_a_copy(tmp_path):
 def test_saving_changes_nothing_and_a_training_network_is_stored_in_evaluation_mode(tmp_path):
     gm = fx.symbolic_trace(nn.Sequential(nn.BatchNorm2d(3), nn.Dropout())).train()
     before = copy.deepcopy(gm.state_dict())
-    loaded = artifacts.load_network(artifacts.save_network(gm, tmp_path, (images(2, 3, 5, 5),)))
+    loaded = stored_network.load_network(stored_network.save_network(gm, tmp_path, (images(2, 3, 5, 5),)))
     assert all(module.training for module in gm.modules())
     assert all(torch.equal(before[name], value) for name, value in gm.state_dict().items())
     assert not loaded.training
@@ -262,7 +262,7 @@ def mutated():
 )
 def test_what_cannot_be_stored_is_named_when_saving(gm, named, tmp_path):
     with pytest.raises(ArtifactError, match=named):
-        artifacts.save_network(gm, tmp_path)
+        stored_network.save_network(gm, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -270,13 +270,13 @@ def test_a_layer_of_the_users_own_class_is_named(tmp_path):
     gm = small_net()
     gm.set_submodule("1", Own())
     with pytest.raises(ArtifactError, match=r"module '1' \(Own\) .*is no layer of torch\.nn"):
-        artifacts.save_network(gm, tmp_path)
+        stored_network.save_network(gm, tmp_path)
 
 
 def test_a_network_that_draws_random_numbers_is_refused(tmp_path):
     gm = graph_with("call_function", F.dropout)
     with pytest.raises(ArtifactError, match="other values on the example inputs"):
-        artifacts.save_network(gm, tmp_path, (images(2, 3, 5, 7),))
+        stored_network.save_network(gm, tmp_path, (images(2, 3, 5, 7),))
 
 
 def call(target, op="call_function", **changes):
@@ -334,7 +334,7 @@ def set_field(*path, value):
 def test_a_tampered_structure_is_refused(change, reason, saved):
     tamper(saved, change)
     with pytest.raises(ArtifactError, match=reason):
-        artifacts.load(saved)
+        stored_network.load(saved)
 
 
 def truncate(path):
@@ -356,24 +356,24 @@ def truncate(path):
 def test_truncated_foreign_and_missing_files_are_refused(spoil, reason, saved):
     spoil(saved)
     with pytest.raises(ArtifactError, match=reason):
-        artifacts.load(saved)
+        stored_network.load(saved)
 
 
 def test_weights_of_another_network_are_refused(saved, tmp_path):
     other = small_net()
     with torch.no_grad():
         other.get_submodule("0").bias.add_(1)
-    artifacts.save_network(other, tmp_path / "other")
+    stored_network.save_network(other, tmp_path / "other")
     (tmp_path / "other" / "model.safetensors").replace(saved / "model.safetensors")
     with pytest.raises(ArtifactError, match="from another network"):
-        artifacts.load(saved)
+        stored_network.load(saved)
 
 
 def test_a_folder_that_is_a_file_or_missing_is_named(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(ArtifactError, match="file is a file; give the folder"):
-        artifacts.load(tmp_path / "file")
+        stored_network.load(tmp_path / "file")
     with pytest.raises(ArtifactError, match="nowhere does not exist; give the folder"):
-        artifacts.load(tmp_path / "nowhere")
+        stored_network.load(tmp_path / "nowhere")
     with pytest.raises(ArtifactError, match=r"cannot create the folder .*file"):
-        artifacts.save_network(small_net(), tmp_path / "file")
+        stored_network.save_network(small_net(), tmp_path / "file")

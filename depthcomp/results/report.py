@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from torch import fx
 
-from depthcomp.console import deed, line_residual, milliseconds, percent, place, tuning, verdict
-from depthcomp.frontier_plot import frontier_svg
+from depthcomp.results.frontier_plot import frontier_svg
+from depthcomp.results.wording import deed, line_residual, milliseconds, percent, place, tuning, verdict
 from latency_tables.timing import DRIFT_LIMIT
 
 if TYPE_CHECKING:
     from depthcomp.preparation import Refusal
-    from depthcomp.result import CompressionResult, SpanRecord
+    from depthcomp.results.findings import Findings, SpanRecord
     from depthcomp.training.finetune import FinetuneRecord
     from latency_tables import Timing
 
@@ -28,7 +28,7 @@ NOT_KNOWN = "—"
 _NAMED_NODE = re.compile(r"(\w+): (.+)", re.DOTALL)  # a refusal often begins with the node that causes it
 
 
-def write_report(result: CompressionResult, directory: Path) -> None:
+def write_report(result: Findings, directory: Path) -> None:
     """Write `report.html` and `frontier.svg` to an existing folder, each whole or not at all.
 
     The page needs no other file and no network: style sheet and picture are inside.
@@ -44,12 +44,12 @@ def write_report(result: CompressionResult, directory: Path) -> None:
     write_atomically(directory / "frontier.svg", svg.encode())
 
 
-def _page(result: CompressionResult, svg: str, folder: str) -> str:
+def _page(result: Findings, svg: str, folder: str) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
     environment = Environment(
-        loader=PackageLoader("depthcomp"),
+        loader=PackageLoader("depthcomp.results"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -75,7 +75,7 @@ def _page(result: CompressionResult, svg: str, folder: str) -> str:
     )
 
 
-def _headline(result: CompressionResult) -> str:
+def _headline(result: Findings) -> str:
     now, before = milliseconds(result.measured_ms), milliseconds(result.original_ms)
     times = f"{result.speedup:.2f}x as fast: {now} instead of {before}"
     return f"{times}, measured side by side on {place(result)}"
@@ -89,7 +89,7 @@ class _Line(NamedTuple):
     compressed: str
 
 
-def _comparison(result: CompressionResult) -> list[_Line]:
+def _comparison(result: Findings) -> list[_Line]:
     unchanged = [point.predicted_ms for point in result.frontier if not point.plan and not result.free_merges]
     parameters = f"{_parameters(result.model):,}"
     return [
@@ -108,12 +108,12 @@ def _comparison(result: CompressionResult) -> list[_Line]:
     ]
 
 
-def _loss_of(result: CompressionResult) -> str:
+def _loss_of(result: Findings) -> str:
     before = "" if result.finetuned is None else ", before fine-tuning"
     return f"Loss against the original on images left out of the fits{before}"
 
 
-def _residual(result: CompressionResult) -> list[_Line]:
+def _residual(result: Findings) -> list[_Line]:
     fitted = result.table.calibration is not None
     return [_Line("Residual of the predicting line", NOT_KNOWN, line_residual(result))] if fitted else []
 
@@ -126,7 +126,7 @@ def _foretold(predicted_ms: float, measured_ms: float) -> str:
     return f"{milliseconds(predicted_ms)} (measured: {percent(measured_ms / predicted_ms - 1)})"
 
 
-def _speedups(result: CompressionResult) -> str:
+def _speedups(result: Findings) -> str:
     """Return the range of the speed-ups of the single rounds, in which both networks had a turn."""
     before, after = result.original_timing.rounds_ms, result.measured_timing.rounds_ms
     if len(before) != len(after):
@@ -135,12 +135,12 @@ def _speedups(result: CompressionResult) -> str:
     return f"{min(ratios):.2f}x to {max(ratios):.2f}x"
 
 
-def _rounds(result: CompressionResult) -> str:
+def _rounds(result: Findings) -> str:
     counts = {len(timing.rounds_ms) for timing in (result.original_timing, result.measured_timing)}
     return " and ".join(map(str, sorted(counts)))
 
 
-def _importance(result: CompressionResult) -> str:
+def _importance(result: Findings) -> str:
     """Say how the losses of choices were found, and how far they are to be trusted."""
     table = result.importance
     if table.kind == "none":
@@ -150,14 +150,14 @@ def _importance(result: CompressionResult) -> str:
     return f"{found}: a surrogate that adds up over spans; {_agreement(result)}"
 
 
-def _agreement(result: CompressionResult) -> str:
+def _agreement(result: Findings) -> str:
     if result.rank_correlation is None:
         return "how well it ranks plans is not known, as fewer than three whole plans were tried"
     rho = f"{result.rank_correlation:.2f}"
     return f"its rank correlation (Spearman) with the loss of the whole plans that were tried is {rho}"
 
 
-def _tunings(result: CompressionResult) -> list[str]:
+def _tunings(result: Findings) -> list[str]:
     """Say what each fine-tuning came to, in their order."""
     last = () if result.finetuned is None else (result.finetuned,)
     records = (*result.tuned_before, *last)
@@ -176,7 +176,7 @@ def _parameters(gm: fx.GraphModule) -> int:
     return sum(parameter.numel() for parameter in gm.parameters())
 
 
-def _free(result: CompressionResult) -> str:
+def _free(result: Findings) -> str:
     """Say how many spans cost nothing to merge; nothing where there were none."""
     count = len(result.free_merges)
     if not count:
@@ -199,7 +199,7 @@ class _SpanRow:
     loss: str
 
 
-def _in_plan_order(result: CompressionResult) -> list[SpanRecord]:
+def _in_plan_order(result: Findings) -> list[SpanRecord]:
     places = {choice: index for index, choice in enumerate(result.plan)}
     return sorted(result.spans, key=lambda record: places.get(record.choice, len(places)))
 
