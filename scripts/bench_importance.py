@@ -22,7 +22,7 @@ from demo import PIXELS, pretrained
 from photos import CALIBRATION, crops
 from scipy.stats import spearmanr
 
-from depthcomp.console import Progress
+from depthcomp.commands.console import Progress
 from depthcomp.fitting.refit import Refitter
 from depthcomp.importance.config import CalibratedImportance
 from depthcomp.importance.scoring import score_choices

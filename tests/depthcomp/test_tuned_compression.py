@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import depthcomp
 from depthcomp import FinetuneConfig, compress_depth
+from depthcomp.commands.finetune import TuningRequest, run
 from depthcomp.errors import DataError, DepthCompError, TrainingError
-from depthcomp.finetune_command import TuningRequest, run
 from depthcomp.fitting.execution import record
 from depthcomp.preparation import OFFERED
 from depthcomp.results.loading import load_result
@@ -104,8 +104,8 @@ def untuned(arithmetic_backend, tmp_path_factory):
 def abacus(arithmetic_backend, monkeypatch):
     """A machine on which the backend that the folders name is one of depthcomp's own."""
     backend = arithmetic_backend()
-    monkeypatch.setattr("depthcomp.finetune_command.BACKEND_NAMES", ("arithmetic",))
-    monkeypatch.setattr("depthcomp.finetune_command.create_backend", lambda name, threads: backend)
+    monkeypatch.setattr("depthcomp.commands.finetune.BACKEND_NAMES", ("arithmetic",))
+    monkeypatch.setattr("depthcomp.commands.finetune.create_backend", lambda name, threads: backend)
     return backend
 
 

@@ -17,7 +17,7 @@ from made_result import make_result
 from tiny_network import EXAMPLE, images, tiny_net
 from typer.testing import CliRunner
 
-from depthcomp.cli import app
+from depthcomp.commands.main import app
 from depthcomp.errors import ArtifactError, EngineError, MissingPackageError
 from depthcomp.export.engine import export_engine, sidecar_of
 from depthcomp.export.onnx_model import to_onnx

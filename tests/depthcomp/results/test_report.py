@@ -256,7 +256,7 @@ def test_dollar_signs_are_not_taken_for_formulas():
 
 
 def test_import_loads_neither_matplotlib_nor_jinja2_nor_rich():
-    modules = "depthcomp.results.report, depthcomp.console"
+    modules = "depthcomp.results.report, depthcomp.commands.console"
     code = f"import sys, {modules};print({{'matplotlib', 'jinja2', 'rich'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

@@ -14,7 +14,7 @@ from tiny_network import EXAMPLE, tiny_net
 from torch import nn
 from typer.testing import CliRunner
 
-from depthcomp.cli import app
+from depthcomp.commands.main import app
 from depthcomp.export.onnx_model import to_onnx
 from depthcomp.results.stored_network import save_network
 from depthcomp.results.stored_numbers import result_json
@@ -215,7 +215,7 @@ def test_what_cannot_be_compared_is_answered_in_a_sentence(folder, arguments, se
 @pytest.mark.parametrize("backend", ["tensorrt", "tensorrt_rtx"])
 def test_a_missing_gpu_or_package_is_said_before_anything_is_read(backend, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    monkeypatch.setattr("depthcomp.bench.read_entry", None)
+    monkeypatch.setattr("depthcomp.commands.bench.read_entry", None)
     monkeypatch.setitem(sys.modules, backend, None)
     assert f"error: {backend.replace('_', '-')} needs the package" in run("saved", "--backend", backend).stderr
     monkeypatch.setattr(tensorrt_backend, "load_library", lambda flavour: None)

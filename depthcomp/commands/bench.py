@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from depthcomp.bench_entries import MODEL, BenchEntry, named, read_entry, require_same_inputs
+from depthcomp.commands.bench_entries import MODEL, BenchEntry, named, read_entry, require_same_inputs
 from depthcomp.errors import ArtifactError, BackendUnavailableError, EngineError, TableError
 from depthcomp.progress import Progress, silent
 from latency_tables import AnyBackend, Environment, Runner, Timing

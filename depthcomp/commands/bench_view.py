@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from depthcomp.bench import BenchRow, Comparison
+from depthcomp.commands.bench import BenchRow, Comparison
 from depthcomp.results.wording import milliseconds, where
 from latency_tables.backends.tensorrt.device_state import slowdowns
 

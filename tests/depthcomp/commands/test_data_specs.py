@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from depthcomp.data_specs import load_data, names_data
+from depthcomp.commands.data_specs import load_data, names_data
 from depthcomp.errors import DataError
 
 EXAMPLE = torch.zeros(1, 3, 20, 20)

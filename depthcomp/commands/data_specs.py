@@ -15,9 +15,9 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from depthcomp.commands.models import normalization
 from depthcomp.data.images import decode, image_batches, image_files, in_turns
 from depthcomp.errors import DataError, DepthCompError, MissingPackageError
-from depthcomp.models import normalization
 
 __all__ = ["calibration_data", "load_data", "names_data"]
 

@@ -12,7 +12,7 @@ import yaml
 from latency_tables import LatencyTable, OperatorSignature
 from latency_tables.work import Work
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 FLEET = REPOSITORY / "scripts" / "fleet"
 KEYS = [
     OperatorSignature(op="conv", batch=1, in_channels=3, out_channels=n, in_size=(7, 5), kernel=(3, 3)).key
@@ -46,7 +46,7 @@ def test_the_scripts_are_sound_bash(name):
 
 def test_two_shards_on_the_cpu_become_one_table(tmp_path):
     Work(dict.fromkeys(KEYS, ())).save(tmp_path / "work.json")
-    (tmp_path / "run.py").write_text("from depthcomp.cli import main\nmain()\n")
+    (tmp_path / "run.py").write_text("from depthcomp.commands.main import main\nmain()\n")
     bash(
         FLEET / "all_gpus.sh", tmp_path / "work.json", tmp_path / "table.json",
         DEVICES="cpu cpu", BACKEND="onnxruntime", DEPTHCOMP=f"{sys.executable} {tmp_path / 'run.py'}",

@@ -128,8 +128,8 @@ def _file_name(to: str, precision: str, sizes: tuple[int, ...]) -> str:
 
 
 def _images(directory: Path | None, network: fx.GraphModule, example: tuple[Tensor, ...]) -> Iterator[Tensor] | None:
+    from depthcomp.commands.models import normalization
     from depthcomp.data.images import image_batches
-    from depthcomp.models import normalization
 
     return None if directory is None else image_batches(directory, example[0], *normalization(network))
 
@@ -144,7 +144,7 @@ def _write_onnx(request: Request, network: fx.GraphModule, example: tuple[Tensor
 
 
 def _write_engine(request: Request, network: fx.GraphModule, example: tuple[Tensor, ...], data: Any) -> list[str]:
-    from depthcomp.console import Progress
+    from depthcomp.commands.console import Progress
     from depthcomp.export.engine import export_engine, sidecar_of
 
     with Progress() as progress:

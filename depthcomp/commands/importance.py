@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from depthcomp.plain_words import plain_words
+from depthcomp.commands.plain_words import plain_words
 
 __all__ = ["importance"]
 
@@ -42,11 +42,11 @@ def importance(
     with plain_words():
         import torch
 
-        from depthcomp.console import Progress
-        from depthcomp.data_specs import calibration_data
+        from depthcomp.commands.console import Progress
+        from depthcomp.commands.data_specs import calibration_data
+        from depthcomp.commands.models import load_model
         from depthcomp.importance.scoring import JOURNAL
         from depthcomp.importance.shard import score_shard
-        from depthcomp.models import load_model
         from latency_tables import LatencyTable
         from latency_tables.work import Shard
 

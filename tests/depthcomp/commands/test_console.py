@@ -8,7 +8,7 @@ import pytest
 from made_result import make_result
 from rich.console import Console
 
-from depthcomp.console import Progress, summary
+from depthcomp.commands.console import Progress, summary
 from depthcomp.results.wording import deed, milliseconds, place, verdict
 from fx_passes import Plan, SpanChoice
 from latency_tables import Calibration
@@ -124,7 +124,7 @@ def test_a_stage_may_come_again(capsys):
 
 
 def test_an_announced_stage_holds_others_and_is_timed_from_its_announcement(capsys, monkeypatch):
-    monkeypatch.setattr("depthcomp.console.perf_counter", itertools.count().__next__)
+    monkeypatch.setattr("depthcomp.commands.console.perf_counter", itertools.count().__next__)
     with Progress() as progress:
         progress("scoring", 0, 1)
         progress("fitting", 1, 2)

@@ -204,8 +204,8 @@ def _in_file(name: str, source: str, model: Any, file: Path, batch: int | None) 
 def _model(name: str, spec: str, batch: int | None) -> BenchEntry:
     import onnx
 
+    from depthcomp.commands.models import load_model
     from depthcomp.export.engine import with_batch
-    from depthcomp.models import load_model
     from depthcomp.timing import Network
     from fx_passes import capture
 

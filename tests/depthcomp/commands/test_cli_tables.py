@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from depthcomp.cli import app
+from depthcomp.commands.main import app
 from depthcomp.errors import TableError
 from latency_tables import Calibration, Entry, Environment, LatencyTable, Method, OperatorSignature
 from latency_tables.chunk_process import TIMEOUT_S
 from latency_tables.table_file import published_schema
 from latency_tables.work import Work
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 MODULE = """
     from torch import nn
 

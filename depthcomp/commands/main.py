@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from depthcomp.backend_help import BACKENDS, METHOD_NAMES, BackendHelp
-from depthcomp.cli_importance import importance
-from depthcomp.cli_tables import tables
-from depthcomp.plain_words import plain_words
+from depthcomp.commands.backend_help import BACKENDS, METHOD_NAMES, BackendHelp
+from depthcomp.commands.importance import importance
+from depthcomp.commands.plain_words import plain_words
+from depthcomp.commands.tables import tables
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from depthcomp.bench import Comparison
+    from depthcomp.commands.bench import Comparison
     from depthcomp.results.result import CompressionResult
     from depthcomp.training.config import FinetuneConfig
 
@@ -94,9 +94,9 @@ def compress(
         import torch
 
         from depthcomp import Budget, compress_depth
-        from depthcomp.console import Progress
+        from depthcomp.commands.console import Progress
+        from depthcomp.commands.models import load_model
         from depthcomp.methods import find_method
-        from depthcomp.models import load_model
         from depthcomp.table_store import TableStore
         from latency_tables import create_backend
 
@@ -150,8 +150,8 @@ def finetune(
 ) -> None:
     """Train a compressed network on data, with the original as teacher; an interrupted run goes on where it was."""
     with plain_words():
-        from depthcomp.console import Progress
-        from depthcomp.finetune_command import TuningRequest, configured, run
+        from depthcomp.commands.console import Progress
+        from depthcomp.commands.finetune import TuningRequest, configured, run
 
         request = TuningRequest(
             directory=directory,
@@ -194,7 +194,7 @@ def export(
     ] = None,
 ) -> None:
     """Write a compressed network as ONNX, or build a TensorRT engine of it."""
-    from depthcomp.export_command import Request, run
+    from depthcomp.commands.export import Request, run
 
     with plain_words():
         for line in run(Request.parse(directory, to, sm, precision, batch, data, out, tf32, timing_cache)):
@@ -223,8 +223,8 @@ def bench(
 ) -> None:
     """Time artefacts side by side, in turns, on one backend."""
     with plain_words():
-        from depthcomp.bench import bench as compared
-        from depthcomp.console import Progress
+        from depthcomp.commands.bench import bench as compared
+        from depthcomp.commands.console import Progress
         from latency_tables.own_backend import find_backend
 
         with Progress() as progress, redirect_stdout(sys.stderr):
@@ -241,7 +241,7 @@ def bench(
 def _print_comparison(found: Comparison) -> None:
     from rich.console import Console
 
-    from depthcomp.bench_view import comparison_view, notes
+    from depthcomp.commands.bench_view import comparison_view, notes
 
     Console().print(comparison_view(found))
     for note in notes(found):
@@ -250,7 +250,7 @@ def _print_comparison(found: Comparison) -> None:
 
 def _tuning(file: Path | None, epochs: int | None, seed: int) -> FinetuneConfig | None:
     """Return how to fine-tune in the same call; None where that is not asked for."""
-    from depthcomp.finetune_command import configured
+    from depthcomp.commands.finetune import configured
 
     if file is None and epochs is None:
         return None
@@ -261,7 +261,7 @@ def _images(
     spec: str | None, model: nn.Module, example: Tensor, root: Path | None, seed: int, tuning: FinetuneConfig | None
 ) -> Iterable[Any] | None:
     """Return what an option names as data: to be read once, or every epoch where it is to be trained on, too."""
-    from depthcomp.data_specs import calibration_data, load_data
+    from depthcomp.commands.data_specs import calibration_data, load_data
 
     if spec is None or tuning is None:
         return calibration_data(spec, model, example, root=root, seed=seed)
@@ -294,7 +294,7 @@ def _print_json(result: CompressionResult, files: Sequence[Path]) -> None:
 def _print_summary(result: CompressionResult, files: Sequence[Path]) -> None:
     from rich.console import Console
 
-    from depthcomp.console import summary
+    from depthcomp.commands.console import summary
 
     Console().print(summary(result))
     for path in files:

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from depthcomp.backend_help import BACKENDS, BackendHelp
+from depthcomp.commands.backend_help import BACKENDS, BackendHelp
+from depthcomp.commands.plain_words import plain_words
 from depthcomp.errors import TableError
-from depthcomp.plain_words import plain_words
 
 if TYPE_CHECKING:
     from latency_tables import Environment, LatencyTable
@@ -80,8 +80,8 @@ def plan(
 
 
 def _planned(spec: str, batch: int) -> Work:
+    from depthcomp.commands.models import load_model
     from depthcomp.export.engine import with_batch
-    from depthcomp.models import load_model
     from depthcomp.preparation import needed_operators
     from latency_tables.work import Origin, Work
 
@@ -109,7 +109,7 @@ def run(
 ) -> None:
     """Measure what a table lacks of a work file; a run that was killed goes on where it was."""
     with plain_words():
-        from depthcomp.console import Progress
+        from depthcomp.commands.console import Progress
         from depthcomp.results.wording import where
         from latency_tables.run_work import run_work
         from latency_tables.work import Shard, Work
@@ -183,7 +183,7 @@ def check(table: TableFile, as_json: AsJson = False) -> None:
         if as_json:
             typer.echo(json.dumps({"sound": quality.sound, **asdict(quality)}, indent=2, allow_nan=False))
         else:
-            from depthcomp.table_view import quality_text
+            from depthcomp.commands.table_view import quality_text
 
             typer.echo(quality_text(quality))
     if not quality.sound:
@@ -200,7 +200,7 @@ def show(
 ) -> None:
     """Print the entries of a table."""
     with plain_words():
-        from depthcomp.table_view import selected, table_view
+        from depthcomp.commands.table_view import selected, table_view
         from latency_tables import LatencyTable
 
         loaded = LatencyTable.load(table)
@@ -327,7 +327,7 @@ def estimate(
         else:
             from rich.console import Console
 
-            from depthcomp.table_view import estimate_view
+            from depthcomp.commands.table_view import estimate_view
 
             Console().print(estimate_view(found))
 

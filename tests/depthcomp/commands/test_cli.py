@@ -12,8 +12,8 @@ from made_result import make_result
 from PIL import Image
 from typer.testing import CliRunner
 
-from depthcomp.backend_help import BACKENDS
-from depthcomp.cli import app
+from depthcomp.commands.backend_help import BACKENDS
+from depthcomp.commands.main import app
 from depthcomp.errors import BudgetInfeasibleError
 from depthcomp.training.config import FinetuneConfig
 from depthcomp.training.finetune import FinetuneRecord
@@ -201,7 +201,7 @@ def test_help_names_every_backend(command):
 
 
 def test_the_command_line_starts_without_the_tables():
-    program = "import sys, depthcomp.cli; print({'latency_tables', 'numpy', 'onnx'} & set(sys.modules))"
+    program = "import sys, depthcomp.commands.main; print({'latency_tables', 'numpy', 'onnx'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 
@@ -217,7 +217,7 @@ def test_help_names_the_command_and_its_options():
 def test_the_module_itself_loads_no_heavy_library():
     code = (
         "import sys; before = set(sys.modules); import depthcomp; base = set(sys.modules);"
-        "import depthcomp.cli; new = set(sys.modules) - base;"
+        "import depthcomp.commands.main; new = set(sys.modules) - base;"
         "sys.exit(bool(new & {'torch', 'timm', 'onnxruntime', 'matplotlib', 'PIL', 'rich.progress'}))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
@@ -237,7 +237,7 @@ def tunings(tmp_path, monkeypatch):
         return make_result(finetuned=FinetuneRecord("epoch 2", "loss", 0.5, 0.25, -0.5, -0.25, 3, 9, 12.0))
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("depthcomp.finetune_command.run", run)
+    monkeypatch.setattr("depthcomp.commands.finetune.run", run)
     return seen
 
 
@@ -261,5 +261,5 @@ def test_fine_tuning_prints_what_a_compression_prints(tunings, tmp_path):
 
 
 def test_of_several_processes_one_speaks(tunings, monkeypatch):
-    monkeypatch.setattr("depthcomp.finetune_command.run", lambda request, progress: None)
+    monkeypatch.setattr("depthcomp.commands.finetune.run", lambda request, progress: None)
     assert tune().stdout == ""

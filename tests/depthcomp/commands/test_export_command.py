@@ -8,7 +8,7 @@ from PIL import Image
 from tiny_network import EXAMPLE, tiny_net
 from typer.testing import CliRunner
 
-from depthcomp.cli import app
+from depthcomp.commands.main import app
 from depthcomp.results.stored_network import save_network
 from fx_passes import capture
 
@@ -87,7 +87,7 @@ def test_what_cannot_be_is_answered_in_a_sentence(folder, options, sentence):
     [("absent/m.onnx", "its folder does not exist; create that first"), (".", "it is a folder; add a file name to it")],
 )
 def test_a_file_that_cannot_be_written_is_said_before_exporting(folder, tmp_path, monkeypatch, out, sentence):
-    monkeypatch.setattr("depthcomp.export_command.onnx_in_precision", None)
+    monkeypatch.setattr("depthcomp.commands.export.onnx_in_precision", None)
     result = run(folder, "--to", "onnx", "--out", str(tmp_path / out))
     assert result.exit_code == 2
     assert result.stderr == f"error: cannot write {tmp_path / out}: {sentence}\n"

@@ -10,9 +10,9 @@ from typing import Any
 
 from torch import nn
 
-from depthcomp.data_specs import load_data
+from depthcomp.commands.data_specs import load_data
+from depthcomp.commands.models import load_model
 from depthcomp.errors import ArtifactError, BackendUnavailableError, DepthCompError
-from depthcomp.models import load_model
 from depthcomp.progress import Progress, Stages
 from depthcomp.results.loading import load_result
 from depthcomp.results.result import CompressionResult
@@ -35,7 +35,7 @@ class TuningRequest:
 
     Attributes:
         directory: the folder of results.
-        data: what to train on, as `depthcomp.data_specs` reads it.
+        data: what to train on, as `depthcomp.commands.data_specs` reads it.
         val_data: what to validate on; None: a part of `data`.
         config: how to train.
         teacher: a model by name, as for `depthcomp compress`; None: the original in the folder.

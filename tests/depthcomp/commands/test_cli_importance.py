@@ -12,9 +12,9 @@ from tiny_network import tiny_net
 from typer.testing import CliRunner
 
 from depthcomp import compress_depth
-from depthcomp.cli import app
-from depthcomp.data_specs import calibration_data
-from depthcomp.models import load_model
+from depthcomp.commands.data_specs import calibration_data
+from depthcomp.commands.main import app
+from depthcomp.commands.models import load_model
 from depthcomp.preparation import needed_operators
 from latency_tables import LatencyTable, measure
 
