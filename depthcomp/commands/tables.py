@@ -64,10 +64,10 @@ def plan(
 ) -> None:
     """List the operators that compressions of these models need; nothing is measured and no device is used."""
     with plain_words():
-        from latency_tables.table_file import require_writable_table
         from latency_tables.work import Work
+        from latency_tables.writable_file import require_writable_file
 
-        require_writable_table(out, "work file", "choose another")
+        require_writable_file(out, "work file", "choose another")
         work = Work({})
         for spec in models:
             for size in batch:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +15,6 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from pydantic import ValidationError
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
@@ -25,11 +23,15 @@ from depthcomp.files import require_writable, write_atomically, write_json
 from depthcomp.results import graph_json
 from depthcomp.results.graph_json import StoredModule, StoredNetwork, StoredTensor
 from fx_passes.graph_edit import attach_attributes, preserved_attributes
-from latency_tables.json_file import first_fault
+from latency_tables.json_file import JsonFormat
 
 __all__ = ["load", "load_network", "save_network"]
 
 _STRUCTURE, _WEIGHTS = "model.json", "model.safetensors"
+_FORMAT = JsonFormat(
+    "stored network", StoredNetwork, "schema_version", graph_json.SCHEMA_VERSION, "save the network anew",
+    has_kind=False, error=ArtifactError,
+)  # fmt: skip
 
 
 def save_network(
@@ -178,7 +180,7 @@ def load_network(directory: str | os.PathLike[str]) -> fx.GraphModule:
     """
     folder = Path(directory)
     structure = folder / _STRUCTURE
-    stored = _parse_structure(structure)
+    stored = _FORMAT.read(structure)
     values = _parse_weights(folder / _WEIGHTS, stored)
     try:
         return _decode(stored, values)
@@ -205,38 +207,13 @@ def load(directory: str | os.PathLike[str]) -> fx.GraphModule:
     return load_network(folder)
 
 
-def _read(path: Path) -> bytes:
+def _parse_weights(path: Path, stored: StoredNetwork) -> dict[str, Tensor]:
     try:
-        return path.read_bytes()
+        data = path.read_bytes()
     except OSError as error:
         raise ArtifactError(
             f"cannot read {path}: {error.strerror}; give the folder that CompressionResult.save wrote"
         ) from error
-
-
-def _parse_structure(path: Path) -> StoredNetwork:
-    data = _read(path)
-    try:
-        version = _schema_version(json.loads(data))
-    except (ValueError, RecursionError) as error:
-        raise ArtifactError(f"{path} is truncated or not JSON ({error}); save the network anew") from error
-    if version != graph_json.SCHEMA_VERSION:
-        raise ArtifactError(
-            f"{path} has schema_version {version!r}, and this release reads {graph_json.SCHEMA_VERSION}; "
-            "save the network anew, or use the depthcomp that wrote it"
-        )
-    try:
-        return StoredNetwork.model_validate_json(data)
-    except ValidationError as error:
-        raise ArtifactError(f"{path} is no stored network: {first_fault(error)}; save it anew") from error
-
-
-def _schema_version(content: Any) -> Any:
-    return content.get("schema_version") if isinstance(content, dict) else None
-
-
-def _parse_weights(path: Path, stored: StoredNetwork) -> dict[str, Tensor]:
-    data = _read(path)
     if hashlib.sha256(data).hexdigest() != stored.sha256:
         raise ArtifactError(
             f"{path} does not belong to {_STRUCTURE} beside it: it is truncated, changed or from another "

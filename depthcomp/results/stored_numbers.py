@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from depthcomp.errors import ArtifactError
 from depthcomp.training.finetune import FinetuneRecord
 from fx_passes import SpanChoice
 from latency_tables import Calibration, Environment, Timing
-from latency_tables.json_file import first_fault
+from latency_tables.json_file import JsonFormat
 
 if TYPE_CHECKING:
     from depthcomp.importance.table import ImportanceTable
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
 __all__ = ["StoredNumbers", "read_numbers", "result_json"]
 
 SCHEMA_VERSION = 2
-_REMEDY = "compress the model anew"
 
 
 class _Stored(BaseModel):
@@ -138,29 +136,19 @@ class StoredNumbers(_Stored):
     seconds: dict[str, float]
 
 
+_FORMAT = JsonFormat(
+    "result", StoredNumbers, "schema_version", SCHEMA_VERSION, "compress the model anew", has_kind=False,
+    error=ArtifactError,
+)  # fmt: skip
+
+
 def read_numbers(path: Path) -> StoredNumbers:
     """Return the checked content of a result.json.
 
     Raises:
         ArtifactError: it cannot be read, is of another version, or is no result.
     """
-    try:
-        text = path.read_bytes()
-        content = json.loads(text)
-        version = content.get("schema_version") if isinstance(content, dict) else None
-    except OSError as error:
-        raise ArtifactError(f"cannot read {path}: {error.strerror}; give the folder of a result") from error
-    except (ValueError, RecursionError) as error:
-        raise ArtifactError(f"{path} is truncated or not JSON ({error}); {_REMEDY}") from error
-    if version != SCHEMA_VERSION:
-        raise ArtifactError(
-            f"{path} has schema_version {version!r}, and this release goes on from {SCHEMA_VERSION}; {_REMEDY}, or use "
-            "the depthcomp that wrote it"
-        )
-    try:
-        return StoredNumbers.model_validate_json(text)
-    except ValidationError as error:
-        raise ArtifactError(f"{path} is no result: {first_fault(error)}; {_REMEDY}") from error
+    return _FORMAT.read(path)
 
 
 def result_json(result: Findings) -> dict[str, Any]:

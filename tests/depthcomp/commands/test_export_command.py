@@ -90,7 +90,7 @@ def test_a_file_that_cannot_be_written_is_said_before_exporting(folder, tmp_path
     monkeypatch.setattr("depthcomp.commands.export.onnx_in_precision", None)
     result = run(folder, "--to", "onnx", "--out", str(tmp_path / out))
     assert result.exit_code == 2
-    assert result.stderr == f"error: cannot write {tmp_path / out}: {sentence}\n"
+    assert result.stderr == f"error: cannot write the exported network {tmp_path / out}: {sentence}.\n"
 
 
 def test_a_folder_without_a_network_or_without_shapes_is_named(folder, tmp_path):

@@ -327,7 +327,7 @@ def set_field(*path, value):
         (set_field("tensors", value={}), "the tensor '0.weight' has no values"),
         (set_field("attributes", "forward", value=1), "'forward' would hide"),
         (set_field("attributes", "_modules", value=1), "'_modules' would hide"),
-        (set_field("schema_version", value=2), "schema_version 2, and this release reads 1"),
+        (set_field("schema_version", value=2), "schema version 2, but this depthcomp reads version 1"),
         (set_field("surprise", value=2), "surprise: Extra inputs"),
     ],
 )
@@ -350,7 +350,7 @@ def truncate(path):
         (lambda folder: (folder / "model.json").unlink(), r"cannot read .*model\.json"),
         (lambda folder: (folder / "model.json").write_bytes(b"\x80\x04\x95"), "truncated or not JSON"),
         (lambda folder: (folder / "model.json").write_text("[" * 100_000), "truncated or not JSON"),
-        (lambda folder: (folder / "model.json").write_text("[1, 2]"), "schema_version None"),
+        (lambda folder: (folder / "model.json").write_text("[1, 2]"), "schema version None"),
     ],
 )
 def test_truncated_foreign_and_missing_files_are_refused(spoil, reason, saved):

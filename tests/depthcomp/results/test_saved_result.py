@@ -158,9 +158,9 @@ def changed(**fields):
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
-        (changed(schema_version=1), "schema_version 1, and this release goes on from 2; compress the model anew"),
-        (changed(method=3), "is no result: method: Input should be a valid string"),
-        (changed(surprise=3), "is no result: surprise: Extra inputs"),
+        (changed(schema_version=1), "schema version 1, but this depthcomp reads version 2; compress the model anew"),
+        (changed(method=3), "is not a result: method: Input should be a valid string"),
+        (changed(surprise=3), "is not a result: surprise: Extra inputs"),
         (changed(frontier=[{"predicted_ms": 1.0, "loss": 0.5, "plan": [7]}]), "tells no choice number 7"),
         (lambda folder: (folder / "result.json").write_text("{"), "result.json is truncated or not JSON"),
         (lambda folder: (folder / "result.json").unlink(), "cannot read .*result.json"),
