@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,13 +18,13 @@ import typer
 from depthcomp.commands.backend_help import BACKENDS, METHOD_NAMES, BackendHelp
 from depthcomp.commands.importance import importance
 from depthcomp.commands.plain_words import plain_words
+from depthcomp.commands.printed_result import print_result, stamps, written_since
 from depthcomp.commands.tables import tables
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from depthcomp.commands.bench import Comparison
-    from depthcomp.results.result import CompressionResult
     from depthcomp.training.config import FinetuneConfig
 
 __all__ = ["app", "main"]
@@ -104,7 +104,7 @@ def compress(
         tuning = _tuning(finetune_config, finetune_epochs, seed)
         wanted, runtime = Budget.parse(budget), create_backend(backend, threads=threads)
         TableStore.open(table, runtime.environment())  # one that cannot be used is refused before the model is loaded
-        before = _stamps(out, table)
+        before = stamps(out, table)
         torch.manual_seed(seed)
         network, example = load_model(model, weights)
         with Progress() as progress, redirect_stdout(sys.stderr):
@@ -122,7 +122,7 @@ def compress(
                 seed=seed,
                 progress=progress,
             )
-        _print_result(result, _written_since(before, out, table), as_json)
+        print_result(result, written_since(before, out, table), as_json)
 
 
 @app.command()
@@ -166,12 +166,12 @@ def finetune(
             augment=augment,
             out=out,
         )
-        before = _stamps(out or directory, None)
+        before = stamps(out or directory, None)
         with Progress() as progress, redirect_stdout(sys.stderr):
             result = run(request, progress)
         if result is None:
             return  # one of several processes, of which the first speaks
-        _print_result(result, _written_since(before, out or directory, None), as_json)
+        print_result(result, written_since(before, out or directory, None), as_json)
 
 
 @app.command()
@@ -266,36 +266,3 @@ def _images(
     if spec is None or tuning is None:
         return calibration_data(spec, model, example, root=root, seed=seed)
     return load_data(spec, model, example, training=False, root=root, seed=seed, batch_size=tuning.batch_size)
-
-
-def _stamps(folder: Path | None, file: Path | None) -> dict[Path, tuple[int, int]]:
-    """Return what tells a file that was written since from one that was not, for each file there."""
-    paths = sorted(folder.iterdir()) if folder is not None and folder.is_dir() else []
-    paths += [file] if file is not None else []
-    stats = {path: path.stat() for path in paths if path.is_file() and path.suffix != ".lock"}
-    return {path: (stat.st_ino, stat.st_mtime_ns) for path, stat in stats.items()}
-
-
-def _written_since(before: Mapping[Path, tuple[int, int]], folder: Path | None, file: Path | None) -> list[Path]:
-    return [path for path, stamp in _stamps(folder, file).items() if stamp != before.get(path)]
-
-
-def _print_result(result: CompressionResult, files: Sequence[Path], as_json: bool) -> None:
-    (_print_json if as_json else _print_summary)(result, files)
-
-
-def _print_json(result: CompressionResult, files: Sequence[Path]) -> None:
-    from depthcomp.results.stored_numbers import result_json
-
-    content = {**result_json(result), "files": [str(path) for path in files]}
-    typer.echo(json.dumps(content, indent=2, allow_nan=False))
-
-
-def _print_summary(result: CompressionResult, files: Sequence[Path]) -> None:
-    from rich.console import Console
-
-    from depthcomp.commands.console import summary
-
-    Console().print(summary(result))
-    for path in files:
-        typer.echo(f"wrote {path}")
