@@ -15,20 +15,20 @@ from depthcomp import errors
 from depthcomp.errors import DepthCompError
 
 if TYPE_CHECKING:
-    from depthcomp.artifacts import load
     from depthcomp.budget import Budget
     from depthcomp.compress import compress_depth
-    from depthcomp.result import CompressionResult
+    from depthcomp.results.result import CompressionResult
+    from depthcomp.results.stored_network import load
     from depthcomp.training.config import FinetuneConfig
 
 __all__ = ["Budget", "CompressionResult", "DepthCompError", "FinetuneConfig", "compress_depth", "errors", "load"]
 
 _HOMES = {
     "Budget": "budget",
-    "CompressionResult": "result",
+    "CompressionResult": "results.result",
     "FinetuneConfig": "training.config",
     "compress_depth": "compress",
-    "load": "artifacts",
+    "load": "results.stored_network",
 }
 
 

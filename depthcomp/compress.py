@@ -5,32 +5,34 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, fx, nn
 
 from depthcomp.budget import Budget
-from depthcomp.compensation import load_operator
 from depthcomp.depth import convolution_depth
 from depthcomp.errors import BudgetError, BudgetInfeasibleError, DepthCompError
 from depthcomp.files import require_writable
-from depthcomp.finetune import rehearse
-from depthcomp.importance_config import ImportanceConfig
-from depthcomp.importance_file import ImportanceTable
+from depthcomp.fitting.compensation import load_operator
+from depthcomp.importance.config import ImportanceConfig
+from depthcomp.importance.scoring import Importance, Scored, memory_mib, most_images, parse_importance, score_choices
+from depthcomp.importance.table import ImportanceTable
 from depthcomp.ladders import Ladder
 from depthcomp.ladders import Offer as LadderOffer
 from depthcomp.methods import Method, find_method
+from depthcomp.offer import Offer, operators_of, worthwhile
 from depthcomp.preparation import Prepared, measurable, prepare
 from depthcomp.pricing import Candidate, Pricing
 from depthcomp.progress import Progress, Stages
-from depthcomp.result import CompressionResult, FrontierPoint, SpanRecord
-from depthcomp.scoring import Importance, Scored, memory_mib, most_images, parse_importance, score_choices
+from depthcomp.results.findings import FrontierPoint, SpanRecord
+from depthcomp.results.result import CompressionResult
 from depthcomp.search import Found, Search
 from depthcomp.table_store import TableStore
 from depthcomp.timing import LatencyPredictor, NetworkTimer
 from depthcomp.training.config import FinetuneConfig
+from depthcomp.training.finetune import rehearse
 from depthcomp.tuned_result import CHECKPOINTS, require_tunable, tuned
 from dp_solver import Chain
 from fx_passes import SpanChoice, linearize, merge, placed_convolutions
@@ -39,7 +41,6 @@ from latency_tables import AnyBackend, Environment, LatencyTable, as_backend
 __all__ = ["compress_depth"]
 
 _TOO_LITTLE = "no rewrite of a span saves more than 0.5 % of the network's time"
-LEAST_SAVING = 0.005  # of the network's latency; what saves less is lost in the noise of measuring
 
 
 def compress_depth(
@@ -129,7 +130,7 @@ def compress_depth(
         timer = NetworkTimer(prepared.original, (prepared.example,), runtime, seed=seed, progress=stages.report)
         _require_room(wanted, timer.original.median_ms, prepared.candidates, prepared, _refusal(prepared))
     with stages("measuring operators"):
-        offer = _offer(prepared, _complete(store, prepared, runtime, seed, stages.report))
+        offer = worthwhile(prepared, _complete(store, prepared, runtime, seed, stages.report))
         _require_room(wanted, timer.original.median_ms, offer.candidates, prepared, _TOO_LITTLE)
     with stages("scoring choices"):
         scored = _scored(chosen, prepared, offer, scoring, folder, seed, stages.report)
@@ -162,23 +163,6 @@ def compress_depth(
     return result
 
 
-@dataclass(frozen=True, slots=True)
-class _Offer:
-    """What the search may choose from, at the latencies of a table.
-
-    Attributes:
-        table: the latencies.
-        candidates: the rewrites that save enough to be tried.
-        savings_ms: what each rewrite saves, those that save too little included.
-        total_ms: the sum of the latencies of the original's operators.
-    """
-
-    table: LatencyTable
-    candidates: list[Candidate]
-    savings_ms: dict[SpanChoice, float]
-    total_ms: float
-
-
 def _require_supported(precision: str) -> None:
     if precision != "fp32":
         raise DepthCompError(f"precision (={precision!r}) must be 'fp32', in which operators are timed")
@@ -193,25 +177,16 @@ def _complete(
     store: TableStore, prepared: Prepared, backend: AnyBackend, seed: int, progress: Progress
 ) -> LatencyTable:
     """Return a table with every operator that the plans may need."""
-    needed = {*prepared.pricing.signatures(prepared.candidates), *Pricing(prepared.original).kept.values()}
     return store.complete(
-        sorted(needed), backend, seed=seed,
+        sorted(operators_of(prepared)), backend, seed=seed,
         progress=lambda done, total, key: progress("measuring operators", done, total),
     )  # fmt: skip
-
-
-def _offer(prepared: Prepared, table: LatencyTable) -> _Offer:
-    pricing, original = prepared.pricing, Pricing(prepared.original)
-    total_ms = original.kept_ms(original.kept, table.ms)
-    savings_ms = {candidate.choice: pricing.saving_ms(candidate, table.ms) for candidate in prepared.candidates}
-    worthwhile = [c for c in prepared.candidates if savings_ms[c.choice] > LEAST_SAVING * total_ms]
-    return _Offer(table, worthwhile, savings_ms, total_ms)
 
 
 def _scored(
     method: Method,
     prepared: Prepared,
-    offer: _Offer,
+    offer: Offer,
     importance: ImportanceConfig | ImportanceTable,
     folder: Path | None,
     seed: int,
@@ -229,7 +204,7 @@ def _scored(
 def _search(
     method: Method,
     prepared: Prepared,
-    offer: _Offer,
+    offer: Offer,
     losses: Mapping[SpanChoice, float],
     timer: NetworkTimer,
     seed: int,
@@ -251,7 +226,7 @@ def _search(
 
 
 def _ladder(
-    method: Method, prepared: Prepared, offer: _Offer, losses: Mapping[SpanChoice, float], seed: int
+    method: Method, prepared: Prepared, offer: Offer, losses: Mapping[SpanChoice, float], seed: int
 ) -> Ladder | None:
     """Return the plans that a method chooses among where no solver does."""
     if method.draw is None:
@@ -283,7 +258,7 @@ def _require_room(
 def _result(
     method: Method,
     prepared: Prepared,
-    offer: _Offer,
+    offer: Offer,
     scored: Scored,
     search: Search,
     found: Found,

@@ -11,7 +11,7 @@ from typing import Any
 
 from depthcomp.errors import ArtifactError
 
-__all__ = ["require_writable", "require_writable_file", "write_atomically", "write_json"]
+__all__ = ["require_writable", "write_atomically", "write_json"]
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes) -> Path:
@@ -52,20 +52,6 @@ def _write_through(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-
-
-def require_writable_file(path: Path) -> None:
-    """Refuse a path that a file could not be written to; nothing is written.
-
-    Raises:
-        ArtifactError: the path is a folder, or its own folder does not exist or cannot be written to.
-    """
-    if path.is_dir():
-        raise ArtifactError(f"cannot write {path}: it is a folder; add a file name to it")
-    if not path.parent.is_dir():
-        raise ArtifactError(f"cannot write {path}: its folder does not exist; create that first")
-    if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise ArtifactError(f"cannot write {path}: its folder cannot be written to; choose another or change its mode")
 
 
 def require_writable(directory: str | os.PathLike[str]) -> Path:

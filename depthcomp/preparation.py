@@ -10,12 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from depthcomp.calibration import CalibrationSet, Layout, cross_validated, layouts, separate
-from depthcomp.data import enough_images, labelled_images, synthetic_batches
+from depthcomp.data.batches import enough_images, labelled_images, synthetic_batches
+from depthcomp.data.calibration import CalibrationSet, Layout, cross_validated, layouts, separate
+from depthcomp.data.example import infer_example
 from depthcomp.errors import CaptureError, DataError, TableError
-from depthcomp.inputs import infer_example
 from depthcomp.pricing import Candidate, Pricing
-from depthcomp.result import Refusal
 from fx_passes import (
     Level,
     Plan,
@@ -32,7 +31,7 @@ from fx_passes import (
 from fx_passes.preconditions import require_capturable
 from latency_tables import OperatorSignature
 
-__all__ = ["OFFERED", "Prepared", "measurable", "needed_operators", "prepare"]
+__all__ = ["OFFERED", "Prepared", "Refusal", "measurable", "needed_operators", "prepare"]
 
 SYNTHETIC_IMAGES = 64
 OFFERED = SpanLimits(layer_pruning=False, other_ends=(), skips_pixels=False)
@@ -47,6 +46,21 @@ _FOREIGN_LABELS = (
     "they in the network's own numbering?"
 )
 _ONE_IMAGE = "one calibration image: the loss is estimated on the image that was fitted to"
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A span that cannot be compressed.
+
+    Attributes:
+        entry: node whose tensor the span reads.
+        exit: node whose tensor the span produces.
+        reason: why, as a sentence.
+    """
+
+    entry: str
+    exit: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)

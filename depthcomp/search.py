@@ -9,12 +9,12 @@ import numpy as np
 from torch import fx
 
 from depthcomp.budget import Budget
-from depthcomp.calibration import CalibrationSet
+from depthcomp.data.calibration import CalibrationSet
 from depthcomp.errors import BudgetInfeasibleError
-from depthcomp.importance_config import MEMORY_MIB
+from depthcomp.fitting.memory import MEMORY_MIB
+from depthcomp.fitting.refit import Refitter, Unfitted
 from depthcomp.ladders import Ladder
 from depthcomp.progress import Progress, silent
-from depthcomp.refit import Refitter, Unfitted
 from depthcomp.timing import LatencyPredictor
 from dp_solver import Chain, Frontier, frontier, solve
 from fx_passes import Plan, SpanChoice, linearize, merge

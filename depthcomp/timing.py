@@ -6,7 +6,7 @@ from functools import cached_property
 
 from torch import Tensor, fx
 
-from depthcomp.export import to_onnx
+from depthcomp.export.onnx_model import to_onnx
 from depthcomp.progress import Progress, silent
 from fx_passes import Plan, merge
 from latency_tables import AnyBackend, Calibration, Timing, fit_affine

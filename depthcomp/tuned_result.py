@@ -12,12 +12,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from depthcomp.errors import DataError, DepthCompError
-from depthcomp.plan_tuning import FinetunedPlan, finetune_plan
 from depthcomp.progress import Stages
-from depthcomp.result import CompressionResult
+from depthcomp.results.result import CompressionResult
 from depthcomp.timing import NetworkTimer
 from depthcomp.training.config import FinetuneConfig
 from depthcomp.training.log import require_tensorboard
+from depthcomp.training.plan import FinetunedPlan, finetune_plan
 from depthcomp.training.recipe import require_timm
 from depthcomp.training.sources import require_repeatable
 

@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from depthcomp_errors import TableError
+from depthcomp_errors import DepthCompError, TableError
 
 __all__ = ["JsonFormat", "first_fault"]
 
@@ -27,6 +27,7 @@ class JsonFormat(Generic[Document]):
         version: the one version that is read and written.
         remedy: how a user comes by a sound file.
         has_kind: whether the file says what it is in its field `kind`.
+        error: what is raised.
     """
 
     what: str
@@ -35,12 +36,13 @@ class JsonFormat(Generic[Document]):
     version: int
     remedy: str
     has_kind: bool = True
+    error: type[DepthCompError] = TableError
 
     def read(self, path: Path) -> Document:
         """Return the checked content of a file.
 
         Raises:
-            TableError: the file cannot be read, is truncated, or holds something else.
+            DepthCompError: the file cannot be read, is truncated, or holds something else.
         """
         text, raw = self._parsed(path)
         self._check_kind(raw, path)
@@ -48,7 +50,7 @@ class JsonFormat(Generic[Document]):
         try:
             return self.schema.model_validate_json(text)
         except ValidationError as error:
-            raise TableError(f"{path} is not a {self.what}: {first_fault(error)}; {self.remedy}.") from error
+            raise self.error(f"{path} is not a {self.what}: {first_fault(error)}; {self.remedy}.") from error
 
     def write(self, path: Path, content: dict[str, Any]) -> None:
         """Write a document, all of it or nothing: a reader never sees half a file.
@@ -57,7 +59,7 @@ class JsonFormat(Generic[Document]):
         so that a mistyped path costs no measurements. A link stays one: what it leads to is written.
 
         Raises:
-            TableError: the path cannot be written, or holds something else, or a number is not finite.
+            DepthCompError: the path cannot be written, or holds something else, or a number is not finite.
         """
         if self.has_kind and path.is_file():
             self._require_replaceable(path)
@@ -66,7 +68,7 @@ class JsonFormat(Generic[Document]):
         try:
             text = json.dumps(document, indent=1, sort_keys=True, allow_nan=False)
         except ValueError as error:
-            raise TableError(f"the {self.what} holds a number that is not finite ({error}); {self.remedy}.") from error
+            raise self.error(f"the {self.what} holds a number that is not finite ({error}); {self.remedy}.") from error
         self._write_whole(path, f"{text}\n")
 
     def _parsed(self, path: Path) -> tuple[str, Any]:
@@ -74,28 +76,28 @@ class JsonFormat(Generic[Document]):
             text = path.read_text(encoding="utf-8")
             return text, json.loads(text, parse_constant=_refuse_constant)
         except OSError as error:
-            raise TableError(f"cannot read the {self.what} {path}: {error.strerror}; check the path.") from error
+            raise self.error(f"cannot read the {self.what} {path}: {error.strerror}; check the path.") from error
         except (ValueError, RecursionError) as error:
-            raise TableError(f"{path} is truncated or not JSON ({error}); restore it or {self.remedy}.") from error
+            raise self.error(f"{path} is truncated or not JSON ({error}); restore it or {self.remedy}.") from error
 
     def _require_replaceable(self, path: Path) -> None:
         """Refuse to overwrite what is no such document; one of another version, or broken inside, may go."""
         raw = self._parsed(path)[1]
         self._check_kind(raw, path)
         if not isinstance(raw, dict) or "kind" not in raw:
-            raise TableError(f"{path} is no {self.what}, so it is not overwritten; check the path.")
+            raise self.error(f"{path} is no {self.what}, so it is not overwritten; check the path.")
 
     def _check_kind(self, raw: Any, path: Path) -> None:
         found = raw.get("kind") if isinstance(raw, dict) else None
         if found is None and self.has_kind and isinstance(raw, dict) and "schema_version" in raw:
             found = "latency table"
         if found is not None and found != self.what:
-            raise TableError(f"{path} holds a {found}, and a {self.what} is needed; check the path, or {self.remedy}.")
+            raise self.error(f"{path} holds a {found}, and a {self.what} is needed; check the path, or {self.remedy}.")
 
     def _check_version(self, raw: Any, path: Path) -> None:
         version = raw.get(self.version_field) if isinstance(raw, dict) else None
         if version != self.version:
-            raise TableError(
+            raise self.error(
                 f"{path} has {self.version_field.replace('_', ' ')} {version!r}, but this depthcomp reads version"
                 f" {self.version}; {self.remedy}, or use the depthcomp that wrote it."
             )
@@ -112,7 +114,7 @@ class JsonFormat(Generic[Document]):
         except OSError as error:
             with suppress(OSError):
                 draft.unlink()
-            raise TableError(
+            raise self.error(
                 f"cannot write the {self.what} {path}: {error.strerror}; choose a folder that exists, is writable and"
                 " has room."
             ) from error

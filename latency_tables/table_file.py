@@ -5,17 +5,16 @@ the format, `depthcomp tables schema` prints what belongs there.
 """
 
 import json
-import os
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from depthcomp_errors import TableError
 from latency_tables.calibrate import Calibration
 from latency_tables.entry import Entry, Method
 from latency_tables.environment import Environment
 from latency_tables.json_file import JsonFormat
+from latency_tables.writable_file import require_writable_file
 
 __all__ = [
     "PUBLISHED_SCHEMA",
@@ -74,20 +73,10 @@ def published_schema() -> str:
 _ELSEWHERE = "choose another, or load the table with LatencyTable.load and pass that"
 
 
-def require_writable_table(path: Path, what: str = "latency table", elsewhere: str = _ELSEWHERE) -> None:
+def require_writable_table(path: Path) -> None:
     """Refuse a path that a table could not be written to; nothing is written.
-
-    Args:
-        path: the path.
-        what: what would be written there, for the message.
-        elsewhere: what to do where the folder is read-only, for the message.
 
     Raises:
         TableError: the path is a folder, or its own folder does not exist or cannot be written to.
     """
-    if path.is_dir():
-        raise TableError(f"cannot write the {what} {path}: it is a folder; add a file name to it.")
-    if not path.parent.is_dir():
-        raise TableError(f"cannot write the {what} {path}: its folder does not exist; create that first.")
-    if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise TableError(f"cannot write the {what} {path}: its folder cannot be written to; {elsewhere}.")
+    require_writable_file(path, "latency table", _ELSEWHERE)

@@ -37,9 +37,9 @@ from fashion_data import fashion_mnist
 from fashion_nets import Recipe, accuracy, trained
 from torch import nn
 
-from depthcomp.export import to_onnx
-from depthcomp.finetune import FinetuneConfig
+from depthcomp.export.onnx_model import to_onnx
 from depthcomp.methods import METHODS
+from depthcomp.training.finetune import FinetuneConfig
 from fx_passes import capture, fold_batch_norms
 from latency_tables import Timing, create_backend
 from latency_tables.environment import cpu_name

@@ -24,10 +24,10 @@ from demo import CROPS, PIXELS, agreement, outputs
 from photos import CALIBRATION, HELD_OUT, crops
 from torch import Tensor
 
-from depthcomp.plan_tuning import finetune_plan
-from depthcomp.result import CompressionResult
-from depthcomp.saved_result import load_result
+from depthcomp.results.loading import load_result
+from depthcomp.results.result import CompressionResult
 from depthcomp.training.config import FinetuneConfig
+from depthcomp.training.plan import finetune_plan
 from latency_tables.environment import cpu_name
 
 LEARNING_RATES = (1e-4, 1e-5)

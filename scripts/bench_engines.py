@@ -24,7 +24,7 @@ import torchvision
 from torch import fx, nn
 
 from depthcomp.depth import convolution_depth
-from depthcomp.precision import onnx_in_precision
+from depthcomp.export.precision import onnx_in_precision
 from fx_passes import capture, linearize, merge, random_plan
 from latency_tables.backends.tensorrt import BuildSpec, build_engine
 

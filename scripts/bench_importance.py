@@ -12,7 +12,7 @@ import json
 import resource
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -22,13 +22,13 @@ from demo import PIXELS, pretrained
 from photos import CALIBRATION, crops
 from scipy.stats import spearmanr
 
-from depthcomp.compress import LEAST_SAVING
-from depthcomp.console import Progress
-from depthcomp.importance_config import CalibratedImportance
+from depthcomp.commands.console import Progress
+from depthcomp.fitting.refit import Refitter
+from depthcomp.importance.config import CalibratedImportance
+from depthcomp.importance.scoring import score_choices
+from depthcomp.offer import worthwhile
 from depthcomp.preparation import Prepared, prepare
-from depthcomp.pricing import Candidate, Pricing
-from depthcomp.refit import Refitter
-from depthcomp.scoring import score_choices
+from depthcomp.pricing import Candidate
 from fx_passes import Plan, SpanChoice
 from latency_tables import LatencyTable
 
@@ -39,11 +39,9 @@ COMPARED_BATCHES = 12  # that plans are refitted and judged on
 def offered(prepared: Prepared) -> tuple[list[Candidate], dict[SpanChoice, float]]:
     """Return the choices in the table that save enough to be scored, and what each saves in ms."""
     table = LatencyTable.load(str(files("latency_tables") / "data" / "onnxruntime_epyc.json"))
-    pricing, original = prepared.pricing, Pricing(prepared.original)
-    least = LEAST_SAVING * original.kept_ms(original.kept, table.ms)
     known = [c for c in prepared.candidates if c.signature is None or c.signature in table]
-    savings = {candidate.choice: pricing.saving_ms(candidate, table.ms) for candidate in known}
-    return [c for c in known if savings[c.choice] > least], savings
+    offer = worthwhile(replace(prepared, candidates=known), table)
+    return offer.candidates, offer.savings_ms
 
 
 def random_plan(candidates: Sequence[Candidate], generator: np.random.Generator) -> Plan:

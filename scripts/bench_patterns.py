@@ -18,10 +18,10 @@ from demo import PIXELS, pretrained
 from photos import CALIBRATION, crops
 from torch import Tensor, fx
 
-from depthcomp.calibration import CalibrationSet
-from depthcomp.candidate_fits import samples_per_batch
-from depthcomp.execution import record
-from depthcomp.fit import RidgeSystem, design_of, sample_positions, starting_point
+from depthcomp.data.calibration import CalibrationSet
+from depthcomp.fitting.candidates import samples_per_batch
+from depthcomp.fitting.execution import record
+from depthcomp.fitting.ridge import RidgeSystem, design_of, sample_positions, starting_point
 from depthcomp.preparation import prepare
 from depthcomp.pricing import Candidate
 from fx_passes.affine import AffineConv

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from scipy import stats
 from torch import fx, nn
 
-from depthcomp.export import to_onnx
+from depthcomp.export.onnx_model import to_onnx
 from depthcomp.preparation import OFFERED
 from depthcomp.pricing import Pricing
 from fx_passes import Plan, capture, enumerate_spans, fold_batch_norms, linearize, merge, random_plan

@@ -21,9 +21,9 @@ from photos import CALIBRATION, HELD_OUT, crops
 from torch import Tensor, fx, nn
 
 import depthcomp
-from depthcomp.console import Progress
-from depthcomp.importance import divergence
-from depthcomp.result import CompressionResult
+from depthcomp.commands.console import Progress
+from depthcomp.fitting.divergence import divergence
+from depthcomp.results.result import CompressionResult
 from fx_passes import Plan, SpanChoice, capture, find_span, linearize, merge
 from latency_tables import create_backend
 

@@ -1,1 +1,1 @@
-"""The parts of fine-tuning: configuration, batches, loss, loop, checkpoints, log, processes."""
+"""Fine-tuning a network or a plan, and its parts: configuration, batches, loss, loop, checkpoints, log, processes."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from depthcomp.data import images_of, labels_of, require_values
+from depthcomp.data.batches import images_of, labels_of, require_values
 from depthcomp.errors import DataError
 from depthcomp.training.processes import Processes
 from depthcomp.training.randomness import mixed, seed_everything

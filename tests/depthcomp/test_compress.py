@@ -13,17 +13,17 @@ from torch import nn
 
 import depthcomp
 from depthcomp import Budget, CompressionResult, compress_depth
-from depthcomp.calibration import cross_validated, separate
+from depthcomp.data.calibration import cross_validated, separate
 from depthcomp.depth import convolution_depth
 from depthcomp.errors import (
     BudgetError,
     BudgetInfeasibleError,
     TableMismatchError,
 )
-from depthcomp.export import to_onnx
-from depthcomp.importance import divergence
+from depthcomp.export.onnx_model import to_onnx
+from depthcomp.fitting.divergence import divergence
+from depthcomp.fitting.refit import Refitter
 from depthcomp.pricing import Pricing
-from depthcomp.refit import Refitter
 from fx_passes import Plan, capture, fold_batch_norms, merge
 from latency_tables import Calibration, LatencyTable
 

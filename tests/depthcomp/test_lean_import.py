@@ -11,7 +11,7 @@ import depthcomp
 HEAVY = ("onnxruntime", "onnxscript", "matplotlib", "tensorrt", "tensorrt_rtx", "openvino", "timm", "jinja2")
 CODE = f"""
 import json, sys
-import depthcomp, depthcomp.cli
+import depthcomp, depthcomp.commands.main
 early = "torch" in sys.modules
 from depthcomp import *
 import torch

@@ -10,9 +10,10 @@ from torch import nn
 from torchvision.models.mobilenetv2 import InvertedResidual
 
 from depthcomp import compress_depth
-from depthcomp.calibration import cross_validated
+from depthcomp.data.calibration import cross_validated
 from depthcomp.errors import BudgetInfeasibleError, DepthCompError
-from depthcomp.importance import calibrated, divergence
+from depthcomp.fitting.divergence import divergence
+from depthcomp.importance.calibrated import calibrated
 from depthcomp.ladders import Ladder, Offer, at_random, evenly_spread, whole_blocks
 from depthcomp.methods import METHODS, find_method
 from depthcomp.pricing import Pricing

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from depthcomp.calibration import cross_validated, separate
+from depthcomp.data.calibration import cross_validated, separate
 from depthcomp.errors import CaptureError, TableError
 from depthcomp.preparation import measurable, prepare
 

@@ -6,9 +6,9 @@ import torch
 from torch import nn
 
 from depthcomp import Budget
-from depthcomp.calibration import cross_validated
+from depthcomp.data.calibration import cross_validated
 from depthcomp.errors import BudgetInfeasibleError
-from depthcomp.importance import calibrated
+from depthcomp.importance.calibrated import calibrated
 from depthcomp.preparation import OFFERED
 from depthcomp.pricing import Pricing
 from depthcomp.search import Search

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from depthcomp import Budget, search
-from depthcomp.calibration import cross_validated
+from depthcomp.data.calibration import cross_validated
 from depthcomp.errors import BudgetInfeasibleError
-from depthcomp.refit import Refit
+from depthcomp.fitting.refit import Refit
 from depthcomp.search import Search
 from dp_solver import Chain, Choice
 from fx_passes import Plan, SpanChoice

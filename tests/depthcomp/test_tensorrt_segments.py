@@ -8,8 +8,8 @@ import torch
 import torchvision
 from onnx.utils import Extractor
 
-from depthcomp.export import to_onnx
-from depthcomp.precision import in_half
+from depthcomp.export.onnx_model import to_onnx
+from depthcomp.export.precision import in_half
 from depthcomp.preparation import needed_operators
 from fx_passes import capture
 from latency_tables.backends.tensorrt import BuildSpec, build_engine

@@ -15,14 +15,14 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import depthcomp
 from depthcomp import FinetuneConfig, compress_depth
+from depthcomp.commands.finetune import TuningRequest, run
 from depthcomp.errors import DataError, DepthCompError, TrainingError
-from depthcomp.execution import record
-from depthcomp.finetune import finetune
-from depthcomp.finetune_command import TuningRequest, run
-from depthcomp.plan_tuning import finetune_plan
+from depthcomp.fitting.execution import record
 from depthcomp.preparation import OFFERED
-from depthcomp.result_json import result_json
-from depthcomp.saved_result import load_result
+from depthcomp.results.loading import load_result
+from depthcomp.results.stored_numbers import result_json
+from depthcomp.training.finetune import finetune
+from depthcomp.training.plan import finetune_plan
 from depthcomp.tuned_result import CHECKPOINTS
 from fx_passes import Plan, capture, enumerate_spans, fold_batch_norms, linearize, merge
 
@@ -104,8 +104,8 @@ def untuned(arithmetic_backend, tmp_path_factory):
 def abacus(arithmetic_backend, monkeypatch):
     """A machine on which the backend that the folders name is one of depthcomp's own."""
     backend = arithmetic_backend()
-    monkeypatch.setattr("depthcomp.finetune_command.BACKEND_NAMES", ("arithmetic",))
-    monkeypatch.setattr("depthcomp.finetune_command.create_backend", lambda name, threads: backend)
+    monkeypatch.setattr("depthcomp.commands.finetune.BACKEND_NAMES", ("arithmetic",))
+    monkeypatch.setattr("depthcomp.commands.finetune.create_backend", lambda name, threads: backend)
     return backend
 
 
@@ -189,7 +189,7 @@ def test_a_command_that_was_killed_while_it_saved_ends_as_if_it_had_not_been(unt
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("depthcomp.report.write_report", break_off)
+        patch.setattr("depthcomp.results.report.write_report", break_off)
         with pytest.raises(KeyboardInterrupt):
             run(request)
     assert load_result(request.directory).finetuned is not None  # the numbers stand there before the report

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from depthcomp.finetune import finetune
 from depthcomp.training.config import FinetuneConfig
+from depthcomp.training.finetune import finetune
 
 CLASSES = 4
 _CLEAN = multiprocessing.get_context("forkserver")  # autograd refuses to go on in a fork of a process that used it

@@ -133,7 +133,7 @@ def test_a_killed_run_takes_its_measuring_process_with_it_and_harms_no_other(tmp
 def test_thirty_kills_of_the_command_line(tmp_path: Path) -> None:
     Work({key: (Origin("toy", 1, ("stem",)),) for key in KEYS}).save(tmp_path / "work.json")
     options = "tables run work.json --backend own_backends:slow --chunk 4 --table"
-    start = [sys.executable, "-c", "from depthcomp.cli import main; main()", *options.split()]
+    start = [sys.executable, "-c", "from depthcomp.commands.main import main; main()", *options.split()]
     rng, kills, generation, before = random.Random(0), 0, 0, set[str]()
     table = tmp_path / "table0.json"
     while kills < KILLS:

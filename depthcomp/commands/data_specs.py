@@ -1,0 +1,212 @@
+"""Data as the command line names them: a folder of classes, a data set of torchvision, or a function of the user's."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+from collections.abc import Iterable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from depthcomp.commands.models import normalization
+from depthcomp.data.images import decode, image_batches, image_files, in_turns
+from depthcomp.errors import DataError, DepthCompError, MissingPackageError
+
+__all__ = ["calibration_data", "load_data", "names_data"]
+
+LARGE = 128  # pixels: from here on networks see the middle of an image, as ImageNet's do, below all of it
+MIDDLE = 0.875
+LEAST_CROP = 0.5  # of an image's area, when training
+_MODES = {1: "L", 3: "RGB"}
+
+
+def names_data(spec: str) -> bool:
+    """Say whether a spec is more than the path of a folder of images."""
+    return ":" in spec and not Path(spec).is_dir()
+
+
+def load_data(
+    spec: str,
+    model: nn.Module,
+    example: Tensor,
+    *,
+    training: bool,
+    batch_size: int = 64,
+    workers: int = 0,
+    root: Path | None = None,
+    download: bool = False,
+    seed: int = 0,
+) -> Iterable[Any]:
+    """Return the data that a spec names, as batches that can be read every epoch.
+
+    Images are brought to the example's size and normalised by timm as the model's `pretrained_cfg` says (ImageNet's
+    statistics where it has none and takes colours); for training, they are cropped and mirrored at random.
+
+    Args:
+        spec: `folder:PATH`, with a folder of images for each class, in the order of the network's classes;
+            `torchvision:NAME`, `torchvision:NAME:SPLIT`; `package.module:function`, which returns a DataLoader, a
+            Dataset or batches; or the path of a folder of images without labels.
+        model: its `pretrained_cfg` or `default_cfg` is read.
+        example: its example input, (n, c, h, w).
+        training: whether to crop and mirror at random.
+        batch_size: images in a batch, where the spec names no function.
+        workers: processes that load images.
+        root: where torchvision keeps its data sets; None for `data` in the current directory.
+        download: whether torchvision may download what is not there.
+        seed: of the order.
+
+    Raises:
+        DataError: the spec is malformed or names what is not there.
+        MissingPackageError: timm is not installed.
+    """
+    source, _, name = spec.partition(":")
+    if names_data(spec) and source not in ("folder", "torchvision"):
+        found = _made(spec)
+        return _loader(found, batch_size, workers, seed) if _is_indexed(found) else found
+    transform = _transform(model, example, training=training)
+    if source == "torchvision" and names_data(spec):
+        dataset = _torchvision(spec, name, root or Path("data"), download, transform)
+    else:
+        dataset = _folder(Path(name), transform) if names_data(spec) else _Files(Path(spec), transform)
+    return _loader(dataset, batch_size, workers, seed)
+
+
+def calibration_data(
+    spec: str | None, model: nn.Module, example: Tensor, *, root: Path | None = None, seed: int = 0
+) -> Iterable[Any] | None:
+    """Return what a compression fits on: what `load_data` gives, or all images of a folder in turns; None for None.
+
+    Args and errors are those of `load_data`.
+    """
+    if spec is None or names_data(spec):
+        return None if spec is None else load_data(spec, model, example, training=False, root=root, seed=seed)
+    return image_batches(spec, example, *normalization(model))
+
+
+def _made(spec: str) -> Iterable[Any]:
+    """Return what the function that a spec names returns; its module may be in the current directory."""
+    source, _, name = spec.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        found: Iterable[Any] = getattr(import_module(source), name)()
+    except DepthCompError:
+        raise
+    except Exception as error:  # a user's module can fail in any way
+        reason = (str(error).strip() or "no message").splitlines()[0]
+        raise DataError(
+            f"data {spec} cannot be made ({type(error).__name__}: {reason}); give folder:PATH, torchvision:NAME or "
+            "package.module:function, a function without arguments that returns a DataLoader or Dataset"
+        ) from error
+    return found
+
+
+def _loader(dataset: Any, batch_size: int, workers: int, seed: int) -> DataLoader[Any]:
+    generator = torch.Generator().manual_seed(seed)
+    return DataLoader(dataset, batch_size, shuffle=True, num_workers=workers, generator=generator)
+
+
+def _is_indexed(data: object) -> bool:
+    return isinstance(data, Dataset) and not isinstance(data, torch.utils.data.IterableDataset)
+
+
+class _Files(Dataset[Tensor]):
+    """All images in a folder and below, without labels."""
+
+    def __init__(self, folder: Path, transform: Any) -> None:
+        self._paths = in_turns(image_files(folder))
+        self._transform = transform
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, index: int) -> Tensor:
+        image: Tensor = self._transform(decode(self._paths[index], "RGB"))
+        return image
+
+
+def _folder(folder: Path, transform: Any) -> Dataset[Any]:
+    from torchvision.datasets import ImageFolder
+
+    try:
+        dataset: Dataset[Any] = ImageFolder(str(folder), transform)
+    except (OSError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(
+            f"{folder} holds no folder of images for each class ({reason}); give folder:PATH of one"
+        ) from error
+    return dataset
+
+
+def _torchvision(spec: str, name: str, root: Path, download: bool, transform: Any) -> Dataset[Any]:
+    from torchvision import datasets
+
+    name, _, split = name.partition(":")
+    kind = getattr(datasets, name, None) if name in datasets.__all__ else None
+    if kind is None:
+        raise DataError(f"data {spec} names no data set of torchvision.datasets; FashionMNIST and CIFAR10 are some")
+    parameters = inspect.signature(kind).parameters
+    options: dict[str, Any] = {"transform": transform}
+    if "split" in parameters:
+        options["split"] = split or "train"
+    elif "train" in parameters and split in ("", "train", "test"):
+        options["train"] = split != "test"
+    elif split:
+        splits = "train and test are what it has" if "train" in parameters else "leave it out"
+        raise DataError(f"data {spec}: {name} has no split {split!r}; {splits}")
+    if download and "download" in parameters:
+        options["download"] = True
+    try:
+        dataset: Dataset[Any] = kind(str(root), **options)
+    except Exception as error:  # torchvision, the network or the files can fail in any way
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DataError(
+            f"torchvision cannot read {name} in {root} ({reason}); give its folder with --data-root, or --download"
+        ) from error
+    return dataset
+
+
+def _transform(model: nn.Module, example: Tensor, *, training: bool) -> Any:
+    try:
+        data = import_module("timm.data")
+        from torchvision.transforms import Compose
+    except ImportError as error:
+        raise MissingPackageError('these data need the package timm; run `pip install "depthcomp[timm]"`') from error
+    channels, height, width = example.shape[1:]
+    mean, std = normalization(model)
+    if channels not in _MODES or not len(mean) == len(std) == channels:
+        raise DataError(
+            f"images have 1 or 3 channels with a mean and a std each, but the model takes {channels} with "
+            f"{len(mean)} means and {len(std)} stds; mend the model's pretrained_cfg, or give package.module:function"
+        )
+    config = {"crop_pct": MIDDLE if min(height, width) >= LARGE else 1.0, **_configured(model)}
+    config = data.resolve_data_config({}, pretrained_cfg={**config, "mean": mean, "std": std})
+    config["input_size"] = (channels, height, width)
+    chosen = {"is_training": True, "scale": (LEAST_CROP, 1.0), "color_jitter": None} if training else {}
+    return Compose([_Converted(_MODES[channels]), data.create_transform(**config, **chosen)])
+
+
+class _Converted:
+    """Gives images the mode that a network's channels need."""
+
+    def __init__(self, mode: str) -> None:
+        self._mode = mode
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        return image.convert(self._mode)
+
+
+def _configured(model: nn.Module) -> dict[str, Any]:
+    """Return what a model's configuration says of its images."""
+    for name in ("pretrained_cfg", "default_cfg"):
+        config = getattr(model, name, None)
+        if isinstance(config, dict):
+            return {key: value for key, value in config.items() if value is not None}
+    return {}

@@ -1,0 +1,167 @@
+"""What `depthcomp finetune` does: a folder of results in, the same network with weights trained on out."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from depthcomp.commands.data_specs import load_data
+from depthcomp.commands.models import load_model
+from depthcomp.errors import ArtifactError, BackendUnavailableError, DepthCompError
+from depthcomp.progress import Progress, Stages
+from depthcomp.results.loading import load_result
+from depthcomp.results.result import CompressionResult
+from depthcomp.results.saving import ORIGINAL
+from depthcomp.timing import NetworkTimer
+from depthcomp.training.config import FinetuneConfig
+from depthcomp.tuned_result import CHECKPOINTS, is_first_process, tuned
+from latency_tables import AnyBackend, Environment
+from latency_tables.backends import BACKEND_NAMES, create_backend
+from latency_tables.environment import require_same_environment
+
+__all__ = ["TuningRequest", "configured", "run"]
+
+_AS_BEFORE = "the latencies were measured before fine-tuning and not again"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TuningRequest:
+    """What is to be fine-tuned, on what, and how.
+
+    Attributes:
+        directory: the folder of results.
+        data: what to train on, as `depthcomp.commands.data_specs` reads it.
+        val_data: what to validate on; None: a part of `data`.
+        config: how to train.
+        teacher: a model by name, as for `depthcomp compress`; None: the original in the folder.
+        teacher_weights: the weights of that model.
+        workers: processes that load images.
+        data_root: where torchvision keeps its data sets.
+        download: whether torchvision may download.
+        augment: whether images are cropped and mirrored at random.
+        out: where the network is written; None: into the folder itself.
+    """
+
+    directory: Path
+    data: str
+    val_data: str | None
+    config: FinetuneConfig
+    teacher: str | None = None
+    teacher_weights: Path | None = None
+    workers: int = 0
+    data_root: Path | None = None
+    download: bool = False
+    augment: bool = True
+    out: Path | None = None
+
+
+def configured(file: Path | None, **given: Any) -> FinetuneConfig:
+    """Return the configuration in a file, or the default one, with what is given (not None) in its place.
+
+    Raises:
+        DepthCompError: the file cannot be read, or holds no configuration.
+    """
+    config = FinetuneConfig()
+    if file is not None:
+        try:
+            config = FinetuneConfig.from_json(file.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise DepthCompError(f"cannot read the configuration {file}: {error.strerror}; check the path") from error
+    return replace(config, **{name: value for name, value in given.items() if value is not None})
+
+
+def run(request: TuningRequest, progress: Progress | None = None) -> CompressionResult | None:
+    """Fine-tune what a folder holds, measure it again, write everything anew, and return it.
+
+    A run that was interrupted goes on; after one that was finished, the next goes on from the tuned network. Of several
+    processes that train together the first one writes, and the others return None.
+
+    Args:
+        request: what to do.
+        progress: called as (stage, done, total).
+
+    Raises:
+        ArtifactError: the folder holds no result with its trainable form, or cannot be written to.
+        DataError: the data cannot be read or do not fit.
+        TrainingError: fine-tuning cannot go on; the message says where the last checkpoint is.
+        TableError: the backend refuses the networks.
+
+    Warns:
+        UserWarning: the latencies cannot be measured again; they are then those from before.
+    """
+    result = load_result(request.directory)
+    stages = Stages(progress if is_first_process() else None, result.seconds)
+    teacher = _teacher(request, result.original)
+    train, val = _data(request, request.data, result), None
+    if request.val_data is not None:
+        val = _data(request, request.val_data, result, judging=True)
+    result, timer = _ready_to_measure(result, stages.report)
+    found = tuned(
+        result, teacher, train, val, request.config, timer, stages,
+        checkpoints=request.directory / CHECKPOINTS, out=request.out or request.directory,
+    )  # fmt: skip
+    return found if is_first_process() else None
+
+
+def _ready_to_measure(result: CompressionResult, progress: Progress) -> tuple[CompressionResult, NetworkTimer | None]:
+    """Return the result and what measures its network where it was measured before.
+
+    Where that cannot be, the result has a warning that says so, and there is no timer.
+    """
+    result = replace(result, warnings=tuple(note for note in result.warnings if not note.startswith(_AS_BEFORE)))
+    try:
+        backend = _same_backend(result.environment)
+        if result.original is None:
+            raise ArtifactError(f"the folder has no {ORIGINAL} to measure the network against")
+    except DepthCompError as reason:
+        note = f"{_AS_BEFORE}: {reason}"
+        if is_first_process():
+            warnings.warn(note, stacklevel=3)
+        return replace(result, warnings=(*result.warnings, note)), None
+    timer = NetworkTimer(result.original, result.example_inputs, backend, seed=result.seed, progress=progress)
+    return replace(result, environment=backend.environment()), timer
+
+
+def _same_backend(environment: Environment) -> AnyBackend:
+    """Return the backend that an environment names, as long as it is the same environment here.
+
+    Raises:
+        BackendUnavailableError: the backend is not depthcomp's own, or its device is missing.
+        MissingPackageError: its library is not installed.
+        TableMismatchError: version, device, threads or precision are others.
+    """
+    if environment.backend not in BACKEND_NAMES:
+        raise BackendUnavailableError(f"the backend {environment.backend!r} is none that depthcomp brings")
+    backend = create_backend(environment.backend, threads=environment.threads)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of other versions of Python or the system: all is measured anew
+        require_same_environment(
+            environment, backend.environment(), what="the network", remedy="`depthcomp bench` measures it here"
+        )
+    return backend
+
+
+def _teacher(request: TuningRequest, original: nn.Module | None) -> nn.Module | None:
+    if request.teacher is not None:
+        return load_model(request.teacher, request.teacher_weights)[0]
+    if not request.config.distillation and not request.config.features:
+        return None
+    if original is None:
+        raise ArtifactError(
+            f"{request.directory} has no folder {ORIGINAL} with the network to learn from; name it with --teacher and "
+            "--teacher-weights"
+        )
+    return original
+
+
+def _data(request: TuningRequest, spec: str, result: CompressionResult, *, judging: bool = False) -> Iterable[Any]:
+    return load_data(
+        spec, result.trainable, result.example_inputs[0],
+        training=request.augment and not judging, batch_size=request.config.batch_size, workers=request.workers,
+        root=request.data_root, download=request.download, seed=request.config.seed,
+    )  # fmt: skip

@@ -1,0 +1,71 @@
+"""The command line for shards of an importance: `depthcomp importance MODEL --table T --shard 0/4 --out DIR`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from depthcomp.commands.plain_words import plain_words
+
+__all__ = ["importance"]
+
+
+def importance(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="As for compress, like all options that it has, too.")],
+    table: Annotated[
+        Path, typer.Option(help="A latency table that has all operators, as `tables plan` and `tables run` make it.")
+    ],
+    out: Annotated[Path, typer.Option(help="The folder that compress will be given; its importance.jsonl grows.")],
+    shard: Annotated[str, typer.Option(help="Which part, INDEX/COUNT, counted from 0.")] = "0/1",
+    method: Annotated[
+        str, typer.Option("--importance", help="calibrated, by closed-form fits, or kim23 or layermerge, by training.")
+    ] = "calibrated",
+    weights: Annotated[Path | None, typer.Option(help="A .safetensors file or a torch state dict.")] = None,
+    data: Annotated[str | None, typer.Option(help="Images to fit on.")] = None,
+    val_data: Annotated[str | None, typer.Option(help="Other images, to estimate the loss on.")] = None,
+    data_root: Annotated[
+        Path | None, typer.Option(envvar="DEPTHCOMP_DATA_ROOT", help="Where torchvision keeps its data sets.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Score a part of what compress would score; nothing is measured, and a run that was killed goes on.
+
+    The importance.jsonl of several machines are put together by `cat` in one folder. `compress` with the same model,
+    table, data and seed, `--out` that folder and as many threads (OMP_NUM_THREADS) then takes the scores from there.
+    """
+    with plain_words():
+        import torch
+
+        from depthcomp.commands.console import Progress
+        from depthcomp.commands.data_specs import calibration_data
+        from depthcomp.commands.models import load_model
+        from depthcomp.importance.scoring import JOURNAL
+        from depthcomp.importance.shard import score_shard
+        from latency_tables import LatencyTable
+        from latency_tables.work import Shard
+
+        part, known = Shard.parse(shard), LatencyTable.load(table)
+        torch.manual_seed(seed)
+        network, example = load_model(model, weights)
+        with Progress() as progress, redirect_stdout(sys.stderr):
+            count = score_shard(
+                network,
+                part,
+                out,
+                table=known,
+                importance=method,
+                example_inputs=example,
+                data=calibration_data(data, network, example, root=data_root, seed=seed),
+                val_data=calibration_data(val_data, network, example, root=data_root, seed=seed),
+                seed=seed,
+                progress=progress,
+            )
+        content = {"entries": count, "shard": shard, "file": str(out / JOURNAL)}
+        text = f"{content['file']} has the {count} scores of shard {shard}"
+        typer.echo(json.dumps(content, indent=2) if as_json else text)

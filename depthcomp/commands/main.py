@@ -1,0 +1,268 @@
+"""The command line: `depthcomp compress MODEL --budget 70%`, `depthcomp export DIR`, `depthcomp bench DIR...`.
+
+stdout carries the result alone; progress, warnings and errors go to stderr. Exit codes: 0; 2 for what
+the user can mend; 130 after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from depthcomp.commands.backend_help import BACKENDS, METHOD_NAMES, BackendHelp
+from depthcomp.commands.importance import importance
+from depthcomp.commands.plain_words import plain_words
+from depthcomp.commands.printed_result import print_result, stamps, written_since
+from depthcomp.commands.tables import tables
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from depthcomp.commands.bench import Comparison
+    from depthcomp.training.config import FinetuneConfig
+
+__all__ = ["app", "main"]
+
+DATA = (
+    "a folder of images, folder:PATH with a folder for each class, torchvision:FashionMNIST:train, or "
+    "package.module:function, which returns a DataLoader or Dataset"
+)
+DataRoot = Annotated[
+    Path | None,
+    typer.Option(envvar="DEPTHCOMP_DATA_ROOT", help="Where torchvision keeps its data sets; by default ./data."),
+]
+
+app = typer.Typer(
+    help="Compress the depth of any trained CNN to a latency budget measured on this machine.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.add_typer(tables)
+app.command()(importance)
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    app(prog_name="depthcomp")
+
+
+@app.command(cls=BackendHelp)
+def compress(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="torchvision:NAME, timm:NAME, or package.module:factory, a function without arguments that "
+            "returns the model; the model's pretrained_cfg, if it has one, tells input_size, mean and std.",
+        ),
+    ],
+    budget: Annotated[str, typer.Option(help="70% of the measured original, 1.8ms, or 1.4x as fast.")],
+    weights: Annotated[Path | None, typer.Option(help="A .safetensors file or a torch state dict.")] = None,
+    data: Annotated[str | None, typer.Option(help=f"Images to fit on: {DATA}.")] = None,
+    val_data: Annotated[
+        str | None, typer.Option(help="Other images, to estimate the loss on; else each third of --data in turn.")
+    ] = None,
+    data_root: DataRoot = None,
+    backend: Annotated[str, typer.Option(help=f"What runs the network: {BACKENDS}.")] = "auto",
+    threads: Annotated[int, typer.Option(help="Threads that one inference may use.")] = 1,
+    table: Annotated[
+        Path | None,
+        typer.Option(help="A latency table of this machine; what it lacks is measured and added."),
+    ] = None,
+    method: Annotated[
+        str, typer.Option(help=f"How the plan is chosen: {METHOD_NAMES}; all but the first are there to compare with.")
+    ] = "depthcomp",
+    finetune_epochs: Annotated[
+        int | None, typer.Option(help="Fine-tune what was found on --data, for so many passes over it.")
+    ] = None,
+    finetune_config: Annotated[
+        Path | None, typer.Option("--finetune", help="Fine-tune as this file says that FinetuneConfig.to_json wrote.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The folder where everything is saved.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Make a trained CNN shallower until it meets a latency budget when measured."""
+    with plain_words():
+        import torch
+
+        from depthcomp import Budget, compress_depth
+        from depthcomp.commands.console import Progress
+        from depthcomp.commands.models import load_model
+        from depthcomp.methods import find_method
+        from depthcomp.table_store import TableStore
+        from latency_tables import create_backend
+
+        find_method(method)
+        tuning = _tuning(finetune_config, finetune_epochs, seed)
+        wanted, runtime = Budget.parse(budget), create_backend(backend, threads=threads)
+        TableStore.open(table, runtime.environment())  # one that cannot be used is refused before the model is loaded
+        before = stamps(out, table)
+        torch.manual_seed(seed)
+        network, example = load_model(model, weights)
+        with Progress() as progress, redirect_stdout(sys.stderr):
+            result = compress_depth(
+                network,
+                wanted,
+                example_inputs=example,
+                data=_images(data, network, example, data_root, seed, tuning),
+                val_data=_images(val_data, network, example, data_root, seed, tuning),
+                backend=runtime,
+                table=table,
+                method=method,
+                finetune=tuning,
+                output_dir=out,
+                seed=seed,
+                progress=progress,
+            )
+        print_result(result, written_since(before, out, table), as_json)
+
+
+@app.command()
+def finetune(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that --out or result.save wrote.")],
+    data: Annotated[str, typer.Option(help=f"What to train on: {DATA}. Labels are used where there are some.")],
+    val_data: Annotated[
+        str | None, typer.Option(help="What decides which epoch is the best; by default a tenth of --data.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="A file that FinetuneConfig.to_json wrote.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the data; 10 by default.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images in a batch; 64 by default.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Its highest value; 0.001 by default.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of everything random; 0 by default.")] = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="The model to learn from, as for compress; by default the original.")
+    ] = None,
+    teacher_weights: Annotated[Path | None, typer.Option(help="Its weights.")] = None,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that load images.")] = 0,
+    data_root: DataRoot = None,
+    download: Annotated[bool, typer.Option("--download", help="Let torchvision download or unpack its data.")] = False,
+    augment: Annotated[bool, typer.Option(help="Crop and mirror training images at random.")] = True,
+    out: Annotated[Path | None, typer.Option(help="The folder to write to; by default DIR itself.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Train a compressed network on data, with the original as teacher; an interrupted run goes on where it was."""
+    with plain_words():
+        from depthcomp.commands.console import Progress
+        from depthcomp.commands.finetune import TuningRequest, configured, run
+
+        request = TuningRequest(
+            directory=directory,
+            data=data,
+            val_data=val_data,
+            config=configured(config, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, seed=seed),
+            teacher=teacher,
+            teacher_weights=teacher_weights,
+            workers=workers,
+            data_root=data_root,
+            download=download,
+            augment=augment,
+            out=out,
+        )
+        before = stamps(out or directory, None)
+        with Progress() as progress, redirect_stdout(sys.stderr):
+            result = run(request, progress)
+        if result is None:
+            return  # one of several processes, of which the first speaks
+        print_result(result, written_since(before, out or directory, None), as_json)
+
+
+@app.command()
+def export(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that --out or result.save wrote.")],
+    to: Annotated[str, typer.Option(help="onnx, tensorrt (for the GPU here) or tensorrt-rtx (needs no GPU).")],
+    sm: Annotated[
+        str, typer.Option(help="With tensorrt-rtx, the GPUs to build for: 86,89. By default all from Ampere on.")
+    ] = "",
+    precision: Annotated[str, typer.Option(help="fp32, fp16 or int8.")] = "fp32",
+    batch: Annotated[
+        str, typer.Option(help="A batch size, or smallest,typical,largest: 1,8,32. By default the saved one.")
+    ] = "",
+    data: Annotated[Path | None, typer.Option(help="A folder of images, for the ranges of int8.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The file to write; by default in DIR.")] = None,
+    tf32: Annotated[bool, typer.Option(help="Let fp32 convolutions round to TF32, as TensorRT does.")] = True,
+    timing_cache: Annotated[
+        Path | None,
+        typer.Option(help="With tensorrt, a file that speeds up builds on this GPU; it is read and added to."),
+    ] = None,
+) -> None:
+    """Write a compressed network as ONNX, or build a TensorRT engine of it."""
+    from depthcomp.commands.export import Request, run
+
+    with plain_words():
+        for line in run(Request.parse(directory, to, sm, precision, batch, data, out, tf32, timing_cache)):
+            typer.echo(line)
+
+
+@app.command(cls=BackendHelp)
+def bench(
+    artefacts: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="DIR",
+            help="Folders that --out or result.save wrote, .onnx files, engines with their .json beside them, or "
+            "models such as timm:NAME; NAME=DIR names one.",
+        ),
+    ],
+    backend: Annotated[str, typer.Option(help=f"What runs them: {BACKENDS}, or package.module:factory.")] = "auto",
+    threads: Annotated[int, typer.Option(help="Threads that one inference may use.")] = 1,
+    rounds: Annotated[int, typer.Option(help="Turns of each; where one is not steady, all get more.")] = 7,
+    batch: Annotated[int | None, typer.Option(min=1, help="Images per inference; by default as saved.")] = None,
+    baseline: Annotated[
+        str | None, typer.Option(help="What the others are compared with; by default the first.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the order of the measurements.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Time artefacts side by side, in turns, on one backend."""
+    with plain_words():
+        from depthcomp.commands.bench import bench as compared
+        from depthcomp.commands.console import Progress
+        from latency_tables.own_backend import find_backend
+
+        with Progress() as progress, redirect_stdout(sys.stderr):
+            runtime = find_backend(backend, threads=threads)
+            found = compared(
+                artefacts, runtime, baseline=baseline, batch=batch, rounds=rounds, seed=seed, progress=progress
+            )
+        if as_json:
+            typer.echo(json.dumps(found.to_json(), indent=2, allow_nan=False))
+        else:
+            _print_comparison(found)
+
+
+def _print_comparison(found: Comparison) -> None:
+    from rich.console import Console
+
+    from depthcomp.commands.bench_view import comparison_view, notes
+
+    Console().print(comparison_view(found))
+    for note in notes(found):
+        typer.echo(note)
+
+
+def _tuning(file: Path | None, epochs: int | None, seed: int) -> FinetuneConfig | None:
+    """Return how to fine-tune in the same call; None where that is not asked for."""
+    from depthcomp.commands.finetune import configured
+
+    if file is None and epochs is None:
+        return None
+    return configured(file, epochs=epochs, seed=seed if file is None else None)
+
+
+def _images(
+    spec: str | None, model: nn.Module, example: Tensor, root: Path | None, seed: int, tuning: FinetuneConfig | None
+) -> Iterable[Any] | None:
+    """Return what an option names as data: to be read once, or every epoch where it is to be trained on, too."""
+    from depthcomp.commands.data_specs import calibration_data, load_data
+
+    if spec is None or tuning is None:
+        return calibration_data(spec, model, example, root=root, seed=seed)
+    return load_data(spec, model, example, training=False, root=root, seed=seed, batch_size=tuning.batch_size)

@@ -1,0 +1,260 @@
+"""Models by name, as the command line takes them: torchvision's, timm's, or from a user's function."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from depthcomp.data.example import USUAL_SIZE, infer_example
+from depthcomp.errors import CaptureError, DepthCompError, MissingPackageError
+
+__all__ = ["load_model", "load_weights", "normalization"]
+
+IMAGENET_MEAN, IMAGENET_STD = (
+    (0.485, 0.456, 0.406),
+    (0.229, 0.224, 0.225),
+)  # the statistics that torchvision uses
+_SPELLING = "torchvision:NAME, timm:NAME or package.module:factory"
+_NESTS = ("state_dict", "model")  # where training scripts put the weights in their checkpoints
+_PREFIXES = ("module.", "_orig_mod.")  # from DistributedDataParallel and torch.compile
+_NAMED_KEYS = 3  # a message names so many; the rest is counted
+
+
+def load_model(spec: str, weights: Path | None = None) -> tuple[nn.Module, Tensor]:
+    """Return a model in evaluation mode and an example input for it, (1, c, h, w).
+
+    Nothing is downloaded. The input's size is that of the model's `pretrained_cfg` or `default_cfg`; for
+    torchvision the smallest at which its published weights are evaluated; 224 where nothing tells.
+
+    Args:
+        spec: `torchvision:NAME`, `timm:NAME`, or `package.module:factory`, a callable without arguments that
+            returns an nn.Module; modules are also looked for in the current directory.
+        weights: a .safetensors file or a torch file of tensors, for `load_weights`.
+
+    Raises:
+        CaptureError: the spec is malformed or unknown, the model cannot be built, or the weights do not fit.
+        MissingPackageError: timm is asked for and not installed.
+
+    Warns:
+        UserWarning: the weights are random, or the input size is a guess.
+
+    Example:
+        >>> model, example = load_model("torchvision:resnet18")  # doctest: +SKIP
+        >>> example.shape                                        # doctest: +SKIP
+        torch.Size([1, 3, 224, 224])
+    """
+    source, colon, name = spec.partition(":")
+    if not (source and colon and name):
+        raise CaptureError(f"model (={spec!r}) must be {_SPELLING}")
+    model = _LIBRARIES.get(source, _from_factory)(spec)
+    if weights is not None:
+        load_weights(model, weights)
+    elif source in _LIBRARIES:
+        warnings.warn(
+            f"{spec} has random weights, so its loss means nothing; give trained ones with --weights",
+            stacklevel=2,
+        )
+    return model.eval(), _example(model, source, name)
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Load the weights in a file into `model`, all of them.
+
+    The file is a .safetensors file or what `torch.save(model.state_dict(), path)` writes; checkpoints that
+    hold the weights under "state_dict" or "model", and names that begin with "module.", are understood.
+    No code in the file is run.
+
+    Raises:
+        CaptureError: the file cannot be read, or its tensors are not those of the model.
+    """
+    weights = _without_prefix(_tensors(_read(path), path), model)
+    wanted = model.state_dict()
+    reshaped = [name for name in weights if name in wanted and weights[name].shape != wanted[name].shape]
+    if reshaped:
+        first = reshaped[0]
+        raise CaptureError(
+            f"{path} has {_some(reshaped)} of other shapes than the model ({first} is "
+            f"{tuple(weights[first].shape)}, not {tuple(wanted[first].shape)}); "
+            "build the model for these weights, as package.module:factory"
+        )
+    missing, unexpected = model.load_state_dict(weights, strict=False)
+    if missing or unexpected:
+        raise CaptureError(
+            f"{path} does not fit the model: missing {_some(missing)}, unexpected {_some(unexpected)}; "
+            "give weights of this very model"
+        )
+
+
+def normalization(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation, by channel, that images are normalised with for `model`.
+
+    They come from the model's `pretrained_cfg` or `default_cfg`; ImageNet's where it has none.
+    """
+    for name in ("pretrained_cfg", "default_cfg"):
+        config = getattr(model, name, None) or {}
+        if config.get("mean") is not None and config.get("std") is not None:
+            return tuple(config["mean"]), tuple(config["std"])
+    return IMAGENET_MEAN, IMAGENET_STD
+
+
+def _from_torchvision(spec: str) -> nn.Module:
+    from torchvision import models
+
+    name = _name(spec)
+    _require_known(name in models.list_models(), spec, models.list_models())
+    builder = models.get_model_builder(name)
+    parts = {"weights", "weights_backbone"} & inspect.signature(builder).parameters.keys()
+    return _built(lambda: builder(**dict.fromkeys(parts)), spec)  # None: random, where the default may download
+
+
+def _from_timm(spec: str) -> nn.Module:
+    try:
+        import timm
+    except ImportError as error:
+        raise MissingPackageError(
+            f'model {spec} needs the package timm; run `pip install "depthcomp[timm]"`'
+        ) from error
+    name = _name(spec)
+    _require_known(timm.is_model(name), spec, timm.list_models())
+    return _built(lambda: timm.create_model(name, pretrained=False), spec)
+
+
+_LIBRARIES: dict[str, Callable[[str], nn.Module]] = {"torchvision": _from_torchvision, "timm": _from_timm}
+
+
+def _from_factory(spec: str) -> nn.Module:
+    source, _, name = spec.partition(":")
+    module = _imported(source, spec)
+    factory = getattr(module, name, None)
+    if not callable(factory):
+        what = "nothing" if factory is None else f"a {type(factory).__name__}"
+        public = [key for key in vars(module) if not key.startswith("_")]
+        raise CaptureError(
+            f"model {spec} names {what} in {source}, and a function that returns the model is needed"
+            f"{_proposal(name, public)}"
+        )
+    return _built(factory, spec)
+
+
+def _imported(source: str, spec: str) -> ModuleType:
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        return importlib.import_module(source)
+    except Exception as error:  # a user's module can fail in any way
+        proposal = _proposal(source, _LIBRARIES) if isinstance(error, ModuleNotFoundError) else ""
+        raise CaptureError(f"model {spec} cannot be imported: {_reason(error)}; write {_SPELLING}{proposal}") from error
+
+
+def _built(build: Callable[[], Any], spec: str) -> nn.Module:
+    try:
+        model = build()
+    except DepthCompError:
+        raise
+    except Exception as error:  # a constructor can fail in any way
+        raise CaptureError(f"model {spec} cannot be built without arguments: {_reason(error)}") from error
+    if not isinstance(model, nn.Module):
+        raise CaptureError(f"model {spec} returned a {type(model).__name__} where an nn.Module is needed")
+    return model
+
+
+def _name(spec: str) -> str:
+    return spec.partition(":")[2]
+
+
+def _require_known(known: bool, spec: str, names: Iterable[str]) -> None:
+    if not known:
+        source, _, name = spec.partition(":")
+        raise CaptureError(f"model {spec} is unknown to {source}{_proposal(name, names)}")
+
+
+def _proposal(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, known)
+    return f"; did you mean {' or '.join(close)}?" if close else ""
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def _example(model: nn.Module, source: str, name: str) -> Tensor:
+    if source == "torchvision":
+        size = _published_size(name)
+        return torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
+    example, _, guess = infer_example(model, None, None)
+    if guess:
+        warnings.warn(
+            f"{source}:{name} does not tell its input size, so {tuple(example.shape[1:])} is taken; have the "
+            'factory set model.pretrained_cfg = {"input_size": (channels, height, width)}',
+            stacklevel=3,
+        )
+    return example
+
+
+def _published_size(name: str) -> int:
+    """Return the smallest height and width at which torchvision's weights of that name are evaluated."""
+    from torchvision import models
+
+    presets = [weights.transforms for weights in models.get_model_weights(name)]
+    sizes = [getattr(preset, "keywords", {}).get("crop_size") for preset in presets]
+    return min((size for size in sizes if isinstance(size, int)), default=USUAL_SIZE)
+
+
+def _read(path: Path) -> Any:
+    if not path.is_file():
+        raise CaptureError(f"the weights file {path} does not exist; check the path")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # foreign files trip the readers in any way
+        raise CaptureError(
+            f"the weights file {path} cannot be read: {type(error).__name__}; give a .safetensors file, or "
+            "one that torch.save(model.state_dict(), path) wrote"
+        ) from error
+
+
+def _tensors(content: Any, path: Path) -> dict[str, Tensor]:
+    for nest in _NESTS:
+        if isinstance(content, Mapping) and isinstance(content.get(nest), Mapping):
+            content = content[nest]
+    items = content.items() if isinstance(content, Mapping) else ()
+    tensors = {str(name): value for name, value in items if isinstance(value, Tensor)}
+    if not tensors:
+        raise CaptureError(
+            f"the weights file {path} holds a {type(content).__name__} without tensors by name; save "
+            "model.state_dict() there"
+        )
+    return tensors
+
+
+def _without_prefix(weights: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    own = model.state_dict().keys()
+    while own.isdisjoint(weights) and (prefix := next(filter(_leads(weights), _PREFIXES), None)):
+        weights = {name.removeprefix(prefix): tensor for name, tensor in weights.items()}
+    return weights
+
+
+def _leads(weights: Iterable[str]) -> Callable[[str], bool]:
+    return lambda prefix: all(name.startswith(prefix) for name in weights)
+
+
+def _some(names: list[str]) -> str:
+    if not names:
+        return "none"
+    more = len(names) - _NAMED_KEYS
+    return ", ".join(names[:_NAMED_KEYS]) + (f" and {more} more" if more > 0 else "")

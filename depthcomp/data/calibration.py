@@ -1,0 +1,158 @@
+"""Calibration images in folds: what is fitted on some folds is judged on another that it has not seen."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from depthcomp.data.batches import batch_size, in_batches
+
+__all__ = ["CalibrationSet", "Layout", "cross_validated", "layouts", "separate"]
+
+FOLDS = 3  # each fit then sees two thirds of the images, and every image judges
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How images lie in memory.
+
+    Attributes:
+        largest: most images in a batch.
+        memory: the order of their dimensions.
+    """
+
+    largest: int
+    memory: torch.memory_format
+
+
+def layouts(images: Tensor) -> tuple[Layout, ...]:
+    """Return how to lay images out (n, c, h, w), from the fastest to what any network captured for one image takes."""
+    largest = batch_size(images)
+    return (
+        Layout(largest, torch.channels_last),  # convolutions on a CPU take half the time
+        Layout(largest, torch.contiguous_format),
+        Layout(1, torch.contiguous_format),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationSet:
+    """Batches of images in folds.
+
+    Attributes:
+        batches: images (n, c, h, w) each, those of a fold in random order.
+        folds: the fold that each batch belongs to.
+        judges: folds whose images judge, each by fits on all other folds; empty where there is one image alone,
+            which then judges what was fitted on it.
+        withheld: a fold that is never fitted on, not even in the end.
+        labels: the class of each image (n,) of each batch; None where there are no labels.
+    """
+
+    batches: tuple[Tensor, ...]
+    folds: tuple[int, ...]
+    judges: tuple[int, ...]
+    withheld: int | None = None
+    labels: tuple[Tensor, ...] | None = None
+
+    @property
+    def count(self) -> int:
+        """How many folds there are."""
+        return max(self.folds) + 1
+
+    @property
+    def least_fitted(self) -> int:
+        """How many batches the fits without a judging fold see, the largest such fold left out."""
+        return len(self.batches) - max((self.folds.count(fold) for fold in self.judges), default=0)
+
+    def judging(self) -> Iterator[tuple[int, Tensor]]:
+        """Yield the fold and the images of each judging batch, the folds taking turns."""
+        return ((fold, self.batches[index]) for fold, index in self._turns())
+
+    def judging_labels(self) -> Iterator[Tensor | None]:
+        """Yield the labels of each judging batch in the order of `judging`, None where there are none."""
+        return (None if self.labels is None else self.labels[index] for _, index in self._turns())
+
+    def _turns(self) -> Iterator[tuple[int, int]]:
+        """Yield the fold and the index of each judging batch."""
+        turns = itertools.zip_longest(*(self._indices(fold) for fold in self.judges or (0,)))
+        for turn in turns:
+            for fold, index in zip(self.judges or (0,), turn, strict=True):
+                if index is not None:
+                    yield fold, index
+
+    def fold(self, fold: int) -> list[Tensor]:
+        """Return the batches of one fold."""
+        return [self.batches[index] for index in self._indices(fold)]
+
+    def _indices(self, fold: int) -> list[int]:
+        return [index for index, number in enumerate(self.folds) if number == fold]
+
+    def thinned(self, count: int) -> CalibrationSet:
+        """Return about `count` of the batches, or all where there are fewer, the folds thinned to equal shares."""
+        share = count / self.count
+        kept = [
+            index
+            for fold in range(self.count)
+            for found in [self._indices(fold)]
+            for index in found[:: max(1, round(len(found) / share))]
+        ]
+        return replace(
+            self,
+            batches=tuple(self.batches[index] for index in kept),
+            folds=tuple(self.folds[index] for index in kept),
+            labels=None if self.labels is None else tuple(self.labels[index] for index in kept),
+        )
+
+
+def cross_validated(
+    images: Tensor, seed: int, layout: Layout | None = None, labels: Tensor | None = None
+) -> CalibrationSet:
+    """Return images (n, c, h, w) in up to three folds that take turns in judging.
+
+    A fold is a contiguous part: neighbours, which may be crops of one photo or frames of one film, stay together
+    except at the borders between folds.
+    """
+    count = min(FOLDS, len(images))
+    borders = [part * len(images) // count for part in range(count + 1)]
+    parts = [images[start:stop] for start, stop in itertools.pairwise(borders)]
+    classes = None if labels is None else [labels[start:stop] for start, stop in itertools.pairwise(borders)]
+    return _in_folds(parts, classes, tuple(range(count)) if count > 1 else (), None, seed, layout)
+
+
+def separate(
+    images: Tensor,
+    judging: Tensor,
+    seed: int,
+    layout: Layout | None = None,
+    labels: tuple[Tensor, Tensor] | None = None,
+) -> CalibrationSet:
+    """Return a set whose fits are on `images` and judged on `judging`, (n, c, h, w) both; labels for both or none."""
+    return _in_folds([images, judging], None if labels is None else [*labels], (1,), 1, seed, layout)
+
+
+def _in_folds(
+    parts: list[Tensor],
+    labels: list[Tensor] | None,
+    judges: tuple[int, ...],
+    withheld: int | None,
+    seed: int,
+    layout: Layout | None,
+) -> CalibrationSet:
+    layout = layouts(parts[0])[0] if layout is None else layout
+    generator = torch.Generator().manual_seed(seed)
+    orders = [torch.randperm(len(part), generator=generator).to(part.device) for part in parts]
+    mixed = [
+        in_batches(part[order].to(memory_format=layout.memory), layout.largest)
+        for part, order in zip(parts, orders, strict=True)
+    ]
+    batches = tuple(batch for part in mixed for batch in part)
+    classes = None
+    if labels is not None:
+        pairs = zip(labels, orders, strict=True)
+        classes = tuple(batch for part, order in pairs for batch in in_batches(part[order], layout.largest))
+    folds = tuple(fold for fold, part in enumerate(mixed) for _ in part)
+    return CalibrationSet(batches, folds, judges, withheld, classes)

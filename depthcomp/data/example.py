@@ -1,0 +1,94 @@
+"""Example inputs for a model: the user's, or what its data or its own configuration say."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from depthcomp.data.batches import first_images
+from depthcomp.errors import CaptureError
+from fx_passes.preconditions import as_tensors
+
+__all__ = ["infer_example"]
+
+USUAL_SIZE = 224  # height and width that most ImageNet networks take
+
+
+def infer_example(
+    model: nn.Module, example_inputs: Tensor | Sequence[Tensor] | None, data: Iterable[Any] | None
+) -> tuple[Tensor, Iterable[Any] | None, str]:
+    """Return the model's one example input, the data untouched, and a warning where the shape is a guess.
+
+    Raises:
+        CaptureError: the model is not in single precision or not on the CPU, `example_inputs` is no batch of
+            images, or nothing tells what shape they have.
+        DataError: the data hold no images.
+    """
+    _require_single_precision_on_cpu(model)
+    if example_inputs is not None:
+        return _images(as_tensors(example_inputs)), data, ""
+    if data is not None:
+        images, data = _peek(data)
+        return images.float(), data, ""
+    size, warning = _configured_size(model)
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(1, *size, generator=generator).to(like), None, warning
+
+
+def _require_single_precision_on_cpu(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        if parameter.device.type != "cpu":
+            raise CaptureError(
+                f"{name} of {type(model).__name__} is on {parameter.device}, and compression works on the CPU; "
+                "pass model.cpu()"
+            )
+        if parameter.is_floating_point() and parameter.dtype != torch.float32:
+            raise CaptureError(
+                f"{name} of {type(model).__name__} is of {parameter.dtype}, and compression works in torch.float32; "
+                "pass model.float()"
+            )
+
+
+def _images(inputs: tuple[Tensor, ...]) -> Tensor:
+    """Return the one batch of images that the inputs must be."""
+    if len(inputs) != 1:
+        raise CaptureError(
+            f"example_inputs holds {len(inputs)} inputs and must be one batch of images (n, c, h, w); "
+            "wrap a model with more inputs in a module that takes the images alone"
+        )
+    images = inputs[0]
+    if images.ndim != 4 or not len(images):
+        raise CaptureError(
+            f"example_inputs has shape {tuple(images.shape)} and must be one batch of images (n, c, h, w); "
+            "x.unsqueeze(0) makes a batch of one image"
+        )
+    if images.dtype != torch.float32 or not torch.isfinite(images).all():
+        raise CaptureError(
+            f"example_inputs is of {images.dtype} and must hold finite torch.float32 images, normalised as for training"
+        )
+    return images
+
+
+def _peek(data: Iterable[Any]) -> tuple[Tensor, Iterable[Any]]:
+    """Return the first image and an iterable that still yields it."""
+    if isinstance(data, Iterator):
+        data, ahead = itertools.tee(data)
+        return first_images(ahead)[:1], data
+    return first_images(data)[:1], data
+
+
+def _configured_size(model: nn.Module) -> tuple[tuple[int, ...], str]:
+    for name in ("pretrained_cfg", "default_cfg"):
+        size = (getattr(model, name, None) or {}).get("input_size")
+        if size is not None:
+            return tuple(size), ""
+    conv = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+    if conv is None:
+        raise CaptureError(f"{type(model).__name__} has no Conv2d; depth compression is for convolutional networks")
+    size = (conv.in_channels, USUAL_SIZE, USUAL_SIZE)
+    return size, f"no example_inputs and no data: the model was compressed for one image of shape {size}"

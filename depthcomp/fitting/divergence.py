@@ -1,0 +1,75 @@
+"""How far a changed network is from the original, by what both return for the same images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from depthcomp.errors import DataError
+
+__all__ = ["divergence", "divergence_of", "is_scores", "require_finite", "rise_of_loss"]
+
+
+def divergence(original: Any, changed: Any) -> float:
+    """Return how far `changed` is from `original`, the outputs of two networks on the same images.
+
+    For one tensor of class scores (n, classes) this is the mean KL(softmax original || softmax changed) in
+    nats; for any other output, the squared error relative to the original's variance, averaged over tensors.
+    """
+    return float(divergence_of(original, changed))
+
+
+def divergence_of(original: Any, changed: Any) -> Tensor:
+    """Return the divergence as a tensor () of float64 that can be differentiated."""
+    pairs = [
+        (a, b)
+        for a, b in zip(tree_leaves(original), tree_leaves(changed), strict=True)
+        if isinstance(a, Tensor) and a.is_floating_point()
+    ]
+    if len(pairs) == 1 and is_scores(pairs[0][0]):
+        scores, other = (F.log_softmax(t.double(), dim=1) for t in pairs[0])
+        return F.kl_div(other, scores, log_target=True, reduction="batchmean")
+    errors = [(a - b).square().mean() / _power(a) for a, b in pairs]
+    return torch.stack(errors).mean() if errors else torch.zeros(())
+
+
+def is_scores(output: Any) -> bool:
+    """Say whether an output holds a score for each class of each image, (n, classes)."""
+    return isinstance(output, Tensor) and output.ndim == 2 and output.shape[1] > 1
+
+
+def rise_of_loss(original: Any, changed: Any, labels: Tensor | None) -> float:
+    """Return by how much the loss rises from one network's outputs to another's on the same images.
+
+    Without labels this is the divergence. With labels (n,) of class scores it is the mean of the divergence and the
+    rise of the cross-entropy: both estimate the same where the original is right about its own certainty; the
+    divergence has less noise on few images, and the labels know where the original errs.
+    """
+    gap = divergence(original, changed)
+    if labels is None:
+        return gap
+    before, after = (float(F.cross_entropy(s.double(), labels.to(s.device))) for s in (original, changed))
+    return (gap + after - before) / 2
+
+
+def require_finite(output: Any) -> None:
+    """Refuse an original network whose own output is not finite: nothing can be compared with it.
+
+    Raises:
+        DataError: a value is NaN or infinite.
+    """
+    if not all(bool(part.isfinite().all()) for part in tree_leaves(output) if isinstance(part, Tensor)):
+        raise DataError(
+            "the network's own output on the calibration images is NaN or infinite, so no choice can be compared with "
+            "it; check the network's weights, and that the images are normalised as for training"
+        )
+
+
+def _power(values: Tensor) -> Tensor:
+    """Return the variance of values, or their mean square where they do not vary."""
+    variance, square = values.var(correction=0), values.square().mean()
+    return torch.where(variance > 1e-6 * square, variance, square).clamp_min(1e-12)

@@ -1,0 +1,98 @@
+"""How large a fit may be: what its least-squares system takes in memory, and what is done with one that takes too much.
+
+A system of n unknowns per output channel keeps one Gram matrix of n x n for each fold of images, and its solution some
+more. Where that is more than may be used, the kernel is a mixture of fewer patterns than it has pixels, as many as the
+memory has room for: single pixels near its centre, and smooth waves over all of it (see
+`depthcomp.fitting.ridge.patterns`). `scripts/bench_patterns.py` measures what that costs (`docs/patterns.txt`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from depthcomp.fitting.ridge import RidgeSystem, design_of
+from depthcomp.pricing import Candidate
+from fx_passes.affine import AffineConv, Pair
+
+__all__ = ["MEMORY_MIB", "FitMemory"]
+
+MEMORY_MIB = 1536
+SOLVING = 5  # Gram matrices that a solution holds besides those of the folds
+PARTS = 3  # of the memory, one of them for a single fit: others' sums have room beside it, and it takes seconds
+_MIB = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class FitMemory:
+    """The memory that fits may take.
+
+    Attributes:
+        folds: into how many parts the images are split.
+        mib: most memory, in MiB; for a single fit, a third of it.
+    """
+
+    folds: int
+    mib: float = MEMORY_MIB
+
+    def system(self, entry: str, operator: AffineConv, kernel: Pair | None = None) -> RidgeSystem:
+        """Return the system of a convolution that reads the tensor at `entry`, for its own or a larger kernel."""
+        kernel = kernel or operator.kernel
+        count = self.patterns(operator, kernel)
+        return RidgeSystem(design_of(entry, operator), kernel, operator.in_channels, count=count)
+
+    def patterns(self, operator: AffineConv, kernel: Pair | None = None) -> int:
+        """Return for how many patterns there is room, at most the pixels of a convolution's own or a larger kernel."""
+        channels, pixels = operator.in_channels // operator.groups, math.prod(kernel or operator.kernel)
+        grams = 8 * operator.groups * (self.folds + SOLVING)
+        return min(pixels, math.isqrt(int(self.mib * _MIB) // (PARTS * grams)) // channels)
+
+    def is_whole(self, operator: AffineConv, kernel: Pair | None = None) -> bool:
+        """Say whether there is room for all pixels of a convolution's own kernel or of a larger one."""
+        return self.patterns(operator, kernel) == math.prod(kernel or operator.kernel)
+
+    def sums_mib(self, system: RidgeSystem) -> float:
+        """Return what the sums of a system take."""
+        return self.folds * _gram_mib(system.unknowns, system.design.groups)
+
+    def solving_mib(self, system: RidgeSystem) -> float:
+        """Return what a solution takes besides."""
+        return SOLVING * _gram_mib(system.unknowns, system.design.groups)
+
+    def fitting(self, candidates: Sequence[Candidate]) -> tuple[list[Candidate], tuple[str, ...]]:
+        """Return the candidates that can be fitted, or need no fit, and what the user should know of the others."""
+        fits = [c for c in candidates if c.choice.kind == "fit"]
+        left_out = [c for c in fits if not self.patterns(_operator(c))]
+        cut = [c for c in fits if 0 < self.patterns(_operator(c)) < math.prod(_operator(c).kernel)]
+        notes = []
+        if cut:
+            notes.append(
+                f"{len(cut)} of {len(fits)} fits are mixtures of fewer patterns than their kernels have pixels, as the "
+                f"whole systems take up to {self._whole_mib(cut)} MiB; {self._remedy(cut)}"
+            )
+        if left_out:
+            notes.append(
+                f"{len(left_out)} of {len(fits)} fits were left out: {self.mib:g} MiB have not even room for one pixel "
+                f"of their kernels; {self._remedy(left_out)}"
+            )
+        dropped = {c.choice for c in left_out}
+        return [c for c in candidates if c.choice not in dropped], tuple(notes)
+
+    def _remedy(self, candidates: Sequence[Candidate]) -> str:
+        return f"CalibratedImportance(memory_mib={self._whole_mib(candidates)}) solves them whole, in more time"
+
+    def _whole_mib(self, candidates: Sequence[Candidate]) -> int:
+        """Return the memory in which all of these are solved whole."""
+        operators = [_operator(candidate) for candidate in candidates]
+        largest = max(_gram_mib(math.prod(o.weight.shape[1:]), o.groups) for o in operators)
+        return math.ceil(PARTS * (self.folds + SOLVING) * largest)
+
+
+def _gram_mib(unknowns: int, groups: int) -> float:
+    return 8 * groups * unknowns**2 / _MIB
+
+
+def _operator(candidate: Candidate) -> AffineConv:
+    assert candidate.operator is not None  # only dropped spans have none
+    return candidate.operator

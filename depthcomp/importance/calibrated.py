@@ -1,0 +1,225 @@
+"""What a choice costs in loss: the rise of the divergence from the original network's output.
+
+`calibrated` needs no labels and no training. For every candidate the fitted convolution (or the exact merge, or
+identity) takes its span's place, the rest of the network stays as it was, and the outputs on held-out images
+are compared. Importance is lower-is-better; the sum over a plan's choices stands for the plan's loss.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from depthcomp.data.calibration import CalibrationSet
+from depthcomp.fitting.candidates import design_of_fit, fit_candidates
+from depthcomp.fitting.divergence import require_finite, rise_of_loss
+from depthcomp.fitting.execution import Tail
+from depthcomp.fitting.memory import FitMemory
+from depthcomp.importance.journal import ScoreJournal
+from depthcomp.pricing import Candidate
+from depthcomp.progress import Progress, silent
+from fx_passes import Plan, SpanChoice, linearize, merge
+from fx_passes.affine import AffineConv
+from latency_tables.work import Shard
+
+__all__ = [
+    "calibrated",
+    "score_part",
+]
+
+LEAST_SCORED = 64  # candidates that see all judging batches
+MOST_JUDGING = 18  # batches that candidates are scored on; whole plans are judged on all
+
+
+def calibrated(
+    gm: fx.GraphModule,
+    candidates: Sequence[Candidate],
+    calibration: CalibrationSet,
+    savings_ms: Mapping[SpanChoice, float],
+    *,
+    seed: int = 0,
+    progress: Progress | None = None,
+    journal: ScoreJournal | None = None,
+    memory: FitMemory | None = None,
+) -> dict[SpanChoice, float]:
+    """Return the loss of each candidate.
+
+    Args:
+        gm: the captured graph, in evaluation mode; it is not changed.
+        candidates: what to score; `memory` has room for a pixel of each fit's kernel at least.
+        calibration: images. Losses are taken on each judging batch with weights that have not seen its fold, by
+            successive halving: all candidates see the first batch, and of each batch's candidates the half with
+            the lower loss per saved ms sees the next.
+        savings_ms: what each choice saves, in ms.
+        seed: for the sampled pixels.
+        progress: called as (what, done, total).
+        journal: what was scored before, and where each new score goes; fits are not kept, so a run that resumes
+            solves them again, unless all that it needs was scored.
+        memory: what the fits may take; None for the default.
+    """
+    report, known = progress or silent, ScoreJournal() if journal is None else journal
+    scorer = _Scorer(gm, candidates, calibration, known, seed, report, memory)
+    losses: dict[SpanChoice, list[float]] = {candidate.choice: [] for candidate in candidates}
+    sizes, scored = _survivors(len(candidates), scorer.batches), list(candidates)
+    done = itertools.count(1)
+    for number, size in enumerate(sizes):
+        scored = scored[:size]
+        for candidate in scored:
+            losses[candidate.choice].append(scorer.loss(candidate, number))
+            report("scoring", next(done), sum(sizes))
+        scored.sort(key=lambda candidate: _mean(losses[candidate.choice]) / savings_ms[candidate.choice])
+    return {choice: max(_mean(found), 0.0) for choice, found in losses.items()}
+
+
+def score_part(
+    gm: fx.GraphModule,
+    candidates: Sequence[Candidate],
+    calibration: CalibrationSet,
+    journal: ScoreJournal,
+    part: Shard,
+    *,
+    seed: int = 0,
+    progress: Progress | None = None,
+    memory: FitMemory | None = None,
+) -> int:
+    """Put the scores of a part of the candidates on all judging batches into a journal; return how many these are.
+
+    Candidates that read one tensor alike share the sums of their fits, so they stay together, and each score has the
+    bits that `calibrated` would give it. Which of them halving would pass over depends on the other parts, so none is.
+
+    Args:
+        gm: the captured graph, in evaluation mode; it is not changed.
+        candidates: all of them.
+        calibration: images.
+        journal: that of all the candidates.
+        part: which part.
+        seed: for the sampled pixels.
+        progress: called as (what, done, total).
+        memory: what the fits may take; None for the default.
+    """
+    report, some = progress or silent, _part(candidates, part)
+    scorer = _Scorer(gm, some, calibration, journal, seed, report, memory)
+    total = scorer.batches * len(some)
+    for done, (number, candidate) in enumerate(itertools.product(range(scorer.batches), some)):
+        scorer.loss(candidate, number)
+        report("scoring", done + 1, total)
+    return total
+
+
+def _part(candidates: Sequence[Candidate], part: Shard) -> list[Candidate]:
+    """Return the candidates of one part; the groups of most work are dealt out first."""
+    groups: dict[object, list[Candidate]] = {}
+    for candidate in candidates:
+        key = design_of_fit(candidate) if candidate.choice.kind == "fit" else candidate.span.entry
+        groups.setdefault(key, []).append(candidate)
+    ordered = sorted(groups.values(), key=lambda group: max(map(_work, group)), reverse=True)
+    return [candidate for group in ordered[part.index :: part.count] for candidate in group]
+
+
+def _work(candidate: Candidate) -> int:
+    """Return what the fit of a candidate takes, in some unit."""
+    return 0 if candidate.operator is None else math.prod(candidate.operator.weight.shape[1:]) ** 3
+
+
+class _Scorer:
+    """Scores candidates on judging batches, or takes the scores from a journal."""
+
+    def __init__(
+        self,
+        gm: fx.GraphModule,
+        candidates: Sequence[Candidate],
+        calibration: CalibrationSet,
+        journal: ScoreJournal,
+        seed: int,
+        report: Progress,
+        memory: FitMemory | None,
+    ) -> None:
+        self._gm, self._candidates, self._calibration = gm, candidates, calibration
+        self._journal, self._seed, self._report, self._memory = journal, seed, report, memory
+        self._judging = list(itertools.islice(calibration.judging(), MOST_JUDGING))
+        self._labels = list(calibration.judging_labels())
+        self._merged: dict[SpanChoice, fx.GraphModule] = {}
+        self._tail: tuple[int, Tail] | None = None
+
+    @property
+    def batches(self) -> int:
+        """How many batches judge."""
+        return len(self._judging)
+
+    def loss(self, candidate: Candidate, number: int) -> float:
+        """Return the loss of a candidate on judging batch `number`; scores of one batch are best asked for together."""
+        entry = f"{candidate.choice} on batch {number}"
+        if entry not in self._journal:
+            start = time.perf_counter()
+            loss = self._scored(candidate, number)
+            self._journal.add(entry, loss, time.perf_counter() - start)
+        return self._journal[entry]
+
+    def _scored(self, candidate: Candidate, number: int) -> float:
+        fold, batch = self._judging[number]
+        operator, tail, labels = self._operators[candidate.choice][fold], self._at(number), self._labels[number]
+        if _merges_otherwise(candidate.choice):
+            return rise_of_loss(tail.output, _outputs(self._network(candidate.choice), batch), labels)
+        return _loss(tail, candidate, operator, labels)
+
+    @functools.cached_property
+    def _operators(self) -> Mapping[SpanChoice, Mapping[int, AffineConv | None]]:
+        """All fits, which are only solved where a score is missing."""
+        return fit_candidates(
+            self._gm, self._candidates, self._calibration,
+            seed=self._seed, progress=self._report, memory=self._memory,
+        )  # fmt: skip
+
+    def _at(self, number: int) -> Tail:
+        """Return the original's forward on a judging batch; that of the last one is kept."""
+        if self._tail is None or self._tail[0] != number:
+            self._tail = None  # two would take twice the memory
+            self._tail = number, _tail(self._gm, self._judging[number][1])
+        return self._tail[1]
+
+    def _network(self, choice: SpanChoice) -> fx.GraphModule:
+        if choice not in self._merged:
+            self._merged[choice] = merge(linearize(self._gm, Plan((choice,))), Plan((choice,)))
+        return self._merged[choice]
+
+
+def _survivors(candidates: int, batches: int) -> list[int]:
+    """Return how many candidates see each batch."""
+    sizes = [candidates]
+    while len(sizes) < batches:
+        sizes.append(min(sizes[-1], max(LEAST_SCORED, (sizes[-1] + 1) // 2)))
+    return sizes
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
+
+
+def _merges_otherwise(choice: SpanChoice) -> bool:
+    """Say whether a choice merges with convolutions pruned or another end, which its span's collapse does not tell."""
+    return choice.kind == "merge" and (bool(choice.pruned) or choice.end != "original")
+
+
+def _outputs(network: fx.GraphModule, batch: Tensor) -> Any:
+    with torch.no_grad():
+        return network(batch)
+
+
+def _tail(gm: fx.GraphModule, batch: Tensor) -> Tail:
+    tail = Tail(gm, batch)
+    require_finite(tail.output)
+    return tail
+
+
+def _loss(tail: Tail, candidate: Candidate, operator: AffineConv | None, labels: Tensor | None) -> float:
+    entry, name = tail.value(candidate.span.entry), candidate.span.exit
+    if operator is not None:
+        entry, name = operator.to(entry)(entry), candidate.span.core
+    return rise_of_loss(tail.output, tail.rerun(name, entry), labels)

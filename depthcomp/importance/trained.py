@@ -1,0 +1,235 @@
+"""What a choice costs in loss by the protocol of the papers: train the network with it alone, and score it held out.
+
+Each choice, and for two of the scores each layer, is one entry: the captured graph is linearized by the choice alone,
+or has the layer initialised anew, is trained for some steps and scored on images that the training has not seen. An
+entry is seeded by its own name, so that neither order, interruption nor other processes change it.
+
+Sources: Kim et al., ICML 2023 (arXiv 2301.12187), section 5 and appendix; LayerMerge, ICML 2024 (arXiv 2406.12837),
+section 3; both in github.com/snu-mllab/LayerMerge.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from depthcomp.data.calibration import CalibrationSet
+from depthcomp.fitting.divergence import divergence, divergence_of, is_scores, require_finite
+from depthcomp.importance.config import FinetunedImportance
+from depthcomp.importance.fingerprint import seed_of
+from depthcomp.importance.journal import ScoreJournal
+from depthcomp.pricing import Candidate
+from depthcomp.progress import Progress, silent
+from fx_passes import Plan, SpanChoice, linearize
+from fx_passes.operators import NORMS, known_layer
+
+__all__ = ["entries_of", "finetuned", "layers_of", "losses_of"]
+
+
+def finetuned(
+    captured: fx.GraphModule,
+    candidates: Sequence[Candidate],
+    calibration: CalibrationSet,
+    config: FinetunedImportance,
+    journal: ScoreJournal,
+    *,
+    entries: Sequence[str] | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> None:
+    """Train and score what the journal lacks, and put it there.
+
+    Args:
+        captured: the captured graph with its norms; it is not changed.
+        candidates: the choices.
+        calibration: images; those of the first judging fold are held out, the others trained on.
+        config: how to train and score.
+        journal: what is known, and where the rest goes.
+        entries: names out of `entries_of`, where another process scores the others; None for all.
+        seed: of the order of images and of new layers.
+        progress: called as (what, done, total).
+    """
+    report = progress or silent
+    nets = entries_of(captured, candidates, config)
+    wanted = list(nets) if entries is None else list(entries)
+    protocol = _Protocol(captured, calibration, config)
+    for done, entry in enumerate(wanted):
+        if entry not in journal:
+            start = time.perf_counter()
+            with _seeded(captured, seed_of("importance", seed, entry)):
+                change = protocol.change(nets[entry]())
+            journal.add(entry, change, time.perf_counter() - start)
+        report("training choices", done + 1, len(wanted))
+
+
+def entries_of(
+    captured: fx.GraphModule, candidates: Sequence[Candidate], config: FinetunedImportance
+) -> dict[str, Callable[[], fx.GraphModule]]:
+    """Return what is to be trained: the name of each entry, and a function that makes its network."""
+    layers = sorted({name for candidate in candidates for name in layers_of(captured, candidate)})
+    entries: dict[str, Callable[[], fx.GraphModule]] = {
+        str(candidate.choice): lambda choice=candidate.choice: linearize(captured, Plan((choice,)))  # type: ignore[misc]
+        for candidate in candidates
+    }
+    if config.score != "change":
+        entries |= {_layer_entry(name): lambda name=name: _reinitialised(captured, name) for name in layers}  # type: ignore[misc]
+    return entries
+
+
+def losses_of(
+    captured: fx.GraphModule,
+    candidates: Sequence[Candidate],
+    config: FinetunedImportance,
+    changes: Mapping[str, float],
+) -> dict[SpanChoice, float]:
+    """Return the loss of each choice from the changes of accuracy; NaN where one is not known or not finite.
+
+    The loss is what the span's layers are worth, kept, less what the choice is worth.
+    """
+    known = [value for entry, value in changes.items() if entry.startswith(_LAYER) and math.isfinite(value)]
+    mean = math.fsum(known) / len(known) if known else 0.0
+
+    def worth(entry: str) -> float:
+        change = changes.get(entry, math.nan)
+        return math.exp(change) if config.score == "exponential" else change - config.alpha * mean
+
+    if config.score == "change":
+        return {c.choice: -changes.get(str(c.choice), math.nan) for c in candidates}
+    return {
+        candidate.choice: math.fsum(worth(_layer_entry(name)) for name in layers_of(captured, candidate))
+        - worth(str(candidate.choice))
+        for candidate in candidates
+    }
+
+
+_LAYER = "layer "
+
+
+def _layer_entry(name: str) -> str:
+    return _LAYER + name
+
+
+def layers_of(captured: fx.GraphModule, candidate: Candidate) -> list[str]:
+    """Return the nodes of a span's convolutions; where norms were folded, those of the norms behind them."""
+    nodes = {node.name: node for node in captured.graph.nodes}
+    return [name for name in candidate.span.nodes if name in nodes and _convolution(captured, nodes[name]) is not None]
+
+
+def _convolution(gm: fx.GraphModule, node: fx.Node) -> fx.Node | None:
+    """Return the convolution that a node is, or that the norm which it is follows alone."""
+    layer, source = known_layer(gm, node), node.args[0] if node.args else None
+    if isinstance(layer, nn.Conv2d):
+        follower = next(iter(node.users), None) if len(node.users) == 1 else None
+        return None if follower is not None and isinstance(known_layer(gm, follower), NORMS) else node
+    if isinstance(layer, NORMS) and isinstance(source, fx.Node) and isinstance(known_layer(gm, source), nn.Conv2d):
+        return source
+    return None
+
+
+def _reinitialised(captured: fx.GraphModule, name: str) -> fx.GraphModule:
+    """Return a copy with one convolution, and the norm behind it, as they are before any training."""
+    copied = copy.deepcopy(captured)
+    node = next(node for node in copied.graph.nodes if node.name == name)
+    for part in {node, _convolution(copied, node)}:
+        layer = None if part is None else known_layer(copied, part)
+        if isinstance(layer, nn.Conv2d | nn.BatchNorm2d):
+            layer.reset_parameters()
+    return copied
+
+
+@contextmanager
+def _seeded(gm: fx.GraphModule, seed: int) -> Iterator[None]:
+    """Draw random numbers from a seed, and leave the user's as they were."""
+    device = next(gm.parameters()).device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+class _Protocol:
+    """Trains networks alike, and says how far they are from the original on held-out images."""
+
+    def __init__(self, captured: fx.GraphModule, calibration: CalibrationSet, config: FinetunedImportance) -> None:
+        held_out = calibration.judges[0] if calibration.judges else None
+        folds = calibration.folds
+        chosen = [index for index, fold in enumerate(folds) if fold != held_out]
+        judged = [index for index, fold in enumerate(folds) if held_out in (fold, None)]
+        self._config = config
+        self._original = copy.deepcopy(captured).eval()
+        self._images = torch.cat([calibration.batches[index] for index in chosen])
+        self._labels = _joined(calibration.labels, chosen)
+        self._judging = [calibration.batches[index] for index in judged]
+        self._wanted = [self._teacher(batch) for batch in self._judging]
+        require_finite(self._wanted)
+        self._classes = _joined(calibration.labels, judged)
+        single = max(map(len, calibration.batches)) == 1 < len(self._images)  # the network takes no more at once
+        self._batch_size = 1 if single else config.batch_size
+        self._base = self._score(self._wanted)
+
+    def change(self, network: fx.GraphModule) -> float:
+        """Return by how much the score on held-out images changes from the original to a network, once trained."""
+        self._train(network)
+        network.eval()
+        with torch.no_grad():
+            return self._score([network(batch) for batch in self._judging]) - self._base
+
+    def _teacher(self, images: Tensor) -> Any:
+        with torch.no_grad():
+            return self._original(images)
+
+    def _score(self, outputs: Sequence[Any]) -> float:
+        """Return the accuracy, or the negative divergence where outputs are no class scores."""
+        if not all(is_scores(output) for output in outputs):
+            pairs = zip(self._wanted, outputs, strict=True)
+            return -math.fsum(divergence(wanted, found) * len(batch) for (wanted, found), batch in zip(
+                pairs, self._judging, strict=True)) / sum(map(len, self._judging))  # fmt: skip
+        scores = torch.cat(list(outputs))
+        if not scores.isfinite().all():
+            return math.nan
+        classes = torch.cat(self._wanted).argmax(1) if self._classes is None else self._classes.to(scores.device)
+        return float((scores.argmax(1) == classes).double().mean())
+
+    def _train(self, network: fx.GraphModule) -> None:
+        config = self._config
+        optimizer = torch.optim.SGD(
+            network.parameters(), config.lr, config.momentum,
+            weight_decay=config.weight_decay, nesterov=config.momentum > 0,
+        )  # fmt: skip
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.steps)
+        network.train().requires_grad_(True)
+        for chosen in self._batches(config.steps):
+            loss = self._loss(network, chosen)
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            schedule.step()
+
+    def _batches(self, steps: int) -> Iterator[Tensor]:
+        """Yield the indices of each step's images: all of them in a random order, again and again."""
+        count = len(self._images)
+        size = min(self._batch_size, count)
+        drawn = torch.empty(0, dtype=torch.long)
+        for _ in range(steps):
+            if len(drawn) < size:
+                drawn = torch.randperm(count)
+            yield drawn[:size]
+            drawn = drawn[size:]
+
+    def _loss(self, network: fx.GraphModule, chosen: Tensor) -> Tensor:
+        images = self._images[chosen.to(self._images.device)]
+        outputs = network(images)
+        if self._labels is not None:
+            return F.cross_entropy(outputs, self._labels[chosen].to(outputs.device))
+        return divergence_of(self._teacher(images), outputs)
+
+
+def _joined(labels: Sequence[Tensor] | None, chosen: Sequence[int]) -> Tensor | None:
+    return None if labels is None else torch.cat([labels[index] for index in chosen])

@@ -1,0 +1,50 @@
+"""What a compression found, on disk: a folder of everything, which later commands go on from."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from depthcomp.errors import ArtifactError, TableError
+from depthcomp.export.onnx_model import export_onnx
+from depthcomp.files import write_atomically, write_json
+from depthcomp.results.findings import Findings
+from depthcomp.results.stored_network import save_network
+from depthcomp.results.stored_numbers import result_json
+
+__all__ = ["save_result"]
+
+TRAINABLE, ORIGINAL = "trainable", "original"  # folders, of a network each
+NUMBERS, PLAN, TABLE, IMPORTANCE = "result.json", "plan.json", "latency_table.json", "importance.json"
+
+
+def save_result(result: Findings, directory: str | os.PathLike[str]) -> Path:
+    """Write everything that a compression found to a folder, created if need be, and return the folder.
+
+    plan.json, model.json and model.safetensors, model.onnx, latency_table.json, importance.json, result.json,
+    report.html and frontier.svg; in folders below, the original and the trainable form, for `depthcomp finetune`. Each
+    file is written whole or not at all, the trainable form last: fine-tuning that is killed while it saves begins where
+    it did before, and its finished checkpoint makes the rest whole.
+
+    Raises:
+        ArtifactError: the folder cannot be written, or the network cannot be stored or exported.
+    """
+    from depthcomp.results.report import write_report  # draws plots: loaded only when a report is wanted
+
+    folder = save_network(result.model, directory, result.example_inputs)
+    write_atomically(folder / PLAN, result.plan.to_json().encode())
+    if result.original is not None:
+        save_network(result.original, folder / ORIGINAL)
+    export_onnx(result.model, result.example_inputs, folder / "model.onnx")
+    try:
+        result.table.save(folder / TABLE)
+    except TableError as error:
+        raise ArtifactError(f"the latency table cannot be saved: {error}") from error
+    try:
+        result.importance.save(folder / IMPORTANCE)
+    except TableError as error:
+        raise ArtifactError(f"the importance table cannot be saved: {error}") from error
+    write_json(folder / NUMBERS, result_json(result))
+    write_report(result, folder)
+    save_network(result.trainable, folder / TRAINABLE)
+    return folder

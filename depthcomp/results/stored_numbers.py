@@ -1,0 +1,238 @@
+"""The numbers of a result as JSON, both ways: what result.json holds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from depthcomp.errors import ArtifactError
+from depthcomp.training.finetune import FinetuneRecord
+from fx_passes import SpanChoice
+from latency_tables import Calibration, Environment, Timing
+from latency_tables.json_file import JsonFormat
+
+if TYPE_CHECKING:
+    from depthcomp.importance.table import ImportanceTable
+    from depthcomp.preparation import Refusal
+    from depthcomp.results.findings import Findings, FrontierPoint, SpanRecord
+
+__all__ = ["StoredNumbers", "read_numbers", "result_json"]
+
+SCHEMA_VERSION = 2
+
+
+class _Stored(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class _Budget(_Stored):
+    value: float
+    unit: Literal["%", "ms", "x"]
+    text: str
+
+
+class StoredTiming(_Stored):
+    """The latency of a network; all but the last fields follow from them."""
+
+    ms: float
+    least_ms: float
+    spread: float
+    n: int
+    drifted_rounds: int
+    rounds_ms: tuple[float, ...]
+
+    def timing(self) -> Timing:
+        """Return the timing that was stored."""
+        return Timing(self.rounds_ms, self.n, self.drifted_rounds)
+
+
+class _Importance(_Stored):
+    kind: str
+    method: str
+    settings: dict[str, int | float | str | None]
+    seconds: float
+    choices: int
+
+
+class StoredSpan(_Stored):
+    """What the plan does with one span."""
+
+    entry: str
+    exit: str
+    kind: Literal["merge", "fit", "drop"]
+    kernel: tuple[int, int] | None
+    end: Literal["original", "inserted", "none"]
+    pruned: tuple[str, ...]
+    convolutions: int
+    kept_ms: float
+    new_ms: float
+    loss: float | None
+
+    def choice(self) -> SpanChoice:
+        """Return the choice that was stored."""
+        return SpanChoice(self.entry, self.exit, self.kind, self.kernel, self.end, self.pruned)
+
+
+class _Ends(_Stored):
+    entry: str
+    exit: str
+
+
+class _Refusals(_Stored):
+    reason: str
+    count: int
+    spans: list[_Ends]
+
+
+class _FrontierPoint(_Stored):
+    predicted_ms: float
+    loss: float | None
+    plan: list[Annotated[int, Field(ge=0)]]
+
+
+class _TensorKind(_Stored):
+    shape: list[int]
+    dtype: str
+
+
+class StoredNumbers(_Stored):
+    """Every number of a result, as result.json holds them; None stands for one that is not finite.
+
+    The plans of the frontier share their choices, so each is a list of places in `frontier_choices`.
+    """
+
+    schema_version: Literal[2]
+    method: str
+    budget: _Budget
+    budget_ms: float
+    original: StoredTiming
+    measured: StoredTiming
+    predicted_ms: float
+    residual: float | None
+    calibration: Calibration | None
+    speedup: float
+    loss: float | None
+    rank_correlation: float | None
+    importance: _Importance
+    original_depth: int
+    depth: int
+    free_merges: list[SpanChoice]
+    spans: list[StoredSpan]
+    refusals: list[_Refusals]
+    frontier_choices: list[SpanChoice]
+    frontier: list[_FrontierPoint]
+    finetuned: FinetuneRecord | None
+    tuned_before: list[FinetuneRecord]
+    warnings: list[str]
+    environment: Environment
+    example_inputs: list[_TensorKind]
+    seed: int
+    seconds: dict[str, float]
+
+
+_FORMAT = JsonFormat(
+    "result", StoredNumbers, "schema_version", SCHEMA_VERSION, "compress the model anew", has_kind=False,
+    error=ArtifactError,
+)  # fmt: skip
+
+
+def read_numbers(path: Path) -> StoredNumbers:
+    """Return the checked content of a result.json.
+
+    Raises:
+        ArtifactError: it cannot be read, is of another version, or is no result.
+    """
+    return _FORMAT.read(path)
+
+
+def result_json(result: Findings) -> dict[str, Any]:
+    """Return every number of a result as plain JSON values; a number that is not finite becomes None."""
+    choices = list(dict.fromkeys(choice for point in result.frontier for choice in point.plan))
+    places = {choice: place for place, choice in enumerate(choices)}
+    content: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "method": result.method,
+        "budget": {**asdict(result.budget), "text": str(result.budget)},
+        "budget_ms": result.budget_ms,
+        "original": _timing(result.original_timing),
+        "measured": _timing(result.measured_timing),
+        "predicted_ms": result.predicted_ms,
+        "residual": result.residual,
+        "calibration": None if result.table.calibration is None else asdict(result.table.calibration),
+        "speedup": result.speedup,
+        "loss": result.loss,
+        "rank_correlation": result.rank_correlation,
+        "importance": _importance(result.importance),
+        "original_depth": result.original_depth,
+        "depth": result.depth,
+        "free_merges": [asdict(choice) for choice in result.free_merges],
+        "spans": [_span(record) for record in result.spans],
+        "refusals": _refusals_by_reason(result.refusals),
+        "frontier_choices": [asdict(choice) for choice in choices],
+        "frontier": [_frontier_point(point, places) for point in result.frontier],
+        "finetuned": None if result.finetuned is None else asdict(result.finetuned),
+        "tuned_before": [asdict(record) for record in result.tuned_before],
+        "warnings": list(result.warnings),
+        "environment": asdict(result.environment),
+        "example_inputs": [_tensor_kind(tensor) for tensor in result.example_inputs],
+        "seed": result.seed,
+        "seconds": dict(result.seconds),
+    }
+    finite: dict[str, Any] = _finite(content)
+    return finite
+
+
+def _importance(table: ImportanceTable) -> dict[str, Any]:
+    return {
+        "kind": table.kind,
+        "method": table.method,
+        "settings": dict(table.settings),
+        "seconds": table.seconds,
+        "choices": len(table.losses),
+    }
+
+
+def _timing(timing: Timing) -> dict[str, Any]:
+    return {
+        "ms": timing.median_ms,
+        "least_ms": timing.ms,
+        "spread": timing.spread,
+        "n": timing.n,
+        "drifted_rounds": timing.drifted,
+        "rounds_ms": list(timing.rounds_ms),
+    }
+
+
+def _span(record: SpanRecord) -> dict[str, Any]:
+    fields = asdict(record)
+    return {**fields.pop("choice"), **fields}
+
+
+def _refusals_by_reason(refusals: Iterable[Refusal]) -> list[dict[str, Any]]:
+    grouped: dict[str, list[dict[str, str]]] = {}
+    for refusal in refusals:
+        grouped.setdefault(refusal.reason, []).append({"entry": refusal.entry, "exit": refusal.exit})
+    return [{"reason": reason, "count": len(spans), "spans": spans} for reason, spans in grouped.items()]
+
+
+def _frontier_point(point: FrontierPoint, places: Mapping[SpanChoice, int]) -> dict[str, Any]:
+    plan = [places[choice] for choice in point.plan]
+    return {"predicted_ms": point.predicted_ms, "loss": point.loss, "plan": plan}
+
+
+def _tensor_kind(tensor: Tensor) -> dict[str, Any]:
+    return {"shape": list(tensor.shape), "dtype": str(tensor.dtype).removeprefix("torch.")}
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {name: _finite(value) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content

@@ -1,0 +1,88 @@
+"""The words that reports and the terminal share: latencies, places, deeds and verdicts as text."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from depthcomp.results.findings import Findings, SpanRecord
+    from depthcomp.training.finetune import FinetuneRecord
+    from fx_passes import SpanChoice
+    from latency_tables import Environment
+
+__all__ = ["deed", "deeds", "line_residual", "milliseconds", "percent", "place", "tuning", "verdict", "where"]
+
+_BACKENDS = {
+    "onnxruntime": "ONNX Runtime",
+    "onnxruntime_cuda": "ONNX Runtime's CUDA provider",
+    "onnxruntime_tensorrt": "ONNX Runtime's TensorRT provider",
+    "openvino": "OpenVINO",
+    "torch": "PyTorch",
+    "torch_compile": "torch.compile",
+    "tensorrt": "TensorRT",
+    "tensorrt_rtx": "TensorRT for RTX",
+}
+_PAST = {"fit": "fitted", "merge": "merged", "drop": "dropped"}
+
+
+def milliseconds(ms: float) -> str:
+    """Return a latency as text: two decimals from 1 ms on, three below.
+
+    Example:
+        >>> milliseconds(12.844), milliseconds(0.1234)
+        ('12.84 ms', '0.123 ms')
+    """
+    return f"{ms:.2f} ms" if abs(ms) >= 1 else f"{ms:.3f} ms"
+
+
+def percent(share: float) -> str:
+    """Return a relative difference as text, signed.
+
+    Example:
+        >>> percent(0.0187), percent(-0.25)
+        ('+1.9 %', '-25.0 %')
+    """
+    return f"{100 * share:+.1f} %"
+
+
+def place(result: Findings) -> str:
+    """Return where a result was measured: library, device, threads, precision and batch size."""
+    return f"{where(result.environment)}, {result.environment.precision}, batch {len(result.example_inputs[0])}"
+
+
+def where(here: Environment) -> str:
+    """Return the library, the device and the threads of an environment."""
+    library = f"{_BACKENDS.get(here.backend, here.backend)} {here.backend_version}"
+    return f"{library}, {here.device}, {here.threads} thread{'' if here.threads == 1 else 's'}"
+
+
+def line_residual(result: Findings) -> str:
+    """Return how far the measured networks lie from the line that predicts them."""
+    line, residual = result.table.calibration, result.residual
+    return "not known" if line is None or residual is None else f"{100 * residual:.1f} % over {line.n} networks"
+
+
+def verdict(result: Findings) -> str:
+    """Return whether the measured latency is within the budget, and by how much."""
+    gap = milliseconds(abs(result.budget_ms - result.measured_ms))
+    return f"met, {gap} to spare" if result.measured_ms <= result.budget_ms else f"missed by {gap}"
+
+
+def deed(choice: SpanChoice) -> str:
+    """Return what a choice does with its span, in the past tense."""
+    size = "" if choice.kernel is None else f" {choice.kernel[0]}x{choice.kernel[1]}"
+    return f"{_PAST[choice.kind]}{size}"
+
+
+def deeds(spans: Iterable[SpanRecord]) -> str:
+    """Return how many spans a plan did what with."""
+    counts = Counter[str](record.choice.kind for record in spans)
+    return ", ".join(f"{counts[kind]} {word}" for kind, word in _PAST.items() if counts[kind]) or "none"
+
+
+def tuning(record: FinetuneRecord) -> str:
+    """Return which network fine-tuning chose, of how many epochs and seconds."""
+    epochs = f"{record.epochs} epoch{'' if record.epochs == 1 else 's'}"
+    return f"best: {record.best}; {epochs} in {record.seconds:.0f} s"

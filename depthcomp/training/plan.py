@@ -1,0 +1,145 @@
+"""Fine-tuning a compression: norms for the fitted convolutions come first, the merge and its proof last."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves
+
+from depthcomp.errors import TrainingError
+from depthcomp.progress import Progress
+from depthcomp.training.config import FinetuneConfig
+from depthcomp.training.finetune import FinetuneRecord, finetune
+from depthcomp.training.processes import Processes
+from depthcomp.training.randomness import own_randomness
+from depthcomp.training.sources import sources
+from fx_passes import Plan, fits_without_norm, insert_norms, merge
+
+__all__ = ["FinetunedPlan", "finetune_plan", "with_norms_for_fits"]
+
+CALIBRATION_BATCHES = 8  # whose tensors tell the statistics that norms begin with, where none are given
+TOLERANCE = 1e-3  # of the largest output, between the network that was trained and its merged form, in single precision
+
+
+@dataclass(frozen=True, slots=True)
+class FinetunedPlan:
+    """A fine-tuned compression.
+
+    Attributes:
+        model: the merged network, in evaluation mode.
+        trainable: what was trained, the same function; `fx_passes.merge(trainable, plan)` gives `model`.
+        record: the numbers.
+    """
+
+    model: fx.GraphModule
+    trainable: fx.GraphModule
+    record: FinetuneRecord
+
+
+def finetune_plan(
+    trainable: fx.GraphModule,
+    plan: Plan,
+    teacher: nn.Module | None,
+    train: Iterable[Any],
+    val: Iterable[Any] | None = None,
+    config: FinetuneConfig | None = None,
+    *,
+    calibration: Sequence[Tensor] | None = None,
+    folder: str | os.PathLike[str] | None = None,
+    anew: bool = False,
+    progress: Progress | None = None,
+) -> FinetunedPlan:
+    """Return a compression with weights trained on, merged, and compared with what was trained.
+
+    While training, a batch norm follows each fitted convolution (`FinetuneConfig.fit_norms`).
+
+    Args:
+        trainable: a linearized graph, fitted; not changed.
+        plan: the plan that it was linearized by.
+        teacher: usually the original network; None for none.
+        train: as for `finetune`.
+        val: as for `finetune`.
+        config: how to train.
+        calibration: batches of images, by which the norms begin and the merged network is compared; None for the
+            first ones of `train`.
+        folder: as for `finetune`.
+        anew: as for `finetune`.
+        progress: called as (stage, done, total).
+
+    Raises:
+        TrainingError: as for `finetune`, or the merged network is not the function that was trained.
+    """
+    config = config or FinetuneConfig()
+    calibration = _first_images(train, val, config) if calibration is None else calibration
+    student = with_norms_for_fits(trainable, plan, calibration) if config.fit_norms else trainable
+    ends = [choice.exit for choice in plan]
+    tuned = finetune(student, teacher, train, val, config, features=ends, folder=folder, anew=anew, progress=progress)
+    assert isinstance(tuned.network, fx.GraphModule)  # as the student is
+    if tuned.record.best == "untrained":
+        return FinetunedPlan(merge(trainable, plan), trainable, tuned.record)
+    merged = merge(tuned.network, plan)
+    _require_same(tuned.network, merged, calibration[0])
+    return FinetunedPlan(merged, tuned.network, tuned.record)
+
+
+def _first_images(train: Iterable[Any], val: Iterable[Any] | None, config: FinetuneConfig) -> list[Tensor]:
+    """Return the first batches to train on, the same in each run and process."""
+    here = Processes(0, 1, torch.device("cpu"))
+    with own_randomness(here.device):
+        return [batch.images for batch in sources(train, val, config, here)[0].first(CALIBRATION_BATCHES)]
+
+
+@torch.no_grad()
+def with_norms_for_fits(trainable: fx.GraphModule, plan: Plan, batches: Sequence[Tensor]) -> fx.GraphModule:
+    """Return a copy of a linearized graph in which a batch norm that changes nothing follows each fitted convolution.
+
+    Norms that follow one already, from an earlier fine-tuning, stay as they are.
+
+    Args:
+        trainable: the graph; not changed.
+        plan: the plan that it was linearized by.
+        batches: images, whose tensors tell the statistics that the norms begin with.
+    """
+    network = copy.deepcopy(trainable).eval()
+    sums: dict[str, list[Tensor]] = {}
+    hooks = [
+        place.module.register_forward_hook(_summing(sums, place.core)) for place in fits_without_norm(network, plan)
+    ]
+    for batch in batches if hooks else ():
+        network(batch)
+    moments = {}
+    for core, (count, total, squares) in sums.items():
+        mean = total / count
+        moments[core] = mean, (squares / count - mean.square()).clamp_min(0)
+    return insert_norms(trainable, plan, moments)
+
+
+def _summing(sums: dict[str, list[Tensor]], core: str) -> Any:
+    """Return a hook that adds up a convolution's outputs and their squares by channel, in float64."""
+
+    def add(module: nn.Module, inputs: Any, output: Tensor) -> None:
+        values = output.double()
+        found = [torch.tensor(values.numel() / values.shape[1]), values.sum((0, 2, 3)), values.square().sum((0, 2, 3))]
+        sums[core] = [a + b for a, b in zip(sums[core], found, strict=True)] if core in sums else found
+
+    return add
+
+
+@torch.no_grad()
+def _require_same(trained: nn.Module, merged: nn.Module, images: Tensor) -> None:
+    """Refuse a merged network that is not the function that was trained."""
+    for wanted, found in zip(tree_leaves(trained(images)), tree_leaves(merged(images)), strict=True):
+        if isinstance(wanted, Tensor) and wanted.is_floating_point():
+            error, scale = float((wanted - found).abs().max()), float(wanted.abs().max())
+            if not error <= TOLERANCE * max(scale, 1e-6):
+                raise TrainingError(
+                    f"the merged network differs from the one that was trained by {error:.2g}, where outputs are up to "
+                    f"{scale:.2g}; its weights are too large to be merged in single precision, so train with a lower "
+                    "learning rate or more weight decay"
+                )

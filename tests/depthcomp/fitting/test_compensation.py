@@ -1,0 +1,163 @@
+"""Kept convolutions behind a change: which they are, what they aim at, and new weights where norms stand."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from depthcomp.data.calibration import cross_validated, separate
+from depthcomp.fitting.compensation import kept_behind, load_operator
+from depthcomp.fitting.refit import Refitter
+from fx_passes import Plan, SpanChoice, capture, fold_batch_norms, linearize, merge, placed_convolutions
+from fx_passes.affine import AffineConv
+
+
+class Residual(nn.Module):
+    """A stem, two residual blocks of 1x1, depthwise and 1x1, a head; norms with random statistics."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6), nn.ReLU())
+        self.one, self.two = self.block(), self.block()
+        self.head = nn.Linear(6, 5)
+
+    def block(self):
+        return nn.Sequential(
+            nn.Conv2d(6, 11, 1, bias=False), nn.BatchNorm2d(11), nn.ReLU(),
+            nn.Conv2d(11, 11, 3, padding=1, groups=11, bias=False), nn.BatchNorm2d(11), nn.ReLU(),
+            nn.Conv2d(11, 6, 1, bias=True), nn.BatchNorm2d(6),
+        )  # fmt: skip
+
+    def forward(self, x):
+        x = self.stem(x)
+        x = x + self.one(x)
+        x = x + self.two(x)
+        return self.head(x.mean((2, 3)))
+
+
+def images(count, seed=1):
+    return torch.randn(count, 3, 9, 7, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.fixture(scope="module")
+def captured():
+    torch.manual_seed(0)
+    model = Residual().double()
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            nn.init.uniform_(norm.running_var, 0.5, 2.0)
+            nn.init.uniform_(norm.weight, 0.5, 1.5)
+            nn.init.normal_(norm.running_mean, std=0.3)
+            nn.init.normal_(norm.bias, std=0.3)
+    return capture(model.eval(), images(1))
+
+
+@pytest.fixture(scope="module")
+def network(captured):
+    folded = copy.deepcopy(captured)
+    fold_batch_norms(folded)
+    return folded
+
+
+@pytest.fixture(scope="module")
+def dropped(network):
+    """A plan without the first block."""
+    entry, exit_ = (n.name for n in network.graph.nodes if n.name in ("relu", "stem_2", "add"))
+    return Plan((SpanChoice(entry, exit_, "drop"),))
+
+
+def test_kept_convolutions_behind_a_dropped_block(network, dropped):
+    found = kept_behind(linearize(network, dropped), dropped)
+    assert len(found) == 4
+    first, middle, last, head = found
+    assert (head.core, head.target, head.other) == ("head", "head", None)
+    assert (first.target, middle.target) == (first.core, middle.core)
+    assert first.other is middle.other is None
+    (choice,) = dropped
+    assert last.other == choice.exit
+    assert last.target != last.core
+
+
+def test_nothing_is_changed_by_an_empty_plan(network):
+    assert kept_behind(linearize(network, Plan()), Plan()) == []
+    refit = Refitter(network, cross_validated(images(6), seed=0)).carry_out(Plan(), kept=True)
+    assert refit.kept == {}
+
+
+def test_a_refit_with_kept_convolutions_is_nearer_to_the_original(network, dropped):
+    calibration = separate(images(24), images(12, seed=2), seed=0)
+    refitter = Refitter(network, calibration)
+    assert refitter.loss(dropped, kept=True) < 0.9 * refitter.loss(dropped)
+
+
+class Projected(Residual):
+    """The second block's shortcut is a projection that runs after the block."""
+
+    def __init__(self):
+        super().__init__()
+        self.projection = nn.Conv2d(6, 6, 1)
+
+    def forward(self, x):
+        x = self.stem(x)
+        x = x + self.one(x)
+        return self.head((self.two(x) + self.projection(x)).mean((2, 3)))
+
+
+def test_a_projection_is_refitted_towards_what_the_branch_before_it_leaves():
+    torch.manual_seed(0)
+    gm = capture(Projected().double().eval(), images(1))
+    fold_batch_norms(gm)
+    entry, exit_ = (n.name for n in gm.graph.nodes if n.name in ("stem_2", "add"))
+    plan = Plan((SpanChoice(entry, exit_, "drop"),))
+    refit = Refitter(gm, separate(images(24), images(12, seed=2), seed=0)).carry_out(plan, kept=True)
+    assert "projection" in refit.kept
+
+
+@pytest.mark.parametrize("dead", [False, True])
+def test_new_weights_in_a_graph_with_norms(captured, network, dead):
+    """Where a channel's scale is zero, its weights do not show and stay out of it."""
+    before, folded = copy.deepcopy(captured), copy.deepcopy(captured)
+    generator = torch.Generator().manual_seed(5)
+    convolutions = [n.name for n in network.graph.nodes if _is_convolution(network, n)]
+    if dead:
+        for gm in (before, folded):
+            for module in gm.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.weight.data[1] = 0
+    fold_batch_norms(folded)
+    for name in convolutions:
+        node = next(n for n in folded.graph.nodes if n.name == name)
+        conv = folded.get_submodule(node.target)
+        weight = torch.randn(conv.weight.shape, generator=generator, dtype=torch.float64)
+        bias = torch.randn(conv.out_channels, generator=generator, dtype=torch.float64)
+        if dead:
+            weight[1] = 0
+        operator = AffineConv(weight, bias, conv.stride, (0, 0, 0, 0), conv.groups)
+        load_operator(before, name, operator)
+        load_operator(folded, name, operator)
+        assert torch.allclose(conv.weight, weight)
+        assert torch.allclose(conv.bias, bias)
+    x = images(4)
+    with torch.no_grad():
+        assert torch.allclose(before(x), folded(x), atol=1e-9)
+        assert not torch.allclose(before(x), captured(x), atol=0.1)
+
+
+def _is_convolution(gm, node):
+    return node.op == "call_module" and isinstance(gm.get_submodule(node.target), nn.Conv2d)
+
+
+def test_the_trainable_form_computes_the_same(captured, network, dropped):
+    refit = Refitter(network, cross_validated(images(12), seed=0)).carry_out(dropped, kept=True)
+    assert len(refit.kept) == 4
+    trainable = linearize(captured, dropped)
+    for name, operator in refit.kept.items():
+        load_operator(trainable, name, operator)
+    x = images(5, seed=7)
+    with torch.no_grad():
+        wanted = merge(refit.linearized, dropped)(x)
+        assert torch.allclose(trainable(x), wanted, atol=1e-9)
+        assert torch.allclose(merge(trainable, dropped)(x), wanted, atol=1e-9)
+        assert not torch.allclose(linearize(captured, dropped)(x), wanted, atol=1e-3)
+    assert not placed_convolutions(trainable, dropped)

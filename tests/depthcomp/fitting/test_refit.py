@@ -1,0 +1,290 @@
+"""Refits: every fit sees what the compressed network really has, and no judge's image where one is left out."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import fx, nn
+
+from depthcomp.data.calibration import Layout, cross_validated, separate
+from depthcomp.fitting import ridge
+from depthcomp.fitting.candidates import fit_candidates, whole_states
+from depthcomp.fitting.divergence import divergence
+from depthcomp.fitting.memory import FitMemory
+from depthcomp.fitting.refit import Refitter
+from depthcomp.fitting.ridge import RidgeSystem, design_of, sample_positions, starting_point
+from depthcomp.preparation import OFFERED
+from depthcomp.pricing import Pricing
+from fx_passes import Plan, capture, enumerate_spans, linearize, merge, placed_convolutions
+
+
+class Forked(nn.Module):
+    """Three convolutions in a row, a strided one among them, then a block with a projection; class scores."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 6, 3, padding=1)
+        self.down = nn.Conv2d(6, 8, 3, stride=2, padding=1)
+        self.long = nn.Sequential(nn.Conv2d(8, 5, 1), nn.ReLU(), nn.Conv2d(5, 8, 3, padding=1))
+        self.short = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 1))
+        self.act, self.head = nn.ReLU(), nn.Linear(8, 7)
+
+    def forward(self, x):
+        x = self.act(self.down(self.act(self.two(self.act(self.one(x))))))
+        return self.head((self.long(x) + self.short(x)).mean((2, 3)))
+
+
+def images(count, seed=1, size=12):
+    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.fixture(scope="module")
+def network():
+    torch.manual_seed(0)
+    model = Forked().double().eval()
+    for convolution in model.modules():
+        if isinstance(convolution, nn.Conv2d):
+            nn.init.kaiming_normal_(convolution.weight)
+    return capture(model, images(1))
+
+
+@pytest.fixture(scope="module")
+def candidates(network):
+    return Pricing(network).candidates(enumerate_spans(network, OFFERED))
+
+
+@pytest.fixture(scope="module")
+def calibration():
+    """Three batches of four images, a fold each: few enough for every pixel to be sampled."""
+    return cross_validated(images(12), seed=0)
+
+
+@pytest.fixture(scope="module")
+def fits(candidates):
+    return [candidate.choice for candidate in candidates if candidate.choice.kind == "fit"]
+
+
+@pytest.fixture(scope="module")
+def in_a_row(fits):
+    """A plan of two fits, the second of which reads what the first gives."""
+    first = next(choice for choice in fits if choice.entry == "x" and choice.kernel == (3, 3))
+    return Plan((first, next(c for c in fits if c.entry == first.exit and c.kernel == (3, 3))))
+
+
+@pytest.fixture(scope="module")
+def forked(fits):
+    """A plan of a fit in either branch."""
+    return Plan(tuple(next(c for c in reversed(fits) if c.exit.startswith(branch)) for branch in ("long", "short")))
+
+
+@pytest.fixture
+def one_strength(monkeypatch):
+    """What a fold judges is then decided."""
+    monkeypatch.setattr(ridge, "STRENGTHS", (0.03,))
+    monkeypatch.setattr(ridge, "UNJUDGED_STRENGTH", 0.03)
+
+
+def operators(linearized, plan):
+    return [place.operator for place in placed_convolutions(linearized, plan)]
+
+
+def largest_difference(one, other):
+    pairs = [(getattr(a, p), getattr(b, p)) for a, b in zip(one, other, strict=True) for p in ("weight", "bias")]
+    return max(float((a - b).abs().max()) for a, b in pairs)
+
+
+def value_at(gm, batch, name):
+    """Return one node's value by torch.fx's own interpreter."""
+    found = {}
+
+    class Recorder(fx.Interpreter):
+        def run_node(self, node):
+            found[node.name] = super().run_node(node)
+            return found[node.name]
+
+    with torch.no_grad():
+        Recorder(gm).run(batch)
+    return found[name]
+
+
+def by_hand(network, plan, calibration, unseen=None):
+    """Return the operators of a refit in as many whole forwards as it takes."""
+    linearized = linearize(network, plan)
+    for place in placed_convolutions(linearized, plan):
+        shape = place.operator
+        system = RidgeSystem(design_of(place.entry, shape), shape.kernel, shape.in_channels)
+        for fold, batch in zip(calibration.folds, calibration.batches, strict=True):
+            entry, target = value_at(linearized, batch, place.entry), value_at(network, batch, place.core)
+            everywhere = sample_positions(target, target.numel(), torch.Generator())
+            system.accumulate(entry, {"y": everywhere.pixels(target)}, everywhere, fold=fold)
+        matched = {"y"} if whole_states(network, [place.core]) else set()
+        if unseen is None:
+            (found,) = system.solve(["y"], starting_point(shape), judges=calibration.judges, match_variance=matched)
+        else:
+            ((found,),) = system.solve_without([unseen], ["y"], starting_point(shape), match_variance=matched).values()
+        place.load(found)
+    return operators(linearized, plan)
+
+
+@pytest.mark.parametrize("unseen", [None, 0, 1, 2])
+@pytest.mark.parametrize("name", ["in_a_row", "forked"])
+def test_each_fit_maps_what_the_compressed_network_has_to_what_the_original_had(
+    network, calibration, request, name, unseen
+):
+    plan = request.getfixturevalue(name)
+    found = operators(Refitter(network, calibration).carry_out(plan, unseen=unseen).linearized, plan)
+    assert len(found) == 2
+    assert largest_difference(found, by_hand(network, plan, calibration, unseen)) < 1e-8
+
+
+@pytest.mark.usefixtures("one_strength")
+def test_a_lone_refit_is_the_fit_that_was_scored(network, candidates, calibration, fits):
+    scored = fit_candidates(network, candidates, calibration, seed=0)
+    refitter = Refitter(network, calibration)
+    for choice in fits[::7]:
+        for fold in calibration.judges:
+            found = operators(refitter.carry_out(Plan((choice,)), unseen=fold).linearized, Plan((choice,)))
+            assert largest_difference(found, [scored[choice][fold]]) < 1e-8, choice
+
+
+LITTLE = 0.15  # MiB: 28 unknowns, 4 patterns over 6 channels
+
+
+@pytest.mark.usefixtures("one_strength")
+def test_a_refit_has_the_memory_and_the_fallback_of_the_fit_that_was_scored(network, candidates, calibration, fits):
+    memory = FitMemory(3, LITTLE)
+    scored = fit_candidates(network, candidates, calibration, seed=0, memory=memory)
+    refitter = Refitter(network, calibration, memory_mib=LITTLE)
+    cut = [c.choice for c in candidates if c.choice.kind == "fit" and not memory.is_whole(c.operator)]
+    assert cut
+    assert any(choice not in cut for choice in fits)
+    for choice in (*cut[::3], *(choice for choice in fits[::9] if choice not in cut)):
+        found = operators(refitter.carry_out(Plan((choice,)), unseen=1).linearized, Plan((choice,)))
+        assert largest_difference(found, [scored[choice][1]]) < 1e-8, choice
+        kernels = found[0].weight.flatten(2).flatten(0, 1)
+        few = int(torch.linalg.matrix_rank(kernels, rtol=1e-9)) < min(kernels.shape)
+        assert few is (choice in cut)
+
+
+def mean_loss(network, changed, batches):
+    with torch.no_grad():
+        return sum(divergence(network(batch), changed(batch)) for batch in batches) / len(batches)
+
+
+def test_later_fits_make_up_for_earlier_ones(network, candidates, calibration, in_a_row):
+    """What comes out of the last fit is closer to the original's tensor there than it is for fits on their own."""
+    scored = fit_candidates(network, candidates, calibration, seed=0)
+    exit_ = in_a_row.choices[-1].exit
+    for unseen in calibration.judges:
+        alone, together = (
+            linearize(network, in_a_row),
+            Refitter(network, calibration).carry_out(in_a_row, unseen=unseen).linearized,
+        )
+        for place, choice in zip(placed_convolutions(alone, in_a_row), in_a_row, strict=True):
+            place.load(scored[choice][unseen])
+        seen = torch.cat([batch for fold in {0, 1, 2} - {unseen} for batch in calibration.fold(fold)])
+        wanted, *found = (value_at(gm, seen, exit_) for gm in (network, together, alone))
+        assert (found[0] - wanted).square().mean() < 0.95 * (found[1] - wanted).square().mean()
+
+
+@pytest.mark.usefixtures("one_strength")
+@pytest.mark.parametrize("name", ["in_a_row", "forked"])
+@pytest.mark.parametrize("unseen", [0, 1, 2])
+def test_images_do_not_show_in_a_refit_that_has_not_seen_them(network, calibration, request, unseen, name):
+    plan = request.getfixturevalue(name)
+    batches = [3 * b + 1 if fold == unseen else b for fold, b in enumerate(calibration.batches)]
+    one, other = Refitter(network, calibration), Refitter(network, replace(calibration, batches=tuple(batches)))
+    for fold in calibration.judges:
+        pair = [operators(refitter.carry_out(plan, unseen=fold).linearized, plan) for refitter in (one, other)]
+        assert (largest_difference(*pair) == 0) is (fold == unseen)
+    assert largest_difference(*[operators(refitter.carry_out(plan).linearized, plan) for refitter in (one, other)]) > 0
+
+
+@pytest.mark.parametrize("count", [2, 13, 30])
+def test_the_loss_is_taken_on_each_fold_after_a_refit_without_it(network, in_a_row, count):
+    calibration = cross_validated(images(count), seed=0)
+    total = 0.0
+    for fold in range(min(3, count)):
+        changed = merge(Refitter(network, calibration).carry_out(in_a_row, unseen=fold).linearized, in_a_row)
+        with torch.no_grad():
+            for image in torch.cat(calibration.fold(fold)).split(1):
+                total += divergence(network(image), changed(image))
+    assert Refitter(network, calibration).loss(in_a_row) == pytest.approx(total / count, rel=1e-9)
+
+
+def test_the_loss_is_taken_on_separate_images_alone(network, in_a_row):
+    layout = Layout(8, torch.channels_last)
+    calibration = separate(images(12), images(11, seed=2), seed=0, layout=layout)
+    fitted = replace(calibration, batches=calibration.batches[:2], folds=(0, 0), judges=(), withheld=None)
+    refitter = Refitter(network, calibration)
+    changed = merge(refitter.carry_out(in_a_row, unseen=1).linearized, in_a_row)
+    wanted = mean_loss(network, changed, images(11, seed=2).split(1))
+    assert [len(batch) for batch in calibration.batches] == [6, 6, 6, 5]
+    assert refitter.loss(in_a_row) == pytest.approx(wanted, rel=1e-9)
+    assert refitter.loss(in_a_row) != pytest.approx(Refitter(network, fitted).loss(in_a_row), rel=1e-3)
+
+
+def test_one_image_judges_what_was_fitted_to_it(network, in_a_row):
+    refitter = Refitter(network, cross_validated(images(1), seed=0))
+    changed = merge(refitter.carry_out(in_a_row).linearized, in_a_row)
+    assert refitter.loss(in_a_row) == pytest.approx(mean_loss(network, changed, [images(1)]), rel=1e-9)
+
+
+def test_the_loss_of_an_empty_plan_is_nothing(network, calibration):
+    assert Refitter(network, calibration).loss(Plan()) == pytest.approx(0.0, abs=1e-12)
+
+
+def test_what_was_asked_before_does_not_show(network, calibration, in_a_row, forked):
+    used = Refitter(network, calibration, seed=3)
+    for plan, unseen in [(in_a_row, None), (forked, 1), (in_a_row, 2)]:
+        used.carry_out(plan, unseen=unseen)
+        used.loss(plan)
+    for plan in (in_a_row, forked, Plan((in_a_row.choices[1],))):
+        fresh = Refitter(network, calibration, seed=3)
+        pair = [operators(refitter.carry_out(plan).linearized, plan) for refitter in (fresh, used)]
+        assert largest_difference(*pair) == 0
+        assert fresh.loss(plan) == used.loss(plan)
+
+
+def test_what_is_not_fitted_stays(network, candidates, calibration):
+    plan = Plan((next(c.choice for c in candidates if c.choice.kind == "merge"),))
+    state, wanted = (
+        Refitter(network, calibration).carry_out(plan).linearized.state_dict(),
+        linearize(network, plan).state_dict(),
+    )
+    assert state.keys() == wanted.keys()
+    assert all(torch.equal(value, wanted[name]) for name, value in state.items())
+
+
+def test_the_network_and_the_images_are_not_changed(network, calibration, in_a_row):
+    text, state = str(network.graph), copy.deepcopy(network.state_dict())
+    batches = [batch.clone() for batch in calibration.batches]
+    Refitter(network, calibration).loss(in_a_row)
+    assert str(network.graph) == text
+    assert all(torch.equal(value, network.state_dict()[name]) for name, value in state.items())
+    assert all(torch.equal(kept, batch) for kept, batch in zip(batches, calibration.batches, strict=True))
+
+
+def test_progress_is_reported_to_the_end(network, calibration, in_a_row):
+    calls = []
+    Refitter(network, calibration).carry_out(in_a_row, progress=lambda *call: calls.append(call))
+    assert calls == [("refitting", 1, 2), ("refitting", 2, 2)]
+
+
+def test_separate_images_are_never_fitted_on(network, in_a_row, one_strength):
+    one, other = (
+        operators(
+            Refitter(network, separate(images(12), images(11, seed=s), seed=0)).carry_out(in_a_row).linearized, in_a_row
+        )
+        for s in (2, 3)
+    )
+    assert largest_difference(one, other) == 0
+
+
+def test_many_judging_images_leave_the_fits_their_pixels(network, in_a_row):
+    """As many pixels are sampled from each fitted batch, however many images judge."""
+    few, many = (Refitter(network, separate(images(12), images(n, seed=2), seed=0)) for n in (3, 90))
+    few.carry_out(in_a_row)
+    many.carry_out(in_a_row)
+    assert set(few._pixels) == set(many._pixels)

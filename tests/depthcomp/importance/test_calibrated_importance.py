@@ -1,0 +1,331 @@
+"""Losses: what a choice is scored with is what the really rewritten network does."""
+
+import copy
+import math
+from collections import defaultdict
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torchvision.models.mobilenetv2 import InvertedResidual
+
+from depthcomp.data.calibration import CalibrationSet, Layout, cross_validated, separate
+from depthcomp.fitting import ridge
+from depthcomp.fitting.candidates import fit_candidates
+from depthcomp.fitting.divergence import divergence
+from depthcomp.fitting.memory import FitMemory
+from depthcomp.importance.calibrated import calibrated
+from depthcomp.preparation import OFFERED
+from depthcomp.pricing import Pricing
+from fx_passes import Plan, capture, enumerate_spans, linearize, merge, placed_convolutions
+from fx_passes.merge import fold_batch_norms
+
+
+class Branched(nn.Module):
+    """A stem, a strided convolution, an inverted residual, a block with a projection; class scores."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6), nn.ReLU())
+        self.inverted = InvertedResidual(6, 6, 1, 2)
+        self.down, self.act = nn.Conv2d(6, 8, 3, stride=2, padding=1), nn.ReLU()
+        self.long = nn.Sequential(nn.Conv2d(8, 5, 1), nn.ReLU(), nn.Conv2d(5, 8, 3, padding=1))
+        self.short = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 1))
+        self.head = nn.Linear(8, 7)
+
+    def forward(self, x):
+        x = self.act(self.down(self.inverted(self.stem(x))))
+        x = self.long(x) + self.short(x)
+        return self.head(x.mean((2, 3)))
+
+
+def images(count=6, size=12, seed=1):
+    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.fixture(scope="module")
+def network():
+    torch.manual_seed(0)
+    model = Branched().double()
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            nn.init.uniform_(norm.running_var, 0.5, 2.0)
+            nn.init.uniform_(norm.weight, 0.5, 1.5)
+            nn.init.normal_(norm.bias, std=0.3)
+    gm = capture(model.eval(), images(1))
+    fold_batch_norms(gm)
+    gm.recompile()
+    return gm
+
+
+@pytest.fixture(scope="module")
+def candidates(network):
+    return Pricing(network).candidates(enumerate_spans(network, OFFERED))
+
+
+EQUAL_SAVINGS = defaultdict(lambda: 1.0)
+
+
+@pytest.fixture(scope="module")
+def calibration():
+    """Four images a fold."""
+    return cross_validated(images(12, seed=2), seed=0)
+
+
+@pytest.fixture(scope="module")
+def losses(network, candidates, calibration):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("depthcomp.importance.calibrated.LEAST_SCORED", len(candidates))
+        return calibrated(network, candidates, calibration, EQUAL_SAVINGS, seed=0)
+
+
+@pytest.fixture(scope="module")
+def operators(network, candidates, calibration):
+    return fit_candidates(network, candidates, calibration, seed=0)
+
+
+@pytest.fixture
+def one_strength(monkeypatch):
+    """What a fold judges is then decided."""
+    monkeypatch.setattr(ridge, "STRENGTHS", (0.03,))
+
+
+def rewritten(network, choice, operator):
+    """Return the merged network of a plan of one choice; the merge does without `operator` where nothing is fitted."""
+    plan = Plan((choice,))
+    linearized = linearize(network, plan)
+    if choice.kind == "fit":
+        (place,) = placed_convolutions(linearized, plan)
+        place.load(operator)
+    return merge(linearized, plan)
+
+
+def true_loss(network, choice, operators, judging):
+    """Return the mean divergence of networks really rewritten, each on images that its operator has not seen."""
+    with torch.no_grad():
+        found = [
+            divergence(network(batch), rewritten(network, choice, operators[choice][fold])(batch))
+            for fold, batch in judging
+        ]
+    return float(np.mean(found))
+
+
+def test_every_kind_of_choice_is_scored(losses):
+    assert {choice.kind for choice in losses} == {"merge", "fit", "drop"}
+    assert all(math.isfinite(loss) and loss >= 0 for loss in losses.values())
+
+
+@pytest.mark.parametrize("kind", ["merge", "drop", "fit"])
+def test_a_loss_is_that_of_the_really_rewritten_network(network, calibration, losses, operators, kind):
+    judging = list(calibration.judging())
+    assert [fold for fold, _ in judging] == [0, 1, 2]
+    chosen = [choice for choice in losses if choice.kind == kind]
+    assert len(chosen) >= 2
+    for choice in chosen:
+        wanted = true_loss(network, choice, operators, judging)
+        assert losses[choice] == pytest.approx(wanted, rel=1e-6, abs=1e-9), choice
+
+
+@pytest.mark.parametrize("most", [1, 2])
+def test_losses_are_taken_on_so_many_judging_batches_at_most(
+    network, candidates, calibration, operators, monkeypatch, most
+):
+    monkeypatch.setattr("depthcomp.importance.calibrated.MOST_JUDGING", most)
+    fits = [c for c in candidates if c.choice.kind == "fit"][::5]
+    for choice, loss in calibrated(network, fits, calibration, EQUAL_SAVINGS, seed=0).items():
+        some = list(calibration.judging())[:most]
+        assert loss == pytest.approx(true_loss(network, choice, operators, some), rel=1e-6), choice
+
+
+def test_separate_images_alone_judge(network, candidates):
+    layout = Layout(8, torch.channels_last)
+    calibration = separate(images(8, seed=2), images(11, seed=3), seed=0, layout=layout)
+    some = [c for c in candidates if c.choice.kind == "fit"][::5]
+    operators = fit_candidates(network, some, calibration, seed=0)
+    judging = list(calibration.judging())
+    assert [fold for fold, _ in judging] == [1, 1]
+    for choice, loss in calibrated(network, some, calibration, EQUAL_SAVINGS, seed=0).items():
+        assert operators[choice].keys() == {1}
+        assert loss == pytest.approx(true_loss(network, choice, operators, judging), rel=1e-6), choice
+
+
+def test_one_image_judges_what_was_fitted_to_it(network, candidates):
+    calibration, some = cross_validated(images(1), seed=0), candidates[::5]
+    assert {c.choice.kind for c in some} == {"merge", "fit", "drop"}
+    operators = fit_candidates(network, some, calibration, seed=0)
+    for choice, loss in calibrated(network, some, calibration, EQUAL_SAVINGS, seed=0).items():
+        wanted = true_loss(network, choice, operators, [(0, images(1))])
+        assert loss == pytest.approx(wanted, rel=1e-6, abs=1e-9), choice
+
+
+def fitted(operators):
+    return {choice: by_fold for choice, by_fold in operators.items() if choice.kind == "fit"}
+
+
+def same(one, other, atol=0.0):
+    return all(torch.allclose(getattr(one, p), getattr(other, p), rtol=0, atol=atol) for p in ("weight", "bias"))
+
+
+@pytest.mark.usefixtures("one_strength")
+@pytest.mark.parametrize("unseen", [0, 1, 2])
+def test_images_do_not_show_in_fits_that_have_not_seen_them(network, candidates, calibration, unseen):
+    batches = [3 * b + 1 if fold == unseen else b for fold, b in enumerate(calibration.batches)]
+    changed = replace(calibration, batches=tuple(batches))
+    one, other = (fitted(fit_candidates(network, candidates, c, seed=0)) for c in (calibration, changed))
+    for choice, by_fold in one.items():
+        for fold, operator in by_fold.items():
+            assert same(operator, other[choice][fold]) is (fold == unseen), (choice, fold)
+
+
+def test_channels_that_light_up_in_the_first_fold_alone():
+    """Bright photos come first; the features that they have are zero on all others."""
+    torch.manual_seed(0)
+    chain = [layer for _ in range(2) for layer in (nn.Conv2d(97, 97, 3, padding=1, groups=97), nn.ReLU())]
+    model = nn.Sequential(nn.Conv2d(3, 97, 3), nn.ReLU(), *chain, nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    with torch.no_grad():
+        model[0].weight.abs_()
+        model[0].bias.uniform_(-2.5, -1.5)
+    photos = 0.05 * torch.rand(24, 3, 26, 26)
+    photos[:8] += 1
+    gm = capture(model, photos[:1])
+    found = calibrated(
+        gm, Pricing(gm).candidates(enumerate_spans(gm, OFFERED)), cross_validated(photos, seed=0), EQUAL_SAVINGS
+    )
+    assert all(math.isfinite(loss) for loss in found.values())
+
+
+@pytest.mark.usefixtures("one_strength")
+@pytest.mark.parametrize("unseen", [0, 1, 2])
+def test_a_fit_without_a_fold_is_that_on_the_others_alone(network, candidates, calibration, monkeypatch, unseen):
+    """All pixels are sampled here, so both solve the same equations."""
+    monkeypatch.setattr(ridge, "UNJUDGED_STRENGTH", *ridge.STRENGTHS)
+    others = tuple(batch for fold, batch in enumerate(calibration.batches) if fold != unseen)
+    alone = fitted(fit_candidates(network, candidates, CalibrationSet(others, (0, 0), judges=()), seed=0))
+    found = fitted(fit_candidates(network, candidates, calibration, seed=0))
+    assert found.keys() == alone.keys()
+    for choice, by_fold in found.items():
+        assert by_fold.keys() == {0, 1, 2}
+        assert same(by_fold[unseen], alone[choice][0], atol=1e-8), choice
+
+
+def test_the_scored_operator_is_an_oracle_of_the_merge(network, operators):
+    """A merge choice's operator, put in by `place.load`'s counterpart, equals what merge itself derives."""
+    for choice, by_fold in operators.items():
+        if choice.kind == "merge":
+            merged = merge(linearize(network, Plan((choice,))), Plan((choice,)))
+            conv = merged.get_submodule(
+                next(str(node.target) for node in merged.graph.nodes if "merged" in str(node.target))
+            )
+            assert all(torch.allclose(conv.weight, operator.weight, atol=1e-9) for operator in by_fold.values())
+
+
+def test_a_dropped_span_has_no_operator(operators):
+    dropped = [by_fold for choice, by_fold in operators.items() if choice.kind == "drop"]
+    assert dropped
+    assert all(by_fold == {0: None, 1: None, 2: None} for by_fold in dropped)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_operators_have_the_images_precision(network, candidates, dtype):
+    single, calibration = copy.deepcopy(network).to(dtype), cross_validated(images(6).to(dtype), seed=0)
+    for by_fold in fitted(fit_candidates(single, candidates[::5], calibration)).values():
+        assert {operator.weight.dtype for operator in by_fold.values()} == {dtype}
+
+
+def test_fits_lose_less_than_merges_of_the_same_span(losses):
+    """The exact merge takes activations for identity; the fitted kernel of the same size has seen data."""
+    fits = {(c.entry, c.exit, c.kernel): loss for c, loss in losses.items() if c.kind == "fit"}
+    both = [
+        (loss, fits[c.entry, c.exit, c.kernel])
+        for c, loss in losses.items()
+        if c.kind == "merge" and (c.entry, c.exit, c.kernel) in fits
+    ]
+    assert both
+    assert np.mean([fitted for _, fitted in both]) < np.mean([merged for merged, _ in both])
+
+
+def test_the_same_seed_gives_the_same_losses(network, candidates, calibration):
+    one, two = (calibrated(network, candidates[::5], calibration, EQUAL_SAVINGS, seed=4) for _ in range(2))
+    assert one == two
+
+
+def test_the_network_and_the_images_are_not_changed(network, candidates, calibration):
+    text, state = str(network.graph), copy.deepcopy(network.state_dict())
+    batches = [batch.clone() for batch in calibration.batches]
+    calibrated(network, candidates[::5], calibration, EQUAL_SAVINGS)
+    assert str(network.graph) == text
+    assert all(torch.equal(value, network.state_dict()[name]) for name, value in state.items())
+    assert all(torch.equal(kept, batch) for kept, batch in zip(batches, calibration.batches, strict=True))
+
+
+def passes_of(calls):
+    return {what.partition(", ")[2] for what, _, _ in calls if what.startswith("fitting")}
+
+
+def test_several_passes_for_little_memory_give_the_same(network, candidates, calibration, operators, monkeypatch):
+    monkeypatch.setattr("depthcomp.fitting.memory.PARTS", 1)
+    memory, calls = FitMemory(3, 5.5), []
+    assert all(memory.is_whole(c.operator) for c in candidates if c.choice.kind == "fit")
+    found = fit_candidates(
+        network, candidates, calibration, seed=0, memory=memory, progress=lambda *call: calls.append(call)
+    )
+    assert len(passes_of(calls)) > 1
+    assert found.keys() == operators.keys()
+    for choice, by_fold in fitted(operators).items():
+        assert all(same(operator, found[choice][fold], atol=1e-8) for fold, operator in by_fold.items()), choice
+
+
+def test_a_fit_that_takes_too_much_memory_is_of_few_patterns(network, candidates, calibration, operators):
+    memory = FitMemory(3, 0.3)  # 40 unknowns: 13 patterns over 3 channels, 6 over 6, 5 over 8
+    found = fit_candidates(network, candidates, calibration, seed=0, memory=memory)
+    assert found.keys() == operators.keys()
+    cut = {c.choice: memory.patterns(c.operator) for c in candidates if c.operator and not memory.is_whole(c.operator)}
+    assert set(cut.values()) == {5, 6, 13}
+    for choice, by_fold in fitted(found).items():
+        for fold, operator in by_fold.items():
+            if choice in cut:
+                kernels = operator.weight.flatten(2).flatten(0, 1)
+                assert int(torch.linalg.matrix_rank(kernels, rtol=1e-9)) <= cut[choice], choice
+            else:
+                assert same(operator, operators[choice][fold], atol=1e-2), choice  # other pixels were sampled
+
+
+def test_fits_of_few_patterns_lose_little_more_than_whole_ones(network, candidates, calibration, losses):
+    memory = FitMemory(3, 0.3)
+    fits = [c for c in candidates if c.choice.kind == "fit" and not memory.is_whole(c.operator)]
+    found = calibrated(network, fits, calibration, EQUAL_SAVINGS, seed=0, memory=memory)
+    centres = {(c.entry, c.exit): losses[c] for c in losses if c.kind == "fit" and c.kernel == (1, 1)}
+    places = {c.choice: (c.span.entry, c.span.exit) for c in fits}
+    pairs = [(found[c], losses[c], centres[place]) for c, place in places.items() if place in centres]
+    assert len(pairs) > 5
+    cut, whole, centre = np.mean(pairs, axis=0)
+    assert whole < cut < centre
+
+
+def test_progress_is_reported_to_the_end(network, candidates, calibration):
+    calls = []
+    calibrated(
+        network, candidates[::4], calibration, EQUAL_SAVINGS,
+        progress=lambda what, done, total: calls.append((what, done, total)),
+    )  # fmt: skip
+    stages = {what: [(d, t) for w, d, t in calls if w == what] for what, _, _ in calls}
+    assert {what.split(",")[0] for what in stages} == {"fitting", "solving", "scoring"}
+    for seen in stages.values():
+        total = seen[-1][1]
+        assert seen == [(done, total) for done in range(1, total + 1)]
+
+
+def test_more_judging_images_refine_the_better_half(network, candidates, calibration, monkeypatch):
+    monkeypatch.setattr("depthcomp.importance.calibrated.LEAST_SCORED", 1)
+    savings = {c.choice: 1.0 + index % 3 for index, c in enumerate(candidates)}
+    monkeypatch.setattr("depthcomp.importance.calibrated.MOST_JUDGING", 1)
+    first = calibrated(network, candidates, calibration, savings)
+    monkeypatch.setattr("depthcomp.importance.calibrated.MOST_JUDGING", 2)
+    refined = calibrated(network, candidates, calibration, savings)
+    changed = {choice for choice in first if first[choice] != refined[choice]}
+    assert first.keys() == refined.keys()
+    assert len(changed) == (len(first) + 1) // 2
+    dearest = max(first[choice] / savings[choice] for choice in changed)
+    assert dearest <= min(first[c] / savings[c] for c in first.keys() - changed) + 1e-12

@@ -1,0 +1,292 @@
+"""Losses by name, from a journal, or from a file: the same numbers, however they were come by."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from collections import defaultdict
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_network import EXAMPLE, images, tiny_net
+
+from depthcomp import compress_depth
+from depthcomp.errors import DepthCompError, TableError
+from depthcomp.importance.config import KIM23, CalibratedImportance, FinetunedImportance
+from depthcomp.importance.scoring import parse_importance, score_choices
+from depthcomp.importance.shard import score_shard
+from depthcomp.importance.table import ImportanceTable
+from depthcomp.preparation import prepare
+from depthcomp.pricing import Pricing
+from fx_passes import SpanChoice
+from latency_tables import measure
+
+SAVINGS = defaultdict(lambda: 1.0)
+QUICK = FinetunedImportance(steps=1, batch_size=4)
+
+
+@pytest.fixture(scope="module")
+def prepared():
+    return prepare(tiny_net(), EXAMPLE, [images(12)], None, seed=0)
+
+
+@pytest.fixture(scope="module")
+def some(prepared):
+    return prepared.candidates[::6]
+
+
+def losses(prepared, candidates, method, **settings):
+    return score_choices(prepared, candidates, SAVINGS, method, **settings).losses
+
+
+class KilledError(Exception):
+    pass
+
+
+def killing(after):
+    """A progress that ends the run at the given entry of the scores."""
+    seen = []
+
+    def progress(what, done, total):
+        if what in ("scoring", "training choices"):
+            seen.append(done)
+            if len(seen) == after:
+                raise KilledError
+
+    return progress
+
+
+@pytest.mark.parametrize("method", [CalibratedImportance(), QUICK], ids=["calibrated", "finetuned"])
+def test_three_interruptions_change_nothing(prepared, some, tmp_path, method):
+    whole = losses(prepared, some, method)
+    sizes = [0]
+    for after in (2, 4, 5):
+        with pytest.raises(KilledError):
+            losses(prepared, some, method, folder=tmp_path, progress=killing(after))
+        sizes.append((tmp_path / "importance.jsonl").stat().st_size)
+    assert sizes == sorted(set(sizes))
+    assert dict(losses(prepared, some, method, folder=tmp_path)) == dict(whole)
+
+
+def test_what_the_scores_depend_on_is_not_mixed_up(prepared, some, tmp_path):
+    losses(prepared, some, QUICK, folder=tmp_path)
+    first = (tmp_path / "importance.jsonl").read_text()
+    losses(prepared, some, QUICK, folder=tmp_path)
+    assert (tmp_path / "importance.jsonl").read_text() == first
+    data = prepared.calibration
+    moved = replace(data, batches=tuple(batch + 1e-6 for batch in data.batches))
+    for other, method, seed in [
+        (prepared, replace(QUICK, lr=0.02), 0), (prepared, QUICK, 1), (replace(prepared, calibration=moved), QUICK, 0),
+    ]:  # fmt: skip
+        before = (tmp_path / "importance.jsonl").read_text()
+        losses(other, some, method, folder=tmp_path, seed=seed)
+        after = (tmp_path / "importance.jsonl").read_text()
+        assert after.startswith(before)
+        assert after.count("\n") == before.count("\n") + len(some)
+
+
+def test_a_table_gives_the_losses_that_were_saved(prepared, some, tmp_path):
+    found = score_choices(prepared, some, SAVINGS, CalibratedImportance())
+    found.table.save(tmp_path / "importance.json")
+    table = parse_importance(tmp_path / "importance.json")
+    assert table == ImportanceTable(
+        dict(found.losses), "calibrated", {"memory_mib": 1536, "images": None}, found.table.network,
+        found.table.data, 0, found.table.seconds,
+    )  # fmt: skip
+    again = score_choices(prepared, some, SAVINGS, table)
+    assert dict(again.losses) == dict(found.losses)
+    assert again.notes == ()
+    assert table.seconds > 0
+
+
+def test_choices_that_a_table_lacks_are_left_out_and_said(prepared, some):
+    table = ImportanceTable({some[0].choice: 0.25}, network="another")
+    found = score_choices(prepared, some, SAVINGS, table)
+    assert dict(found.losses) == {some[0].choice: 0.25}
+    assert found.notes == (
+        f"{len(some) - 1} of {len(some)} choices stand not in the importance table and were left out",
+        "the importance table was made for a network with other weights",
+    )
+
+
+def test_a_table_of_another_network_is_refused(prepared, some):
+    table = ImportanceTable({SpanChoice("here", "there", "drop"): 0.25})
+    with pytest.raises(TableError, match=r"has 1 choices, and none of the .* that this network offers"):
+        score_choices(prepared, some, SAVINGS, table)
+
+
+def test_losses_that_are_not_finite_are_left_out_and_said(prepared, some, tmp_path):
+    wild = replace(QUICK, lr=1e30, steps=3)
+    found = score_choices(prepared, some[:2], SAVINGS, wild)
+    assert dict(found.losses) == {}
+    assert found.notes == ("2 choices made the loss NaN or infinite and were left out",)
+    found.table.save(tmp_path / "importance.json")
+    assert all(map(math.isnan, ImportanceTable.load(tmp_path / "importance.json").losses.values()))
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda d: d.update(version=2), "has version 2, but this depthcomp reads version 1"),
+        (lambda d: d.pop("seed"), "is not a importance table: seed: Field required"),
+        (lambda d: d["choices"].append(d["choices"][0]), "stands there twice; remove one"),
+        (lambda d: d["choices"][0].update(kernel=[3, 3, 3]), "is not a importance table: choices.0.kernel"),
+        (lambda d: d["choices"][0].update(loss="NaN"), "choices.0.loss: Input should be a valid number"),
+    ],
+)
+def test_a_broken_file_is_refused(tmp_path, change, match):
+    path = tmp_path / "importance.json"
+    ImportanceTable({SpanChoice("a", "b", "merge", (3, 3)): 0.5}).save(path)
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+    with pytest.raises(TableError, match=match):
+        ImportanceTable.load(path)
+
+
+def test_names_paths_and_settings(tmp_path):
+    assert parse_importance("kim23") is KIM23
+    assert parse_importance(QUICK) is QUICK
+    with pytest.raises(TableError, match=r"cannot read the importance table .*missing.json"):
+        parse_importance(tmp_path / "missing.json")
+    for wrong in ("best", 3, None):
+        with pytest.raises(
+            DepthCompError, match="must be one of 'calibrated', 'kim23', 'layermerge', settings such as"
+        ):
+            parse_importance(wrong)
+
+
+class _Shared:
+    """A complete latency table, and what a user would give."""
+
+    def __init__(self, backend):
+        model, x = tiny_net(), images(12)
+        with torch.no_grad():
+            self.given = {"example_inputs": EXAMPLE, "data": [(x, model(x).argmax(1))], "importance": QUICK}
+        self.model = model
+        prepared = prepare(model, EXAMPLE, self.given["data"], None, seed=0)
+        pricing = Pricing(prepared.original)
+        needed = {*prepared.pricing.signatures(prepared.candidates), *pricing.kept.values()}
+        self.table = measure(sorted(needed), backend)
+
+
+def test_shards_in_one_folder_are_what_one_process_finds(tmp_path, arithmetic_backend):
+    shared = _Shared(arithmetic_backend())
+    counts = [score_shard(shared.model, f"{i}/2", tmp_path, table=shared.table, **shared.given) for i in (1, 0)]
+    lines = (tmp_path / "importance.jsonl").read_text()
+    assert lines.count("\n") == sum(counts) > 2
+    alone, together = (
+        compress_depth(
+            shared.model, "80%", table=shared.table, backend=arithmetic_backend(), output_dir=folder, **shared.given
+        )
+        for folder in (None, tmp_path)
+    )
+    assert together.importance.losses == alone.importance.losses
+    assert together.plan == alone.plan
+    assert not (tmp_path / "importance.jsonl").exists()
+    assert ImportanceTable.load(tmp_path / "importance.json") == together.importance
+
+
+class _Counted:
+    """A progress that counts the passes of fits over the images."""
+
+    fits = 0
+
+    def __call__(self, what, done, total):
+        self.fits += what.startswith("fitting")
+
+
+def test_shards_of_fits_leave_nothing_to_fit_and_change_nothing(tmp_path, arithmetic_backend, monkeypatch):
+    """Fits that read one tensor stay together, so that each score has the bits that it has alone."""
+    monkeypatch.setattr("depthcomp.importance.calibrated.LEAST_SCORED", 5)  # so that some are passed over
+    shared, counted = _Shared(arithmetic_backend()), _Counted()
+    given = {**shared.given, "importance": "calibrated"}
+    folders = [tmp_path / f"{i}" for i in range(2)]
+    counts = [
+        score_shard(shared.model, f"{i}/2", folder, table=shared.table, **given) for i, folder in enumerate(folders)
+    ]
+    assert all(counts)
+    together = tmp_path / "together"
+    together.mkdir()
+    lines = "".join((folder / "importance.jsonl").read_text() for folder in folders)
+    (together / "importance.jsonl").write_text(lines)
+    assert lines.count("\n") == sum(counts)
+    alone, found = (
+        compress_depth(
+            shared.model, "80%", table=shared.table, backend=arithmetic_backend(), output_dir=folder,
+            progress=progress, **given,
+        )
+        for folder, progress in ((None, None), (together, counted))
+    )  # fmt: skip
+    assert counted.fits == 0
+    assert dict(found.importance.losses) == dict(alone.importance.losses)
+    assert found.plan == alone.plan
+    assert found.loss == alone.loss
+    assert not (together / "importance.jsonl").exists()
+
+
+def test_a_shard_that_was_interrupted_goes_on(tmp_path, arithmetic_backend):
+    shared = _Shared(arithmetic_backend())
+    given = {**shared.given, "importance": "calibrated", "table": shared.table}
+    with pytest.raises(KilledError):
+        score_shard(shared.model, "1/2", tmp_path, progress=killing(5), **given)
+    begun = (tmp_path / "importance.jsonl").read_text()
+    count = score_shard(shared.model, "1/2", tmp_path, **given)
+    assert (tmp_path / "importance.jsonl").read_text().startswith(begun)
+    assert begun.count("\n") == 5 < (tmp_path / "importance.jsonl").read_text().count("\n") == count
+
+
+def test_a_table_of_scores_has_no_shards(tmp_path):
+    with pytest.raises(DepthCompError, match="is a table of scores, of which nothing is left to share; give"):
+        score_shard(tiny_net(), "0/2", tmp_path, table="table.json", importance=ImportanceTable({}))
+
+
+def test_fits_that_memory_cuts_or_has_no_room_for_are_said(prepared):
+    fits = [c for c in prepared.candidates if c.choice.kind == "fit"][::4]
+    cut = score_choices(prepared, fits, SAVINGS, CalibratedImportance(memory_mib=1))
+    assert dict(cut.losses).keys() == {c.choice for c in fits}
+    (note,) = cut.notes
+    assert "fits are mixtures of fewer patterns than their kernels have pixels, as the whole systems take up to" in note
+    whole = score_choices(prepared, fits, SAVINGS, CalibratedImportance())
+    assert whole.notes == ()
+    assert dict(whole.losses) != dict(cut.losses)
+
+
+def test_a_compression_warns_of_fits_that_memory_cuts_and_refits_them_alike(arithmetic_backend):
+    little = CalibratedImportance(memory_mib=1)
+    with pytest.warns(UserWarning, match="fits are mixtures of fewer patterns than their kernels have pixels"):
+        result = compress_depth(
+            tiny_net(), "80%", backend=arithmetic_backend(), data=[images(6)], importance=little
+        )  # fmt: skip
+    assert any("mixtures of fewer patterns" in warning for warning in result.warnings)
+    assert result.measured_ms <= result.budget_ms
+
+
+SCRIPT = """
+import sys, torch; from collections import defaultdict; from pathlib import Path
+sys.path.insert(0, sys.argv[1]); torch.set_num_threads(1)
+from tiny_network import EXAMPLE, images, tiny_net
+from depthcomp.importance.config import FinetunedImportance
+from depthcomp.preparation import prepare
+from depthcomp.importance.scoring import score_choices
+import os, signal
+def progress(what, done, total):
+    if what == "training choices" and done == int(sys.argv[3]): os.kill(os.getpid(), signal.SIGKILL)
+p = prepare(tiny_net(), EXAMPLE, [images(12)], None, seed=0)
+method = FinetunedImportance(steps=1, batch_size=4)
+score_choices(p, p.candidates[::6], defaultdict(lambda: 1.0), method, folder=Path(sys.argv[2]), progress=progress)
+"""
+
+
+@pytest.mark.slow
+def test_three_kills_change_nothing(prepared, some, tmp_path):
+    for kill_at in (1, 3, 4):
+        arguments = [str(Path(__file__).parents[1]), str(tmp_path), str(kill_at)]
+        done = subprocess.run([sys.executable, "-c", SCRIPT, *arguments], env={**os.environ}, check=False)
+        assert done.returncode == -signal.SIGKILL
+    assert (tmp_path / "importance.jsonl").read_text().count("\n") == 4
+    assert dict(losses(prepared, some, QUICK, folder=tmp_path)) == dict(losses(prepared, some, QUICK))
