@@ -55,8 +55,8 @@ class Method:
         importance: the importance that it comes with.
         draw: makes the plans that it chooses among where no solver does; None for the solver's frontier.
         scored: whether it asks for the losses of choices.
-        fits: whether new convolutions are solved for on calibration images, and plans compared by their true loss.
-            Where not, merged weights (of a fit, the middle of the merged kernel) are what fine-tuning starts from.
+        fits: whether new convolutions are solved for on calibration images, and a solver's plans compared by their
+            true loss. Where not, fine-tuning starts from merged weights.
     """
 
     name: str
@@ -98,8 +98,14 @@ _LISTED = (
         "depthshrinker", "whole blocks lose their activations, the least important first",
         _PLAIN, _merges, draw=whole_blocks,
     ),
-    Method("uniform", "single units rewritten, evenly spread", OFFERED, _anything, draw=evenly_spread, scored=False),
-    Method("random", "random rewrites until the budget holds", OFFERED, _anything, draw=at_random, scored=False),
+    Method(
+        "uniform", "single units rewritten, evenly spread, refitted",
+        OFFERED, _anything, draw=evenly_spread, scored=False, fits=True,
+    ),
+    Method(
+        "random", "random rewrites until the budget holds, refitted",
+        OFFERED, _anything, draw=at_random, scored=False, fits=True,
+    ),
 )  # fmt: skip
 METHODS = {method.name: method for method in _LISTED}
 

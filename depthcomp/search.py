@@ -81,7 +81,8 @@ class Search:
         calibration: images to refit on, and to rank plans on by their true loss; the plan that is returned is
             refitted on all of them.
         ladder: the plans to choose among; None for the frontier of the problem.
-        fits: whether plans are refitted and ranked; where not, the plan for a sum is taken as it comes.
+        fits: whether a plan's convolutions are solved for, and a frontier's plans ranked by their true loss; those of
+            a ladder are taken as they come.
         seed: of the sampled pixels.
         progress: called as (what, done, total).
         refit_kept: whether the kept convolutions behind a change are refitted, too, where that lowers the loss; not
@@ -108,7 +109,7 @@ class Search:
         self.frontier: Frontier | Ladder = frontier(problem(frozenset())) if ladder is None else ladder
         self._problem = problem
         self._network = network
-        self._fits = fits
+        self._ranks = fits and ladder is None
         refitter = Refitter if fits else Unfitted
         self._refitter = refitter(network, calibration, seed=seed, memory_mib=memory_mib)
         compared = calibration.thinned(COMPARED_BATCHES)
@@ -195,9 +196,9 @@ class Search:
 
         Importance only adds up approximately. So frontier neighbours are compared by their true loss, and then
         each choice of the best plan is given up in turn, the solver's answer without it taking its place where
-        that is truly better. Without fits the plan stands as the method gave it.
+        that is truly better. A plan of a ladder, or one without fits, stands as the method gave it.
         """
-        if not self._fits or sum_ms < self.frontier.costs[0]:
+        if not self._ranks or sum_ms < self.frontier.costs[0]:
             return self.option(self._at(sum_ms))
         best = min(self._neighbours(self._at(sum_ms)), key=self._loss)
         for _ in range(CLIMBS):

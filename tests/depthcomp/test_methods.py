@@ -152,23 +152,29 @@ def test_every_method_meets_the_budget_and_returns_what_can_be_trained(results, 
     result = results(name)
     assert result.measured_ms <= result.budget_ms
     assert len(result.plan) > 0
-    allowed = find_method(name)
     kinds = {"kim23": {"merge"}, "layermerge": {"merge", "drop"}, "depthshrinker": {"merge"}}
     assert {choice.kind for choice in result.plan} <= kinds.get(name, {"merge", "fit", "drop"})
-    assert allowed.fits is False
     batch = torch.randn(5, 3, 16, 16, generator=torch.Generator().manual_seed(9))
     with torch.no_grad():
         torch.testing.assert_close(merge(result.trainable, result.plan)(batch), result.model(batch))
         torch.testing.assert_close(result.trainable(batch), result.model(batch), rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["layermerge", "random"])
-def test_a_rival_starts_from_merged_weights_not_from_fits(results, name):
-    result = results(name)
+def differs_from_merged_weights(result):
+    """Return how far the network in training is from what merging alone makes of its plan, on new images."""
     plain = linearize(capture(chain_of_blocks(), CHAIN), result.plan)
     batch = torch.randn(5, 3, 16, 16, generator=torch.Generator().manual_seed(9))
     with torch.no_grad():
-        torch.testing.assert_close(result.trainable(batch), plain(batch))
+        return float((result.trainable(batch) - plain(batch)).abs().max())
+
+
+@pytest.mark.parametrize("name", ["layermerge", "depthshrinker"])
+def test_the_papers_methods_start_from_merged_weights_not_from_fits(results, name):
+    assert differs_from_merged_weights(results(name)) < 1e-5
+
+
+def test_fits_on_a_ladder_are_solved_for(results):
+    assert differs_from_merged_weights(results("random")) > 1e-3
 
 
 def test_what_asks_for_no_loss_gets_none(results):
