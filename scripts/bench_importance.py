@@ -12,9 +12,11 @@ import json
 import resource
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
+from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,6 +33,7 @@ from depthcomp.preparation import Prepared, prepare
 from depthcomp.pricing import Candidate
 from fx_passes import Plan, SpanChoice
 from latency_tables import LatencyTable
+from latency_tables.environment import cpu_name
 
 MOST_CHOICES = 6  # of a random plan
 COMPARED_BATCHES = 12  # that plans are refitted and judged on
@@ -57,47 +60,62 @@ def random_plan(candidates: Sequence[Candidate], generator: np.random.Generator)
     return Plan.of(candidates[index].choice for index in sorted(chosen))
 
 
-def main() -> None:
-    """Score, draw plans, compare."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--images", type=int, default=256)
-    parser.add_argument("--plans", type=int, default=20)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    per_photo = -(-options.images // len(CALIBRATION))
-    data = crops(CALIBRATION, per_photo, smallest=0.15, seed=options.seed, jitter=True, **PIXELS)[: options.images]
-    prepared = prepare(pretrained(), None, data, None, options.seed)
+def measured(seed: int, images: int, plans: int) -> dict[str, Any]:
+    """Return what scoring cost for one seed, the losses found, and what random plans sum to and truly lose."""
+    per_photo = -(-images // len(CALIBRATION))
+    data = crops(CALIBRATION, per_photo, smallest=0.15, seed=seed, jitter=True, **PIXELS)[:images]
+    prepared = prepare(pretrained(), None, data, None, seed)
     candidates, savings = offered(prepared)
     wall, cpu = time.perf_counter(), time.process_time()
     with Progress() as progress:
-        scored = score_choices(
-            prepared, candidates, savings, CalibratedImportance(), seed=options.seed, progress=progress
-        )
+        scored = score_choices(prepared, candidates, savings, CalibratedImportance(), seed=seed, progress=progress)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     peak_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"{len(candidates)} choices, {len(data)} images, {options.threads} threads")
+    print(f"seed {seed}: {len(candidates)} choices, {len(data)} images")
     print(f"importance took {wall:.0f} s ({cpu:.0f} s of processor time), {peak_gib:.1f} GiB at the peak")
-    refitter = Refitter(prepared.network, prepared.calibration.thinned(COMPARED_BATCHES), seed=options.seed)
-    generator = np.random.default_rng(options.seed)
+    refitter = Refitter(prepared.network, prepared.calibration.thinned(COMPARED_BATCHES), seed=seed)
+    generator = np.random.default_rng(seed)
     rows = []
-    for number in range(options.plans):
+    for number in range(plans):
         plan = random_plan(candidates, generator)
         summed = sum(scored.losses[choice] for choice in plan)
-        rows.append({"choices": [asdict(choice) for choice in plan], "sum": summed, "loss": refitter.loss(plan)})
+        rows.append({"choices": [str(choice) for choice in plan], "sum": summed, "loss": refitter.loss(plan)})
         print(
             f"plan {number + 1:2}: {len(plan)} choices, sum {summed:7.3f}, true loss {rows[-1]['loss']:7.3f}",
             flush=True,
         )
-    correlation = float(spearmanr([row["sum"] for row in rows], [row["loss"] for row in rows]).statistic)
+    correlation = rank_correlation(rows)
     print(f"rank correlation of summed importance and true loss over {len(rows)} random plans: {correlation:.3f}")
+    return {
+        "seed": seed, "seconds": wall, "processor_seconds": cpu, "peak_gib": peak_gib,
+        "losses": {str(choice): loss for choice, loss in scored.losses.items()},
+        "rank_correlation": correlation, "plans": rows,
+    }  # fmt: skip
+
+
+def rank_correlation(rows: Sequence[dict[str, Any]]) -> float:
+    """Return Spearman's correlation of the sums and the true losses of plans."""
+    return float(spearmanr([row["sum"] for row in rows], [row["loss"] for row in rows]).statistic)
+
+
+def main() -> None:
+    """Score, draw plans, compare, for each seed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", type=int, default=256)
+    parser.add_argument("--plans", type=int, default=20)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    runs = [measured(seed, options.images, options.plans) for seed in options.seeds]
+    plans = [row for run in runs for row in run["plans"]]
+    print(f"over all {len(plans)} plans: {rank_correlation(plans):.3f}")
     if options.json is not None:
         content = {
-            "network": "efficientnet_lite0", "images": len(data), "seed": options.seed, "threads": options.threads,
-            "torch": torch.__version__, "choices": len(candidates), "seconds": wall, "processor_seconds": cpu,
-            "peak_gib": peak_gib, "rank_correlation": correlation, "plans": rows,
+            "network": "efficientnet_lite0", "images": options.images, "threads": options.threads,
+            "torch": torch.__version__, "machine": cpu_name(), "date": f"{datetime.now(UTC):%Y-%m-%d}",
+            "rank_correlation_of_all": rank_correlation(plans), "runs": runs,
         }  # fmt: skip
         options.json.write_text(json.dumps(content, indent=1) + "\n")
 
