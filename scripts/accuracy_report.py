@@ -13,7 +13,7 @@ from filelock import FileLock
 
 from depthcomp.files import write_atomically
 
-__all__ = ["Results", "changed", "plot", "read", "table", "write"]
+__all__ = ["Results", "changed", "plot", "read", "summary", "table", "write"]
 
 Row = dict[str, Any]
 Results = dict[str, Any]
@@ -73,6 +73,30 @@ def _latency(found: Row) -> str:
     if "ms" not in found:
         return f"{'-':>8}{'-':>8}{'-':>8}"
     return f"{found['ms']:>8.4f}{found['spread']:>8.1%}{found['speedup']:>7.2f}x"
+
+
+def summary(results: Results) -> str:
+    """Return as text, for each network, budget and method, the mean drop over the seeds in points, and their range.
+
+    What the importance costs is the least of the method's seeds, as other work on the machine only adds time.
+    """
+    lines = [
+        f"{'network':<12}{'asked':<7}{'method':<15}{'seeds':>5}{'faster':>8}{'drop':>7}{'range':>14}{'importance':>12}"
+    ]
+    groups: dict[tuple[str, str, str], list[Row]] = {}
+    for row in results["rows"].values():
+        if "infeasible" not in row:
+            groups.setdefault((row["net"], row["budget"], row["method"]), []).append(row)
+    for (net, budget, method), rows in sorted(groups.items()):
+        drops = [100 * (results["networks"][net]["test"] - row["test"]) for row in rows]
+        speedups = [row["speedup"] for row in rows if "speedup" in row]
+        same = [row for (other, _, name), found in groups.items() for row in found if (other, name) == (net, method)]
+        lines.append(
+            f"{net:<12}{budget:<7}{method:<15}{len(rows):>5}{f'{mean(speedups):.2f}x' if speedups else '-':>8}"
+            f"{mean(drops):>7.2f}{f'{min(drops):.2f} to {max(drops):.2f}':>14}"
+            f"{min(row['importance_s'] for row in same):>10.0f} s"
+        )
+    return "\n".join(lines)
 
 
 def plot(results: Results, path: Path) -> None:

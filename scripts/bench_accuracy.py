@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accuracy_report import Results, changed, plot, read, table
+from accuracy_report import Results, changed, plot, read, summary, table
 from accuracy_rows import CHANNELS, EXAMPLE, Bench, Key, onnx_of, run_row
 from fashion_data import fashion_mnist
 from fashion_nets import Recipe, accuracy, trained
@@ -186,7 +186,7 @@ def run(bench: Bench, all_keys: Sequence[Key], patterns: Sequence[str], out: Pat
                 (results["networks"][net] if name == ORIGINAL else results["rows"][name]).update(figures)
     results = read(out)
     plot(results, out.with_suffix(".svg"))
-    print(table(results))
+    print(table(results), summary(results), sep="\n\n")
 
 
 if __name__ == "__main__":
