@@ -7,11 +7,11 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, fx, nn
 
 from depthcomp.budget import Budget
+from depthcomp.data.batches import Data
 from depthcomp.depth import convolution_depth
 from depthcomp.errors import BudgetError, BudgetInfeasibleError, DepthCompError
 from depthcomp.files import require_writable
@@ -49,8 +49,8 @@ def compress_depth(
     budget: str | Budget,
     *,
     example_inputs: Tensor | Sequence[Tensor] | None = None,
-    data: Iterable[Any] | None = None,
-    val_data: Iterable[Any] | None = None,
+    data: Data | None = None,
+    val_data: Data | None = None,
     backend: str | AnyBackend = "auto",
     table: LatencyTable | str | os.PathLike[str] | None = None,
     precision: str = "fp32",

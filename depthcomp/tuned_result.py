@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -64,7 +64,7 @@ def tuned(
     result: CompressionResult,
     teacher: nn.Module | None,
     data: Any,
-    val_data: Iterable[Any] | None,
+    val_data: Any,
     config: FinetuneConfig,
     timer: NetworkTimer | None,
     stages: Stages,

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from depthcomp.commands.models import normalization
-from depthcomp.data.batches import enough_images
+from depthcomp.data.batches import Data, enough_images
 from depthcomp.data.images import decode, image_batches, image_files, in_turns
 from depthcomp.errors import DataError, DepthCompError, MissingPackageError
 
@@ -81,7 +81,7 @@ def calibration_data(
     root: Path | None = None,
     download: bool = False,
     seed: int = 0,
-) -> Iterable[Any] | None:
+) -> Data | None:
     """Return what a compression fits on: all images of a folder in turns, or what else a spec names; None for None.
 
     A Dataset begins with images drawn by the seed, as many as fits read. They keep their order, so that neighbours,
@@ -100,7 +100,7 @@ def calibration_data(
         return None
     if not repeated and not names_data(spec):
         return image_batches(spec, example, *normalization(model))
-    found = _named(spec, model, example, False, root, download)
+    found: Data = _named(spec, model, example, False, root, download)
     return _drawn(found, enough_images(example), seed) if _is_indexed(found) else found
 
 

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from depthcomp.errors import DataError, DepthCompError
 
 __all__ = [
+    "Data",
     "batch_size",
     "calibration_batches",
     "enough_images",
@@ -31,10 +32,12 @@ BATCH_SIZE, SMALL_BATCH_SIZE = 8, 64  # of the tensors of a whole network, many 
 IMAGE_NAMES = ("image", "images", "pixel_values", "x")  # in a dict; where none is there, the tensor that looks like one
 LABEL_NAMES = ("label", "labels", "target", "targets", "y")  # in a dict
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+Data = Iterable[Any] | Dataset[Any]
+"""A DataLoader, a Dataset, or another iterable of x, (x, y) or dicts."""
 _EMPTY = "{argument} holds no images; pass an iterable of x, (x, y) or dicts with at least one image"
 
 
-def calibration_batches(data: Iterable[Any], example: Tensor, *, argument: str = "data") -> list[Tensor]:
+def calibration_batches(data: Data, example: Tensor, *, argument: str = "data") -> list[Tensor]:
     """Return up to 512 images of `data` in batches of at most 8, shaped, typed and placed like `example`.
 
     Args and errors are those of `labelled_images`; labels are left behind.
@@ -43,7 +46,7 @@ def calibration_batches(data: Iterable[Any], example: Tensor, *, argument: str =
 
 
 def labelled_images(
-    data: Iterable[Any], example: Tensor, *, argument: str = "data", most: int = MAX_IMAGES
+    data: Data, example: Tensor, *, argument: str = "data", most: int = MAX_IMAGES
 ) -> tuple[Tensor, Tensor | None]:
     """Return images of `data` (n, c, h, w), typed and placed like `example`, and their classes (n,) where known.
 
@@ -121,7 +124,7 @@ def in_batches(images: Tensor, largest: int = BATCH_SIZE) -> list[Tensor]:
     return list(torch.tensor_split(images, -(-len(images) // largest)))
 
 
-def first_images(data: Iterable[Any], *, argument: str = "data") -> Tensor:
+def first_images(data: Data, *, argument: str = "data") -> Tensor:
     """Return the images of the first item that has some, as a batch (n, c, h, w).
 
     Raises:
@@ -160,7 +163,7 @@ def synthetic_batches(example: Tensor, count: int, seed: int) -> list[Tensor]:
     return in_batches(images.to(example.device, example.dtype))
 
 
-def _items(data: Iterable[Any], argument: str, most: int = MAX_IMAGES) -> Iterator[Any]:
+def _items(data: Data, argument: str, most: int = MAX_IMAGES) -> Iterator[Any]:
     if isinstance(data, Tensor):
         yield data
         return
