@@ -136,8 +136,10 @@ def compress_depth(
             calibration=prepared.calibration.batches, anew=True,
         )  # fmt: skip
 
-    settings = settings_hash(prepared, wanted, chosen.name, scoring, seed, runtime.environment())
-    saved = None if folder is None else SavedCompression(folder, settings)
+    saved = None
+    if folder is not None:
+        settings = settings_hash(prepared, wanted, chosen.name, scoring, seed, runtime.environment())
+        saved = SavedCompression(folder, settings)
     if saved is not None and finetune is not None and (unfinished := saved.unfinished(prepared)) is not None:
         return tune(unfinished, finetune, Stages(progress, unfinished.seconds))
     with stages("measuring the original"):
