@@ -7,11 +7,11 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, fx, nn
 
 from depthcomp.budget import Budget
+from depthcomp.data.batches import Data
 from depthcomp.depth import convolution_depth
 from depthcomp.errors import BudgetError, BudgetInfeasibleError, DepthCompError
 from depthcomp.files import require_writable
@@ -28,6 +28,7 @@ from depthcomp.pricing import Candidate, Pricing
 from depthcomp.progress import Progress, Stages
 from depthcomp.results.findings import FrontierPoint, SpanRecord
 from depthcomp.results.result import CompressionResult
+from depthcomp.saved_compression import SavedCompression, settings_hash
 from depthcomp.search import Found, Search
 from depthcomp.table_store import TableStore
 from depthcomp.timing import LatencyPredictor, NetworkTimer
@@ -48,8 +49,8 @@ def compress_depth(
     budget: str | Budget,
     *,
     example_inputs: Tensor | Sequence[Tensor] | None = None,
-    data: Iterable[Any] | None = None,
-    val_data: Iterable[Any] | None = None,
+    data: Data | None = None,
+    val_data: Data | None = None,
     backend: str | AnyBackend = "auto",
     table: LatencyTable | str | os.PathLike[str] | None = None,
     precision: str = "fp32",
@@ -67,9 +68,9 @@ def compress_depth(
         budget: "70%" of the measured original, "1.8ms", "1.4x", or a `Budget`.
         example_inputs: a batch of images (n, c, h, w); latency is measured at this shape. Taken from the data,
             or else from the model's own configuration, where absent.
-        data: calibration images, normalised as for training: a DataLoader or an iterable of x, (x, y) or dicts;
-            integer classes y are used. 512 images are read at most, of small ones more; see `CalibratedImportance`.
-            Absent: synthetic images with the spectrum of natural ones, and a warning.
+        data: calibration images, normalised as for training: a DataLoader, a Dataset or an iterable of x, (x, y)
+            or dicts; integer classes y are used. 512 images are read at most, of small ones more; see
+            `CalibratedImportance`. Absent: synthetic images with the spectrum of natural ones, and a warning.
         val_data: other images, on which the loss is estimated and nothing is fitted; absent: each third of `data`
             in turn, by fits on the other two.
         backend: one of `latency_tables.backends.BACKEND_NAMES`, such as "onnxruntime", "openvino", "torch" or
@@ -84,9 +85,9 @@ def compress_depth(
             the path of an importance.json that an earlier run left in its `output_dir`.
         finetune: how to fine-tune what was found, with the original as teacher, on all of `data` and on the labels in
             them; `val_data`, or else a part of `data`, decides whether that was any good. None: not at all.
-        output_dir: where everything is saved; a run that is killed while measuring latencies or scoring choices resumes
-            from there, and what was measured in other environments stays beside it. What was found is saved
-            before it is fine-tuned, with the checkpoint below it.
+        output_dir: where everything is saved; a run that is killed while measuring latencies, scoring choices or
+            fine-tuning resumes from there where it is called alike, with data in the same order. What was measured in
+            other environments stays beside it.
         seed: of everything random.
         progress: called as (stage, done, total).
 
@@ -126,8 +127,22 @@ def compress_depth(
         if finetune is not None:
             rehearse(prepared.network, data, val_data, finetune)
         _announce(prepared.notes)
+    timer = NetworkTimer(prepared.original, (prepared.example,), runtime, seed=seed, progress=stages.report)
+
+    def tune(result: CompressionResult, config: FinetuneConfig, stages: Stages) -> CompressionResult:
+        return tuned(
+            result, prepared.network, data, val_data, config, timer, stages,
+            checkpoints=None if folder is None else folder / CHECKPOINTS, out=folder,
+            calibration=prepared.calibration.batches, anew=True,
+        )  # fmt: skip
+
+    saved = None
+    if folder is not None:
+        settings = settings_hash(prepared, wanted, chosen.name, scoring, seed, runtime.environment())
+        saved = SavedCompression(folder, settings)
+    if saved is not None and finetune is not None and (unfinished := saved.unfinished(prepared)) is not None:
+        return tune(unfinished, finetune, Stages(progress, unfinished.seconds))
     with stages("measuring the original"):
-        timer = NetworkTimer(prepared.original, (prepared.example,), runtime, seed=seed, progress=stages.report)
         _require_room(wanted, timer.original.median_ms, prepared.candidates, prepared, _refusal(prepared))
     with stages("measuring operators"):
         offer = worthwhile(prepared, _complete(store, prepared, runtime, seed, stages.report))
@@ -149,18 +164,12 @@ def compress_depth(
         chosen, prepared, offer, scored, search, found,
         budget=wanted, environment=store.environment, seed=seed, seconds=stages.seconds,
     )  # fmt: skip
-    if folder is not None:
+    if saved is not None:
         with stages("saving"):
-            result.save(folder)
+            result = saved.save(result, to_be_tuned=finetune is not None)
             store.forget_journal()  # all of it stands in latency_table.json now
             scored.journal.forget()  # and in importance.json
-    if finetune is not None:
-        result = tuned(
-            result, prepared.network, data, val_data, finetune, timer, stages,
-            checkpoints=None if folder is None else folder / CHECKPOINTS, out=folder,
-            calibration=prepared.calibration.batches, anew=True,
-        )  # fmt: skip
-    return result
+    return result if finetune is None else tune(result, finetune, stages)
 
 
 def _require_supported(precision: str) -> None:

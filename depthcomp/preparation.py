@@ -5,12 +5,11 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from depthcomp.data.batches import enough_images, labelled_images, synthetic_batches
+from depthcomp.data.batches import Data, enough_images, labelled_images, synthetic_batches
 from depthcomp.data.calibration import CalibrationSet, Layout, cross_validated, layouts, separate
 from depthcomp.data.example import infer_example
 from depthcomp.errors import CaptureError, DataError, TableError
@@ -97,8 +96,8 @@ class Prepared:
 def prepare(
     model: nn.Module,
     example_inputs: Tensor | Sequence[Tensor] | None,
-    data: Iterable[Any] | None,
-    val_data: Iterable[Any] | None,
+    data: Data | None,
+    val_data: Data | None,
     seed: int,
     *,
     most: int | None = None,
@@ -223,8 +222,8 @@ def _captured(model: nn.Module, example: Tensor, guess: str) -> fx.GraphModule:
 
 def _calibration(
     network: fx.GraphModule,
-    data: Iterable[Any] | None,
-    val_data: Iterable[Any] | None,
+    data: Data | None,
+    val_data: Data | None,
     example: Tensor,
     seed: int,
     most: int,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,10 @@ from depthcomp.training.plan import FinetunedPlan, finetune_plan
 from depthcomp.training.recipe import require_timm
 from depthcomp.training.sources import require_repeatable
 
-__all__ = ["CHECKPOINTS", "is_first_process", "require_tunable", "tuned"]
+__all__ = ["CHECKPOINTS", "UNFINISHED", "is_first_process", "require_tunable", "tuned"]
 
 CHECKPOINTS = "finetune"  # the folder of checkpoint and log, in that of the results
+UNFINISHED = "unfinished"  # a file there, from before the training until its outcome is saved
 MEASUREMENTS = 3  # of a network whose untrained twin met the budget; machines drift
 _TOO_SLOW = (
     f"the fine-tuned network was measured {MEASUREMENTS} times above the budget, which its untrained form met: the "
@@ -63,7 +64,7 @@ def tuned(
     result: CompressionResult,
     teacher: nn.Module | None,
     data: Any,
-    val_data: Iterable[Any] | None,
+    val_data: Any,
     config: FinetuneConfig,
     timer: NetworkTimer | None,
     stages: Stages,
@@ -109,6 +110,8 @@ def tuned(
     if out is not None:
         with stages("saving the fine-tuned network"):
             found.save(out)
+    if checkpoints is not None:
+        (checkpoints / UNFINISHED).unlink(missing_ok=True)
     return found
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import os
 import sys
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Hashable, Iterable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,14 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from depthcomp.commands.models import normalization
+from depthcomp.data.batches import Data, enough_images
 from depthcomp.data.images import decode, image_batches, image_files, in_turns
 from depthcomp.errors import DataError, DepthCompError, MissingPackageError
 
-__all__ = ["calibration_data", "load_data", "names_data"]
+__all__ = ["calibration_data", "load_data", "names_data", "pretrained_cfg"]
 
 LARGE = 128  # pixels: from here on networks see the middle of an image, as ImageNet's do, below all of it
 MIDDLE = 0.875
@@ -66,28 +68,73 @@ def load_data(
         DataError: the spec is malformed or names what is not there.
         MissingPackageError: timm is not installed.
     """
-    source, _, name = spec.partition(":")
-    if names_data(spec) and source not in ("folder", "torchvision"):
-        found = _made(spec)
-        return _loader(found, batch_size, workers, seed) if _is_indexed(found) else found
-    transform = _transform(model, example, training=training)
-    if source == "torchvision" and names_data(spec):
-        dataset = _torchvision(spec, name, root or Path("data"), download, transform)
-    else:
-        dataset = _folder(Path(name), transform) if names_data(spec) else _Files(Path(spec), transform)
-    return _loader(dataset, batch_size, workers, seed)
+    found = _named(spec, model, example, training, root, download)
+    return _loader(found, batch_size, workers, seed) if _is_indexed(found) else found
 
 
 def calibration_data(
-    spec: str | None, model: nn.Module, example: Tensor, *, root: Path | None = None, seed: int = 0
-) -> Iterable[Any] | None:
-    """Return what a compression fits on: what `load_data` gives, or all images of a folder in turns; None for None.
+    spec: str | None,
+    model: nn.Module,
+    example: Tensor,
+    *,
+    repeated: bool = False,
+    root: Path | None = None,
+    download: bool = False,
+    seed: int = 0,
+) -> Data | None:
+    """Return what a compression fits on: all images of a folder in turns, or what else a spec names; None for None.
 
-    Args and errors are those of `load_data`.
+    A Dataset begins with images drawn by the seed, as many as fits read. They keep their order, so that neighbours,
+    such as crops of one photo, stay together, and each part of them has its share of every class. The others follow.
+
+    Args:
+        spec: as for `load_data`, like all but the following, and the errors.
+        model: likewise.
+        example: likewise.
+        repeated: whether it will be read again, to train on it.
+        root: likewise.
+        download: likewise.
+        seed: of what is drawn.
     """
-    if spec is None or names_data(spec):
-        return None if spec is None else load_data(spec, model, example, training=False, root=root, seed=seed)
-    return image_batches(spec, example, *normalization(model))
+    if spec is None:
+        return None
+    if not repeated and not names_data(spec):
+        return image_batches(spec, example, *normalization(model))
+    found: Data = _named(spec, model, example, False, root, download)
+    return _drawn(found, enough_images(example), seed) if _is_indexed(found) else found
+
+
+def _drawn(dataset: Any, count: int, seed: int) -> Any:
+    """Return a Dataset's items, so many drawn at random first."""
+    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed)).tolist()
+    drawn, others = sorted(order[:count]), order[count:]
+    classes = getattr(dataset, "targets", None)
+    if classes is not None:
+        drawn = _interleaved(drawn, classes.tolist() if isinstance(classes, Tensor) else classes)
+    return Subset(dataset, drawn + others)
+
+
+def _interleaved(indices: Sequence[int], classes: Sequence[Hashable]) -> list[int]:
+    """Return indices such that each class is spread evenly over them and keeps its own order."""
+    counts, seen = Counter(classes[index] for index in indices), Counter[Hashable]()
+    places = []
+    for index in indices:
+        places.append(((seen[classes[index]] + 0.5) / counts[classes[index]], index))
+        seen[classes[index]] += 1
+    return [index for _, index in sorted(places)]
+
+
+def _named(spec: str, model: nn.Module, example: Tensor, training: bool, root: Path | None, download: bool) -> Any:
+    """Return the Dataset that a spec names, or what a function of the user's returns."""
+    source, _, name = spec.partition(":")
+    if names_data(spec) and source not in ("folder", "torchvision"):
+        return _made(spec)
+    transform = _transform(model, example, training=training)
+    if not names_data(spec):
+        return _Files(Path(spec), transform)
+    if source == "torchvision":
+        return _torchvision(spec, name, root or Path("data"), download, transform)
+    return _folder(Path(name), transform)
 
 
 def _made(spec: str) -> Iterable[Any]:
@@ -167,9 +214,10 @@ def _torchvision(spec: str, name: str, root: Path, download: bool, transform: An
         dataset: Dataset[Any] = kind(str(root), **options)
     except Exception as error:  # torchvision, the network or the files can fail in any way
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise DataError(
-            f"torchvision cannot read {name} in {root} ({reason}); give its folder with --data-root, or --download"
-        ) from error
+        remedy = "give the folder that holds its own with --data-root, or --download"
+        if any(root.glob("*.gz")):
+            remedy = f"unpack the .gz files into DIR/{name}/raw, where torchvision looks, and give --data-root DIR"
+        raise DataError(f"torchvision cannot read {name} in {root} ({reason}); {remedy}") from error
     return dataset
 
 
@@ -184,9 +232,10 @@ def _transform(model: nn.Module, example: Tensor, *, training: bool) -> Any:
     if channels not in _MODES or not len(mean) == len(std) == channels:
         raise DataError(
             f"images have 1 or 3 channels with a mean and a std each, but the model takes {channels} with "
-            f"{len(mean)} means and {len(std)} stds; mend the model's pretrained_cfg, or give package.module:function"
+            f"{len(mean)} means and {len(std)} stds; mend the model's pretrained_cfg, give --mean and --std to "
+            "`depthcomp finetune`, or give package.module:function"
         )
-    config = {"crop_pct": MIDDLE if min(height, width) >= LARGE else 1.0, **_configured(model)}
+    config = {"crop_pct": MIDDLE if min(height, width) >= LARGE else 1.0, **pretrained_cfg(model)}
     config = data.resolve_data_config({}, pretrained_cfg={**config, "mean": mean, "std": std})
     config["input_size"] = (channels, height, width)
     chosen = {"is_training": True, "scale": (LEAST_CROP, 1.0), "color_jitter": None} if training else {}
@@ -203,7 +252,7 @@ class _Converted:
         return image.convert(self._mode)
 
 
-def _configured(model: nn.Module) -> dict[str, Any]:
+def pretrained_cfg(model: nn.Module) -> dict[str, Any]:
     """Return what a model's configuration says of its images."""
     for name in ("pretrained_cfg", "default_cfg"):
         config = getattr(model, name, None)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from depthcomp.commands.data_specs import load_data
+from depthcomp.commands.data_specs import load_data, pretrained_cfg
 from depthcomp.commands.models import load_model
-from depthcomp.errors import ArtifactError, BackendUnavailableError, DepthCompError
+from depthcomp.errors import ArtifactError, BackendUnavailableError, DataError, DepthCompError
 from depthcomp.progress import Progress, Stages
 from depthcomp.results.loading import load_result
 from depthcomp.results.result import CompressionResult
@@ -20,11 +20,12 @@ from depthcomp.results.saving import ORIGINAL
 from depthcomp.timing import NetworkTimer
 from depthcomp.training.config import FinetuneConfig
 from depthcomp.tuned_result import CHECKPOINTS, is_first_process, tuned
+from fx_passes.graph_edit import attach_attributes
 from latency_tables import AnyBackend, Environment
 from latency_tables.backends import BACKEND_NAMES, create_backend
 from latency_tables.environment import require_same_environment
 
-__all__ = ["TuningRequest", "configured", "run"]
+__all__ = ["TuningRequest", "configured", "run", "statistics"]
 
 _AS_BEFORE = "the latencies were measured before fine-tuning and not again"
 
@@ -44,6 +45,7 @@ class TuningRequest:
         data_root: where torchvision keeps its data sets.
         download: whether torchvision may download.
         augment: whether images are cropped and mirrored at random.
+        statistics: mean and std by channel, that images are normalised with; empty for what the folder says.
         out: where the network is written; None: into the folder itself.
     """
 
@@ -57,6 +59,7 @@ class TuningRequest:
     data_root: Path | None = None
     download: bool = False
     augment: bool = True
+    statistics: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     out: Path | None = None
 
 
@@ -73,6 +76,26 @@ def configured(file: Path | None, **given: Any) -> FinetuneConfig:
         except OSError as error:
             raise DepthCompError(f"cannot read the configuration {file}: {error.strerror}; check the path") from error
     return replace(config, **{name: value for name, value in given.items() if value is not None})
+
+
+def statistics(mean: str, std: str) -> dict[str, tuple[float, ...]]:
+    """Return mean and std by channel, as both are written: numbers with commas between them; nothing for neither.
+
+    Raises:
+        DataError: one is missing, or is no such numbers.
+    """
+    if not mean and not std:
+        return {}
+    try:
+        means, stds = (tuple(float(number) for number in text.split(",")) for text in (mean, std))
+    except ValueError:
+        means, stds = (), ()
+    if len(means) != len(stds) or not means or min(stds) <= 0:
+        raise DataError(
+            f"--mean (={mean!r}) and --std (={std!r}) must both be a number for each channel, such as "
+            "0.485,0.456,0.406, and each std above 0"
+        )
+    return {"mean": means, "std": stds}
 
 
 def run(request: TuningRequest, progress: Progress | None = None) -> CompressionResult | None:
@@ -95,6 +118,9 @@ def run(request: TuningRequest, progress: Progress | None = None) -> Compression
         UserWarning: the latencies cannot be measured again; they are then those from before.
     """
     result = load_result(request.directory)
+    if request.statistics:
+        known = pretrained_cfg(result.trainable)
+        attach_attributes(result.trainable, {"pretrained_cfg": {**known, **request.statistics}})
     stages = Stages(progress if is_first_process() else None, result.seconds)
     teacher = _teacher(request, result.original)
     train, val = _data(request, request.data, result), None

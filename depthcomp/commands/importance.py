@@ -31,15 +31,17 @@ def importance(
     data_root: Annotated[
         Path | None, typer.Option(envvar="DEPTHCOMP_DATA_ROOT", help="Where torchvision keeps its data sets.")
     ] = None,
+    download: Annotated[bool, typer.Option("--download", help="Let torchvision download or unpack its data.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Score a part of what compress would score; nothing is measured, and a run that was killed goes on.
 
     The importance.jsonl of several machines are put together by `cat` in one folder. `compress` with the same model,
-    table, data and seed, `--out` that folder and as many threads (OMP_NUM_THREADS) then takes the scores from there.
+    table, data, importance and seed, `--out` that folder and as many threads (OMP_NUM_THREADS) then takes the scores
+    from there.
     """
-    with plain_words():
+    with plain_words(kept=out):
         import torch
 
         from depthcomp.commands.console import Progress
@@ -61,8 +63,8 @@ def importance(
                 table=known,
                 importance=method,
                 example_inputs=example,
-                data=calibration_data(data, network, example, root=data_root, seed=seed),
-                val_data=calibration_data(val_data, network, example, root=data_root, seed=seed),
+                data=calibration_data(data, network, example, root=data_root, download=download, seed=seed),
+                val_data=calibration_data(val_data, network, example, root=data_root, download=download, seed=seed),
                 seed=seed,
                 progress=progress,
             )

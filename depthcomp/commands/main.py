@@ -8,22 +8,20 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable
 from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from depthcomp.commands.backend_help import BACKENDS, METHOD_NAMES, BackendHelp
-from depthcomp.commands.importance import importance
+from depthcomp.commands.importance import importance as score
 from depthcomp.commands.plain_words import plain_words
 from depthcomp.commands.printed_result import print_result, stamps, written_since
 from depthcomp.commands.tables import tables
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
-
     from depthcomp.commands.bench import Comparison
     from depthcomp.training.config import FinetuneConfig
 
@@ -37,6 +35,7 @@ DataRoot = Annotated[
     Path | None,
     typer.Option(envvar="DEPTHCOMP_DATA_ROOT", help="Where torchvision keeps its data sets; by default ./data."),
 ]
+Download = Annotated[bool, typer.Option("--download", help="Let torchvision download or unpack its data.")]
 
 app = typer.Typer(
     help="Compress the depth of any trained CNN to a latency budget measured on this machine.",
@@ -45,7 +44,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.add_typer(tables)
-app.command()(importance)
+app.command("importance")(score)
 
 
 def main() -> None:
@@ -70,6 +69,8 @@ def compress(
         str | None, typer.Option(help="Other images, to estimate the loss on; else each third of --data in turn.")
     ] = None,
     data_root: DataRoot = None,
+    download: Download = False,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that load images for fine-tuning.")] = 0,
     backend: Annotated[str, typer.Option(help=f"What runs the network: {BACKENDS}.")] = "auto",
     threads: Annotated[int, typer.Option(help="Threads that one inference may use.")] = 1,
     table: Annotated[
@@ -79,6 +80,13 @@ def compress(
     method: Annotated[
         str, typer.Option(help=f"How the plan is chosen: {METHOD_NAMES}; all but the first are there to compare with.")
     ] = "depthcomp",
+    importance: Annotated[
+        str,
+        typer.Option(
+            help="What a choice costs in loss: calibrated, by closed-form fits; kim23 or layermerge, by training each; "
+            "or the path of an importance.json."
+        ),
+    ] = "calibrated",
     finetune_epochs: Annotated[
         int | None, typer.Option(help="Fine-tune what was found on --data, for so many passes over it.")
     ] = None,
@@ -90,33 +98,39 @@ def compress(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Make a trained CNN shallower until it meets a latency budget when measured."""
-    with plain_words():
+    with plain_words(kept=out):
         import torch
 
         from depthcomp import Budget, compress_depth
         from depthcomp.commands.console import Progress
+        from depthcomp.commands.data_specs import calibration_data
         from depthcomp.commands.models import load_model
         from depthcomp.methods import find_method
         from depthcomp.table_store import TableStore
         from latency_tables import create_backend
 
         find_method(method)
-        tuning = _tuning(finetune_config, finetune_epochs, seed)
+        tuning = _tuning(finetune_config, finetune_epochs, workers, seed)
         wanted, runtime = Budget.parse(budget), create_backend(backend, threads=threads)
         TableStore.open(table, runtime.environment())  # one that cannot be used is refused before the model is loaded
         before = stamps(out, table)
         torch.manual_seed(seed)
         network, example = load_model(model, weights)
+        images = partial(
+            calibration_data, model=network, example=example,
+            repeated=tuning is not None, root=data_root, download=download, seed=seed,
+        )  # fmt: skip
         with Progress() as progress, redirect_stdout(sys.stderr):
             result = compress_depth(
                 network,
                 wanted,
                 example_inputs=example,
-                data=_images(data, network, example, data_root, seed, tuning),
-                val_data=_images(val_data, network, example, data_root, seed, tuning),
+                data=images(data),
+                val_data=images(val_data),
                 backend=runtime,
                 table=table,
                 method=method,
+                importance=importance,
                 finetune=tuning,
                 output_dir=out,
                 seed=seed,
@@ -143,15 +157,20 @@ def finetune(
     teacher_weights: Annotated[Path | None, typer.Option(help="Its weights.")] = None,
     workers: Annotated[int, typer.Option(min=0, help="Processes that load images.")] = 0,
     data_root: DataRoot = None,
-    download: Annotated[bool, typer.Option("--download", help="Let torchvision download or unpack its data.")] = False,
+    download: Download = False,
     augment: Annotated[bool, typer.Option(help="Crop and mirror training images at random.")] = True,
+    mean: Annotated[
+        str,
+        typer.Option(help="By channel, of pixels from 0 to 1, such as 0.286; where DIR does not tell, or tells wrong."),
+    ] = "",
+    std: Annotated[str, typer.Option(help="Likewise.")] = "",
     out: Annotated[Path | None, typer.Option(help="The folder to write to; by default DIR itself.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Train a compressed network on data, with the original as teacher; an interrupted run goes on where it was."""
-    with plain_words():
+    with plain_words(kept=directory):
         from depthcomp.commands.console import Progress
-        from depthcomp.commands.finetune import TuningRequest, configured, run
+        from depthcomp.commands.finetune import TuningRequest, configured, run, statistics
 
         request = TuningRequest(
             directory=directory,
@@ -164,6 +183,7 @@ def finetune(
             data_root=data_root,
             download=download,
             augment=augment,
+            statistics=statistics(mean, std),
             out=out,
         )
         before = stamps(out or directory, None)
@@ -248,21 +268,10 @@ def _print_comparison(found: Comparison) -> None:
         typer.echo(note)
 
 
-def _tuning(file: Path | None, epochs: int | None, seed: int) -> FinetuneConfig | None:
+def _tuning(file: Path | None, epochs: int | None, workers: int, seed: int) -> FinetuneConfig | None:
     """Return how to fine-tune in the same call; None where that is not asked for."""
     from depthcomp.commands.finetune import configured
 
     if file is None and epochs is None:
         return None
-    return configured(file, epochs=epochs, seed=seed if file is None else None)
-
-
-def _images(
-    spec: str | None, model: nn.Module, example: Tensor, root: Path | None, seed: int, tuning: FinetuneConfig | None
-) -> Iterable[Any] | None:
-    """Return what an option names as data: to be read once, or every epoch where it is to be trained on, too."""
-    from depthcomp.commands.data_specs import calibration_data, load_data
-
-    if spec is None or tuning is None:
-        return calibration_data(spec, model, example, root=root, seed=seed)
-    return load_data(spec, model, example, training=False, root=root, seed=seed, batch_size=tuning.batch_size)
+    return configured(file, epochs=epochs, workers=workers or None, seed=seed if file is None else None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -18,8 +19,12 @@ EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
 @contextmanager
-def plain_words() -> Iterator[None]:
-    """Say warnings and the errors of depthcomp in a line each on stderr; exit after an error or Ctrl-C."""
+def plain_words(kept: Path | None = None) -> Iterator[None]:
+    """Say warnings and the errors of depthcomp in a line each on stderr; exit after an error or Ctrl-C.
+
+    Args:
+        kept: a folder from which the same command goes on after Ctrl-C.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecations and the like speak to developers
         warnings.simplefilter("default", UserWarning)
@@ -30,7 +35,8 @@ def plain_words() -> Iterator[None]:
             typer.echo(f"error: {_line(error)}", err=True)
             raise typer.Exit(EXIT_MENDABLE) from error
         except KeyboardInterrupt as interrupt:
-            typer.echo("interrupted", err=True)
+            goes_on = f"; the same command goes on from what is in {kept}" if kept is not None else ""
+            typer.echo(f"interrupted{goes_on}", err=True)
             raise typer.Exit(EXIT_INTERRUPTED) from interrupt
 
 

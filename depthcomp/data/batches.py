@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from depthcomp.errors import DataError, DepthCompError
 
 __all__ = [
+    "Data",
     "batch_size",
     "calibration_batches",
     "enough_images",
@@ -30,10 +32,12 @@ BATCH_SIZE, SMALL_BATCH_SIZE = 8, 64  # of the tensors of a whole network, many 
 IMAGE_NAMES = ("image", "images", "pixel_values", "x")  # in a dict; where none is there, the tensor that looks like one
 LABEL_NAMES = ("label", "labels", "target", "targets", "y")  # in a dict
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+Data = Iterable[Any] | Dataset[Any]
+"""A DataLoader, a Dataset, or another iterable of x, (x, y) or dicts."""
 _EMPTY = "{argument} holds no images; pass an iterable of x, (x, y) or dicts with at least one image"
 
 
-def calibration_batches(data: Iterable[Any], example: Tensor, *, argument: str = "data") -> list[Tensor]:
+def calibration_batches(data: Data, example: Tensor, *, argument: str = "data") -> list[Tensor]:
     """Return up to 512 images of `data` in batches of at most 8, shaped, typed and placed like `example`.
 
     Args and errors are those of `labelled_images`; labels are left behind.
@@ -42,15 +46,15 @@ def calibration_batches(data: Iterable[Any], example: Tensor, *, argument: str =
 
 
 def labelled_images(
-    data: Iterable[Any], example: Tensor, *, argument: str = "data", most: int = MAX_IMAGES
+    data: Data, example: Tensor, *, argument: str = "data", most: int = MAX_IMAGES
 ) -> tuple[Tensor, Tensor | None]:
     """Return images of `data` (n, c, h, w), typed and placed like `example`, and their classes (n,) where known.
 
     Args:
-        data: a DataLoader or any iterable of x, (x, y) or dicts; x is a batch (n, c, h, w) or one image (c, h, w), y
-            its classes, an integer each: (n,), or one number for one image; in a dict, x is `image`, `images`,
-            `pixel_values` or `x`, else the tensor of most dimensions, and y is `label`, `labels`, `target`, `targets`
-            or `y`. Any other y is left behind. A tensor of images works too.
+        data: a DataLoader, a Dataset or any iterable of x, (x, y) or dicts; x is a batch (n, c, h, w) or one image
+            (c, h, w), y its classes, an integer each: (n,), or one number for one image; in a dict, x is `image`,
+            `images`, `pixel_values` or `x`, else the tensor of most dimensions, and y is `label`, `labels`, `target`,
+            `targets` or `y`. Any other y is left behind. A tensor of images works too.
         example: the model's example input, (n, c, h, w).
         argument: what the caller calls `data`, for the messages.
         most: images that are read.
@@ -61,13 +65,15 @@ def labelled_images(
     """
     images: list[Tensor] = []
     labels: list[Tensor | None] = []
+    count = 0
     for item in _items(data, argument, most):
         batch = _checked(images_of(item, argument), example, argument)
         images.append(batch.to(example.device, example.dtype))
         labels.append(_labels(item, len(batch), argument))
-        if sum(map(len, images)) >= most:
+        count += len(batch)
+        if count >= most:
             break
-    if not sum(map(len, images)):
+    if not count:
         raise DataError(_EMPTY.format(argument=argument))
     return torch.cat(images)[:most], _joined(labels, argument, most)
 
@@ -118,7 +124,7 @@ def in_batches(images: Tensor, largest: int = BATCH_SIZE) -> list[Tensor]:
     return list(torch.tensor_split(images, -(-len(images) // largest)))
 
 
-def first_images(data: Iterable[Any], *, argument: str = "data") -> Tensor:
+def first_images(data: Data, *, argument: str = "data") -> Tensor:
     """Return the images of the first item that has some, as a batch (n, c, h, w).
 
     Raises:
@@ -157,13 +163,15 @@ def synthetic_batches(example: Tensor, count: int, seed: int) -> list[Tensor]:
     return in_batches(images.to(example.device, example.dtype))
 
 
-def _items(data: Iterable[Any], argument: str, most: int = MAX_IMAGES) -> Iterator[Any]:
+def _items(data: Data, argument: str, most: int = MAX_IMAGES) -> Iterator[Any]:
     if isinstance(data, Tensor):
         yield data
         return
+    if isinstance(data, Dataset) and not isinstance(data, Iterable):
+        data = DataLoader(data, batch_size=None, generator=torch.Generator())  # its items, in order
     if isinstance(data, str | bytes) or not isinstance(data, Iterable):
         raise DataError(
-            f"{argument} is a {type(data).__name__}; pass a DataLoader or an iterable of x, (x, y) or dicts"
+            f"{argument} is a {type(data).__name__}; pass a DataLoader, a Dataset or an iterable of x, (x, y) or dicts"
         )
     read = 0
     try:
@@ -205,7 +213,8 @@ def _checked(batch: Tensor, example: Tensor, argument: str) -> Tensor:
     if batch.ndim != example.ndim or batch.shape[1:] != example.shape[1:]:
         raise DataError(
             f"{argument} holds images of shape {tuple(batch.shape[1:])}, and the model was captured for "
-            f"{tuple(example.shape[1:])}; resize the data, or pass example_inputs of the data's shape"
+            f"{tuple(example.shape[1:])}; resize the data, or let the model have "
+            "their shape: by example_inputs, or by input_size of its pretrained_cfg"
         )
     require_values(batch, argument)
     return batch

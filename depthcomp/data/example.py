@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from depthcomp.data.batches import first_images
+from depthcomp.data.batches import Data, first_images
 from depthcomp.errors import CaptureError
 from fx_passes.preconditions import as_tensors
 
@@ -19,8 +18,8 @@ USUAL_SIZE = 224  # height and width that most ImageNet networks take
 
 
 def infer_example(
-    model: nn.Module, example_inputs: Tensor | Sequence[Tensor] | None, data: Iterable[Any] | None
-) -> tuple[Tensor, Iterable[Any] | None, str]:
+    model: nn.Module, example_inputs: Tensor | Sequence[Tensor] | None, data: Data | None
+) -> tuple[Tensor, Data | None, str]:
     """Return the model's one example input, the data untouched, and a warning where the shape is a guess.
 
     Raises:
@@ -74,7 +73,7 @@ def _images(inputs: tuple[Tensor, ...]) -> Tensor:
     return images
 
 
-def _peek(data: Iterable[Any]) -> tuple[Tensor, Iterable[Any]]:
+def _peek(data: Data) -> tuple[Tensor, Data]:
     """Return the first image and an iterable that still yields it."""
     if isinstance(data, Iterator):
         data, ahead = itertools.tee(data)

@@ -10,11 +10,11 @@ The shards of one machine append to one journal; the journals of several are put
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from depthcomp.data.batches import Data
 from depthcomp.errors import DepthCompError, TableError
 from depthcomp.files import require_writable
 from depthcomp.importance.calibrated import score_part
@@ -40,8 +40,8 @@ def score_shard(
     table: LatencyTable | str | os.PathLike[str],
     importance: Importance = "calibrated",
     example_inputs: Tensor | Sequence[Tensor] | None = None,
-    data: Iterable[Any] | None = None,
-    val_data: Iterable[Any] | None = None,
+    data: Data | None = None,
+    val_data: Data | None = None,
     seed: int = 0,
     progress: Progress = silent,
 ) -> int:

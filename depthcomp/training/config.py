@@ -31,6 +31,7 @@ class FinetuneConfig:
     Attributes:
         epochs: passes over the data.
         batch_size: images of an update's batch where the data are a Dataset or a tensor; a DataLoader brings its own.
+        workers: processes that load images, where the data are a Dataset.
         accumulate: batches whose gradients make one update.
         optimizer: a name that timm.optim knows, such as "adamw", "sgd" or "lamb".
         learning_rate: its highest value.
@@ -73,6 +74,7 @@ class FinetuneConfig:
 
     epochs: int = 10
     batch_size: int = 64
+    workers: int = 0
     accumulate: int = 1
     optimizer: str = "adamw"
     learning_rate: float = 1e-3
@@ -104,6 +106,7 @@ class FinetuneConfig:
         for name in ("epochs", "batch_size", "accumulate", "log_updates"):
             self._require(name, _is_count, "a whole number, 1 or more")
         self._require("checkpoint_updates", lambda v: v is None or _is_count(v), "a whole number, 1 or more, or None")
+        self._require("workers", lambda v: type(v) is int and v >= 0, "a whole number, 0 or more")
         self._require("seed", lambda v: type(v) is int and 0 <= v < 2**63, "a whole number, 0 or more")
         for name in ("learning_rate", "temperature"):
             self._require(name, lambda v: _is_number(v) and v > 0, "a number above 0")

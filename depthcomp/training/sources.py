@@ -74,7 +74,7 @@ def _loader(data: Any, config: FinetuneConfig, *, shuffled: bool) -> Iterable[An
     if not isinstance(data, Dataset) or isinstance(data, IterableDataset):
         found: Iterable[Any] = data
         return found
-    return DataLoader(data, batch_size=config.batch_size, shuffle=shuffled)
+    return DataLoader(data, batch_size=config.batch_size, shuffle=shuffled, num_workers=config.workers)
 
 
 def _split(loader: Iterable[Any], config: FinetuneConfig) -> tuple[Iterable[Any], Iterable[Any]]:

@@ -37,7 +37,7 @@ from depthcomp.training.recipe import Recipe
 __all__ = ["Trainer", "Training"]
 
 STAGE = "fine-tuning"
-_MAY_DIFFER = ("device", "log_updates", "checkpoint_updates", "tensorboard")  # of the configuration when it goes on
+_MAY_DIFFER = ("device", "workers", "log_updates", "checkpoint_updates", "tensorboard")  # when a training goes on
 
 
 @dataclass(frozen=True, slots=True)

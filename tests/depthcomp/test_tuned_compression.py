@@ -333,3 +333,59 @@ def test_a_segmentation_network_goes_through_the_same_calls(arithmetic_backend, 
     assert torch.allclose(torch.from_numpy(exported), found[:1], atol=1e-4)
     right, before = (float((scores.argmax(1) == wanted).float().mean()) for scores in (found, original))
     assert right > before - 0.05
+
+
+@pytest.fixture(scope="module")
+def compressing(arithmetic_backend):
+    """A function that compresses and tunes into a folder, and returns the result and the stages on its way."""
+
+    def run(folder, *, budget="60%", stops=None, **options):
+        stages = []
+
+        def progress(stage, done, total):
+            stages.append(stage)
+            if (stage, done) == stops:
+                raise KeyboardInterrupt
+
+        config = FinetuneConfig(epochs=4, learning_rate=3e-3, checkpoint_updates=2)
+        settings = {"data": data(), "backend": arithmetic_backend(), "finetune": config, **options}
+        result = compress_depth(tiny_net(), budget, output_dir=folder, progress=progress, **settings)
+        return result, set(stages)
+
+    return run
+
+
+GOES_ON = "holds this compression, not yet fine-tuned to the end; the run goes on from there"
+
+
+@pytest.mark.parametrize("stops", [("fine-tuning", 5), ("saving the fine-tuned network", 0)])
+def test_a_call_that_was_killed_while_tuning_goes_on_from_its_own_compression(compressing, tuned, tmp_path, stops):
+    with pytest.raises(KeyboardInterrupt):
+        compressing(tmp_path, stops=stops)
+    with pytest.warns(UserWarning, match=GOES_ON):
+        found, stages = compressing(tmp_path)
+    assert not stages & {"measuring operators", "scoring choices", "searching"}
+    wanted = tuned[0]
+    x = images(8, 5)
+    with torch.no_grad():
+        assert torch.equal(found.model(x), wanted.model(x))
+    assert (found.plan, found.finetuned.best, found.tuned_before) == (wanted.plan, wanted.finetuned.best, ())
+    assert [a["val_loss"] for a in found.finetuned.history] == [a["val_loss"] for a in wanted.finetuned.history]
+    assert found.seconds.keys() >= {"searching", "fine-tuning", "measuring the fine-tuned network"}
+    require_one_network(tmp_path)
+    _, stages = compressing(tmp_path)  # what has ended does not stand for the next
+    assert "searching" in stages
+
+
+@pytest.mark.filterwarnings("ignore:.*fine-tuning begins anew:UserWarning")
+def test_what_is_of_other_settings_or_lost_a_file_is_compressed_anew(compressing, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        compressing(tmp_path, stops=("fine-tuning", 5))
+    with pytest.raises(KeyboardInterrupt):
+        compressing(tmp_path, budget="70%", stops=("searching", 0))
+    shutil.rmtree(tmp_path / "trainable")
+    with (
+        pytest.warns(UserWarning, match="an unfinished run cannot go on, and all is compressed anew: .* trainable"),
+        pytest.raises(KeyboardInterrupt),
+    ):
+        compressing(tmp_path, stops=("searching", 0))

@@ -88,10 +88,12 @@ def test_options_arrive(calls, tmp_path):
         (tmp_path / name).mkdir()
         Image.new("RGB", (30, 30)).save(tmp_path / name / "x.png")
     options = "--data images --val-data held_out --backend onnxruntime --threads 2 --table t.json --seed 5"
+    options += " --importance kim23"
     assert run(SPEC, "--budget", "1.4x", *options.split()).exit_code == 0
     (call,) = calls
     assert [batch.shape for batch in (*call["data"], *call["val_data"])] == [(1, 3, 7, 11)] * 2
     assert (call["backend"].threads, call["seed"], str(call["table"])) == (2, 5, "t.json")
+    assert call["importance"] == "kim23"
 
 
 def test_fine_tuning_in_the_same_call(calls, tmp_path):
@@ -102,7 +104,7 @@ def test_fine_tuning_in_the_same_call(calls, tmp_path):
     (tmp_path / "tuning.json").write_text(chosen.to_json())
     common = [SPEC, "--budget", "80%", "--data", "images", "--val-data", "held_out", "--seed", "9"]
     for options, wanted in (
-        (["--finetune-epochs", "2"], FinetuneConfig(epochs=2, seed=9)),
+        (["--finetune-epochs", "2", "--workers", "1"], FinetuneConfig(epochs=2, seed=9, workers=1)),
         (["--finetune", "tuning.json"], chosen),
         (["--finetune", "tuning.json", "--finetune-epochs", "2"], replace(chosen, epochs=2)),
     ):
@@ -110,9 +112,8 @@ def test_fine_tuning_in_the_same_call(calls, tmp_path):
         call = calls.pop()
         assert call["finetune"] == wanted
         for data in (call["data"], call["val_data"]):
-            assert [len(list(data)) for _ in range(2)] == [1, 1]  # it can be read every epoch
-            assert data.batch_size == wanted.batch_size
-            assert next(iter(data)).shape == (1, 3, 7, 11)
+            assert len(data) == 1  # a Dataset: the configuration says how it is batched
+            assert data[0].shape == (3, 7, 11)
 
 
 @pytest.mark.usefixtures("calls")
@@ -184,6 +185,9 @@ def test_ctrl_c_exits_as_shells_expect(monkeypatch):
     fail_with(monkeypatch, KeyboardInterrupt())
     result = run(SPEC, "--budget", "80%")
     assert (result.exit_code, result.stderr) == (130, "interrupted\n")
+    result = run(SPEC, "--budget", "80%", "--out", "out")
+    said = "interrupted; the same command goes on from what is in out\n"
+    assert (result.exit_code, result.stderr) == (130, said)
 
 
 @pytest.mark.usefixtures("calls")
@@ -263,3 +267,17 @@ def test_fine_tuning_prints_what_a_compression_prints(tunings, tmp_path):
 def test_of_several_processes_one_speaks(tunings, monkeypatch):
     monkeypatch.setattr("depthcomp.commands.finetune.run", lambda request, progress: None)
     assert tune().stdout == ""
+
+
+def test_what_images_are_normalised_with_can_be_given(tunings):
+    for given, wanted in (
+        ([], {}),
+        (["--mean", "0.286", "--std", "0.353"], {"mean": (0.286,), "std": (0.353,)}),
+        (["--mean", "0,1,2", "--std", "1,2,3"], {"mean": (0.0, 1.0, 2.0), "std": (1.0, 2.0, 3.0)}),
+    ):
+        assert tune(*given).exit_code == 0
+        assert tunings.pop().statistics == wanted
+    for given in (["--mean", "0.2"], ["--mean", "a", "--std", "1"], ["--mean", "1,2", "--std", "1"]):
+        result = tune(*given)
+        assert result.exit_code == 2
+        assert "must both be a number for each channel, such as 0.485,0.456,0.406" in " ".join(result.stderr.split())

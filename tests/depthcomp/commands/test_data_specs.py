@@ -4,8 +4,9 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
+from torch.utils.data import Dataset
 
-from depthcomp.commands.data_specs import load_data, names_data
+from depthcomp.commands.data_specs import calibration_data, load_data, names_data
 from depthcomp.errors import DataError
 
 EXAMPLE = torch.zeros(1, 3, 20, 20)
@@ -70,6 +71,42 @@ def test_a_function_of_the_users(tmp_path, monkeypatch):
     assert torch.equal(batch, torch.ones(2, 3, 4, 4))
 
 
+class Frames(Dataset):
+    """Numbered images of as many classes, one class after another, and the fewer of each the higher its number."""
+
+    def __init__(self, sizes):
+        self.targets = [kind for kind, size in enumerate(sizes) for _ in range(size)]
+
+    def __len__(self):
+        return len(self.targets)
+
+    def __getitem__(self, index):
+        return torch.full((1, 280, 280), float(index)), self.targets[index]
+
+
+def test_what_fits_see_keeps_neighbours_together_and_classes_apart(monkeypatch):
+    sizes = 400, 200, 100
+    monkeypatch.setattr("depthcomp.commands.data_specs._made", lambda spec: Frames(sizes))
+    example = torch.zeros(1, 1, 280, 280)  # of which 512 are read
+    found, again, other = (calibration_data("own:frames", model(1), example, seed=seed) for seed in (0, 0, 1))
+    assert sorted(found.indices) == list(range(700))  # fine-tuning sees all
+    assert found.indices == again.indices != other.indices
+    drawn = found.indices[:512]
+    classes = [found.dataset.targets[index] for index in drawn]
+    for kind in range(3):
+        own = [index for index, its in zip(drawn, classes, strict=True) if its == kind]
+        assert own == sorted(own)
+        thirds = [classes[part * 512 // 3 : (part + 1) * 512 // 3].count(kind) for part in range(3)]
+        assert max(thirds) - min(thirds) <= 2
+    assert torch.equal(found[0][0], torch.full((1, 280, 280), float(drawn[0])))
+
+
+def test_a_packed_download_of_another_layout_is_explained(tmp_path):
+    (tmp_path / "train-images-idx3-ubyte.gz").touch()
+    with pytest.raises(DataError, match=r"unpack the \.gz files into DIR/FashionMNIST/raw, .* --data-root DIR"):
+        load_data("torchvision:FashionMNIST", model(1), EXAMPLE[:, :1], training=False, root=tmp_path)
+
+
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
@@ -77,7 +114,7 @@ def test_a_function_of_the_users(tmp_path, monkeypatch):
         ("nowhere", "image folder nowhere does not exist"),
         ("torchvision:FashionMINT", "names no data set of torchvision.datasets"),
         ("torchvision:FashionMNIST:half", "FashionMNIST has no split 'half'; train and test are what it has"),
-        ("torchvision:FashionMNIST", "give its folder with --data-root, or --download"),
+        ("torchvision:FashionMNIST", "give the folder that holds its own with --data-root, or --download"),
         ("no_module_of_mine:images", "cannot be made .ModuleNotFoundError: .*package.module:function"),
     ],
 )

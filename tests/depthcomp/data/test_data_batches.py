@@ -126,6 +126,13 @@ def test_a_loader_that_pins_its_memory():
     assert torch.equal(found(DataLoader(TensorDataset(X, LABELS), 2, pin_memory=True)), X)
 
 
+def test_a_dataset_is_read_in_order():
+    state = torch.get_rng_state()
+    assert torch.equal(found(TensorDataset(X, LABELS)), X)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(labelled_images(TensorDataset(X, LABELS), EXAMPLE)[1], LABELS)
+
+
 class Uneven(Dataset):
     """Images of which every third is wider."""
 
