@@ -100,9 +100,10 @@ def finetune(
         features: names of nodes that student and teacher, captured graphs then, both have; their tensors are compared
             where `FinetuneConfig.features` is above 0.
         folder: for checkpoint.json, files of tensors and log.jsonl. A training that was interrupted goes on from
-            there, to the same bits where it runs in one process on a CPU; a finished one is not run again.
-        anew: whether to begin anew, with a warning, where the folder holds an unfinished training of another network
-            or configuration, which is refused otherwise. A finished one gives way to the next in any case.
+            there, to the same bits where it runs in one process on a CPU; a finished one is not run again, and a
+            warning says so.
+        anew: whether to begin anew, with a warning, where the folder holds an unfinished training of another network,
+            teacher, data or configuration, which is refused otherwise. A finished one gives way to the next in any case.
         progress: called as (stage, done, total).
 
     Raises:
