@@ -103,7 +103,7 @@ def finetune(
             there, to the same bits where it runs in one process on a CPU; a finished one is not run again, and a
             warning says so.
         anew: whether to begin anew, with a warning, where the folder holds an unfinished training of another network,
-            teacher, data or configuration, which is refused otherwise. A finished one gives way to the next in any case.
+            teacher, data or configuration, which is refused otherwise. A finished one gives way in any case.
         progress: called as (stage, done, total).
 
     Raises:

@@ -275,7 +275,7 @@ def test_a_training_that_fails_leaves_the_compression_in_its_error(arithmetic_ba
         calls += student.training
         return F.cross_entropy(student(batch[0]), batch[1]) * (float("nan") if calls > 3 else 1)
 
-    with pytest.raises(TrainingError, match="the loss is nan.*what was compressed is the `result`") as caught:
+    with pytest.raises(TrainingError, match=r"the loss is nan.*what was compressed is the `result`") as caught:
         compress_depth(
             tiny_net(), "60%", data=data(), backend=arithmetic_backend(), finetune=FinetuneConfig(epochs=2, loss=loss)
         )
