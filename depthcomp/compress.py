@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from depthcomp.budget import Budget
 from depthcomp.data.batches import Data
 from depthcomp.depth import convolution_depth
-from depthcomp.errors import BudgetError, BudgetInfeasibleError, DepthCompError
+from depthcomp.errors import BudgetError, BudgetInfeasibleError, DepthCompError, TrainingError
 from depthcomp.files import require_writable
 from depthcomp.fitting.compensation import load_operator
 from depthcomp.importance.config import ImportanceConfig
@@ -104,7 +104,7 @@ def compress_depth(
         TableError: the table or the journal in `output_dir` cannot be read or written, the backend refuses the
             network or an operator, or the table says that one of the network's own could not be measured.
         ArtifactError: `output_dir` cannot be written, or the network cannot be exported to ONNX.
-        TrainingError: fine-tuning cannot go on.
+        TrainingError: fine-tuning cannot go on. The error's `result` is what was compressed, where that was done.
 
     Example:
         >>> result = compress_depth(model, "75%", data=loader)             # doctest: +SKIP
@@ -125,16 +125,19 @@ def compress_depth(
         )
         prepared = replace(prepared, candidates=chosen.candidates(prepared.network, prepared.candidates))
         if finetune is not None:
-            rehearse(prepared.network, data, val_data, finetune)
+            rehearse(prepared.captured, data, val_data, finetune)
         _announce(prepared.notes)
     timer = NetworkTimer(prepared.original, (prepared.example,), runtime, seed=seed, progress=stages.report)
 
     def tune(result: CompressionResult, config: FinetuneConfig, stages: Stages) -> CompressionResult:
-        return tuned(
-            result, prepared.network, data, val_data, config, timer, stages,
-            checkpoints=None if folder is None else folder / CHECKPOINTS, out=folder,
-            calibration=prepared.calibration.batches, anew=True,
-        )  # fmt: skip
+        try:
+            return tuned(
+                result, prepared.network, data, val_data, config, timer, stages,
+                checkpoints=None if folder is None else folder / CHECKPOINTS, out=folder,
+                calibration=prepared.calibration.batches, anew=True,
+            )  # fmt: skip
+        except Exception as error:
+            raise TrainingError(f"{error}; what was compressed is the `result` of this error", result=result) from error
 
     saved = None
     if folder is not None:

@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from depthcomp.data.batches import Data, enough_images, labelled_images, synthetic_batches
 from depthcomp.data.calibration import CalibrationSet, Layout, cross_validated, layouts, separate
 from depthcomp.data.example import infer_example
+from depthcomp.data.numbering import foreign_labels
 from depthcomp.errors import CaptureError, DataError, TableError
 from depthcomp.pricing import Candidate, Pricing
 from fx_passes import (
@@ -38,11 +39,6 @@ OFFERED = SpanLimits(layer_pruning=False, other_ends=(), skips_pixels=False)
 _NO_DATA = (
     "no data: importance comes from the weights alone, on synthetic images; pass data=, even a few dozen "
     "unlabelled images, for a far better choice"
-)
-LEAST_ABOVE_CHANCE = 1.5  # times the accuracy of guessing; with fewer right, the labels are another numbering's
-_FOREIGN_LABELS = (
-    "the network gives {:.1%} of the images their label, hardly more than by chance, so the labels are not used; are "
-    "they in the network's own numbering?"
 )
 _ONE_IMAGE = "one calibration image: the loss is estimated on the image that was fitted to"
 
@@ -261,9 +257,8 @@ def _with_known_classes(network: fx.GraphModule, calibration: CalibrationSet) ->
             f"classes, 0 to {scores.shape[1] - 1}; give labels in the network's own numbering, or images alone"
         )
     accuracy = float((scores.argmax(1) == labels).float().mean())
-    if accuracy <= LEAST_ABOVE_CHANCE / scores.shape[1]:
-        return replace(calibration, labels=None), _FOREIGN_LABELS.format(accuracy)
-    return calibration, ""
+    note = foreign_labels(accuracy, scores.shape[1])
+    return (replace(calibration, labels=None) if note else calibration), note
 
 
 def _layout(network: fx.GraphModule, images: Tensor) -> Layout:

@@ -3,6 +3,8 @@
 Each message is one sentence or two: what was given, what is needed, what to do.
 """
 
+from typing import Any
+
 __all__ = [
     "ArtifactError",
     "BackendUnavailableError",
@@ -78,7 +80,15 @@ class EngineError(DepthCompError, ValueError):
 
 
 class TrainingError(DepthCompError, RuntimeError):
-    """Fine-tuning cannot go on, or what it made cannot be merged."""
+    """Fine-tuning cannot go on, or what it made cannot be merged.
+
+    Attributes:
+        result: what `compress_depth` had found before it came to fine-tuning; None elsewhere.
+    """
+
+    def __init__(self, message: str, *, result: Any = None) -> None:
+        super().__init__(message)
+        self.result = result
 
 
 class ArtifactError(DepthCompError, OSError):

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset
 
 from depthcomp.data.batches import images_of, labels_of, require_values
 from depthcomp.errors import DataError
+from depthcomp.training.identity import hashed
 from depthcomp.training.processes import Processes
 from depthcomp.training.randomness import mixed, seed_everything
 
@@ -53,13 +55,13 @@ class Batch:
         require_values(images, argument)
         return cls(images, _labels_of(item), item)
 
-    def to(self, device: torch.device, memory: torch.memory_format) -> Batch:
-        """Return the batch on a device, its images in a memory format."""
+    def to(self, weights: Tensor, memory: torch.memory_format) -> Batch:
+        """Return the batch where a network's weights are, its images of their type and in a memory format."""
 
         def moved(leaf: Any) -> Any:
             if not isinstance(leaf, Tensor):
                 return leaf
-            leaf = leaf.to(device, non_blocking=True)
+            leaf = leaf.to(weights.device, weights.dtype if leaf is self.images else leaf.dtype, non_blocking=True)
             return leaf.contiguous(memory_format=memory) if leaf.ndim == 4 else leaf
 
         item = tree_map(moved, self.item)
@@ -68,7 +70,9 @@ class Batch:
 
 def _labels_of(item: Any) -> Tensor | None:
     found = labels_of(item)
-    return found if isinstance(found, Tensor) else None
+    if not isinstance(found, Tensor):
+        return None
+    return found if found.is_floating_point() else found.long()
 
 
 class Source:
@@ -134,18 +138,36 @@ class Source:
                 "give data that have as many each time"
             )
 
+    def digest(self) -> str:
+        """Return a hash of the number of batches and of the first one, however many processes share it.
+
+        Where two readings of it differ, by random numbers that no seed reaches, the number alone counts.
+        """
+        one, other = hashed(self._whole_first()), hashed(self._whole_first())
+        return f"{len(self)} {one if one == other else 'drawn anew'}"
+
+    def _whole_first(self) -> Any:
+        """Return the first item of the first epoch, before it is shared out."""
+        data = self._data
+        with _entered(data, self._seed, 0):
+            order = _order_of(data)
+            if isinstance(data, DataLoader) and order is not None:
+                first = next(iter(order.batches if isinstance(order, _Shares) else order), None)
+                data = loader_like(data, data.dataset, batch_sampler=[] if first is None else [first])
+            return next(iter(data), None)
+
     def _batches(self, number: int) -> Iterator[Batch]:
-        _enter(self._data, self._seed, number)
-        items = iter(self._data)
-        for index in itertools.count():
-            seed_everything(self._seed, number, index)
-            try:
-                item = next(items)
-            except StopIteration:
-                return
-            batch = self._checked(item)
-            if batch is not None:
-                yield batch
+        with _entered(self._data, self._seed, number):
+            items = iter(self._data)  # workers draw their seeds and the order here
+            for index in itertools.count():
+                seed_everything(self._seed, number, index)
+                try:
+                    item = next(items)
+                except StopIteration:
+                    return
+                batch = self._checked(item)
+                if batch is not None:
+                    yield batch
 
     def _checked(self, item: Any) -> Batch | None:
         batch = Batch.of(item, self._argument)
@@ -167,10 +189,10 @@ class Source:
         return DataError(f"{self._argument} holds no batch{few}; pass data with more images, or larger batches")
 
     def _counted(self) -> int:
-        sampler = getattr(self._data, "batch_sampler", None)
-        if isinstance(self._data, DataLoader) and sampler is not None:
-            seed_everything(self._seed, 0, 0)
-            return sum(isinstance(sampler, _Shares) or len(indices) >= self._least for indices in sampler)
+        order = _order_of(self._data)
+        if order is not None:
+            with _entered(self._data, self._seed, 0):
+                return sum(isinstance(order, _Shares) or len(indices) >= self._least for indices in order)
         return sum(1 for _ in self._batches(0))
 
 
@@ -178,28 +200,32 @@ class _Shares:
     """Batches of indices of which each process loads its own rows."""
 
     def __init__(self, batches: Iterable[Sequence[Any]], processes: Processes, least: int) -> None:
-        self._batches = batches
+        self.batches = batches
         self._processes = processes
         self._least = least
 
     def __iter__(self) -> Iterator[list[Any]]:
-        for batch in self._batches:
+        for batch in self.batches:
             if len(batch) >= self._least:
                 yield list(batch)[self._processes.rank :: self._processes.count]
 
 
 def _shared_out(data: Iterable[Any], argument: str, processes: Processes, least: int) -> Iterable[Any]:
     """Return data of which each process loads no more than its own rows, where that can be arranged."""
-    if processes.count == 1 or not isinstance(data, DataLoader) or data.batch_sampler is None:
+    order = _order_of(data)
+    if processes.count == 1 or order is None or not isinstance(data, DataLoader):
         return data
     if isinstance(data.sampler, DistributedSampler):
         raise DataError(
             f"{argument} has a DistributedSampler, and fine-tuning itself shares each batch out among the processes; "
             "pass a DataLoader with shuffle=True, as for one process"
         )
-    return loader_like(
-        data, data.dataset, batch_sampler=_Shares(data.batch_sampler, processes, max(least, processes.count))
-    )
+    return loader_like(data, data.dataset, batch_sampler=_Shares(order, processes, max(least, processes.count)))
+
+
+def _order_of(data: Iterable[Any]) -> Iterable[Sequence[Any]] | None:
+    """Return the batches of indices that a loader draws; None for streams and all other data."""
+    return None if not isinstance(data, DataLoader) or isinstance(data.dataset, IterableDataset) else data.batch_sampler
 
 
 def loader_like(loader: DataLoader[Any], dataset: Dataset[Any], **batching: Any) -> DataLoader[Any]:
@@ -212,12 +238,22 @@ def loader_like(loader: DataLoader[Any], dataset: Dataset[Any], **batching: Any)
     )  # fmt: skip
 
 
-def _enter(data: Iterable[Any], seed: int, epoch: int) -> None:
-    """Tell data that draw their own order which epoch begins."""
-    for owner in (data, getattr(data, "sampler", None), getattr(data, "batch_sampler", None)):
-        generator = getattr(owner, "generator", None)
-        if isinstance(generator, torch.Generator):
-            generator.manual_seed(mixed(seed, epoch))
+@contextmanager
+def _entered(data: Iterable[Any], seed: int, epoch: int) -> Iterator[None]:
+    """Seed what draws an epoch's order, and tell data which epoch begins; give their generators back as they were."""
+    owners = (data, getattr(data, "sampler", None), getattr(data, "batch_sampler", None))
+    generators = (getattr(owner, "generator", None) for owner in owners)
+    found = [generator for generator in generators if isinstance(generator, torch.Generator)]
+    states = [generator.get_state() for generator in found]
+    seed_everything(seed, epoch, 0)
+    for generator in found:
+        generator.manual_seed(mixed(seed, epoch))
+    for owner in owners:
         set_epoch = getattr(owner, "set_epoch", None)
         if callable(set_epoch):
             set_epoch(epoch)
+    try:
+        yield
+    finally:
+        for generator, state in zip(found, states, strict=True):
+            generator.set_state(state)

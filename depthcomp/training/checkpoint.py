@@ -7,7 +7,6 @@ between leaves the checkpoint before.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,13 +16,13 @@ import safetensors.torch
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import Tensor
 
 from depthcomp.errors import ArtifactError
 from depthcomp.files import require_writable, write_atomically
 from latency_tables.json_file import first_fault
 
-__all__ = ["BestSoFar", "Checkpoint", "CheckpointFolder", "fingerprint", "optimizer_state", "restore_optimizer"]
+__all__ = ["BestSoFar", "Checkpoint", "CheckpointFolder", "optimizer_state", "restore_optimizer"]
 
 FILE = "checkpoint.json"
 _REMEDY = "delete the folder to begin anew"
@@ -53,7 +52,7 @@ class Checkpoint(BaseModel):
     Attributes:
         schema_version: of this form.
         config: the configuration, as its JSON has it.
-        fingerprint: of the network that the training began with.
+        hashes: of the network that the training began with, of its teacher, data and functions.
         batches: in an epoch.
         epoch: which one is running, from 0.
         batch: how many of its batches are done.
@@ -75,9 +74,9 @@ class Checkpoint(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     config: dict[str, Any]
-    fingerprint: str
+    hashes: dict[str, str]
     batches: int
     epoch: int
     batch: int
@@ -173,15 +172,6 @@ class CheckpointFolder:
     def _leftovers(self, named: set[str | None]) -> Iterator[Path]:
         for kind in ("state", "best"):
             yield from (path for path in self.path.glob(f"{kind}-*.safetensors") if path.name not in named)
-
-
-def fingerprint(network: nn.Module) -> str:
-    """Return a hash of the names and values of a network's tensors."""
-    found = hashlib.sha256()
-    for name, tensor in network.state_dict().items():
-        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]], State]:

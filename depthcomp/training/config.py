@@ -40,7 +40,8 @@ class FinetuneConfig:
         schedule: of the learning rate, by update: "cosine", "tanh", "poly", "wsd" or "constant", as in timm.scheduler.
         warmup: share of all updates in which the learning rate rises from almost nothing.
         clip_norm: largest norm of an update's gradient.
-        labels: weight of the labels' cross-entropy, where there are labels.
+        labels: weight of the labels' cross-entropy, where there are labels; at 0 they are not looked at, unless
+            `metric` is "accuracy".
         label_smoothing: share of the label's weight that goes to all classes.
         distillation: weight of the divergence from the teacher's outputs.
         temperature: by which scores are divided when the teacher's are compared with the student's.

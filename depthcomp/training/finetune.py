@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import copy
 import os
+import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from depthcomp.data.numbering import foreign_labels
 from depthcomp.progress import Progress, silent
+from depthcomp.training.batches import Source
+from depthcomp.training.checkpoint import optimizer_state
 from depthcomp.training.config import FinetuneConfig
 from depthcomp.training.objective import Objective
-from depthcomp.training.processes import joined_processes
+from depthcomp.training.processes import Processes, joined_processes
 from depthcomp.training.randomness import own_randomness
-from depthcomp.training.recipe import require_timm
+from depthcomp.training.recipe import Recipe, require_timm
 from depthcomp.training.sources import sources
 from depthcomp.training.taps import tapped
 from depthcomp.training.trainer import Trainer, Training
 
 __all__ = ["FinetuneRecord", "Finetuned", "finetune", "rehearse"]
+
+LABELLED_BATCHES = 8  # that tell whether the labels are in the teacher's numbering
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +100,10 @@ def finetune(
         features: names of nodes that student and teacher, captured graphs then, both have; their tensors are compared
             where `FinetuneConfig.features` is above 0.
         folder: for checkpoint.json, files of tensors and log.jsonl. A training that was interrupted goes on from
-            there, to the same bits where it runs in one process on a CPU; a finished one is not run again.
-        anew: whether to begin anew, with a warning, where the folder holds an unfinished training of another network
-            or configuration, which is refused otherwise. A finished one gives way to the next in any case.
+            there, to the same bits where it runs in one process on a CPU; a finished one is not run again, and a
+            warning says so.
+        anew: whether to begin anew, with a warning, where the folder holds an unfinished training of another network,
+            teacher, data or configuration, which is refused otherwise. A finished one gives way in any case.
         progress: called as (stage, done, total).
 
     Raises:
@@ -112,7 +119,7 @@ def finetune(
     config = config or FinetuneConfig()
     require_timm()
     with joined_processes(config.device) as processes, own_randomness(processes.device):
-        batches, judging = sources(train, val, config, processes)
+        batches, judging = sources(train, val, config, processes, normed=_has_norms(student))
         compared = bool(config.features) and teacher is not None and config.loss is None
         pair = [
             tapped(network, features) if compared and network else copy.deepcopy(network)
@@ -123,6 +130,8 @@ def finetune(
         if frozen is not None:
             memory = torch.channels_last if config.channels_last else torch.contiguous_format
             frozen.eval().requires_grad_(False).to(processes.device).to(memory_format=memory)
+            if config.labels and config.distillation and config.loss is None:
+                config = _with_known_labels(config, frozen, batches, processes, tapped=compared)
         training = Trainer(
             trained, Objective(config, frozen, tapped=compared), batches, judging, config, processes,
             None if folder is None else Path(folder), progress or silent, anew=anew,
@@ -134,19 +143,55 @@ def finetune(
 
 
 def rehearse(network: nn.Module, train: Any, val: Any, config: FinetuneConfig | None = None) -> None:
-    """Compute the loss of a network that is its own teacher on the first batches, so that faults show at once.
+    """Make one update of a copy of a network, its own teacher, and judge it, so that faults show at once.
 
     Raises:
         DataError: the data are empty, cannot be read twice, or do not fit the network.
-        TrainingError: there is nothing to train by, or the device cannot be used.
+        TrainingError: as for `finetune`.
+        ArtifactError: checkpoints cannot hold what the optimiser keeps.
     """
     config = config or FinetuneConfig()
-    with joined_processes(config.device) as processes, own_randomness(processes.device), torch.no_grad():
-        copied = copy.deepcopy(network).eval().to(processes.device)
-        objective = Objective(config, copied)
-        for source in sources(train, val, config, processes):
-            first = next(source.epoch(0)).to(processes.device, torch.contiguous_format)
-            objective.judge(copied, [first], objective.metric_name(first), processes)
+    with joined_processes(config.device) as processes, own_randomness(processes.device):
+        teacher, student = (copy.deepcopy(network).eval().to(processes.device) for _ in range(2))
+        objective, recipe = Objective(config, teacher), Recipe(student, config, 1, processes)
+        weights = next(student.parameters())
+        normed = config.fit_norms or _has_norms(network)
+        training, judging = (
+            source.first(1)[0].to(weights, torch.contiguous_format)
+            for source in sources(train, val, config, processes, normed=normed)
+        )
+        with torch.no_grad():
+            objective.judge(student, [judging], objective.metric_name(judging), processes)
+        recipe.train_mode()
+        with recipe.autocast():
+            loss = objective.loss(recipe.wrapped, training)
+        torch.autograd.backward(recipe.scaler.scale(loss))
+        recipe.step(1)
+        optimizer_state(recipe.optimizer)  # which checkpoints must hold
+
+
+@torch.no_grad()
+def _with_known_labels(
+    config: FinetuneConfig, teacher: nn.Module, train: Source, processes: Processes, *, tapped: bool
+) -> FinetuneConfig:
+    """Return the configuration, without labels where the teacher hardly ever gives the first images theirs."""
+    weights = next(teacher.parameters(), torch.empty(0, device=processes.device))
+    batches = [batch.to(weights, torch.contiguous_format) for batch in train.first(LABELLED_BATCHES)]
+    if any(batch.labels is None or batch.labels.ndim != 1 or batch.labels.is_floating_point() for batch in batches):
+        return config
+    objective = Objective(config, teacher, tapped=tapped)
+    accuracy = objective.judge(teacher, batches, "accuracy", processes).metric
+    outputs = teacher(batches[0].images)
+    note = foreign_labels(accuracy, (outputs[0] if tapped else outputs).shape[1])
+    if not note:
+        return config
+    if processes.writes:
+        warnings.warn(note, stacklevel=3)
+    return replace(config, labels=0.0, metric="loss" if config.metric == "accuracy" else config.metric)
+
+
+def _has_norms(network: nn.Module) -> bool:
+    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules())
 
 
 def _record(training: Training) -> FinetuneRecord:

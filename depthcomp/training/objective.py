@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from depthcomp.errors import DataError, TrainingError
+from depthcomp.errors import DataError, DepthCompError, TrainingError
 from depthcomp.training.batches import Batch
 from depthcomp.training.config import FinetuneConfig
 from depthcomp.training.processes import Processes
@@ -74,11 +75,14 @@ class Objective:
         config: the weights of the loss, or functions.
         teacher: whose outputs the student's shall be like; None for none.
         tapped: whether student and teacher return (outputs, tensors inside), to be compared one by one.
+
+    Attributes:
+        teacher: the same.
     """
 
     def __init__(self, config: FinetuneConfig, teacher: nn.Module | None, *, tapped: bool = False) -> None:
         self._config = config
-        self._teacher = teacher
+        self.teacher = teacher
         self._tapped = tapped
 
     def metric_name(self, batch: Batch) -> str:
@@ -87,17 +91,29 @@ class Objective:
         if callable(metric):
             return getattr(metric, "__name__", type(metric).__name__)
         if metric == "auto":
-            return "accuracy" if batch.labels is not None and self._config.loss is None else "loss"
+            labelled = batch.labels is not None and self._config.labels
+            return "accuracy" if labelled and self._config.loss is None else "loss"
         if metric == "accuracy" and batch.labels is None:
             raise DataError("metric='accuracy' needs labels, and the data have none; give (images, labels)")
         return metric
 
     def loss(self, student: nn.Module, batch: Batch) -> Tensor:
-        """Return the mean loss over a batch."""
-        if self._config.loss is not None:
-            value = self._config.loss(student, self._teacher, batch.item)
-            return _one_number(value, "loss")
-        return self._loss(self._outputs(student, batch), self._teacher_outputs(batch), batch)
+        """Return the mean loss over a batch.
+
+        Raises:
+            DataError: the labels do not fit.
+            TrainingError: a network or the user's function fails on the batch, or the loss hangs on no weight.
+        """
+        with _explained(batch):
+            if self._config.loss is None:
+                value = self._loss(self._outputs(student, batch), self._teacher_outputs(batch), batch)
+            else:
+                value = _one_number(self._config.loss(student, self.teacher, batch.item), "loss")
+        if torch.is_grad_enabled() and not value.requires_grad:
+            raise TrainingError(
+                "the loss depends on no weight that is trained; compute it from student(images), not detached"
+            )
+        return value
 
     def judge(self, student: nn.Module, batches: Iterable[Batch], name: str, processes: Processes) -> Score:
         """Return the score of a network over batches; NaN where a loss is."""
@@ -105,7 +121,8 @@ class Objective:
         for batch in batches:
             if not len(batch):
                 continue
-            here, there = self._judge(student, batch, name)
+            with _explained(batch):
+                here, there = self._judge(student, batch, name)
             total, loss, metric = total + len(batch), loss + here * len(batch), metric + there * len(batch)
         total, loss, metric = processes.sums(total, loss, metric)
         return Score(loss / total, metric / total)
@@ -117,7 +134,7 @@ class Objective:
         else:
             outputs, loss = None, float(self.loss(student, batch))
         if callable(self._config.metric):
-            return loss, float(_one_number(self._config.metric(student, self._teacher, batch.item), "metric"))
+            return loss, float(_one_number(self._config.metric(student, self.teacher, batch.item), "metric"))
         if name == "accuracy":
             outputs = self._outputs(student, batch) if outputs is None else outputs
             return loss, _accuracy(self._scores(outputs, batch), batch)
@@ -128,10 +145,10 @@ class Objective:
 
     def _teacher_outputs(self, batch: Batch) -> Any:
         wanted = self._config.distillation or self._config.features
-        if self._teacher is None or not wanted:
+        if self.teacher is None or not wanted:
             return None
         with torch.no_grad():
-            return self._teacher(batch.images)
+            return self.teacher(batch.images)
 
     def _loss(self, found: Any, wanted: Any, batch: Batch) -> Tensor:
         terms = []
@@ -171,6 +188,22 @@ class Objective:
         if not labels.is_floating_point():
             _require_in_range(labels, outputs.shape[1])
         return outputs
+
+
+@contextmanager
+def _explained(batch: Batch) -> Iterator[None]:
+    """Say in a sentence on what a network or a function of the user's failed."""
+    try:
+        yield
+    except DepthCompError:
+        raise
+    except Exception as error:
+        reason = (str(error).strip() or "no reason given").splitlines()[0]
+        raise TrainingError(
+            f"loss or metric cannot be computed for a batch of images {tuple(batch.images.shape)} of "
+            f"{batch.images.dtype} ({type(error).__name__}: {reason}); student, teacher and functions must take such "
+            "images, and both networks return outputs of one shape"
+        ) from error
 
 
 def _require_in_range(labels: Tensor, classes: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import inspect
 import os
 from collections.abc import Iterator
@@ -87,7 +88,9 @@ class Processes:
 
 @contextmanager
 def joined_processes(device: str) -> Iterator[Processes]:
-    """Join the processes that torchrun started, if it did, and leave them in the end.
+    """Join the processes that torchrun started, if it did; they stay together until Python ends.
+
+    torchrun's store serves one group: processes that leave it do not find each other again for the next training.
 
     Args:
         device: a device of torch, or "auto".
@@ -104,9 +107,12 @@ def joined_processes(device: str) -> Iterator[Processes]:
         yield Processes(0, 1, place)
         return
     distributed.init_process_group("nccl" if place.type == "cuda" else "gloo")
-    try:
-        yield Processes(distributed.get_rank(), distributed.get_world_size(), place)
-    finally:
+    atexit.register(_leave)
+    yield Processes(distributed.get_rank(), distributed.get_world_size(), place)
+
+
+def _leave() -> None:
+    if distributed.is_initialized():
         distributed.destroy_process_group()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -43,8 +44,10 @@ def require_repeatable(data: object, argument: str) -> None:
         raise DataError(f"{argument} is a {type(data).__name__}; {_MENDED}")
 
 
-def sources(train: Any, val: Any, config: FinetuneConfig, processes: Processes) -> tuple[Source, Source]:
-    """Return what to train and what to validate on.
+def sources(
+    train: Any, val: Any, config: FinetuneConfig, processes: Processes, *, normed: bool = True
+) -> tuple[Source, Source]:
+    """Return what to train and what to validate on; batches of one image train no network with batch norms (`normed`).
 
     Without validation data, a part of the training data validates: images drawn by the seed from a Dataset, a tensor
     or a DataLoader that is in order or shuffled; every so-many-th batch of anything else, which must then come in the
@@ -60,7 +63,7 @@ def sources(train: Any, val: Any, config: FinetuneConfig, processes: Processes) 
     else:
         require_repeatable(val, "val_data")
         judging = _loader(val, config, shuffled=False)
-    least = 2 * processes.count  # a norm needs two values to normalise
+    least = processes.count * (2 if normed else 1)  # a norm needs two values to normalise
     return (
         Source(loader, "data", processes, least, config.seed),
         Source(judging, "data" if val is None else "val_data", processes, 1, config.seed),
@@ -68,10 +71,16 @@ def sources(train: Any, val: Any, config: FinetuneConfig, processes: Processes) 
 
 
 def _loader(data: Any, config: FinetuneConfig, *, shuffled: bool) -> Iterable[Any]:
-    """Return data in batches, images (n, c, h, w) and Datasets in those of the configuration."""
+    """Return data in batches, images (n, c, h, w) and Datasets in those of the configuration.
+
+    Workers begin anew each epoch: those that last draw random numbers on, and a training that goes on has none of them.
+    """
     if isinstance(data, Tensor):
         data = TensorDataset(data)
     if not isinstance(data, Dataset) or isinstance(data, IterableDataset):
+        if isinstance(data, DataLoader) and data.persistent_workers:
+            data = copy.copy(data)
+            object.__setattr__(data, "persistent_workers", False)  # DataLoader itself lets nobody
         found: Iterable[Any] = data
         return found
     return DataLoader(data, batch_size=config.batch_size, shuffle=shuffled, num_workers=config.workers)
@@ -108,6 +117,10 @@ class _Part:
         self._data = data
         self._step = step
         self._held = held
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what tells the order of the data: their sampler, generator or set_epoch."""
+        return getattr(self._data, name)
 
     def __iter__(self) -> Iterator[Any]:
         return (item for index, item in enumerate(self._data) if (index % self._step == 1) is self._held)

@@ -23,11 +23,11 @@ from depthcomp.training.checkpoint import (
     BestSoFar,
     Checkpoint,
     CheckpointFolder,
-    fingerprint,
     optimizer_state,
     restore_optimizer,
 )
 from depthcomp.training.config import FinetuneConfig
+from depthcomp.training.identity import function_hash, network_hash
 from depthcomp.training.log import TrainingLog
 from depthcomp.training.objective import Objective, Score
 from depthcomp.training.processes import Processes
@@ -37,6 +37,11 @@ from depthcomp.training.recipe import Recipe
 __all__ = ["Trainer", "Training"]
 
 STAGE = "fine-tuning"
+_OTHERS = {
+    "network": "of another network", "teacher": "with another teacher", "data": "on other data",
+    "val_data": "that was judged on other data", "loss": "with another function loss",
+    "metric": "with another function metric",
+}  # fmt: skip
 _MAY_DIFFER = ("device", "workers", "log_updates", "checkpoint_updates", "tensorboard")  # when a training goes on
 
 
@@ -105,15 +110,16 @@ class Trainer:
 
     def _begin(self) -> None:
         """Find out where the training stands."""
-        mark = fingerprint(self._network)
+        hashes = {} if self._store is None else self._hashes()
         self._network.to(self._processes.device)
         self._network.to(memory_format=self._memory)
+        self._weights = next(self._network.parameters(), torch.empty(0, device=self._processes.device))
         self._recipe = Recipe(self._network, self._config, self._updates_per_epoch(), self._processes)
         self._started = time.perf_counter()
         self._best: dict[str, Tensor] | None = None
-        found = None if self._store is None else self._read(self._store, mark)
+        found = None if self._store is None else self._read(self._store, hashes)
         if found is None:
-            self._at = self._first(mark)
+            self._at = self._first(hashes)
             self._at.groups = optimizer_state(self._recipe.optimizer)[0]
         else:
             self._resume(found)
@@ -122,29 +128,32 @@ class Trainer:
     def _updates_per_epoch(self) -> int:
         return -(-len(self._train) // self._config.accumulate)
 
-    def _first(self, mark: str) -> Checkpoint:
+    def _first(self, hashes: dict[str, str]) -> Checkpoint:
         """Return where a training stands that has not begun: the untrained network is the best so far."""
         first = next(iter(self._val.epoch(0))) if len(self._val) else None
         assert first is not None  # an empty source has no length but an error
         metric = self._objective.metric_name(first)
         score = self._judge(self._network, metric)
-        if not math.isfinite(score.loss):
-            raise TrainingError(
-                f"the loss of the untrained network on the validation data is {score.loss}; mend the data or the "
-                "network first"
-            )
+        for what, value in (("loss", score.loss), (f"metric {metric}", score.metric)):
+            if not math.isfinite(value):
+                raise TrainingError(
+                    f"the {what} of the untrained network on the validation data is {value}; mend the data, the "
+                    "network or the function first"
+                )
         untrained = BestSoFar(what="untrained", loss=score.loss, metric=score.metric)
         return Checkpoint(
-            config=_plain(self._config), fingerprint=mark, batches=len(self._train), epoch=0, batch=0, update=0,
+            config=_plain(self._config), hashes=hashes, batches=len(self._train), epoch=0, batch=0, update=0,
             loss_sum=0.0, images=0, seconds=0.0, metric=metric, before=untrained, best=untrained, history=[], groups=[],
             numbers={}, scaler={}, serial=0,
         )  # fmt: skip
 
-    def _read(self, store: CheckpointFolder, mark: str) -> Checkpoint | None:
+    def _read(self, store: CheckpointFolder, hashes: dict[str, str]) -> Checkpoint | None:
         """Return the checkpoint to go on from; None to begin."""
         found = store.read()
-        other = "" if found is None else self._other(found, mark)
+        other = "" if found is None else self._other(found, hashes)
         if found is None or not other:
+            if found is not None and found.epoch == self._config.epochs and self._processes.writes:
+                warnings.warn(f"{store.path} holds this training, which is finished and not run again", stacklevel=2)
             return found
         what = f"{store.path} holds the checkpoint of a training {other}"
         if found.epoch < found.config["epochs"]:
@@ -155,7 +164,7 @@ class Trainer:
             store.clear()
         return None
 
-    def _other(self, found: Checkpoint, mark: str) -> str:
+    def _other(self, found: Checkpoint, hashes: dict[str, str]) -> str:
         """Say how a checkpoint's training differs from this one; nothing where it does not."""
         here = _plain(self._config)
         other = [
@@ -163,15 +172,22 @@ class Trainer:
             for field in fields(FinetuneConfig)
             if field.name not in _MAY_DIFFER and found.config.get(field.name) != here[field.name]
         ]
-        if found.fingerprint != mark:
-            return "of another network"
+        if found.hashes["network"] != hashes["network"]:
+            return _OTHERS["network"]
         if other:
             return f"with {other[0]}={found.config.get(other[0])!r}, not {here[other[0]]!r}"
-        return (
-            f"with {found.batches} batches in an epoch, not {len(self._train)}"
-            if found.batches != len(self._train)
-            else ""
-        )
+        if found.batches != len(self._train):
+            return f"with {found.batches} batches in an epoch, not {len(self._train)}"
+        return next((said for what, said in _OTHERS.items() if found.hashes.get(what) != hashes.get(what)), "")
+
+    def _hashes(self) -> dict[str, str]:
+        """Return hashes of what the training depends on besides its configuration."""
+        functions = {"loss": self._config.loss, "metric": self._config.metric}
+        found = {name: function_hash(function) for name, function in functions.items() if callable(function)}
+        if self._objective.teacher is not None:
+            found["teacher"] = network_hash(self._objective.teacher)
+        network = network_hash(self._network)
+        return found | {"network": network, "data": self._train.digest(), "val_data": self._val.digest()}
 
     def _resume(self, found: Checkpoint) -> None:
         assert self._store is not None  # where the checkpoint was found
@@ -207,7 +223,7 @@ class Trainer:
         seed_everything(self._config.seed, epoch, self._at.batch, 1 + rank)  # for dropout; the data have drawn theirs
         images, total = self._processes.sums(sum(map(len, group)))[0], 0.0
         for index, batch in enumerate(group):
-            moved = batch.to(self._processes.device, self._memory)
+            moved = batch.to(self._weights, self._memory)
             together = nullcontext() if index + 1 == len(group) else recipe.apart()
             with together:
                 with recipe.autocast():
@@ -260,7 +276,7 @@ class Trainer:
     @torch.no_grad()
     def _judge(self, network: nn.Module, metric: str) -> Score:
         network.eval()
-        batches = (batch.to(self._processes.device, self._memory) for batch in self._val.epoch(0))
+        batches = (batch.to(self._weights, self._memory) for batch in self._val.epoch(0))
         with self._recipe.autocast():
             return self._objective.judge(network, batches, metric, self._processes)
 

@@ -193,7 +193,8 @@ def test_a_command_that_was_killed_while_it_saved_ends_as_if_it_had_not_been(unt
         with pytest.raises(KeyboardInterrupt):
             run(request)
     assert load_result(request.directory).finetuned is not None  # the numbers stand there before the report
-    found = run(request)
+    with pytest.warns(UserWarning, match="holds this training, which is finished and not run again"):
+        found = run(request)
     require_one_network(request.directory)
     assert found.tuned_before == ()
     log = (request.directory / CHECKPOINTS / "log.jsonl").read_text().splitlines()
@@ -264,6 +265,23 @@ def test_what_cannot_be_tuned_is_refused_before_anything_is_measured(options, er
 
     with pytest.raises(error, match=message):
         compress_depth(tiny_net(), "60%", backend=Untouchable(), **{"finetune": FinetuneConfig()} | options)
+
+
+def test_a_training_that_fails_leaves_the_compression_in_its_error(arithmetic_backend):
+    calls = 0
+
+    def loss(student, teacher, batch):
+        nonlocal calls
+        calls += student.training
+        return F.cross_entropy(student(batch[0]), batch[1]) * (float("nan") if calls > 3 else 1)
+
+    with pytest.raises(TrainingError, match=r"the loss is nan.*what was compressed is the `result`") as caught:
+        compress_depth(
+            tiny_net(), "60%", data=data(), backend=arithmetic_backend(), finetune=FinetuneConfig(epochs=2, loss=loss)
+        )
+    result = caught.value.result
+    assert result.finetuned is None
+    assert result.measured_ms <= result.budget_ms
 
 
 class SmallUNet(nn.Module):

@@ -94,10 +94,11 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_a_whole_one(tmp_path, repla
 def test_a_finished_training_is_not_run_again(tmp_path):
     wanted = finetune(classifier(), None, loader(), labelled(16, 2), config(), folder=tmp_path)
     calls = []
-    found = finetune(
-        classifier(), None, loader(), labelled(16, 2), config(), folder=tmp_path,
-        progress=lambda *call: calls.append(call),
-    )  # fmt: skip
+    with pytest.warns(UserWarning, match="holds this training, which is finished and not run again"):
+        found = finetune(
+            classifier(), None, loader(), labelled(16, 2), config(), folder=tmp_path,
+            progress=lambda *call: calls.append(call),
+        )  # fmt: skip
     assert calls == []
     assert same_bits(found.network, wanted.network)
     assert found.record == wanted.record

@@ -1,0 +1,15 @@
+"""Whether labels are in a network's own numbering of the classes."""
+
+__all__ = ["foreign_labels"]
+
+LEAST_ABOVE_CHANCE = 1.5  # times the accuracy of guessing; with fewer right, the labels are another numbering's
+
+
+def foreign_labels(accuracy: float, classes: int) -> str:
+    """Return what the user should know where a trained network's accuracy is hardly above chance; nothing elsewhere."""
+    if accuracy > LEAST_ABOVE_CHANCE / classes:
+        return ""
+    return (
+        f"the network gives {accuracy:.1%} of the images their label, hardly more than by chance, so the labels are "
+        "not used; are they in the network's own numbering?"
+    )
