@@ -3,8 +3,6 @@
 Each message is one sentence or two: what was given, what is needed, what to do.
 """
 
-from typing import Any
-
 __all__ = [
     "ArtifactError",
     "BackendUnavailableError",
@@ -86,7 +84,7 @@ class TrainingError(DepthCompError, RuntimeError):
         result: what `compress_depth` had found before it came to fine-tuning; None elsewhere.
     """
 
-    def __init__(self, message: str, *, result: Any = None) -> None:
+    def __init__(self, message: str, *, result: object = None) -> None:
         super().__init__(message)
         self.result = result
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dis
 import functools
 import hashlib
-from collections.abc import Callable
-from types import CodeType
+from collections.abc import Callable, Iterable
+from types import CellType, CodeType, FunctionType
 from typing import Any
 
 import torch
@@ -25,16 +26,22 @@ def network_hash(network: nn.Module) -> str:
 def function_hash(function: Callable[..., Any]) -> str:
     """Return a hash of a function's name and code, and of its defaults and the values that it encloses.
 
-    Of those only numbers, texts and tensors count; what it reads from its module, and what it calls, does not.
+    Of those only numbers, texts and tensors count, but for what it changes itself, as a counter; what it reads from its
+    module, and what it calls, does not count.
     """
     if isinstance(function, functools.partial):
         return hashed(function_hash(function.func), function.args, function.keywords)
     called = function if hasattr(function, "__code__") else type(function).__call__
     code = getattr(called, "__code__", None)
     kept = None if called is function else getattr(function, "__dict__", None)
-    cells = [cell.cell_contents for cell in getattr(called, "__closure__", None) or ()]
+    cells = _enclosed(code, called.__closure__ or ()) if isinstance(called, FunctionType) and code else None
     name = [getattr(function, part, None) for part in ("__module__", "__qualname__")]
     return hashed(name, _code(code) if code else None, getattr(called, "__defaults__", None), cells, kept)
+
+
+def _enclosed(code: CodeType, cells: Iterable[CellType]) -> list[Any]:
+    changed = {step.argval for step in dis.get_instructions(code) if step.opname == "STORE_DEREF"}
+    return [cell.cell_contents for name, cell in zip(code.co_freevars, cells, strict=True) if name not in changed]
 
 
 def _code(code: CodeType) -> list[Any]:

@@ -280,6 +280,7 @@ def test_a_training_that_fails_leaves_the_compression_in_its_error(arithmetic_ba
             tiny_net(), "60%", data=data(), backend=arithmetic_backend(), finetune=FinetuneConfig(epochs=2, loss=loss)
         )
     result = caught.value.result
+    assert isinstance(result, depthcomp.CompressionResult)
     assert result.finetuned is None
     assert result.measured_ms <= result.budget_ms
 
