@@ -377,6 +377,7 @@ def compressing(arithmetic_backend):
 GOES_ON = "holds this compression, not yet fine-tuned to the end; the run goes on from there"
 
 
+@pytest.mark.filterwarnings("ignore:.*which is finished and not run again:UserWarning")
 @pytest.mark.parametrize("stops", [("fine-tuning", 5), ("saving the fine-tuned network", 0)])
 def test_a_call_that_was_killed_while_tuning_goes_on_from_its_own_compression(compressing, tuned, tmp_path, stops):
     with pytest.raises(KeyboardInterrupt):
