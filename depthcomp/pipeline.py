@@ -1,0 +1,208 @@
+"""From a prepared network to one within its budget: latencies, importance, frontier, plan, refit, measurement."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import fx
+
+from depthcomp.budget import Budget
+from depthcomp.depth import convolution_depth
+from depthcomp.errors import BudgetError, BudgetInfeasibleError
+from depthcomp.fitting.compensation import load_operator
+from depthcomp.importance.config import ImportanceConfig
+from depthcomp.importance.scoring import Scored, memory_mib, score_choices
+from depthcomp.importance.table import ImportanceTable
+from depthcomp.ladders import Ladder
+from depthcomp.ladders import Offer as LadderOffer
+from depthcomp.methods import Method
+from depthcomp.offer import Offer, operators_of, worthwhile
+from depthcomp.preparation import Prepared
+from depthcomp.pricing import Candidate, Pricing
+from depthcomp.progress import Stages
+from depthcomp.results.findings import FrontierPoint, SpanRecord
+from depthcomp.results.result import CompressionResult
+from depthcomp.search import Found, Search
+from depthcomp.table_store import TableStore
+from depthcomp.timing import LatencyPredictor, NetworkTimer
+from dp_solver import Chain
+from fx_passes import SpanChoice, linearize, merge, placed_convolutions
+from latency_tables import AnyBackend, LatencyTable
+
+__all__ = ["Pipeline"]
+
+_TOO_LITTLE = "no rewrite of a span saves more than 0.5 % of the network's time"
+
+
+@dataclass(frozen=True, slots=True)
+class Pipeline:
+    """One compression, ready to run.
+
+    Attributes:
+        method: how the plan is chosen.
+        budget: what the network must meet when measured.
+        prepared: the network, its images, and the rewrites that the method may take.
+        store: what is known of latencies; it is completed.
+        backend: what measures operators.
+        timer: measures whole networks with the same backend.
+        importance: what a choice costs in loss.
+        refit_kept: whether kept convolutions behind a change are refitted, too; not to be done on images that are none.
+        folder: where scores are kept until they are saved; None for nowhere.
+        seed: of everything random.
+        stages: are named, reported and timed.
+    """
+
+    method: Method
+    budget: Budget
+    prepared: Prepared
+    store: TableStore
+    backend: AnyBackend
+    timer: NetworkTimer
+    importance: ImportanceConfig | ImportanceTable
+    refit_kept: bool
+    folder: Path | None
+    seed: int
+    stages: Stages
+
+    def run(self) -> tuple[CompressionResult, Scored]:
+        """Return what was found, and the scores that it was chosen by.
+
+        Raises:
+            BudgetError: the original meets the budget already.
+            BudgetInfeasibleError: no plan meets it, or none is faster than the original.
+            TableError: the table or a journal cannot be read or written, or the backend refuses an operator.
+
+        Warns:
+            UserWarning: choices were left out of the scoring.
+        """
+        with self.stages("measuring the original"):
+            self._require_room(self.prepared.candidates, _refusal(self.prepared))
+        with self.stages("measuring operators"):
+            offer = worthwhile(self.prepared, self._complete_table())
+            self._require_room(offer.candidates, _TOO_LITTLE)
+        with self.stages("scoring choices"):
+            scored = self._scored(offer)
+        for note in scored.notes:
+            warnings.warn(note, stacklevel=3)
+        with self.stages("searching"):
+            search = self._search(offer, scored.losses)
+            found = search.meet(self.budget)
+        offer = replace(offer, table=replace(offer.table, calibration=search.predictor.calibration))
+        self.store.keep_calibration(offer.table)
+        return self._result(offer, scored, search, found), scored
+
+    def _require_room(self, candidates: Sequence[Candidate], reason: str) -> None:
+        original_ms = self.timer.original.median_ms
+        if self.budget.target_ms(original_ms) >= original_ms:
+            raise BudgetError(
+                f"budget {self.budget} is met by the original already, measured at {original_ms:.3f} ms; ask for less"
+            )
+        if not candidates and not self.prepared.free:
+            raise BudgetInfeasibleError(
+                f"nothing in this network can be made faster, so {original_ms:.3f} ms is the best: {reason}",
+                best_ms=original_ms,
+            )
+
+    def _complete_table(self) -> LatencyTable:
+        """Return a table with every operator that the plans may need."""
+        return self.store.complete(
+            sorted(operators_of(self.prepared)), self.backend, seed=self.seed,
+            progress=lambda done, total, key: self.stages.report("measuring operators", done, total),
+        )  # fmt: skip
+
+    def _scored(self, offer: Offer) -> Scored:
+        """Return the losses of the rewrites; where the method asks for none, no loss for each."""
+        if not self.method.scored:
+            losses = dict.fromkeys((candidate.choice for candidate in offer.candidates), 0.0)
+            return Scored(ImportanceTable(losses, method="none"), losses)
+        return score_choices(
+            self.prepared, offer.candidates, offer.savings_ms, self.importance,
+            folder=self.folder, seed=self.seed, progress=self.stages.report,
+        )  # fmt: skip
+
+    def _search(self, offer: Offer, losses: Mapping[SpanChoice, float]) -> Search:
+        prepared = self.prepared
+
+        def problem(without: Set[SpanChoice]) -> Chain:
+            kept = {choice: loss for choice, loss in losses.items() if choice not in without}
+            return prepared.pricing.problem(prepared.tree, offer.candidates, kept, offer.table.ms)
+
+        return Search(
+            prepared.network, problem, LatencyPredictor(self.timer, offer.total_ms), prepared.calibration,
+            ladder=self._ladder(offer, losses), fits=self.method.fits, seed=self.seed, progress=self.stages.report,
+            refit_kept=self.refit_kept, memory_mib=memory_mib(self.importance),
+        )  # fmt: skip
+
+    def _ladder(self, offer: Offer, losses: Mapping[SpanChoice, float]) -> Ladder | None:
+        """Return the plans that a method chooses among where no solver does."""
+        if self.method.draw is None:
+            return None
+        pricing = self.prepared.pricing
+        total_ms = pricing.kept_ms(pricing.kept, offer.table.ms)  # of the network with its free merges
+        room = LadderOffer(self.prepared.network, offer.candidates, losses, offer.savings_ms, total_ms, self.seed)
+        return Ladder(self.method.draw(room), room)
+
+    def _result(self, offer: Offer, scored: Scored, search: Search, found: Found) -> CompressionResult:
+        prepared = self.prepared
+        trainable = _trainable(prepared.captured, found)
+        model = merge(trainable, found.plan)
+        by_choice = {candidate.choice: candidate for candidate in offer.candidates}
+        return CompressionResult(
+            model=model,
+            trainable=trainable,
+            plan=found.plan,
+            frontier=tuple(_frontier_points(search)),
+            budget=self.budget,
+            budget_ms=self.budget.target_ms(found.original.median_ms),
+            original_timing=found.original,
+            measured_timing=found.measured,
+            predicted_ms=found.predicted_ms,
+            loss=found.loss,
+            rank_correlation=search.rank_correlation(),
+            original_depth=convolution_depth(prepared.original),
+            depth=convolution_depth(model),
+            spans=tuple(_record(by_choice[c], prepared.pricing, offer.table, scored.losses[c]) for c in found.plan),
+            refusals=prepared.refusals,
+            warnings=(*prepared.notes, *scored.notes),
+            environment=self.store.environment,
+            table=offer.table,
+            example_inputs=(prepared.example,),
+            seed=self.seed,
+            seconds=self.stages.seconds,
+            free_merges=prepared.free,
+            importance=scored.table,
+            original=prepared.original,
+            method=self.method.name,
+        )
+
+
+def _refusal(prepared: Prepared) -> str:
+    """Return why nothing can be rewritten."""
+    return f"for example, {prepared.refusals[0].reason}" if prepared.refusals else "it holds no span of convolutions"
+
+
+def _trainable(captured: fx.GraphModule, found: Found) -> fx.GraphModule:
+    """Return the found plan's linearized graph with norms that are not folded, and with the weights found."""
+    trainable = linearize(captured, found.plan)
+    pairs = zip(
+        placed_convolutions(found.linearized, found.plan), placed_convolutions(trainable, found.plan), strict=True
+    )
+    for fitted, place in pairs:
+        place.load(fitted.operator)
+    for name, operator in found.kept.items():
+        load_operator(trainable, name, operator)
+    return trainable
+
+
+def _frontier_points(search: Search) -> Iterator[FrontierPoint]:
+    for option in map(search.option, range(len(search.frontier))):
+        yield FrontierPoint(search.predictor.predict(option.sum_ms), option.importance, option.plan)
+
+
+def _record(candidate: Candidate, pricing: Pricing, table: LatencyTable, loss: float) -> SpanRecord:
+    kept_ms = pricing.kept_ms(candidate.span.nodes, table.ms)
+    saving_ms = pricing.saving_ms(candidate, table.ms)
+    return SpanRecord(candidate.choice, pricing.convolutions(candidate.span), kept_ms, kept_ms - saving_ms, loss)
