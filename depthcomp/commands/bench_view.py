@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from depthcomp.commands.bench import BenchRow, Comparison
 from depthcomp.results.wording import milliseconds, where
-from latency_tables.backends.tensorrt.device_state import slowdowns
+from latency_tables.backends.gpu_state import slowdowns
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -125,7 +125,7 @@ def _sidecar(engine: Engine, path: Path) -> dict[str, Any]:
     import onnx
 
     from latency_tables.backends.gpu import gpu_name
-    from latency_tables.backends.tensorrt.device_state import read_device_state
+    from latency_tables.backends.gpu_state import read_device_state
 
     plan, on_gpu = engine.plan, engine.spec.flavour == "tensorrt"
     return {

@@ -3,6 +3,7 @@
 from typing import Any
 
 from depthcomp_errors import BackendUnavailableError, MissingPackageError
+from latency_tables.backends.gpu_state import read_device_state
 
 __all__ = ["cuda", "gpu_driver", "gpu_name"]
 
@@ -39,7 +40,5 @@ def gpu_name() -> str:
 
 def gpu_driver() -> str | None:
     """Return the version of NVIDIA's driver; None where nvidia-ml-py is not installed or there is no driver."""
-    from latency_tables.backends.tensorrt.device_state import read_device_state  # its package imports this module
-
     driver = (read_device_state() or {}).get("driver")
     return None if driver is None else str(driver)

@@ -6,8 +6,8 @@ from onnx_models import chain_model, residual_model
 
 from depthcomp_errors import BackendUnavailableError
 from latency_tables import create_backend, measure, time_interleaved
+from latency_tables.backends.gpu_state import read_device_state
 from latency_tables.backends.tensorrt import FLAVOURS, BuildSpec, build_engine, gpu_is_visible
-from latency_tables.backends.tensorrt.device_state import read_device_state
 from latency_tables.operators import operator_model
 
 pytestmark = [

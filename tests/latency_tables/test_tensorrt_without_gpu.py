@@ -11,11 +11,11 @@ from onnx_models import chain_model
 
 from depthcomp_errors import BackendUnavailableError, EngineError, MissingPackageError
 from latency_tables import create_backend
-from latency_tables.backends import onnxruntime, tensorrt
+from latency_tables.backends import gpu_state, onnxruntime, tensorrt
 from latency_tables.backends.gpu import gpu_driver
-from latency_tables.backends.tensorrt import device_state, library, runner
+from latency_tables.backends.gpu_state import read_device_state, slowdowns
+from latency_tables.backends.tensorrt import library, runner
 from latency_tables.backends.tensorrt.build import _network_flags
-from latency_tables.backends.tensorrt.device_state import read_device_state, slowdowns
 
 NO_GPU = "no NVIDIA GPU with a working driver is visible here"
 
@@ -201,7 +201,7 @@ def test_a_gpu_that_tells_nothing_is_not_called_slow():
 
 
 def test_the_gpu_is_only_asked_never_set():
-    tree = ast.parse(Path(device_state.__file__).read_text())
+    tree = ast.parse(Path(gpu_state.__file__).read_text())
     asked = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and node.attr.startswith("nvml")}
     assert asked
     assert all(name in ("nvmlInit", "nvmlShutdown") or "Get" in name for name in asked)

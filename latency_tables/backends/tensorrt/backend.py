@@ -5,8 +5,8 @@ from pathlib import Path
 
 from depthcomp_errors import BackendUnavailableError, EngineError, TableError
 from latency_tables.backends.gpu import cuda, gpu_driver, gpu_name
+from latency_tables.backends.gpu_state import DeviceState, read_device_state
 from latency_tables.backends.tensorrt.build import build_engine
-from latency_tables.backends.tensorrt.device_state import DeviceState, read_device_state
 from latency_tables.backends.tensorrt.library import load_library
 from latency_tables.backends.tensorrt.onnx_check import precision_of, shapes_of, sound_model
 from latency_tables.backends.tensorrt.runner import TensorRtRunner
