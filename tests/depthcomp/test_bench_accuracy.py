@@ -65,6 +65,7 @@ def test_a_row_that_is_there_is_not_made_again_unless_it_is_named(bench):
     keys = bench.keys(["tiny"], ["1.25x", "1.5x"])
     assert {key.seed for key in keys if key.budget == "1.5x"} == {0, 1, 2}
     assert {key.seed for key in keys if key.budget == "1.25x"} == {0}
+    assert [str(key) for key in keys if key.method == "control"] == [f"tiny:control:1x:{seed}" for seed in range(3)]
     done = ["tiny:kim23:1.5x:0"]
     assert len(bench.wanted(keys, [], done)) == len(keys) - 1
     assert [str(key) for key in bench.wanted(keys, ["tiny:kim23:1.5x:*"], done)] == [
@@ -83,11 +84,19 @@ def test_a_row_from_training_to_the_table(bench, data, tmp_path, capsys):
     assert row["importance_s"] == 0
     assert 0 <= row["untrained_test"] <= 1
     assert 0 <= row["test"] <= 1
-    assert results["conditions"]["images"] == {"train": 256, "validation": 256, "test": 256}
+    assert results["conditions"][row["conditions"]]["images"] == {"train": 256, "validation": 256, "test": 256}
+    assert results["latencies"]["rounds"] == bench.ROUNDS
     assert (tmp_path / "a.svg").read_text().count("uniform") == 1
     assert f"{100 * row['test']:.2f}" in capsys.readouterr().out
     assert not list((tmp_path / "cache" / "unfinished").iterdir())
 
     bench.main([*arguments, "--only", "tiny:uniform:*"])
-    assert "1 of" not in capsys.readouterr().out
+    assert "(1 of" not in capsys.readouterr().out
     assert json.loads((tmp_path / "a.json").read_text())["rows"][KEY] == row
+
+    bench.main([*arguments, "--only", "tiny:control:*:0"])
+    results = json.loads((tmp_path / "a.json").read_text())
+    control = results["rows"]["tiny:control:1x:0"]
+    assert control["untrained_test"] == results["networks"]["tiny"]["test"]
+    assert {control["conditions"], row["conditions"]} == {*results["conditions"]}
+    assert "tiny        1x     control         1 of 1" in capsys.readouterr().out
