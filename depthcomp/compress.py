@@ -25,7 +25,7 @@ from depthcomp.table_store import TableStore
 from depthcomp.timing import NetworkTimer
 from depthcomp.training.config import FinetuneConfig
 from depthcomp.training.finetune import rehearse
-from depthcomp.tuned_result import CHECKPOINTS, require_tunable, tuned
+from depthcomp.tuned_result import CHECKPOINTS, completed, require_tunable, trained
 from latency_tables import AnyBackend, LatencyTable, as_backend
 
 __all__ = ["compress_depth"]
@@ -91,7 +91,8 @@ def compress_depth(
         TableError: the table or the journal in `output_dir` cannot be read or written, the backend refuses the
             network or an operator, or the table says that one of the network's own could not be measured.
         ArtifactError: `output_dir` cannot be written, or the network cannot be exported to ONNX.
-        TrainingError: fine-tuning cannot go on. The error's `result` is what was compressed, where that was done.
+        TrainingError: fine-tuning cannot go on, or its outcome cannot be measured or saved. The error's `result` is
+            what was compressed, or fine-tuned, by then.
 
     Example:
         >>> result = compress_depth(model, "75%", data=loader)             # doctest: +SKIP
@@ -135,14 +136,22 @@ def compress_depth(
                 scored.journal.forget()  # and in importance.json
     if finetune is None:
         return result
+    stages, checkpoints = Stages(progress, dict(result.seconds)), None if folder is None else folder / CHECKPOINTS
     try:
-        return tuned(
-            result, prepared.network, data, val_data, finetune, timer, Stages(progress, result.seconds),
-            checkpoints=None if folder is None else folder / CHECKPOINTS, out=folder,
-            calibration=prepared.calibration.batches, anew=True,
+        result = trained(
+            result, prepared.network, data, val_data, finetune, stages,
+            checkpoints=checkpoints, calibration=prepared.calibration.batches, anew=True,
         )  # fmt: skip
+        return completed(result, timer, stages, checkpoints=checkpoints, out=folder)
     except Exception as error:  # whatever it was, nothing is lost
-        raise TrainingError(f"{error}; what was compressed is the `result` of this error", result=result) from error
+        raise _with_result(TrainingError(str(error), result=result), tuned=result.finetuned is not None) from error
+
+
+def _with_result(error: TrainingError, *, tuned: bool) -> TrainingError:
+    """Return an error with a note on its result; not in the message, as on a command line there is none."""
+    what = "what was fine-tuned, with the latencies from before," if tuned else "what was compressed"
+    error.add_note(f"{what} is the `result` of this error")
+    return error
 
 
 def _require_supported(precision: str) -> None:

@@ -170,7 +170,7 @@ class Pipeline:
             table=offer.table,
             example_inputs=(prepared.example,),
             seed=self.seed,
-            seconds=self.stages.seconds,
+            seconds=dict(self.stages.seconds),
             free_merges=prepared.free,
             importance=scored.table,
             original=prepared.original,

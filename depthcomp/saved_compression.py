@@ -8,13 +8,15 @@ from pathlib import Path
 
 from depthcomp.budget import Budget
 from depthcomp.errors import DepthCompError
-from depthcomp.files import require_writable, write_atomically
+from depthcomp.files import write_atomically
 from depthcomp.importance.config import ImportanceConfig
 from depthcomp.importance.fingerprint import calibration_hash, fingerprint, network_hash
 from depthcomp.importance.table import ImportanceTable
 from depthcomp.preparation import Prepared
-from depthcomp.results.loading import load_result
+from depthcomp.results.loading import load_result, load_trainable
 from depthcomp.results.result import CompressionResult
+from depthcomp.results.saving import TRAINABLE
+from depthcomp.results.stored_network import save_network
 from depthcomp.tuned_result import CHECKPOINTS, UNFINISHED
 from latency_tables import Environment
 
@@ -38,7 +40,7 @@ def settings_hash(
 
 @dataclass(frozen=True, slots=True)
 class SavedCompression:
-    """A folder of results, with a mark in it while their fine-tuning has not ended.
+    """A folder of results; while their fine-tuning has not ended, with a mark and what that begins with.
 
     Attributes:
         folder: the folder.
@@ -56,7 +58,7 @@ class SavedCompression:
         """Write a result, and the mark if it is to be fine-tuned; return it with its trainable form as it is stored.
 
         Fine-tuning begins with the stored one, so that a later run begins with the same: optimisers number parameters
-        by their order.
+        by their order. It is stored apart from the result's own, in whose place the tuned one is saved.
 
         Raises:
             ArtifactError: the folder cannot be written.
@@ -65,12 +67,14 @@ class SavedCompression:
         result.save(self.folder)
         if not to_be_tuned:
             return result
-        require_writable(self._mark.parent)
+        save_network(result.trainable, self._mark.parent / TRAINABLE)
         write_atomically(self._mark, self.settings.encode())
-        return replace(result, trainable=load_result(self.folder).trainable)
+        return replace(result, trainable=load_trainable(self._mark.parent, result.example_inputs))
 
     def unfinished(self, prepared: Prepared) -> CompressionResult | None:
-        """Return the result of the same settings whose fine-tuning has not ended, if there is one.
+        """Return the result of the same settings whose fine-tuning has not ended, as it was before that.
+
+        The tuned network may stand in its place already, where a run was killed as it ended.
 
         Warns:
             UserWarning: there is one; or it cannot be read.
@@ -79,6 +83,7 @@ class SavedCompression:
             return None
         try:
             found = load_result(self.folder)
+            trainable = load_trainable(self._mark.parent, found.example_inputs)
         except DepthCompError as error:
             warnings.warn(f"an unfinished run cannot go on, and all is compressed anew: {error}", stacklevel=3)
             return None
@@ -86,4 +91,7 @@ class SavedCompression:
             f"{self.folder} holds this compression, not yet fine-tuned to the end; the run goes on from there",
             stacklevel=3,
         )
-        return replace(found, original=prepared.original, example_inputs=(prepared.example,))
+        return replace(
+            found, trainable=trainable, original=prepared.original, example_inputs=(prepared.example,),
+            finetuned=None, tuned_before=(),
+        )  # fmt: skip

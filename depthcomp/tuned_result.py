@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import warnings
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,17 +14,19 @@ from torch import Tensor, nn
 from depthcomp.errors import DataError, DepthCompError
 from depthcomp.progress import Stages
 from depthcomp.results.result import CompressionResult
+from depthcomp.results.saving import TRAINABLE
 from depthcomp.timing import NetworkTimer
 from depthcomp.training.config import FinetuneConfig
 from depthcomp.training.log import require_tensorboard
-from depthcomp.training.plan import FinetunedPlan, finetune_plan
+from depthcomp.training.plan import finetune_plan
 from depthcomp.training.recipe import require_timm
 from depthcomp.training.sources import require_repeatable
+from depthcomp.warning import warn_caller
 
-__all__ = ["CHECKPOINTS", "UNFINISHED", "is_first_process", "require_tunable", "tuned"]
+__all__ = ["CHECKPOINTS", "UNFINISHED", "completed", "is_first_process", "require_tunable", "trained", "tuned"]
 
 CHECKPOINTS = "finetune"  # the folder of checkpoint and log, in that of the results
-UNFINISHED = "unfinished"  # a file there, from before the training until its outcome is saved
+UNFINISHED = "unfinished"  # a file there, and the trainable form beside it, until the outcome of the training is saved
 MEASUREMENTS = 3  # of a network whose untrained twin met the budget; machines drift
 _TOO_SLOW = (
     f"the fine-tuned network was measured {MEASUREMENTS} times above the budget, which its untrained form met: the "
@@ -71,8 +73,6 @@ def tuned(
     *,
     checkpoints: Path | None,
     out: Path | None,
-    calibration: Sequence[Tensor] | None = None,
-    anew: bool = False,
 ) -> CompressionResult:
     """Return a result with its network fine-tuned and measured anew, and save it.
 
@@ -88,48 +88,65 @@ def tuned(
         stages: are named, reported and timed.
         checkpoints: the folder of checkpoint and log; None for none.
         out: the folder to save to; None for none.
-        calibration: as for `finetune_plan`.
-        anew: likewise.
 
     Raises:
         DataError: the data do not fit or change; the message says where the last checkpoint is.
         TrainingError: fine-tuning cannot go on; likewise.
         ArtifactError: the folder cannot be written to.
     """
+    found = trained(result, teacher, data, val_data, config, stages, checkpoints=checkpoints)
+    return completed(found, timer, stages, checkpoints=checkpoints, out=out) if is_first_process() else found
+
+
+def trained(
+    result: CompressionResult,
+    teacher: nn.Module | None,
+    data: Any,
+    val_data: Any,
+    config: FinetuneConfig,
+    stages: Stages,
+    *,
+    checkpoints: Path | None,
+    calibration: Sequence[Tensor] | None = None,
+    anew: bool = False,
+) -> CompressionResult:
+    """Return a result with its network fine-tuned and its latencies as they were.
+
+    A finished training is not run again, and the same outcome counts once: a run may have been killed while it saved.
+    `calibration` and `anew` are as for `finetune_plan`, the other arguments and the errors as for `tuned`.
+    """
     with stages("fine-tuning"):
         outcome = finetune_plan(
             result.trainable, result.plan, teacher, data, val_data, config,
             calibration=calibration, folder=checkpoints, anew=anew, progress=stages.report,
         )  # fmt: skip
-    found = _with_outcome(result, outcome)
-    if not is_first_process():
-        return found
+    before = () if result.finetuned in (None, outcome.record) else (result.finetuned,)
+    return replace(
+        result, model=outcome.model, trainable=outcome.trainable, finetuned=outcome.record,
+        tuned_before=(*result.tuned_before, *before), seconds=dict(stages.seconds),
+    )  # fmt: skip
+
+
+def completed(
+    result: CompressionResult, timer: NetworkTimer | None, stages: Stages, *, checkpoints: Path | None, out: Path | None
+) -> CompressionResult:
+    """Return a fine-tuned result measured anew, and save it; for arguments and errors see `tuned`."""
     if timer is not None:
         with stages("measuring the fine-tuned network"):
-            found = _measured(found, timer)
+            result = _measured(result, timer)
+        result = replace(result, seconds=dict(stages.seconds))
     if out is not None:
         with stages("saving the fine-tuned network"):
-            found.save(out)
+            result.save(out)
     if checkpoints is not None:
         (checkpoints / UNFINISHED).unlink(missing_ok=True)
-    return found
+        shutil.rmtree(checkpoints / TRAINABLE, ignore_errors=True)
+    return result
 
 
 def is_first_process() -> bool:
     """Say whether this process is the first of those that torchrun started, or the only one."""
     return int(os.environ.get("RANK", "0")) == 0
-
-
-def _with_outcome(result: CompressionResult, outcome: FinetunedPlan) -> CompressionResult:
-    """Return the result with what was trained in place of its networks.
-
-    A finished training is not run again, and the same outcome counts once: a run may have been killed while it saved.
-    """
-    before = () if result.finetuned in (None, outcome.record) else (result.finetuned,)
-    return replace(
-        result, model=outcome.model, trainable=outcome.trainable, finetuned=outcome.record,
-        tuned_before=(*result.tuned_before, *before),
-    )  # fmt: skip
 
 
 def _measured(result: CompressionResult, timer: NetworkTimer) -> CompressionResult:
@@ -145,5 +162,5 @@ def _measured(result: CompressionResult, timer: NetworkTimer) -> CompressionResu
         )
         if result.measured_ms <= result.budget_ms:
             return result
-    warnings.warn(_TOO_SLOW, stacklevel=2)
+    warn_caller(_TOO_SLOW)
     return replace(result, warnings=(*result.warnings, _TOO_SLOW))

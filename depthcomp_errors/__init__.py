@@ -81,7 +81,7 @@ class TrainingError(DepthCompError, RuntimeError):
     """Fine-tuning cannot go on, or what it made cannot be merged.
 
     Attributes:
-        result: what `compress_depth` had found before it came to fine-tuning; None elsewhere.
+        result: what `compress_depth` had compressed, or fine-tuned, by then; None elsewhere.
     """
 
     def __init__(self, message: str, *, result: object = None) -> None:

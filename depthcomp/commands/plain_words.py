@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from depthcomp.errors import DepthCompError
+from depthcomp.errors import DepthCompError, TrainingError
 
 __all__ = ["EXIT_INTERRUPTED", "EXIT_MENDABLE", "plain_words"]
 
@@ -23,7 +23,7 @@ def plain_words(kept: Path | None = None) -> Iterator[None]:
     """Say warnings and the errors of depthcomp in a line each on stderr; exit after an error or Ctrl-C.
 
     Args:
-        kept: a folder from which the same command goes on after Ctrl-C.
+        kept: a folder from which the same command goes on after Ctrl-C, or after fine-tuning has failed.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecations and the like speak to developers
@@ -32,12 +32,21 @@ def plain_words(kept: Path | None = None) -> Iterator[None]:
         try:
             yield
         except DepthCompError as error:
-            typer.echo(f"error: {_line(error)}", err=True)
+            typer.echo(f"error: {_line(error)}{_what_stays(error, kept)}", err=True)
             raise typer.Exit(EXIT_MENDABLE) from error
         except KeyboardInterrupt as interrupt:
             goes_on = f"; the same command goes on from what is in {kept}" if kept is not None else ""
             typer.echo(f"interrupted{goes_on}", err=True)
             raise typer.Exit(EXIT_INTERRUPTED) from interrupt
+
+
+def _what_stays(error: DepthCompError, kept: Path | None) -> str:
+    """Say what became of a compression whose fine-tuning failed."""
+    if not isinstance(error, TrainingError) or error.result is None:
+        return ""
+    if kept is None:
+        return "; what was compressed is lost, and stays with --out"
+    return f"; what was compressed stays in {kept}, and the same command goes on from there"
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:

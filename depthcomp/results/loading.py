@@ -23,7 +23,7 @@ from fx_passes import Plan
 from fx_passes.shapes import propagate_shapes
 from latency_tables import LatencyTable
 
-__all__ = ["load_result", "saved_inputs"]
+__all__ = ["load_result", "load_trainable", "saved_inputs"]
 
 _SEED = 0
 
@@ -44,7 +44,7 @@ def load_result(directory: str | os.PathLike[str]) -> CompressionResult:
     numbers, example = read_numbers(folder / NUMBERS), saved_inputs(folder)
     return CompressionResult(
         model=model,
-        trainable=_trainable(folder, example),
+        trainable=load_trainable(folder, example),
         plan=_plan(folder),
         frontier=_frontier(numbers),
         budget=Budget(numbers.budget.value, numbers.budget.unit),
@@ -103,7 +103,12 @@ def _dtype(name: str) -> torch.dtype:
     return dtype
 
 
-def _trainable(folder: Path, example: tuple[Tensor, ...]) -> fx.GraphModule:
+def load_trainable(folder: Path, example: tuple[Tensor, ...]) -> fx.GraphModule:
+    """Return the trainable form in a folder, its nodes with the shapes that inputs like the example's give.
+
+    Raises:
+        ArtifactError: it was deleted, or is broken or of another version.
+    """
     if not (folder / TRAINABLE).is_dir():
         raise ArtifactError(f"{folder} has no folder {TRAINABLE}, which fine-tuning needs; compress the model anew")
     trainable = load_network(folder / TRAINABLE)

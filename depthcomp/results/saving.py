@@ -23,8 +23,8 @@ def save_result(result: Findings, directory: str | os.PathLike[str]) -> Path:
 
     plan.json, model.json and model.safetensors, model.onnx, latency_table.json, importance.json, result.json,
     report.html and frontier.svg; in folders below, the original and the trainable form, for `depthcomp finetune`. Each
-    file is written whole or not at all, the trainable form last: fine-tuning that is killed while it saves begins where
-    it did before, and its finished checkpoint makes the rest whole.
+    file and each network is written whole or not at all, the trainable form last: fine-tuning that is killed while it
+    saves begins where it did before, and its finished checkpoint makes the rest whole.
 
     Raises:
         ArtifactError: the folder cannot be written, or the network cannot be stored or exported.

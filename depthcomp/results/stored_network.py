@@ -1,7 +1,9 @@
 """A network on disk, as structure and weights.
 
 It is stored without pickle and without its class: `model.json` holds the graph (see
-`depthcomp.results.graph_json`), `model.safetensors` the values of its tensors.
+`depthcomp.results.graph_json`), `model.safetensors` the values of its tensors. Both change at once: values that are to
+take the place of others are written under the name of their digest first, then `model.json` is replaced, then
+`model.safetensors`; whoever is killed in between leaves the network before, or the new one under that name.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from latency_tables.json_file import JsonFormat
 __all__ = ["load", "load_network", "save_network"]
 
 _STRUCTURE, _WEIGHTS = "model.json", "model.safetensors"
+_NEXT = ".model.safetensors.*.next"  # weights by their digest, before they get their name
 _FORMAT = JsonFormat(
     "stored network", StoredNetwork, "schema_version", graph_json.SCHEMA_VERSION, "save the network anew",
     has_kind=False, error=ArtifactError,
@@ -41,7 +44,8 @@ def save_network(
 
     The network is rebuilt from what will be written, before anything is written; with `example_inputs`, both
     are run in evaluation mode and must return the same bits. `gm` is not changed. Plain attributes of the
-    user (num_classes, pretrained_cfg, ...) are kept as far as JSON can hold them.
+    user (num_classes, pretrained_cfg, ...) are kept as far as JSON can hold them. A network that was there stays
+    until the new one is complete.
 
     Raises:
         ArtifactError: a node or a layer cannot be stored (it is named), the rebuilt network differs, or the
@@ -57,8 +61,12 @@ def save_network(
         _require_same_outputs(gm, rebuilt, example_inputs)
     weights = safetensors.torch.save(values)
     stored.sha256 = hashlib.sha256(weights).hexdigest()
-    write_atomically(folder / _WEIGHTS, weights)
+    if (folder / _STRUCTURE).exists():
+        write_atomically(folder / _NEXT.replace("*", stored.sha256), weights)
     write_json(folder / _STRUCTURE, stored.model_dump())
+    write_atomically(folder / _WEIGHTS, weights)
+    for path in folder.glob(_NEXT):
+        path.unlink(missing_ok=True)
     return folder
 
 
@@ -181,7 +189,7 @@ def load_network(directory: str | os.PathLike[str]) -> fx.GraphModule:
     folder = Path(directory)
     structure = folder / _STRUCTURE
     stored = _FORMAT.read(structure)
-    values = _parse_weights(folder / _WEIGHTS, stored)
+    values = _parse_weights(folder, stored)
     try:
         return _decode(stored, values)
     except Exception as error:  # a foreign file can trip torch in any way
@@ -207,14 +215,16 @@ def load(directory: str | os.PathLike[str]) -> fx.GraphModule:
     return load_network(folder)
 
 
-def _parse_weights(path: Path, stored: StoredNetwork) -> dict[str, Tensor]:
+def _parse_weights(folder: Path, stored: StoredNetwork) -> dict[str, Tensor]:
+    path = folder / _WEIGHTS
     try:
-        data = path.read_bytes()
+        contents = (file.read_bytes() for file in (path, *folder.glob(_NEXT)))
+        data = next((data for data in contents if hashlib.sha256(data).hexdigest() == stored.sha256), None)
     except OSError as error:
         raise ArtifactError(
             f"cannot read {path}: {error.strerror}; give the folder that CompressionResult.save wrote"
         ) from error
-    if hashlib.sha256(data).hexdigest() != stored.sha256:
+    if data is None:
         raise ArtifactError(
             f"{path} does not belong to {_STRUCTURE} beside it: it is truncated, changed or from another "
             "network; save the network anew"

@@ -6,7 +6,6 @@ import itertools
 import json
 import math
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
@@ -33,6 +32,7 @@ from depthcomp.training.log import TrainingLog
 from depthcomp.training.objective import Objective, Score
 from depthcomp.training.processes import Processes
 from depthcomp.training.recipe import Recipe
+from depthcomp.warning import warn_caller
 
 __all__ = ["Trainer", "Training"]
 
@@ -153,13 +153,13 @@ class Trainer:
         other = "" if found is None else self._other(found, hashes)
         if found is None or not other:
             if found is not None and found.epoch == self._config.epochs and self._processes.writes:
-                warnings.warn(f"{store.path} holds this training, which is finished and not run again", stacklevel=2)
+                warn_caller(f"{store.path} holds this training, which is finished and not run again")
             return found
         what = f"{store.path} holds the checkpoint of a training {other}"
         if found.epoch < found.config["epochs"]:
             if not self._anew:
                 raise ArtifactError(f"{what}; give another folder, or delete that one")
-            warnings.warn(f"{what}; it is removed, and fine-tuning begins anew", stacklevel=2)
+            warn_caller(f"{what}; it is removed, and fine-tuning begins anew")
         if self._processes.writes:
             store.clear()
         return None

@@ -202,10 +202,10 @@ def test_the_returned_model_is_fitted_to_every_image(run):
         assert relative_error(run.result.model(batch), merge(refitted, run.result.plan)(batch)) < 1e-3
 
 
-def test_the_seconds_of_the_stages_add_up_to_the_whole_run(run):
-    stages = ["capturing", "measuring the original", "measuring operators", "scoring choices", "searching", "saving"]
+def test_the_seconds_of_the_stages_add_up_to_the_whole_run_but_for_saving(run):
+    stages = ["capturing", "measuring the original", "measuring operators", "scoring choices", "searching"]
     assert list(run.result.seconds) == stages
-    assert 0.9 * run.seconds < sum(run.result.seconds.values()) < run.seconds
+    assert 0.5 * run.seconds < sum(run.result.seconds.values()) < run.seconds
 
 
 def test_progress_names_each_stage_and_ends_it(run):

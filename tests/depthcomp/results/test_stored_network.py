@@ -1,8 +1,11 @@
 """Networks and results on disk: the same bits after a reload, and nothing but a network from any file."""
 
+import contextlib
 import copy
+import itertools
 import json
 import operator
+import os
 import subprocess
 import sys
 import textwrap
@@ -62,6 +65,12 @@ def zoo():
 def small_net():
     torch.manual_seed(0)
     return fx.symbolic_trace(nn.Sequential(nn.Conv2d(3, 5, 3, padding=1), nn.ReLU()).eval())
+
+
+def net_of(count):
+    """Return a network of so many convolutions, each of other weights."""
+    torch.manual_seed(count)
+    return fx.symbolic_trace(nn.Sequential(*(nn.Conv2d(3, 3, 3, padding=1) for _ in range(count))).eval())
 
 
 def merged(name):
@@ -367,6 +376,37 @@ def test_weights_of_another_network_are_refused(saved, tmp_path):
     (tmp_path / "other" / "model.safetensors").replace(saved / "model.safetensors")
     with pytest.raises(ArtifactError, match="from another network"):
         stored_network.load(saved)
+
+
+def saved_until(number, gm, folder, patch):
+    """Save a network, and break off where a file is about to take its name for the so-manieth time."""
+    replace, count = os.replace, itertools.count(1)
+
+    def replacing(*paths):
+        if next(count) == number:
+            raise KeyboardInterrupt
+        replace(*paths)
+
+    with patch.context() as inside, contextlib.suppress(KeyboardInterrupt):
+        inside.setattr(os, "replace", replacing)
+        stored_network.save_network(gm, folder)
+
+
+WHOLE = 4  # more files than take their names in one saving
+
+
+def test_a_network_saved_over_another_is_whole_wherever_that_is_broken_off(tmp_path, monkeypatch):
+    """Even twice in a row: the folder holds the network before, or the new one."""
+    x, first, others = images(1, 3, 5, 7), net_of(1), (net_of(2), net_of(3))
+    for places in itertools.product(range(1, WHOLE + 1), repeat=2):
+        folder, held = stored_network.save_network(first, tmp_path / str(places)), first
+        for place, new in zip(places, others, strict=True):
+            saved_until(place, new, folder, monkeypatch)
+            found = stored_network.load(folder)(x)
+            (held,) = (network for network in (held, new) if torch.equal(network(x), found))
+        if places[-1] == WHOLE:
+            assert held is others[-1]
+            assert {path.name for path in folder.iterdir()} == {"model.json", "model.safetensors"}
 
 
 def test_a_folder_that_is_a_file_or_missing_is_named(tmp_path):

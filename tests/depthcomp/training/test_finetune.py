@@ -94,12 +94,13 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_a_whole_one(tmp_path, repla
 def test_a_finished_training_is_not_run_again(tmp_path):
     wanted = finetune(classifier(), None, loader(), labelled(16, 2), config(), folder=tmp_path)
     calls = []
-    with pytest.warns(UserWarning, match="holds this training, which is finished and not run again"):
+    with pytest.warns(UserWarning, match="holds this training, which is finished and not run again") as caught:
         found = finetune(
             classifier(), None, loader(), labelled(16, 2), config(), folder=tmp_path,
             progress=lambda *call: calls.append(call),
         )  # fmt: skip
     assert calls == []
+    assert [warning.filename for warning in caught] == [__file__]
     assert same_bits(found.network, wanted.network)
     assert found.record == wanted.record
 
@@ -111,8 +112,9 @@ def test_an_unfinished_training_of_another_kind_is_refused_or_begun_anew(tmp_pat
         finetune(*arguments, config(epochs=2), folder=tmp_path)
     with pytest.raises(ArtifactError, match="of another network"):
         finetune(classifier(5), *arguments[1:], config(), folder=tmp_path)
-    with pytest.warns(UserWarning, match="begins anew"):
+    with pytest.warns(UserWarning, match="begins anew") as caught:
         found = finetune(*arguments, config(epochs=2), folder=tmp_path, anew=True)
+    assert [warning.filename for warning in caught] == [__file__]
     assert same_bits(found.network, finetune(*arguments, config(epochs=2)).network)
 
 

@@ -1,0 +1,28 @@
+"""What the command line says of errors."""
+
+from pathlib import Path
+
+import pytest
+import typer
+
+from depthcomp.commands.plain_words import EXIT_MENDABLE, plain_words
+from depthcomp.errors import TrainingError
+
+
+@pytest.mark.parametrize(
+    ("result", "kept", "said"),
+    [
+        (None, Path("out"), "the loss is nan"),
+        (
+            "found",
+            Path("out"),
+            "the loss is nan; what was compressed stays in out, and the same command goes on from there",
+        ),
+        ("found", None, "the loss is nan; what was compressed is lost, and stays with --out"),
+    ],
+)
+def test_where_a_compression_is_whose_tuning_failed(result, kept, said, capsys):
+    with pytest.raises(typer.Exit) as caught, plain_words(kept=kept):
+        raise TrainingError("the loss is nan", result=result)
+    assert caught.value.exit_code == EXIT_MENDABLE
+    assert capsys.readouterr().err == f"error: {said}\n"
