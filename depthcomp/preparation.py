@@ -13,6 +13,7 @@ from depthcomp.data.batches import Data, enough_images, labelled_images, synthet
 from depthcomp.data.calibration import CalibrationSet, Layout, cross_validated, layouts, separate
 from depthcomp.data.example import infer_example
 from depthcomp.data.numbering import foreign_labels
+from depthcomp.data.unlabelled import labelled_alone
 from depthcomp.errors import CaptureError, DataError, TableError
 from depthcomp.pricing import Candidate, Pricing
 from fx_passes import (
@@ -229,12 +230,13 @@ def _calibration(
     if data is None:
         images, note = torch.cat(synthetic_batches(example, SYNTHETIC_IMAGES, seed)), _NO_DATA
     else:
-        (images, labels), note = labelled_images(data, example, most=most), ""
+        images, labels, note = labelled_alone(*labelled_images(data, example, most=most), "data")
     layout = _layout(network, images)
     if val_data is not None:
-        judging, classes = labelled_images(val_data, example, argument="val_data", most=most)
+        found = labelled_images(val_data, example, argument="val_data", most=most)
+        judging, classes, other = labelled_alone(*found, "val_data")
         pair = None if labels is None or classes is None else (labels, classes)
-        return separate(images, judging, seed, layout, pair), note
+        return separate(images, judging, seed, layout, pair), "; ".join(filter(None, (note, other)))
     return cross_validated(images, seed, layout, labels), _ONE_IMAGE if len(images) == 1 else note
 
 
