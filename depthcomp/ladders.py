@@ -14,7 +14,7 @@ from depthcomp.pricing import Candidate
 from fx_passes import Level, SpanChoice, Unit, structure_tree
 from fx_passes.operators import Role, role
 
-__all__ = ["Draw", "Ladder", "Offer", "at_random", "evenly_spread", "whole_blocks"]
+__all__ = ["Draw", "Ladder", "Materials", "at_random", "evenly_spread", "whole_blocks"]
 
 WALKS = 30  # random orders; their plans lie close enough together to come near any budget
 SHIFTS = 4  # of evenly spread places, by parts of the distance between them
@@ -22,7 +22,7 @@ Steps = Sequence[Candidate]  # choices of one plan
 
 
 @dataclass(frozen=True, slots=True)
-class Offer:
+class Materials:
     """What a plan may be made of.
 
     Attributes:
@@ -49,21 +49,21 @@ class Ladder:
 
     Args:
         plans: the choices of each of the others; among plans of equal sums the first stays.
-        offer: their latencies and losses; a choice without a loss counts as none.
+        materials: their latencies and losses; a choice without a loss counts as none.
 
     Attributes:
         costs: (n,) sums in ms, strictly increasing.
         losses: (n,) sums of losses.
     """
 
-    def __init__(self, plans: Iterable[Steps], offer: Offer) -> None:
-        by_cost: dict[float, tuple[SpanChoice, ...]] = {offer.total_ms: ()}
+    def __init__(self, plans: Iterable[Steps], materials: Materials) -> None:
+        by_cost: dict[float, tuple[SpanChoice, ...]] = {materials.total_ms: ()}
         for plan in plans:
-            choices = tuple(candidate.choice for candidate in _in_order(plan, offer.gm))
-            by_cost.setdefault(offer.total_ms - sum(offer.savings_ms[choice] for choice in choices), choices)
+            choices = tuple(candidate.choice for candidate in _in_order(plan, materials.gm))
+            by_cost.setdefault(materials.total_ms - sum(materials.savings_ms[choice] for choice in choices), choices)
         self.costs: NDArray[np.float64] = np.array(sorted(by_cost))
         self._plans = [by_cost[cost] for cost in self.costs.tolist()]
-        sums = [sum(offer.losses.get(choice, 0.0) for choice in plan) for plan in self._plans]
+        sums = [sum(materials.losses.get(choice, 0.0) for choice in plan) for plan in self._plans]
         self.losses: NDArray[np.float64] = np.array(sums)
 
     def __len__(self) -> int:
@@ -88,19 +88,21 @@ class Ladder:
         return k
 
 
-Draw = Callable[[Offer], Iterator[Steps]]
+Draw = Callable[[Materials], Iterator[Steps]]
 
 
-def whole_blocks(offer: Offer) -> Iterator[Steps]:
+def whole_blocks(materials: Materials) -> Iterator[Steps]:
     """Yield the plans that merge the least important block, the two least important ones, and so on.
 
     A block is a region of parallel branches, or the units between two tensors that no activation made or that join
     such branches; what comes before the first of these tensors is none.
     """
-    ends = {(level, *block) for level in structure_tree(offer.gm).levels() for block in _blocks(level, offer.gm)}
-    scored = [candidate for candidate in offer.candidates if candidate.choice in offer.losses]
+    ends = {
+        (level, *block) for level in structure_tree(materials.gm).levels() for block in _blocks(level, materials.gm)
+    }
+    scored = [candidate for candidate in materials.candidates if candidate.choice in materials.losses]
     blocks = [c for c in scored if (c.span.level, c.span.start, c.span.stop) in ends]
-    yield from _prefixes(_disjoint(sorted(blocks, key=lambda candidate: offer.losses[candidate.choice])))
+    yield from _prefixes(_disjoint(sorted(blocks, key=lambda candidate: materials.losses[candidate.choice])))
 
 
 def _blocks(level: Level, gm: fx.GraphModule) -> Iterator[tuple[int, int]]:
@@ -121,22 +123,22 @@ def _linear(unit: Unit, roles: Mapping[str, Role]) -> bool:
     return Role.ACTIVATION not in {roles[name] for name in unit.nodes}
 
 
-def evenly_spread(offer: Offer) -> Iterator[Steps]:
+def evenly_spread(materials: Materials) -> Iterator[Steps]:
     """Yield the plans that rewrite some of the network's units, evenly spread, each as saves most by the table."""
-    units = [c for c in offer.candidates if c.span.stop == c.span.start + 1]
-    units.sort(key=lambda candidate: -offer.savings_ms[candidate.choice])
-    places = _in_order(_disjoint(units), offer.gm)
+    units = [c for c in materials.candidates if c.span.stop == c.span.start + 1]
+    units.sort(key=lambda candidate: -materials.savings_ms[candidate.choice])
+    places = _in_order(_disjoint(units), materials.gm)
     for count in range(1, len(places) + 1):
         for shift in range(SHIFTS):
             yield [places[int((k + shift / SHIFTS) * len(places) / count)] for k in range(count)]
 
 
-def at_random(offer: Offer) -> Iterator[Steps]:
+def at_random(materials: Materials) -> Iterator[Steps]:
     """Yield plans that grow by one random rewrite after the other until no room is left, many times over."""
-    rng = np.random.default_rng(offer.seed)
+    rng = np.random.default_rng(materials.seed)
     for _ in range(WALKS):
-        order = rng.permutation(len(offer.candidates))
-        yield from _prefixes(_disjoint(offer.candidates[index] for index in order))
+        order = rng.permutation(len(materials.candidates))
+        yield from _prefixes(_disjoint(materials.candidates[index] for index in order))
 
 
 def _prefixes(candidates: Steps) -> Iterator[Steps]:

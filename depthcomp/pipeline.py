@@ -16,8 +16,7 @@ from depthcomp.fitting.compensation import load_operator
 from depthcomp.importance.config import ImportanceConfig
 from depthcomp.importance.scoring import Scored, memory_mib, score_choices
 from depthcomp.importance.table import ImportanceTable
-from depthcomp.ladders import Ladder
-from depthcomp.ladders import Offer as LadderOffer
+from depthcomp.ladders import Ladder, Materials
 from depthcomp.methods import Method
 from depthcomp.offer import Offer, operators_of, worthwhile
 from depthcomp.preparation import Prepared
@@ -142,8 +141,8 @@ class Pipeline:
             return None
         pricing = self.prepared.pricing
         total_ms = pricing.kept_ms(pricing.kept, offer.table.ms)  # of the network with its free merges
-        room = LadderOffer(self.prepared.network, offer.candidates, losses, offer.savings_ms, total_ms, self.seed)
-        return Ladder(self.method.draw(room), room)
+        materials = Materials(self.prepared.network, offer.candidates, losses, offer.savings_ms, total_ms, self.seed)
+        return Ladder(self.method.draw(materials), materials)
 
     def _result(self, offer: Offer, scored: Scored, search: Search, found: Found) -> CompressionResult:
         prepared = self.prepared

@@ -13,6 +13,7 @@ from depthcomp.data.batches import Data, enough_images, labelled_images, synthet
 from depthcomp.data.calibration import CalibrationSet, Layout, cross_validated, layouts, separate
 from depthcomp.data.example import infer_example
 from depthcomp.data.numbering import foreign_labels
+from depthcomp.data.randomness import entered, own_randomness
 from depthcomp.data.unlabelled import labelled_alone
 from depthcomp.errors import CaptureError, DataError, TableError
 from depthcomp.pricing import Candidate, Pricing
@@ -41,6 +42,7 @@ _NO_DATA = (
     "no data: importance comes from the weights alone, on synthetic images; pass data=, even a few dozen "
     "unlabelled images, for a far better choice"
 )
+_CPU = torch.device("cpu")
 _ONE_IMAGE = "one calibration image: the loss is estimated on the image that was fitted to"
 
 
@@ -107,7 +109,7 @@ def prepare(
         example_inputs: a batch of images; None to take one from the data or guess.
         data: calibration images.
         val_data: images to judge on; None to let the calibration images take turns.
-        seed: of the images' order.
+        seed: of the images' order, that of a shuffled loader too.
         most: images that are read of each; None for as many as their size asks for.
         limits: which choices the candidates are of.
 
@@ -116,7 +118,8 @@ def prepare(
         DataError: the data are empty or do not fit the model.
     """
     require_capturable(model)  # before its data are read
-    example, data, guess = infer_example(model, example_inputs, data)
+    with own_randomness(_CPU), entered(data, seed, 0):
+        example, data, guess = infer_example(model, example_inputs, data)
     original, free, captured = _networks(model, example, guess)
     network = _folded(captured)
     images, note = _calibration(
@@ -230,14 +233,20 @@ def _calibration(
     if data is None:
         images, note = torch.cat(synthetic_batches(example, SYNTHETIC_IMAGES, seed)), _NO_DATA
     else:
-        images, labels, note = labelled_alone(*labelled_images(data, example, most=most), "data")
+        images, labels, note = labelled_alone(*_read(data, example, "data", most, seed), "data")
     layout = _layout(network, images)
     if val_data is not None:
-        found = labelled_images(val_data, example, argument="val_data", most=most)
+        found = _read(val_data, example, "val_data", most, seed)
         judging, classes, other = labelled_alone(*found, "val_data")
         pair = None if labels is None or classes is None else (labels, classes)
         return separate(images, judging, seed, layout, pair), "; ".join(filter(None, (note, other)))
     return cross_validated(images, seed, layout, labels), _ONE_IMAGE if len(images) == 1 else note
+
+
+def _read(data: Data, example: Tensor, argument: str, most: int, seed: int) -> tuple[Tensor, Tensor | None]:
+    """Return images and classes, those that a seed draws where the data draw."""
+    with own_randomness(_CPU), entered(data, seed, 0):
+        return labelled_images(data, example, argument=argument, most=most)
 
 
 def _with_known_classes(network: fx.GraphModule, calibration: CalibrationSet) -> tuple[CalibrationSet, str]:

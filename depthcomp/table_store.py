@@ -110,7 +110,7 @@ class TableStore:
         try:
             update_table(self.path, replace(table, entries={}, failures={}))
         except DepthCompError as error:
-            warnings.warn(f"the line to whole networks was not added to the latency table: {error}", stacklevel=3)
+            warnings.warn(f"the line to whole networks was not added to the latency table: {error}", stacklevel=4)
 
     def forget_journal(self) -> None:
         """Delete the journal of this environment; those of others stay."""

@@ -20,9 +20,9 @@ Results = dict[str, Any]
 
 
 def read(path: Path) -> Results:
-    """Return the results so far: conditions, networks and rows by their keys."""
+    """Return the results so far: conditions by their names, when latencies were measured, networks, rows by keys."""
     if not path.exists():
-        return {"conditions": {}, "networks": {}, "rows": {}}
+        return {"conditions": {}, "latencies": {}, "networks": {}, "rows": {}}
     found: Results = json.loads(path.read_text())
     return found
 
@@ -30,7 +30,7 @@ def read(path: Path) -> Results:
 def write(path: Path, results: Results) -> None:
     """Write results, one row a line, whole or not at all."""
     rows = ",\n".join(f"  {json.dumps(key)}: {json.dumps(row)}" for key, row in sorted(results["rows"].items()))
-    head = [f' "{name}": {json.dumps(results[name])}' for name in ("conditions", "networks")]
+    head = [f' "{name}": {json.dumps(results[name])}' for name in ("conditions", "latencies", "networks")]
     write_atomically(path, ("{\n" + ",\n".join([*head, f' "rows": {{\n{rows}\n }}']) + "\n}\n").encode())
 
 
@@ -47,7 +47,7 @@ def table(results: Results) -> str:
     """Return the results as text, accuracies of the test part in per cent, a row for each row."""
     lines = [
         f"{'network':<12}{'method':<15}{'asked':>6}{'seed':>5}{'ms':>8}{'spread':>8}{'faster':>8}"
-        f"{'untrained':>11}{'new norms':>11}{'tuned':>8}{'drop':>7}{'importance':>12}"
+        f"{'untrained':>11}{'new norms':>11}{'tuned':>8}{'drop':>7}{'importance':>12}{'in all':>10}"
     ]
     for net, found in sorted(results["networks"].items()):
         lines.append(f"{net:<12}{'original':<15}{'':>11}{_latency(found)}{'':>22}{100 * found['test']:>8.2f}")
@@ -65,8 +65,13 @@ def _line(row: Row, base: float) -> str:
     norms = row.get("untrained_norms_test")
     return (
         f"{head}{_latency(row)}{100 * row['untrained_test']:>11.2f}{'' if norms is None else f'{100 * norms:.2f}':>11}"
-        f"{100 * row['test']:>8.2f}{100 * (base - row['test']):>7.2f}{row['importance_s']:>10.0f} s"
+        f"{100 * row['test']:>8.2f}{100 * (base - row['test']):>7.2f}{_seconds(row['importance_s']):>12}"
+        f"{_seconds(row['row_s']):>10}"
     )
+
+
+def _seconds(found: float | None) -> str:
+    return "-" if found is None else f"{found:.0f} s"
 
 
 def _latency(found: Row) -> str:
@@ -78,25 +83,31 @@ def _latency(found: Row) -> str:
 def summary(results: Results) -> str:
     """Return as text, for each network, budget and method, the mean drop over the seeds in points, and their range.
 
-    What the importance costs is the least of the method's seeds, as other work on the machine only adds time.
+    A drop is from the original as it was trained; the control tells what further epochs alone change. What the
+    importance costs is the least of the method's seeds, as other work on the machine only adds time.
     """
     lines = [
-        f"{'network':<12}{'asked':<7}{'method':<15}{'seeds':>5}{'faster':>8}{'drop':>7}{'range':>14}{'importance':>12}"
+        f"{'network':<12}{'asked':<7}{'method':<15}{'seeds':>7}{'faster':>8}{'drop':>7}{'range':>15}{'importance':>12}"
     ]
     groups: dict[tuple[str, str, str], list[Row]] = {}
     for row in results["rows"].values():
-        if "infeasible" not in row:
-            groups.setdefault((row["net"], row["budget"], row["method"]), []).append(row)
+        groups.setdefault((row["net"], row["budget"], row["method"]), []).append(row)
     for (net, budget, method), rows in sorted(groups.items()):
-        drops = [100 * (results["networks"][net]["test"] - row["test"]) for row in rows]
-        speedups = [row["speedup"] for row in rows if "speedup" in row]
-        same = [row for (other, _, name), found in groups.items() for row in found if (other, name) == (net, method)]
-        lines.append(
-            f"{net:<12}{budget:<7}{method:<15}{len(rows):>5}{f'{mean(speedups):.2f}x' if speedups else '-':>8}"
-            f"{mean(drops):>7.2f}{f'{min(drops):.2f} to {max(drops):.2f}':>14}"
-            f"{min(row['importance_s'] for row in same):>10.0f} s"
-        )
+        made = [row for row in rows if "infeasible" not in row]
+        head = f"{net:<12}{budget:<7}{method:<15}{f'{len(made)} of {len(rows)}':>7}"
+        lines.append(head + _drops(made, results["networks"][net]["test"]) if made else f"{head}  cannot")
     return "\n".join(lines)
+
+
+def _drops(rows: Sequence[Row], base: float) -> str:
+    """Return the figures of rows that differ in nothing but the seed."""
+    drops = [100 * (base - row["test"]) for row in rows]
+    speedups = [row["speedup"] for row in rows if "speedup" in row]
+    costs = [row["importance_s"] for row in rows if row["importance_s"] is not None]
+    return (
+        f"{f'{mean(speedups):.2f}x' if speedups else '-':>8}{mean(drops):>7.2f}"
+        f"{f'{min(drops):.2f} to {max(drops):.2f}':>15}{_seconds(min(costs, default=None)):>12}"
+    )
 
 
 def plot(results: Results, path: Path) -> None:

@@ -1,4 +1,8 @@
-"""One row of the accuracy benchmark: a network, a method, a budget, a seed; compressed, fine-tuned, judged."""
+"""One row of the accuracy benchmark: a network, a method, a budget, a seed; compressed, fine-tuned, judged.
+
+The seed draws the pixels that fits sample, random choices, and the training's order. Base networks and calibration
+images are the same for all seeds, so the spread over seeds is not that over networks or images.
+"""
 
 from __future__ import annotations
 
@@ -28,9 +32,10 @@ from depthcomp.training.plan import finetune_plan
 from fx_passes import capture, fold_batch_norms, merge
 from latency_tables import AnyBackend
 
-__all__ = ["CHANNELS", "EXAMPLE", "Bench", "Key", "onnx_of", "run_row"]
+__all__ = ["CHANNELS", "CONTROL", "EXAMPLE", "Bench", "Key", "onnx_of", "run_row"]
 
 CHANNELS = "channels"  # the method that is not depthcomp's: channel pruning
+CONTROL = "control"  # the original itself, fine-tuned like what the methods return
 EXAMPLE = torch.zeros(1, 1, 28, 28)
 PAPERS = ("kim23", "layermerge")  # their importance trains each choice a little
 Row = dict[str, Any]
@@ -98,7 +103,7 @@ def run_row(bench: Bench, key: Key, model: nn.Module) -> Row:
     folder.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     try:
-        found, network = (_channels if key.method == CHANNELS else _depth)(bench, key, model, folder)
+        found, network = {CHANNELS: _channels, CONTROL: _control}.get(key.method, _depth)(bench, key, model, folder)
     except BudgetInfeasibleError as error:
         found, network = {"infeasible": str(error), "best_ms": round(error.best_ms, 4)}, None
     if network is not None:
@@ -184,12 +189,28 @@ def _channels(bench: Bench, key: Key, model: nn.Module, folder: Path) -> tuple[R
     found: Row = {f"untrained_{name}": _share(pruned.network, part) for name, part in parts.items()}
     restored = _restored(bench, pruned.network)
     found |= {f"untrained_norms_{name}": _share(restored, part) for name, part in parts.items()}
+    found |= {"variant": str(pruned.variant), "ratio": pruned.ratio, "compress_s": seconds, "importance_s": None}
+    tuned, network = _tuned(bench, key, pruned.network, model, folder)
+    return found | tuned, network
+
+
+def _control(bench: Bench, key: Key, model: nn.Module, folder: Path) -> tuple[Row, fx.GraphModule]:
+    """Fine-tune the original, with itself as teacher: what the further epochs alone are worth."""
+    found = {
+        "untrained_validation": _share(model, bench.parts.validation),
+        "untrained_test": _share(model, bench.parts.test),
+    }
+    tuned, network = _tuned(bench, key, model, model, folder)
+    return {**found, "compress_s": 0, "importance_s": None, **tuned}, network
+
+
+def _tuned(bench: Bench, key: Key, network: nn.Module, teacher: nn.Module, folder: Path) -> tuple[Row, fx.GraphModule]:
+    """Fine-tune a network that no plan was made for; return it as runtimes run it."""
     batches = Batches(bench.parts.train, bench.config.batch_size, key.seed)
-    tuned = finetune(pruned.network, model, batches, _judging(bench), bench.finetuning(key), folder=folder / "finetune")
-    network = capture(tuned.network, EXAMPLE)
-    fold_batch_norms(network)
-    found |= {"variant": str(pruned.variant), "ratio": pruned.ratio, "compress_s": seconds, "importance_s": 0.0}
-    return found | {"finetune_s": round(tuned.record.seconds), "best_epoch": tuned.record.best}, network
+    tuned = finetune(network, teacher, batches, _judging(bench), bench.finetuning(key), folder=folder / "finetune")
+    graph = capture(tuned.network, EXAMPLE)
+    fold_batch_norms(graph)
+    return {"finetune_s": round(tuned.record.seconds), "best_epoch": tuned.record.best}, graph
 
 
 def _restored(bench: Bench, network: nn.Module) -> nn.Module:

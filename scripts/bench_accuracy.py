@@ -11,13 +11,16 @@ The whole takes hours. Results stand in the file after each row, and a run that 
     python scripts/bench_accuracy.py --data DATA --cache CACHE --only "mobilenetv2:*:1.5x:0"
     python scripts/bench_accuracy.py --data DATA --cache CACHE --only mobilenetv2:depthcomp:1.5x:0
 
-The last makes one row anew. Processes may share the work, each with other rows. Channel pruning needs what
-requirements-bench.txt lists.
+The last makes one row anew. Processes may share the work, each with other rows. The cache keeps trained networks and
+importance, which are taken as they are: give another one where the code that makes them has changed. The row `control`
+is the original, fine-tuned like all others. Channel pruning needs what requirements-bench.txt lists.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import os
 import platform
 import warnings
@@ -32,7 +35,7 @@ from typing import Any
 
 import torch
 from accuracy_report import Results, changed, plot, read, summary, table
-from accuracy_rows import CHANNELS, EXAMPLE, Bench, Key, onnx_of, run_row
+from accuracy_rows import CHANNELS, CONTROL, EXAMPLE, Bench, Key, onnx_of, run_row
 from fashion_data import fashion_mnist
 from fashion_nets import Recipe, accuracy, trained
 from torch import nn
@@ -47,6 +50,7 @@ from latency_tables.timing import time_until_steady
 
 ROOT = Path(__file__).parents[1]
 BUDGETS, MIDDLE, SEEDS = ("1.25x", "1.5x", "2x"), "1.5x", (0, 1, 2)
+WHOLE = "1x"  # where nothing is asked for
 RECIPES = {"mobilenetv2": Recipe(), "resnet": Recipe(epochs=12), "tiny": Recipe(epochs=1)}
 FULL, QUICK = ("mobilenetv2", "resnet"), ("tiny",)
 CALIBRATION, SCORED = 2048, 1024  # images
@@ -66,6 +70,7 @@ def keys(nets: Sequence[str], budgets: Sequence[str]) -> list[Key]:
         for budget in budgets
         for seed in (SEEDS if budget == MIDDLE else SEEDS[:1])
     ]
+    found += [Key(net, CONTROL, WHOLE, seed) for net in nets for seed in SEEDS]
     return sorted(found, key=lambda key: (key.seed, key.budget != MIDDLE, nets.index(key.net)))
 
 
@@ -110,12 +115,10 @@ def _key(row: dict[str, Any]) -> Key:
 
 
 def conditions(bench: Bench) -> dict[str, Any]:
-    """Return where, when and how results are made."""
+    """Return what rows depend on besides their keys."""
     config = {name: value for name, value in asdict(bench.config).items() if not callable(value)}
     return {
-        "machine": f"{cpu_name()}, {os.cpu_count()} cores, Python {platform.python_version()}",
-        "date": f"{datetime.now(UTC):%Y-%m-%d}",
-        "load": round(os.getloadavg()[0], 1),
+        "machine": _machine(),
         "versions": {name: _version(name) for name in LIBRARIES},
         "data": "Fashion-MNIST",
         "images": {name: len(getattr(bench.parts, name)) for name in ("train", "validation", "test")},
@@ -123,6 +126,15 @@ def conditions(bench: Bench) -> dict[str, Any]:
         "importance_images": bench.scored,
         "finetune": config,
     }
+
+
+def _machine() -> str:
+    return f"{cpu_name()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+
+
+def _name_of(found: dict[str, Any]) -> str:
+    """Return a short name of conditions, which rows made under them have."""
+    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def _version(name: str) -> str:
@@ -169,19 +181,22 @@ def run(bench: Bench, all_keys: Sequence[Key], patterns: Sequence[str], out: Pat
     chosen = wanted(all_keys, patterns, read(out)["rows"]) if rows else []
     names = sorted({key.net for key in chosen or all_keys})
     models = {name: trained(name, bench.parts, bench.cache, RECIPES[name]) for name in names}
+    under = conditions(bench)
+    made = {"conditions": _name_of(under), "date": f"{datetime.now(UTC):%Y-%m-%d}"}
     with changed(out) as results:
-        results["conditions"] = conditions(bench)
         for name, model in models.items():
             results["networks"].setdefault(name, {}).update(judged(bench, name, model))
     for number, key in enumerate(chosen, start=1):
         print(f"{key} ({number} of {len(chosen)})", flush=True)
         row = run_row(bench, key, models[key.net])
         with changed(out) as results:
-            results["rows"][str(key)] = row
+            results["conditions"][made["conditions"]] = under
+            results["rows"][str(key)] = row | made
         print(f"  {row}", flush=True)
     for net, model in models.items():
         found = measure(bench, net, model, read(out), seed=0)
         with changed(out) as results:
+            results["latencies"] = {"machine": _machine(), "rounds": ROUNDS, "date": made["date"]}
             for name, figures in found.items():
                 (results["networks"][net] if name == ORIGINAL else results["rows"][name]).update(figures)
     results = read(out)

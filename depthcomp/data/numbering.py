@@ -2,12 +2,12 @@
 
 __all__ = ["foreign_labels"]
 
-LEAST_ABOVE_CHANCE = 1.5  # times the accuracy of guessing; with fewer right, the labels are another numbering's
+LEAST_ABOVE_CHANCE = 1.5  # times the odds of guessing right; with fewer right, the labels are another numbering's
 
 
 def foreign_labels(accuracy: float, classes: int) -> str:
     """Return what the user should know where a trained network's accuracy is hardly above chance; nothing elsewhere."""
-    if accuracy > LEAST_ABOVE_CHANCE / classes:
+    if accuracy * (classes - 1) > LEAST_ABOVE_CHANCE * (1 - accuracy):
         return ""
     return (
         f"the network gives {accuracy:.1%} of the images their label, hardly more than by chance, so the labels are "

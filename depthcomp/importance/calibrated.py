@@ -74,7 +74,7 @@ def calibrated(
         for candidate in scored:
             losses[candidate.choice].append(scorer.loss(candidate, number))
             report("scoring", next(done), sum(sizes))
-        scored.sort(key=lambda candidate: _mean(losses[candidate.choice]) / savings_ms[candidate.choice])
+        scored.sort(key=lambda candidate: _price(losses[candidate.choice], savings_ms[candidate.choice]))
     return {choice: max(_mean(found), 0.0) for choice, found in losses.items()}
 
 
@@ -196,6 +196,11 @@ def _survivors(candidates: int, batches: int) -> list[int]:
     while len(sizes) < batches:
         sizes.append(min(sizes[-1], max(LEAST_SCORED, (sizes[-1] + 1) // 2)))
     return sizes
+
+
+def _price(losses: Sequence[float], saving_ms: float) -> float:
+    """Return the loss for each ms that is saved; what makes the loss NaN is dearest."""
+    return math.inf if math.isnan(_mean(losses)) else _mean(losses) / saving_ms
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +13,11 @@ from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset
 
 from depthcomp.data.batches import images_of, labels_of, require_values
+from depthcomp.data.randomness import entered, seed_everything
 from depthcomp.data.unlabelled import IGNORED
 from depthcomp.errors import DataError
 from depthcomp.training.identity import hashed
 from depthcomp.training.processes import Processes
-from depthcomp.training.randomness import mixed, seed_everything
 
 __all__ = ["Batch", "Source", "loader_like", "told_length"]
 
@@ -166,7 +165,7 @@ class Source:
     def _whole_first(self) -> Any:
         """Return the first item of the first epoch, before it is shared out."""
         data = self._data
-        with _entered(data, self._seed, 0):
+        with entered(data, self._seed, 0):
             order = _order_of(data)
             if isinstance(data, DataLoader) and order is not None:
                 first = next(iter(order.batches if isinstance(order, _Shares) else order), None)
@@ -178,7 +177,7 @@ class Source:
 
     def _batches(self, number: int) -> Iterator[Batch | None]:
         """Yield the batches of an epoch, None for those that are passed over."""
-        with _entered(self._data, self._seed, number):
+        with entered(self._data, self._seed, number):
             items = iter(self._data)  # workers draw their seeds and the order here
             for index in itertools.count():
                 seed_everything(self._seed, number, index)
@@ -210,7 +209,7 @@ class Source:
     def _counted(self) -> int:
         order = _order_of(self._data)
         if order is not None:
-            with _entered(self._data, self._seed, 0):
+            with entered(self._data, self._seed, 0):
                 return sum(isinstance(order, _Shares) or len(indices) >= self._least for indices in order)
         told = told_length(self._data)
         return sum(1 for _ in self._used(0)) if told is None else told
@@ -241,7 +240,7 @@ def _shared_out(data: Iterable[Any], argument: str, processes: Processes, least:
             "pass a DataLoader with shuffle=True, as for one process"
         )
     if least < processes.count:
-        with _entered(data, 0, 0):
+        with entered(data, 0, 0):
             if any(len(batch) < processes.count for batch in order):
                 return data  # some shares are empty, which no loader loads: each process cuts its rows from the whole
     return loader_like(data, data.dataset, batch_sampler=_Shares(order, processes, max(least, processes.count)))
@@ -270,24 +269,3 @@ def loader_like(loader: DataLoader[Any], dataset: Dataset[Any], **batching: Any)
         multiprocessing_context=loader.multiprocessing_context, prefetch_factor=loader.prefetch_factor,
         persistent_workers=loader.persistent_workers, **batching,
     )  # fmt: skip
-
-
-@contextmanager
-def _entered(data: Iterable[Any], seed: int, epoch: int) -> Iterator[None]:
-    """Seed what draws an epoch's order, and tell data which epoch begins; give their generators back as they were."""
-    owners = (data, getattr(data, "sampler", None), getattr(data, "batch_sampler", None))
-    generators = (getattr(owner, "generator", None) for owner in owners)
-    found = [generator for generator in generators if isinstance(generator, torch.Generator)]
-    states = [generator.get_state() for generator in found]
-    seed_everything(seed, epoch, 0)
-    for generator in found:
-        generator.manual_seed(mixed(seed, epoch))
-    for owner in owners:
-        set_epoch = getattr(owner, "set_epoch", None)
-        if callable(set_epoch):
-            set_epoch(epoch)
-    try:
-        yield
-    finally:
-        for generator, state in zip(found, states, strict=True):
-            generator.set_state(state)

@@ -15,13 +15,13 @@ import torch
 from torch import nn
 
 from depthcomp.data.numbering import foreign_labels
+from depthcomp.data.randomness import own_randomness
 from depthcomp.progress import Progress, silent
 from depthcomp.training.batches import Source
 from depthcomp.training.checkpoint import optimizer_state
 from depthcomp.training.config import FinetuneConfig
 from depthcomp.training.objective import Objective
 from depthcomp.training.processes import Processes, joined_processes
-from depthcomp.training.randomness import own_randomness
 from depthcomp.training.recipe import Recipe, require_timm
 from depthcomp.training.sources import sources
 from depthcomp.training.taps import last_layer, tapped

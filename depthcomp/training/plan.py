@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
+from depthcomp.data.randomness import own_randomness
 from depthcomp.errors import TrainingError
 from depthcomp.progress import Progress
 from depthcomp.training.config import FinetuneConfig
 from depthcomp.training.finetune import FinetuneRecord, finetune
 from depthcomp.training.processes import Processes
-from depthcomp.training.randomness import own_randomness
 from depthcomp.training.sources import sources
 from fx_passes import Plan, fits_without_norm, insert_norms, merge
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from depthcomp.data.randomness import seed_everything
 from depthcomp.errors import ArtifactError, DataError, TrainingError
 from depthcomp.progress import Progress
 from depthcomp.training.batches import Batch, Source
@@ -31,7 +32,6 @@ from depthcomp.training.identity import function_hash, network_hash
 from depthcomp.training.log import TrainingLog
 from depthcomp.training.objective import Objective, Score
 from depthcomp.training.processes import Processes
-from depthcomp.training.randomness import seed_everything
 from depthcomp.training.recipe import Recipe
 
 __all__ = ["Trainer", "Training"]

@@ -23,8 +23,10 @@ def data(tmp_path_factory):
     folder, rng = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
     for name, count in (("train", 5300), ("t10k", 300)):
         labels = rng.integers(10, size=count)
+        images = labels[:, None, None] * 20 + rng.integers(60, size=(28, 28))
+        images[:, 0, :2] = np.stack([np.arange(count) // 256, np.arange(count) % 256], axis=1)  # no two alike
         write_idx(folder / f"{name}-labels-idx1-ubyte.gz", labels)
-        write_idx(folder / f"{name}-images-idx3-ubyte.gz", labels[:, None, None] * 20 + rng.integers(60, size=(28, 28)))
+        write_idx(folder / f"{name}-images-idx3-ubyte.gz", images)
     return folder
 
 
@@ -42,9 +44,7 @@ def bench(monkeypatch, arithmetic_backend):
 def test_the_parts_do_not_share_images(bench, data):
     parts = bench.fashion_mnist(data)
     assert [len(part) for part in (parts.train, parts.validation, parts.test)] == [300, 5000, 300]
-    seen = np.concatenate([parts.train.labels, parts.validation.labels])
-    assert np.bincount(seen).sum() == 5300
-    assert set(seen) == set(range(10))
+    assert len({image.numpy().tobytes() for part in (parts.train, parts.validation) for image in part.images}) == 5300
 
 
 def test_batches_come_from_the_seed_and_the_pass(bench, data):
@@ -65,6 +65,7 @@ def test_a_row_that_is_there_is_not_made_again_unless_it_is_named(bench):
     keys = bench.keys(["tiny"], ["1.25x", "1.5x"])
     assert {key.seed for key in keys if key.budget == "1.5x"} == {0, 1, 2}
     assert {key.seed for key in keys if key.budget == "1.25x"} == {0}
+    assert [str(key) for key in keys if key.method == "control"] == [f"tiny:control:1x:{seed}" for seed in range(3)]
     done = ["tiny:kim23:1.5x:0"]
     assert len(bench.wanted(keys, [], done)) == len(keys) - 1
     assert [str(key) for key in bench.wanted(keys, ["tiny:kim23:1.5x:*"], done)] == [
@@ -83,11 +84,19 @@ def test_a_row_from_training_to_the_table(bench, data, tmp_path, capsys):
     assert row["importance_s"] == 0
     assert 0 <= row["untrained_test"] <= 1
     assert 0 <= row["test"] <= 1
-    assert results["conditions"]["images"] == {"train": 256, "validation": 256, "test": 256}
+    assert results["conditions"][row["conditions"]]["images"] == {"train": 256, "validation": 256, "test": 256}
+    assert results["latencies"]["rounds"] == bench.ROUNDS
     assert (tmp_path / "a.svg").read_text().count("uniform") == 1
     assert f"{100 * row['test']:.2f}" in capsys.readouterr().out
     assert not list((tmp_path / "cache" / "unfinished").iterdir())
 
     bench.main([*arguments, "--only", "tiny:uniform:*"])
-    assert "1 of" not in capsys.readouterr().out
+    assert "(1 of" not in capsys.readouterr().out
     assert json.loads((tmp_path / "a.json").read_text())["rows"][KEY] == row
+
+    bench.main([*arguments, "--only", "tiny:control:*:0"])
+    results = json.loads((tmp_path / "a.json").read_text())
+    control = results["rows"]["tiny:control:1x:0"]
+    assert control["untrained_test"] == results["networks"]["tiny"]["test"]
+    assert {control["conditions"], row["conditions"]} == {*results["conditions"]}
+    assert "tiny        1x     control         1 of 1" in capsys.readouterr().out

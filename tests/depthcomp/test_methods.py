@@ -14,7 +14,7 @@ from depthcomp.data.calibration import cross_validated
 from depthcomp.errors import BudgetInfeasibleError, DepthCompError
 from depthcomp.fitting.divergence import divergence
 from depthcomp.importance.calibrated import calibrated
-from depthcomp.ladders import Ladder, Offer, at_random, evenly_spread, whole_blocks
+from depthcomp.ladders import Ladder, Materials, at_random, evenly_spread, whole_blocks
 from depthcomp.methods import METHODS, find_method
 from depthcomp.pricing import Pricing
 from fx_passes import Plan, capture, enumerate_spans, fold_batch_norms, linearize, merge
@@ -42,10 +42,10 @@ def network():
     return gm
 
 
-def offer_of(gm, candidates, losses=None, seed=0):
-    """Return an offer in which each rewrite saves as many ms as it has nodes."""
+def materials_of(gm, candidates, losses=None, seed=0):
+    """Return materials in which each rewrite saves as many ms as it has nodes."""
     savings = {candidate.choice: float(len(candidate.span.nodes)) for candidate in candidates}
-    return Offer(gm, candidates, losses or {}, savings, 100.0, seed)
+    return Materials(gm, candidates, losses or {}, savings, 100.0, seed)
 
 
 def offered(gm, name):
@@ -84,7 +84,7 @@ def test_depthshrinker_takes_whole_blocks_in_the_order_of_their_loss(network):
     candidates = offered(network, "depthshrinker")
     rng = np.random.default_rng(0)
     losses = {candidate.choice: float(rng.random()) for candidate in candidates}
-    plans = list(whole_blocks(offer_of(network, candidates, losses)))
+    plans = list(whole_blocks(materials_of(network, candidates, losses)))
     assert [len(plan) for plan in plans] == [1, 2, 3]
     assert [losses[c.choice] for c in plans[-1]] == sorted(losses[c.choice] for c in plans[-1])
     assert {c.span.core for c in plans[-1]} == {"add", "_3_conv_3", "add_1"}
@@ -94,7 +94,7 @@ def test_depthshrinker_takes_whole_blocks_in_the_order_of_their_loss(network):
 def test_even_plans_touch_all_parts_of_the_network(network):
     candidates = offered(network, "uniform")
     order = {node.name: position for position, node in enumerate(network.graph.nodes)}
-    plans = list(evenly_spread(offer_of(network, candidates)))
+    plans = list(evenly_spread(materials_of(network, candidates)))
     largest = max(map(len, plans))
     for plan in plans:
         assert {c.span.stop - c.span.start for c in plan} == {1}
@@ -106,13 +106,13 @@ def test_even_plans_touch_all_parts_of_the_network(network):
 
 def test_random_plans_come_from_the_seed_and_do_not_overlap(network):
     candidates = offered(network, "random")
-    plans = list(at_random(offer_of(network, candidates, seed=3)))
+    plans = list(at_random(materials_of(network, candidates, seed=3)))
     for plan in plans[::7]:
         nodes = [name for candidate in plan for name in candidate.span.nodes]
         assert len(nodes) == len(set(nodes))
 
     def drawn(seed):
-        return [[c.choice for c in plan] for plan in at_random(offer_of(network, candidates, seed=seed))]
+        return [[c.choice for c in plan] for plan in at_random(materials_of(network, candidates, seed=seed))]
 
     assert drawn(3) == [[c.choice for c in plan] for plan in plans]
     assert drawn(4) != drawn(3)
@@ -121,14 +121,14 @@ def test_random_plans_come_from_the_seed_and_do_not_overlap(network):
 
 def test_a_ladder_gives_the_slowest_plan_within_a_sum(network):
     candidates = offered(network, "random")
-    offer = offer_of(network, candidates)
-    ladder = Ladder(at_random(offer), offer)
+    materials = materials_of(network, candidates)
+    ladder = Ladder(at_random(materials), materials)
     assert (np.diff(ladder.costs) > 0).all()
     assert ladder.costs[-1] == 100.0
     assert ladder.plan(len(ladder) - 1) == ()
     for k in (0, len(ladder) // 2, len(ladder) - 1):
         plan = ladder.plan(k)
-        assert 100.0 - sum(offer.savings_ms[choice] for choice in plan) == pytest.approx(ladder.costs[k])
+        assert 100.0 - sum(materials.savings_ms[choice] for choice in plan) == pytest.approx(ladder.costs[k])
         assert ladder.at(ladder.costs[k]) == k
         assert ladder.at(ladder.costs[k] + 1e-9) == k
     with pytest.raises(BudgetInfeasibleError, match=r"the fastest plan sums to .* ask for more time"):

@@ -3,9 +3,11 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 from depthcomp.data.calibration import cross_validated, separate
 from depthcomp.errors import CaptureError, TableError
+from depthcomp.importance.fingerprint import calibration_hash
 from depthcomp.preparation import measurable, prepare
 
 EXAMPLE = torch.zeros(1, 3, 7, 11)
@@ -167,3 +169,23 @@ def test_a_guessed_shape_that_does_not_fit_is_said_to_be_a_guess():
     model = nn.Sequential(nn.Conv2d(3, 5, 3), nn.Flatten(), nn.Linear(5 * 5 * 9, 2)).eval()
     with pytest.raises(CaptureError, match=r"neither example_inputs nor data were given, so .* \(1, 3, 224, 224\)"):
         prepare(model, None, None, None, 0)
+
+
+@pytest.mark.parametrize("own", [None, 3])
+def test_a_shuffled_loader_gives_the_images_that_the_seed_draws_and_the_callers_numbers_stay(own):
+    def loader(seed):
+        generator = None if own is None else torch.Generator().manual_seed(own)
+        torch.manual_seed(seed)  # the caller's
+        return DataLoader(list(images(20)), batch_size=4, shuffle=True, generator=generator)
+
+    def read(caller, seed):
+        data = loader(caller)
+        before = torch.get_rng_state()
+        prepared = prepare(net(), None, data, loader(caller), seed, most=8)
+        assert own is not None or torch.equal(before, torch.get_rng_state())
+        return calibration_hash(prepared.calibration), prepared.example
+
+    (hashed, example), (again, same) = read(1, 0), read(2, 0)
+    assert hashed == again
+    assert torch.equal(example, same)
+    assert read(1, 1)[0] != hashed

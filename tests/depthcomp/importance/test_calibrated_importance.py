@@ -17,6 +17,7 @@ from depthcomp.fitting.candidates import fit_candidates
 from depthcomp.fitting.divergence import divergence
 from depthcomp.fitting.memory import FitMemory
 from depthcomp.importance.calibrated import calibrated
+from depthcomp.importance.journal import ScoreJournal
 from depthcomp.preparation import OFFERED
 from depthcomp.pricing import Pricing
 from fx_passes import Plan, capture, enumerate_spans, linearize, merge, placed_convolutions
@@ -137,6 +138,23 @@ def test_losses_are_taken_on_so_many_judging_batches_at_most(
     for choice, loss in calibrated(network, fits, calibration, EQUAL_SAVINGS, seed=0).items():
         some = list(calibration.judging())[:most]
         assert loss == pytest.approx(true_loss(network, choice, operators, some), rel=1e-6), choice
+
+
+def test_a_choice_that_makes_the_loss_nan_does_not_keep_a_better_one_from_the_next_batch(
+    network, candidates, calibration, monkeypatch
+):
+    monkeypatch.setattr("depthcomp.importance.calibrated.LEAST_SCORED", 1)
+    some, journal = candidates[:4], ScoreJournal()
+    for candidate, loss in zip(some, (3.0, math.nan, 1.0, 2.0), strict=True):
+        journal.add(f"{candidate.choice} on batch 0", loss, 0.0)
+        for batch in range(1, 99):
+            journal.add(f"{candidate.choice} on batch {batch}", 100.0, 0.0)
+    found = list(
+        calibrated(network, some, calibration, dict.fromkeys((c.choice for c in some), 1.0), journal=journal).values()
+    )
+    assert found[0] == 3.0
+    assert math.isnan(found[1])
+    assert min(found[2:]) > 3.0
 
 
 def test_separate_images_alone_judge(network, candidates):
