@@ -14,6 +14,7 @@ from depthcomp.data.calibration import CalibrationSet, Layout, cross_validated, 
 from depthcomp.data.example import infer_example
 from depthcomp.data.numbering import foreign_labels
 from depthcomp.data.randomness import entered, own_randomness
+from depthcomp.data.unlabelled import labelled_alone
 from depthcomp.errors import CaptureError, DataError, TableError
 from depthcomp.pricing import Candidate, Pricing
 from fx_passes import (
@@ -232,12 +233,13 @@ def _calibration(
     if data is None:
         images, note = torch.cat(synthetic_batches(example, SYNTHETIC_IMAGES, seed)), _NO_DATA
     else:
-        (images, labels), note = _read(data, example, "data", most, seed), ""
+        images, labels, note = labelled_alone(*_read(data, example, "data", most, seed), "data")
     layout = _layout(network, images)
     if val_data is not None:
-        judging, classes = _read(val_data, example, "val_data", most, seed)
+        found = _read(val_data, example, "val_data", most, seed)
+        judging, classes, other = labelled_alone(*found, "val_data")
         pair = None if labels is None or classes is None else (labels, classes)
-        return separate(images, judging, seed, layout, pair), note
+        return separate(images, judging, seed, layout, pair), "; ".join(filter(None, (note, other)))
     return cross_validated(images, seed, layout, labels), _ONE_IMAGE if len(images) == 1 else note
 
 

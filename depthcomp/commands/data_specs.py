@@ -21,7 +21,7 @@ from depthcomp.data.batches import Data, enough_images
 from depthcomp.data.images import decode, image_batches, image_files, in_turns
 from depthcomp.errors import DataError, DepthCompError, MissingPackageError
 
-__all__ = ["calibration_data", "load_data", "names_data", "pretrained_cfg"]
+__all__ = ["calibration_data", "load_data", "names_data", "names_function", "pretrained_cfg"]
 
 LARGE = 128  # pixels: from here on networks see the middle of an image, as ImageNet's do, below all of it
 MIDDLE = 0.875
@@ -32,6 +32,11 @@ _MODES = {1: "L", 3: "RGB"}
 def names_data(spec: str) -> bool:
     """Say whether a spec is more than the path of a folder of images."""
     return ":" in spec and not Path(spec).is_dir()
+
+
+def names_function(spec: str) -> bool:
+    """Say whether a spec names a function of the user's, which itself says how images are prepared."""
+    return names_data(spec) and spec.partition(":")[0] not in ("folder", "torchvision")
 
 
 def load_data(
@@ -127,7 +132,7 @@ def _interleaved(indices: Sequence[int], classes: Sequence[Hashable]) -> list[in
 def _named(spec: str, model: nn.Module, example: Tensor, training: bool, root: Path | None, download: bool) -> Any:
     """Return the Dataset that a spec names, or what a function of the user's returns."""
     source, _, name = spec.partition(":")
-    if names_data(spec) and source not in ("folder", "torchvision"):
+    if names_function(spec):
         return _made(spec)
     transform = _transform(model, example, training=training)
     if not names_data(spec):

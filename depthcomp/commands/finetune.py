@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from depthcomp.commands.data_specs import load_data, pretrained_cfg
+from depthcomp.commands.data_specs import load_data, names_function, pretrained_cfg
 from depthcomp.commands.models import load_model
 from depthcomp.errors import ArtifactError, BackendUnavailableError, DataError, DepthCompError
 from depthcomp.progress import Progress, Stages
@@ -19,6 +19,7 @@ from depthcomp.results.result import CompressionResult
 from depthcomp.results.saving import ORIGINAL
 from depthcomp.timing import NetworkTimer
 from depthcomp.training.config import FinetuneConfig
+from depthcomp.training.sources import set_apart
 from depthcomp.tuned_result import CHECKPOINTS, is_first_process, tuned
 from fx_passes.graph_edit import attach_attributes
 from latency_tables import AnyBackend, Environment
@@ -41,7 +42,6 @@ class TuningRequest:
         config: how to train.
         teacher: a model by name, as for `depthcomp compress`; None: the original in the folder.
         teacher_weights: the weights of that model.
-        workers: processes that load images.
         data_root: where torchvision keeps its data sets.
         download: whether torchvision may download.
         augment: whether images are cropped and mirrored at random.
@@ -55,7 +55,6 @@ class TuningRequest:
     config: FinetuneConfig
     teacher: str | None = None
     teacher_weights: Path | None = None
-    workers: int = 0
     data_root: Path | None = None
     download: bool = False
     augment: bool = True
@@ -123,9 +122,7 @@ def run(request: TuningRequest, progress: Progress | None = None) -> Compression
         attach_attributes(result.trainable, {"pretrained_cfg": {**known, **request.statistics}})
     stages = Stages(progress if is_first_process() else None, result.seconds)
     teacher = _teacher(request, result.original)
-    train, val = _data(request, request.data, result), None
-    if request.val_data is not None:
-        val = _data(request, request.val_data, result, judging=True)
+    train, val = _train_and_val(request, result)
     result, timer = _ready_to_measure(result, stages.report)
     found = tuned(
         result, teacher, train, val, request.config, timer, stages,
@@ -185,9 +182,20 @@ def _teacher(request: TuningRequest, original: nn.Module | None) -> nn.Module | 
     return original
 
 
+def _train_and_val(request: TuningRequest, result: CompressionResult) -> tuple[Iterable[Any], Iterable[Any] | None]:
+    """Return what to train and to validate on; images that are cropped at random to train are whole to validate."""
+    train = _data(request, request.data, result)
+    if request.val_data is not None:
+        return train, _data(request, request.val_data, result, judging=True)
+    if not request.augment or names_function(request.data):
+        return train, None
+    plain = _data(request, request.data, result, judging=True)
+    return set_apart(train, request.config, plain=plain)
+
+
 def _data(request: TuningRequest, spec: str, result: CompressionResult, *, judging: bool = False) -> Iterable[Any]:
     return load_data(
         spec, result.trainable, result.example_inputs[0],
-        training=request.augment and not judging, batch_size=request.config.batch_size, workers=request.workers,
+        training=request.augment and not judging, batch_size=request.config.batch_size, workers=request.config.workers,
         root=request.data_root, download=request.download, seed=request.config.seed,
     )  # fmt: skip

@@ -155,7 +155,7 @@ def finetune(
         str | None, typer.Option(help="The model to learn from, as for compress; by default the original.")
     ] = None,
     teacher_weights: Annotated[Path | None, typer.Option(help="Its weights.")] = None,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that load images.")] = 0,
+    workers: Annotated[int | None, typer.Option(min=0, help="Processes that load images; 0 by default.")] = None,
     data_root: DataRoot = None,
     download: Download = False,
     augment: Annotated[bool, typer.Option(help="Crop and mirror training images at random.")] = True,
@@ -176,10 +176,11 @@ def finetune(
             directory=directory,
             data=data,
             val_data=val_data,
-            config=configured(config, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, seed=seed),
+            config=configured(
+                config, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, seed=seed, workers=workers
+            ),
             teacher=teacher,
             teacher_weights=teacher_weights,
-            workers=workers,
             data_root=data_root,
             download=download,
             augment=augment,

@@ -14,11 +14,12 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDa
 
 from depthcomp.data.batches import images_of, labels_of, require_values
 from depthcomp.data.randomness import entered, seed_everything
+from depthcomp.data.unlabelled import IGNORED
 from depthcomp.errors import DataError
 from depthcomp.training.identity import hashed
 from depthcomp.training.processes import Processes
 
-__all__ = ["Batch", "Source", "loader_like"]
+__all__ = ["Batch", "Source", "loader_like", "told_length"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,13 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def counted(self) -> int:
+        """How many of its labels count; where there are none, or shares of classes, its images do."""
+        if self.labels is None or self.labels.is_floating_point():
+            return len(self)
+        return int((self.labels != IGNORED).sum())
 
     @classmethod
     def of(cls, item: Any, argument: str) -> Batch:
@@ -97,6 +105,8 @@ class Source:
     def __len__(self) -> int:
         """Return how many batches an epoch has; data that do not tell are read once to know.
 
+        What data other than a DataLoader tell includes batches that are passed over.
+
         Raises:
             DataError: there is none.
         """
@@ -112,7 +122,7 @@ class Source:
         Raises:
             DataError: there is none, or as for `epoch`.
         """
-        found = list(itertools.islice(self._batches(0), count))
+        found = list(itertools.islice(self._used(0), count))
         if not found:
             raise self._empty()
         return found
@@ -124,13 +134,20 @@ class Source:
         middle goes on as one that was not left. What the data have beyond the batches of the first epoch is left out.
 
         Raises:
-            DataError: an item holds no images or images of another shape, or there are fewer batches than before.
+            DataError: an item holds no images or images of another shape, there are fewer batches than before, or all
+                are passed over.
         """
-        done = 0
-        for batch in itertools.islice(self._batches(number), len(self)):
+        done = used = 0
+        told = _order_of(self._data) is None and told_length(self._data) is not None
+        for batch in itertools.islice(self._batches(number) if told else self._used(number), len(self)):
             done += 1
-            if done > start:
+            if batch is None:
+                continue
+            used += 1
+            if used > start:
                 yield batch
+        if done and not used:
+            raise self._empty()
         if done < len(self):
             raise DataError(
                 f"{self._argument} ended after {done} batches in epoch {number + 1}, and an epoch has {len(self)}; "
@@ -155,7 +172,11 @@ class Source:
                 data = loader_like(data, data.dataset, batch_sampler=[] if first is None else [first])
             return next(iter(data), None)
 
-    def _batches(self, number: int) -> Iterator[Batch]:
+    def _used(self, number: int) -> Iterator[Batch]:
+        return (batch for batch in self._batches(number) if batch is not None)
+
+    def _batches(self, number: int) -> Iterator[Batch | None]:
+        """Yield the batches of an epoch, None for those that are passed over."""
         with entered(self._data, self._seed, number):
             items = iter(self._data)  # workers draw their seeds and the order here
             for index in itertools.count():
@@ -164,9 +185,7 @@ class Source:
                     item = next(items)
                 except StopIteration:
                     return
-                batch = self._checked(item)
-                if batch is not None:
-                    yield batch
+                yield self._checked(item)
 
     def _checked(self, item: Any) -> Batch | None:
         batch = Batch.of(item, self._argument)
@@ -192,7 +211,8 @@ class Source:
         if order is not None:
             with entered(self._data, self._seed, 0):
                 return sum(isinstance(order, _Shares) or len(indices) >= self._least for indices in order)
-        return sum(1 for _ in self._batches(0))
+        told = told_length(self._data)
+        return sum(1 for _ in self._used(0)) if told is None else told
 
 
 class _Shares:
@@ -219,12 +239,26 @@ def _shared_out(data: Iterable[Any], argument: str, processes: Processes, least:
             f"{argument} has a DistributedSampler, and fine-tuning itself shares each batch out among the processes; "
             "pass a DataLoader with shuffle=True, as for one process"
         )
+    if least < processes.count:
+        with entered(data, 0, 0):
+            if any(len(batch) < processes.count for batch in order):
+                return data  # some shares are empty, which no loader loads: each process cuts its rows from the whole
     return loader_like(data, data.dataset, batch_sampler=_Shares(order, processes, max(least, processes.count)))
 
 
 def _order_of(data: Iterable[Any]) -> Iterable[Sequence[Any]] | None:
     """Return the batches of indices that a loader draws; None for streams and all other data."""
     return None if not isinstance(data, DataLoader) or isinstance(data.dataset, IterableDataset) else data.batch_sampler
+
+
+def told_length(data: Any) -> int | None:
+    """Return how many batches data say that they have; None for streams, whose loaders guess, and where they do not."""
+    if isinstance(data, DataLoader) and isinstance(data.dataset, IterableDataset):
+        return None
+    try:
+        return len(data)
+    except (TypeError, NotImplementedError):
+        return None
 
 
 def loader_like(loader: DataLoader[Any], dataset: Dataset[Any], **batching: Any) -> DataLoader[Any]:

@@ -40,10 +40,11 @@ class FinetuneConfig:
         schedule: of the learning rate, by update: "cosine", "tanh", "poly", "wsd" or "constant", as in timm.scheduler.
         warmup: share of all updates in which the learning rate rises from almost nothing.
         clip_norm: largest norm of an update's gradient.
-        labels: weight of the labels' cross-entropy, where there are labels; at 0 they are not looked at, unless
-            `metric` is "accuracy".
+        labels: weight of the labels' cross-entropy, where there are labels; the label -100 is passed over. At 0 they
+            are not looked at, unless `metric` is "accuracy".
         label_smoothing: share of the label's weight that goes to all classes.
-        distillation: weight of the divergence from the teacher's outputs.
+        distillation: weight of the divergence from the teacher's outputs: of class scores, by pixel where masks of
+            integers stand beside the images, else of squared differences.
         temperature: by which scores are divided when the teacher's are compared with the student's.
         features: weight of the squared difference from the teacher's tensors at the ends of rewritten spans, relative
             to their variance.

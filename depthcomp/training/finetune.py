@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 import warnings
 from collections.abc import Iterable, Sequence
@@ -23,7 +24,7 @@ from depthcomp.training.objective import Objective
 from depthcomp.training.processes import Processes, joined_processes
 from depthcomp.training.recipe import Recipe, require_timm
 from depthcomp.training.sources import sources
-from depthcomp.training.taps import tapped
+from depthcomp.training.taps import last_layer, tapped
 from depthcomp.training.trainer import Trainer, Training
 
 __all__ = ["FinetuneRecord", "Finetuned", "finetune", "rehearse"]
@@ -152,8 +153,10 @@ def rehearse(network: nn.Module, train: Any, val: Any, config: FinetuneConfig | 
     """
     config = config or FinetuneConfig()
     with joined_processes(config.device) as processes, own_randomness(processes.device):
-        teacher, student = (copy.deepcopy(network).eval().to(processes.device) for _ in range(2))
-        objective, recipe = Objective(config, teacher), Recipe(student, config, 1, processes)
+        compared = bool(config.features) and config.loss is None
+        whole = tapped(network, [last_layer(network)]) if compared else network  # of one node as of the ends of spans
+        teacher, student = (copy.deepcopy(whole).eval().to(processes.device) for _ in range(2))
+        objective, recipe = Objective(config, teacher, tapped=compared), Recipe(student, config, 1, processes)
         weights = next(student.parameters())
         normed = config.fit_norms or _has_norms(network)
         training, judging = (
@@ -181,6 +184,8 @@ def _with_known_labels(
         return config
     objective = Objective(config, teacher, tapped=tapped)
     accuracy = objective.judge(teacher, batches, "accuracy", processes).metric
+    if math.isnan(accuracy):
+        return config  # none of them has a label that counts
     outputs = teacher(batches[0].images)
     note = foreign_labels(accuracy, (outputs[0] if tapped else outputs).shape[1])
     if not note:

@@ -44,7 +44,7 @@ class TrainingLog:
         if self._path is not None and self._path.exists():
             self._cut(self._path, update)
         board = folder is not None and tensorboard
-        self._board: Any = require_tensorboard().SummaryWriter(folder, purge_step=update) if board else None
+        self._board: Any = require_tensorboard().SummaryWriter(folder, purge_step=update + 1) if board else None
 
     def write(self, kind: str, update: int, **values: Any) -> None:
         """Write a line: its kind, the updates that are done, and values."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,15 +13,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from depthcomp.data.unlabelled import IGNORED
 from depthcomp.errors import DataError, DepthCompError, TrainingError
+from depthcomp.fitting.divergence import is_scores
 from depthcomp.training.batches import Batch
 from depthcomp.training.config import FinetuneConfig
 from depthcomp.training.processes import Processes
 
 __all__ = ["Objective", "Score", "difference"]
 
-IGNORED = -100  # the label of pixels without one, by the default of torch's cross-entropy
 NOTHING = 1e-12  # a tensor that varies less does not vary
+ROUNDING = 0.01  # by which the shares of an image's classes may miss 1; half-precision ones do
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,21 +43,33 @@ class Score:
         return (self.metric, -self.loss) > (other.metric, -other.loss)
 
 
-def difference(wanted: Any, found: Any, temperature: float = 1.0) -> Tensor:
+def difference(wanted: Any, found: Any, temperature: float = 1.0, *, masks: Tensor | None = None) -> Tensor:
     """Return how far one network's outputs are from another's, to train by.
 
-    For class scores (n, classes) and scores of classes by pixel (n, classes, h, w) the mean of
+    For class scores (n, classes), and for scores of classes by pixel (n, classes, h, w), the mean of
     KL(softmax wanted/T || softmax found/T) * T^2, as in Hinton et al. (2015), T being the temperature; for
     everything else the mean square of the difference relative to the variance of what is wanted, averaged over
-    tensors.
+    tensors. That channels of pixels are scores and not colours, the masks beside them tell: integers (n, h, w).
     """
+
+    def are_scores(outputs: Tensor) -> bool:
+        return is_scores(outputs) or (masks is not None and outputs.ndim == 4 and _are_classes_of(outputs, masks))
+
     pairs = [(a, b) for a, b in zip(tree_leaves(wanted), tree_leaves(found), strict=True) if isinstance(a, Tensor)]
-    terms = [_divergence(a, b, temperature) if _are_scores(a) else _error(a, b) for a, b in pairs]
+    terms = [_divergence(a, b, temperature) if are_scores(a) else _error(a, b) for a, b in pairs]
     return torch.stack(terms).mean()
 
 
-def _are_scores(outputs: Tensor) -> bool:
-    return outputs.ndim in (2, 4) and outputs.shape[1] > 1
+def _are_classes_of(outputs: Tensor, labels: Tensor) -> bool:
+    """Say whether labels name the classes that outputs (n, classes, ...) score, or tell the share of each."""
+    if outputs.ndim < 2 or outputs.shape[1] < 2:
+        return False
+    if not labels.is_floating_point():
+        return labels.shape == (outputs.shape[0], *outputs.shape[2:])
+    if labels.shape != outputs.shape:
+        return False
+    misses = (labels.float().sum(1) - 1).abs()
+    return bool((labels >= 0).all()) and bool((misses <= ROUNDING).all())
 
 
 def _divergence(wanted: Tensor, found: Tensor, temperature: float) -> Tensor:
@@ -97,8 +112,14 @@ class Objective:
             raise DataError("metric='accuracy' needs labels, and the data have none; give (images, labels)")
         return metric
 
-    def loss(self, student: nn.Module, batch: Batch) -> Tensor:
-        """Return the mean loss over a batch.
+    def loss(self, student: nn.Module, batch: Batch, labelled: float = 1.0) -> Tensor:
+        """Return the mean loss over a batch: its labels' over those that count, the rest over the images.
+
+        Args:
+            student: the network.
+            batch: the batch.
+            labelled: by which the labels' part is multiplied; what a batch with more labels by image than others
+                needs where the means over several are weighted by images.
 
         Raises:
             DataError: the labels do not fit.
@@ -106,7 +127,8 @@ class Objective:
         """
         with _explained(batch):
             if self._config.loss is None:
-                value = self._loss(self._outputs(student, batch), self._teacher_outputs(batch), batch)
+                by_label, rest = self._terms(self._outputs(student, batch), self._teacher_outputs(batch), batch)
+                value = by_label * labelled + rest
             else:
                 value = _one_number(self._config.loss(student, self.teacher, batch.item), "loss")
         if torch.is_grad_enabled() and not value.requires_grad:
@@ -116,29 +138,43 @@ class Objective:
         return value
 
     def judge(self, student: nn.Module, batches: Iterable[Batch], name: str, processes: Processes) -> Score:
-        """Return the score of a network over batches; NaN where a loss is."""
-        total = loss = metric = 0.0
+        """Return the score of a network over batches; NaN where a loss is, and the accuracy where no label counts.
+
+        What hangs on labels is the mean over those that count, everything else the mean over the images.
+        """
+        images = counted = by_label = by_image = metric = 0.0
         for batch in batches:
             if not len(batch):
                 continue
             with _explained(batch):
-                here, there = self._judge(student, batch, name)
-            total, loss, metric = total + len(batch), loss + here * len(batch), metric + there * len(batch)
-        total, loss, metric = processes.sums(total, loss, metric)
-        return Score(loss / total, metric / total)
+                label_loss, image_loss, there = self._judge(student, batch, name)
+            images, counted = images + len(batch), counted + batch.counted
+            by_label, by_image = by_label + label_loss * batch.counted, by_image + image_loss * len(batch)
+            metric += there * (batch.counted if self._by_label(name) else len(batch))
+        images, counted, by_label, by_image, metric = processes.sums(images, counted, by_label, by_image, metric)
+        loss = by_image / images + (by_label / counted if counted else by_label)
+        if self._by_label(name):
+            return Score(loss, metric / counted if counted else math.nan)
+        return Score(loss, metric / images if callable(self._config.metric) else -loss)
 
-    def _judge(self, student: nn.Module, batch: Batch, name: str) -> tuple[float, float]:
+    def _by_label(self, name: str) -> bool:
+        return name == "accuracy" and not callable(self._config.metric)
+
+    def _judge(self, student: nn.Module, batch: Batch, name: str) -> tuple[float, float, float]:
+        """Return the part of the loss that hangs on labels, the rest, and the metric, where that is not the loss."""
+        outputs, by_label = None, 0.0
         if self._config.loss is None:
             outputs = self._outputs(student, batch)
-            loss = float(self._loss(outputs, self._teacher_outputs(batch), batch))
+            by_label, rest = map(float, self._terms(outputs, self._teacher_outputs(batch), batch))
         else:
-            outputs, loss = None, float(self.loss(student, batch))
+            rest = float(self.loss(student, batch))
         if callable(self._config.metric):
-            return loss, float(_one_number(self._config.metric(student, self.teacher, batch.item), "metric"))
-        if name == "accuracy":
+            metric = self._config.metric(student, self.teacher, batch.item)
+            return by_label, rest, float(_one_number(metric, "metric"))
+        if self._by_label(name):
             outputs = self._outputs(student, batch) if outputs is None else outputs
-            return loss, _accuracy(self._scores(outputs, batch), batch)
-        return loss, -loss
+            return by_label, rest, _accuracy(self._scores(outputs, batch), batch)
+        return by_label, rest, 0.0
 
     def _outputs(self, network: nn.Module, batch: Batch) -> Any:
         return network(batch.images)
@@ -150,40 +186,44 @@ class Objective:
         with torch.no_grad():
             return self.teacher(batch.images)
 
-    def _loss(self, found: Any, wanted: Any, batch: Batch) -> Tensor:
-        terms = []
+    def _terms(self, found: Any, wanted: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the mean over the labels that count of what hangs on them, and the mean over images of the rest."""
+        by_label, rest = [], []
         if self._tapped:
             (found, found_inside), (wanted, wanted_inside) = found, wanted
             errors = [_error(a, b) for a, b in zip(wanted_inside, found_inside, strict=True)]
-            terms.append(self._config.features * torch.stack(errors).mean())
+            rest.append(self._config.features * torch.stack(errors).mean())
         if batch.labels is not None and self._config.labels:
-            scores = self._scores(found, batch)
-            smoothing = self._config.label_smoothing
-            terms.append(self._config.labels * F.cross_entropy(scores, batch.labels, label_smoothing=smoothing))
+            by_label.append(self._config.labels * self._cross_entropy(self._scores(found, batch), batch))
         if wanted is not None and self._config.distillation:
-            terms.append(self._config.distillation * difference(wanted, found, self._config.temperature))
-        if not terms:
+            masks = None if batch.labels is None or batch.labels.is_floating_point() else batch.labels
+            distance = difference(wanted, found, self._config.temperature, masks=masks)
+            rest.append(self._config.distillation * distance)
+        if not by_label and not rest:
             raise TrainingError(
                 "there is nothing to train by: the data have no labels and there is no teacher, or their weights are "
                 "0; give (images, labels), a teacher with distillation above 0, or a loss of your own"
             )
-        return torch.stack(terms).sum()
+        return _sum(by_label), _sum(rest)
+
+    def _cross_entropy(self, scores: Tensor, batch: Batch) -> Tensor:
+        assert batch.labels is not None  # asked for with labels alone
+        if not batch.counted:
+            return 0 * scores.sum()
+        smoothing = self._config.label_smoothing
+        return F.cross_entropy(scores, batch.labels, ignore_index=IGNORED, label_smoothing=smoothing)
 
     def _scores(self, outputs: Any, batch: Batch) -> Tensor:
         """Return the scores that stand beside a batch's labels."""
         labels = batch.labels
         assert labels is not None  # asked for with labels alone
         outputs = outputs[0] if self._tapped and isinstance(outputs, tuple) else outputs
-        fitting = isinstance(outputs, Tensor) and outputs.ndim >= 2 and (
-            labels.shape == outputs.shape
-            if labels.is_floating_point()
-            else labels.shape == (outputs.shape[0], *outputs.shape[2:])
-        )  # fmt: skip
-        if not fitting or not isinstance(outputs, Tensor):
+        if not isinstance(outputs, Tensor) or not _are_classes_of(outputs, labels):
             what = f"shape {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else f"type {type(outputs).__name__}"
             raise DataError(
                 f"labels of shape {tuple(labels.shape)} and {labels.dtype} do not stand beside outputs of {what} as "
-                "classes do; give a loss of your own, or labels=0 to learn from the teacher alone"
+                "classes do, or as shares of all classes that are 0 or more and sum to 1; give a loss of your own, or "
+                "labels=0 to learn from the teacher alone"
             )
         if not labels.is_floating_point():
             _require_in_range(labels, outputs.shape[1])
@@ -216,10 +256,15 @@ def _require_in_range(labels: Tensor, classes: int) -> None:
 
 
 def _accuracy(scores: Tensor, batch: Batch) -> float:
+    """Return the share of the labels that count for which the network is right; 0 where none does."""
     assert batch.labels is not None  # asked for with labels alone
     labels = batch.labels.argmax(1) if batch.labels.is_floating_point() else batch.labels
     counted = labels != IGNORED
     return float((scores.argmax(1) == labels)[counted].float().mean()) if bool(counted.any()) else 0.0
+
+
+def _sum(terms: list[Tensor]) -> Tensor:
+    return torch.stack(terms).sum() if terms else torch.zeros(())
 
 
 def _one_number(value: Any, what: str) -> Tensor:

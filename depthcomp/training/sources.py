@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -20,11 +20,11 @@ from torch.utils.data import (
 )
 
 from depthcomp.errors import DataError
-from depthcomp.training.batches import Source, loader_like
+from depthcomp.training.batches import Source, loader_like, told_length
 from depthcomp.training.config import FinetuneConfig
 from depthcomp.training.processes import Processes
 
-__all__ = ["require_repeatable", "sources"]
+__all__ = ["require_repeatable", "set_apart", "sources"]
 
 _MENDED = "pass a DataLoader, a Dataset or a list of batches"
 
@@ -59,7 +59,7 @@ def sources(
     require_repeatable(train, "data")
     loader = _loader(train, config, shuffled=True)
     if val is None:
-        loader, judging = _split(loader, config)
+        loader, judging = set_apart(loader, config)
     else:
         require_repeatable(val, "val_data")
         judging = _loader(val, config, shuffled=False)
@@ -86,28 +86,47 @@ def _loader(data: Any, config: FinetuneConfig, *, shuffled: bool) -> Iterable[An
     return DataLoader(data, batch_size=config.batch_size, shuffle=shuffled, num_workers=config.workers)
 
 
-def _split(loader: Iterable[Any], config: FinetuneConfig) -> tuple[Iterable[Any], Iterable[Any]]:
+def set_apart(
+    loader: Iterable[Any], config: FinetuneConfig, *, plain: Iterable[Any] | None = None
+) -> tuple[Iterable[Any], Iterable[Any]]:
+    """Return what to train on and what to validate on, out of the same data.
+
+    Args:
+        loader: the data, in batches.
+        config: its `val_share` and `seed` say what validates.
+        plain: the same images in the same order, as they are to be judged, where `loader` changes them at random.
+
+    Raises:
+        DataError: the data are too few, or drawn in a way that cannot be split.
+    """
     if not isinstance(loader, DataLoader) or loader.batch_sampler is None:
         step = max(2, round(1 / config.val_share))
         return _Part(loader, step, held=False), _Part(loader, step, held=True)
     sampler = loader.sampler
-    if not isinstance(sampler, RandomSampler | SequentialSampler) or type(loader.batch_sampler) is not BatchSampler:
+    if not _takes_each_once(sampler) or type(loader.batch_sampler) is not BatchSampler:
         raise DataError(
-            f"data is drawn by a {type(sampler).__name__}, so no part of it can be set apart to validate on; "
-            "pass val_data="
+            f"data is drawn by a {type(sampler).__name__} that does not take each image once, so no part of it can be "
+            "set apart to validate on; pass val_data=, or a DataLoader with shuffle=True"
         )
     shuffled = isinstance(sampler, RandomSampler)
-    size = len(sampler.data_source)
+    size = len(sampler)
     count = max(1, round(config.val_share * size))
     if count >= size:
         raise DataError(f"data holds {size} images, too few to set some apart to validate on; pass val_data=")
     order = torch.randperm(size, generator=torch.Generator().manual_seed(config.seed)).tolist()
     held, kept = sorted(order[:count]), sorted(order[count:])
+    judged = plain if isinstance(plain, DataLoader) else loader
     batching = {"batch_size": loader.batch_size, "drop_last": loader.drop_last}
     return (
         loader_like(loader, Subset(loader.dataset, kept), shuffle=shuffled, **batching),
-        loader_like(loader, Subset(loader.dataset, held), shuffle=False, batch_size=loader.batch_size),
+        loader_like(loader, Subset(judged.dataset, held), shuffle=False, batch_size=loader.batch_size),
     )
+
+
+def _takes_each_once(sampler: object) -> TypeGuard[RandomSampler | SequentialSampler]:
+    if isinstance(sampler, RandomSampler):
+        return not sampler.replacement and sampler.num_samples == len(sampler.data_source)
+    return isinstance(sampler, SequentialSampler)
 
 
 class _Part:
@@ -121,6 +140,13 @@ class _Part:
     def __getattr__(self, name: str) -> Any:
         """Return what tells the order of the data: their sampler, generator or set_epoch."""
         return getattr(self._data, name)
+
+    def __len__(self) -> int:
+        count = told_length(self._data)
+        if count is None:
+            raise TypeError("the data do not tell how many batches they have")
+        held = len(range(1, count, self._step))
+        return held if self._held else count - held
 
     def __iter__(self) -> Iterator[Any]:
         return (item for index, item in enumerate(self._data) if (index % self._step == 1) is self._held)

@@ -9,7 +9,13 @@ from torch import fx, nn
 
 from depthcomp.errors import TrainingError
 
-__all__ = ["tapped"]
+__all__ = ["last_layer", "tapped"]
+
+
+def last_layer(network: nn.Module) -> str:
+    """Return the name of the last node of a captured graph that calls a layer; "output" where there is none."""
+    nodes = network.graph.find_nodes(op="call_module") if isinstance(network, fx.GraphModule) else []
+    return nodes[-1].name if nodes else "output"
 
 
 def tapped(network: nn.Module, names: Sequence[str]) -> fx.GraphModule:

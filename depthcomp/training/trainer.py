@@ -221,14 +221,16 @@ class Trainer:
         recipe, rank = self._recipe, self._processes.rank
         recipe.train_mode()
         seed_everything(self._config.seed, epoch, self._at.batch, 1 + rank)  # for dropout; the data have drawn theirs
-        images, total = self._processes.sums(sum(map(len, group)))[0], 0.0
+        images, labels = self._processes.sums(sum(map(len, group)), sum(batch.counted for batch in group))
+        total = 0.0
         for index, batch in enumerate(group):
             moved = batch.to(self._weights, self._memory)
             together = nullcontext() if index + 1 == len(group) else recipe.apart()
             with together:
                 with recipe.autocast():
-                    loss = self._objective.loss(recipe.wrapped, moved)
-                share = len(batch) / images
+                    share = len(batch) / images
+                    labelled = batch.counted / labels / share if labels else 1.0  # 1 to the bit where all count
+                    loss = self._objective.loss(recipe.wrapped, moved, labelled)
                 total += float(loss.detach()) * share
                 torch.autograd.backward(recipe.scaler.scale(loss * (share * self._processes.count)))
         (mean,) = self._processes.sums(total)

@@ -2,12 +2,17 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import TensorDataset
 from tuning import CLASSES, classifier, config, images, labelled, same_bits
 
 from depthcomp.errors import DataError, TrainingError
+from depthcomp.training.batches import Batch
 from depthcomp.training.finetune import finetune, rehearse
+from depthcomp.training.objective import Objective
+from depthcomp.training.processes import Processes
+from fx_passes import capture
 
 SHORT = {"epochs": 1, "batch_size": 16}
 
@@ -94,3 +99,99 @@ def test_a_rehearsal_finds_what_training_would(options, message):
         rehearse(network, labelled(), None, config(**SHORT, **options))
     rehearse(network, labelled(), None, config(**SHORT))
     assert same_bits(network, classifier())
+
+
+@pytest.mark.parametrize("options", [{}, {"labels": 0.0, "distillation": 0.0}])
+def test_a_rehearsal_compares_tensors_inside(options):
+    network = capture(classifier(), images(2))
+    rehearse(network, labelled(), None, config(features=1.0, **SHORT, **options))
+    with pytest.raises(TrainingError, match=r"compare tensors of two captured networks .* a Sequential lacks"):
+        rehearse(classifier(), labelled(), None, config(features=1.0, **SHORT))
+
+
+@pytest.mark.parametrize(
+    ("outputs", "labels"),
+    [
+        (1, torch.ones(48, 1)),
+        (CLASSES, torch.randn(48, CLASSES).softmax(1) + 0.01),
+        (CLASSES, torch.tensor([2.0, -1.0, 0.0, 0.0]).repeat(48, 1)),
+    ],
+)
+def test_numbers_that_are_no_shares_of_classes_are_refused(outputs, labels):
+    student = nn.Sequential(*classifier()[:-1], nn.Linear(8, outputs))
+    with pytest.raises(DataError, match=r"float32 do not stand beside outputs of shape .* sum to 1; give a loss of"):
+        finetune(student, None, TensorDataset(images(), labels), None, config(**SHORT))
+
+
+def test_shares_of_classes_are_labels():
+    shares = F.one_hot(labelled().tensors[1], CLASSES) * 0.8 + 0.2 / CLASSES
+    data = TensorDataset(images(), shares)
+    smoothed = finetune(classifier(), None, labelled(), None, config(label_smoothing=0.2, **SHORT)).record
+    found = finetune(classifier(), None, data, None, config(**SHORT)).record
+    assert found.metric == "accuracy"
+    assert found.loss_before == pytest.approx(smoothed.loss_before, rel=1e-5)
+
+
+class Brighter(nn.Module):
+    def forward(self, x):
+        return x + 5
+
+
+def test_channels_of_pixels_are_scores_only_beside_masks():
+    x = images(6)
+    objective = Objective(config(labels=0.0), nn.Identity())
+
+    def loss(item):
+        with torch.no_grad():
+            return float(objective.loss(Brighter(), Batch.of(item, "data")))
+
+    relative = 25 / float(x.var(correction=0))
+    assert loss(x) == loss((x, x)) == pytest.approx(relative, rel=1e-5)
+    assert loss((x, torch.zeros(6, 7, 9, dtype=torch.long))) == pytest.approx(0, abs=1e-5)
+
+
+def partly_labelled(dtype=torch.float32):
+    """Of eight images, and some others, nobody knows the class."""
+    x, y = labelled(33, dtype=dtype).tensors
+    y[:8], y[10], y[14:19], y[32] = -100, -100, -100, -100
+    return x, y
+
+
+def test_what_has_no_label_counts_nowhere():
+    x, y = partly_labelled()
+    known, net = y != -100, classifier(9)
+    y = torch.where(known, torch.arange(33) % CLASSES, y)
+    batches = [Batch.of(item, "data") for item in zip(x.split(8), y.split(8), strict=True)]
+    here = Processes(0, 1, torch.device("cpu"))
+    with torch.no_grad():
+        found = Objective(config(), None).judge(net, batches, "accuracy", here)
+        scores = net(x)[known]
+    assert found.loss == pytest.approx(float(F.cross_entropy(scores, y[known])), rel=1e-5)
+    assert found.metric == pytest.approx(float((scores.argmax(1) == y[known]).float().mean()), rel=1e-5)
+    assert 0 < found.metric < 1
+
+
+def test_labels_weigh_alike_in_small_batches_and_in_large_ones():
+    torch.manual_seed(0)
+    student = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 4))
+    x, y = partly_labelled(torch.float64)
+    small, large = list(zip(x.split(8), y.split(8), strict=True)), [(x, y)]
+    one, other = (
+        finetune(
+            student.double(), classifier(9, torch.float64), data, large,
+            config(accumulate=count, optimizer="sgd", epochs=2, ema_decay=None),
+        )
+        for data, count in ((small, 5), (large, 1))
+    )  # fmt: skip
+    losses = [[epoch["train_loss"] for epoch in found.record.history] for found in (one, other)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-7)  # the teacher's part is computed in single precision
+
+
+def test_without_a_label_that_counts_there_is_no_accuracy():
+    x, y = partly_labelled()
+    with pytest.raises(TrainingError, match="metric accuracy of the untrained network on the validation data is nan"):
+        finetune(classifier(), None, labelled(), [(x[:8], y[:8])], config(**SHORT))
+    early = list(zip(x.split(8), y.split(8), strict=True))[:1] * 8
+    data = [*early, (x[8:], y[8:])]  # the labels that tell of the numbering come last
+    found = finetune(classifier(), classifier(9), data, labelled(16, 2), config(**SHORT))
+    assert found.record.metric == "accuracy"
