@@ -84,7 +84,7 @@ def compress_depth(
             side by side; `best_ms` is what the fastest one was measured at.
         CaptureError: the model or its example inputs are unusable.
         DataError: the data are empty or do not fit the model, or cannot be read twice to fine-tune.
-        DepthCompError: `method` is unknown.
+        DepthCompError: `method` or `importance` is unknown, `precision` another one, or `seed` no such number.
         BackendUnavailableError: `backend` is unknown, or no backend.
         MissingPackageError: the backend's library is not installed.
         TableMismatchError: the table was measured in another environment.
@@ -99,8 +99,10 @@ def compress_depth(
         >>> result.original_ms, result.predicted_ms, result.measured_ms    # doctest: +SKIP
     """
     wanted, chosen = Budget.parse(budget), find_method(method)
-    _require_supported(precision)
-    scoring = parse_importance(importance if chosen.scored else ImportanceTable({}))
+    _require_supported(precision, seed)
+    scoring = parse_importance(importance)
+    if not chosen.scored:
+        scoring = ImportanceTable({})
     require_tunable(finetune, data, val_data)
     runtime = as_backend(backend)
     folder = None if output_dir is None else require_writable(output_dir)
@@ -144,7 +146,9 @@ def compress_depth(
         )  # fmt: skip
         return completed(result, timer, stages, checkpoints=checkpoints, out=folder)
     except Exception as error:  # whatever it was, nothing is lost
-        raise _with_result(TrainingError(str(error), result=result), tuned=result.finetuned is not None) from error
+        raise _with_result(
+            TrainingError(str(error) or type(error).__name__, result=result), tuned=result.finetuned is not None
+        ) from error
 
 
 def _with_result(error: TrainingError, *, tuned: bool) -> TrainingError:
@@ -154,6 +158,8 @@ def _with_result(error: TrainingError, *, tuned: bool) -> TrainingError:
     return error
 
 
-def _require_supported(precision: str) -> None:
+def _require_supported(precision: str, seed: int) -> None:
     if precision != "fp32":
         raise DepthCompError(f"precision (={precision!r}) must be 'fp32', in which operators are timed")
+    if type(seed) is not int or not 0 <= seed < 2**63:
+        raise DepthCompError(f"seed (={seed!r}) must be a whole number, 0 or more")
