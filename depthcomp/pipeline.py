@@ -119,7 +119,7 @@ class Pipeline:
             return Scored(ImportanceTable(losses, method="none"), losses)
         return score_choices(
             self.prepared, offer.candidates, offer.savings_ms, self.importance,
-            folder=self.folder, seed=self.seed, progress=self.stages.report,
+            refit_kept=self.refit_kept, folder=self.folder, seed=self.seed, progress=self.stages.report,
         )  # fmt: skip
 
     def _search(self, offer: Offer, losses: Mapping[SpanChoice, float]) -> Search:

@@ -12,7 +12,7 @@ from depthcomp.budget import Budget
 from depthcomp.data.calibration import CalibrationSet
 from depthcomp.errors import BudgetInfeasibleError
 from depthcomp.fitting.memory import MEMORY_MIB
-from depthcomp.fitting.refit import Refitter, Unfitted
+from depthcomp.fitting.refit import Kept, Refitter, Unfitted
 from depthcomp.ladders import Ladder
 from depthcomp.progress import Progress, silent
 from depthcomp.timing import LatencyPredictor
@@ -104,7 +104,7 @@ class Search:
         refit_kept: bool = True,
         memory_mib: float = MEMORY_MIB,
     ) -> None:
-        self._refit_kept = refit_kept and fits
+        self._kept: Kept = "nearest" if refit_kept and fits else "none"  # while plans are compared
         self.predictor = predictor
         self.frontier: Frontier | Ladder = frontier(problem(frozenset())) if ladder is None else ladder
         self._problem = problem
@@ -227,7 +227,7 @@ class Search:
         """Return the true loss of a plan on the judging images, computed once."""
         if option not in self._true_losses:
             self._report("comparing plans", 0, 1)
-            self._true_losses[option] = self._comparer.loss(option.plan)
+            self._true_losses[option] = self._comparer.loss(option.plan, kept=self._kept)
             self._report("comparing plans", 1, 1)
         return self._true_losses[option]
 
@@ -238,13 +238,15 @@ class Search:
         return self._found[option]
 
     def _measured(self, option: Option) -> Found:
-        plan, bare = option.plan, self._loss(option)
-        loss = min(bare, self._comparer.loss(plan, kept=True)) if self._refit_kept else bare
+        plan, losses = option.plan, {self._kept: self._loss(option)}
+        if self._kept == "nearest":
+            losses |= {kept: self._comparer.loss(plan, kept=kept) for kept in ("all", "none")}
+        kept = min(losses, key=losses.__getitem__)
         predicted_share = self.predictor.predict(option.sum_ms) / self.predictor.original.median_ms
-        refit = self._refitter.carry_out(plan, kept=loss < bare, progress=self._report)
+        refit = self._refitter.carry_out(plan, kept=kept, progress=self._report)
         original, measured = self.predictor.learn(merge(refit.linearized, plan), option.sum_ms)
         predicted_ms = predicted_share * original.median_ms
-        return Found(plan, refit.linearized, loss, predicted_ms, original, measured, refit.kept)
+        return Found(plan, refit.linearized, losses[kept], predicted_ms, original, measured, refit.kept)
 
 
 def _used(found: Found, budget: Budget) -> float:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx
 
 from depthcomp.data.calibration import CalibrationSet
-from depthcomp.fitting.execution import record
+from depthcomp.fitting.execution import Tail, record
 from depthcomp.fitting.memory import FitMemory
 from depthcomp.fitting.ridge import Design, RidgeSystem, design_of, sample_positions, starting_point
 from depthcomp.pricing import Candidate
@@ -22,7 +22,7 @@ from fx_passes.affine import AffineConv, Pair
 from fx_passes.collapse import collapse
 from fx_passes.operators import Role, role
 
-__all__ = ["design_of_fit", "fit_candidates", "samples_per_batch", "whole_states"]
+__all__ = ["design_of_fit", "fit_candidates", "replacement", "samples_per_batch", "whole_states"]
 
 SAMPLES_PER_UNKNOWN = 5  # pixels per regression
 LEAST_SAMPLES = 2048
@@ -75,7 +75,7 @@ def fit_candidates(
             operator = _merged(gm, candidate) if candidate.choice.kind == "merge" else None
             operators[candidate.choice] = dict.fromkeys(range(calibration.count), operator)
     fits = [candidate for candidate in candidates if candidate.choice.kind == "fit"]
-    passes = list(_passes(_sharing(fits, memory), memory))
+    passes = list(memory.passes(_sharing(fits, memory), lambda shared: shared.system))
     for number, several in enumerate(passes):
         where = f"pass {number + 1} of {len(passes)}"
         operators.update(_fitted(gm, several, calibration, seed, _in_pass(report, where)))
@@ -100,6 +100,20 @@ def _fitted(
 
 def _in_pass(report: Progress, where: str) -> Progress:
     return lambda what, done, total: report(f"{what}, {where}", done, total)
+
+
+def replacement(candidate: Candidate, operator: AffineConv | None, tail: Tail) -> tuple[str, Tensor]:
+    """Return the name of the node where a candidate's change begins, and the tensor that stands there then.
+
+    Args:
+        candidate: what takes its span's place.
+        operator: its convolution; None where the span is dropped.
+        tail: the original's forward.
+    """
+    entry = tail.value(candidate.span.entry)
+    if operator is None:
+        return candidate.span.exit, entry
+    return candidate.span.core, operator.to(entry)(entry)
 
 
 def design_of_fit(candidate: Candidate) -> Design:
@@ -138,20 +152,6 @@ def _sharing(fits: Sequence[Candidate], memory: FitMemory) -> Iterator[_Shared]:
 def _largest_kernel(fits: Sequence[Candidate]) -> Pair:
     heights, widths = zip(*(_operator(candidate).kernel for candidate in fits), strict=True)
     return max(heights), max(widths)
-
-
-def _passes(several: Iterable[_Shared], memory: FitMemory) -> Iterator[list[_Shared]]:
-    """Yield groups whose sums, and the largest one's solution, fit into memory together, the smallest first."""
-    group: list[_Shared] = []
-    used = 0.0
-    for shared in sorted(several, key=lambda shared: memory.sums_mib(shared.system)):
-        sums, solving = memory.sums_mib(shared.system), memory.solving_mib(shared.system)
-        if group and used + sums + solving > memory.mib:
-            yield group
-            group, used = [], 0.0
-        group, used = [*group, shared], used + sums
-    if group:
-        yield group
 
 
 def _accumulate(

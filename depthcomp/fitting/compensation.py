@@ -9,6 +9,7 @@ A linear layer that reads a vector for each image is a 1x1 convolution of an ima
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass
 
 import torch
@@ -19,8 +20,9 @@ from fx_passes.affine import AffineConv
 from fx_passes.channel_affine import ChannelAffine
 from fx_passes.operators import NORMS, Role, affine_operator, called_module, known_layer, role
 
-__all__ = ["KeptConvolution", "as_images", "kept_behind", "load_operator"]
+__all__ = ["STRENGTHS", "KeptConvolution", "as_images", "kept_behind", "load_operator", "readers_of", "run_operator"]
 
+STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)  # of the ridge; the last leaves a kept convolution all but as it was
 DEAD = 1e-6  # of a norm's largest scale: what a channel with a smaller one reads does not show
 
 
@@ -43,22 +45,38 @@ class KeptConvolution:
     other: str | None = None
 
 
-def kept_behind(linearized: fx.GraphModule, plan: Plan) -> list[KeptConvolution]:
+def kept_behind(linearized: fx.GraphModule, plan: Plan, *, nearest: bool = False) -> list[KeptConvolution]:
     """Return the kept convolutions and linear layers that read what a plan has changed, in order, no dilated ones.
 
     Args:
         linearized: the plan's linearized graph, its norms folded.
         plan: the plan.
+        nearest: only the first ones behind each change, which nothing refitted comes before.
     """
-    own, ends = _rewritten(linearized, plan), {choice.exit for choice in plan}
-    order = {node: position for position, node in enumerate(linearized.graph.nodes)}
-    changed: set[fx.Node] = set()
+    return _behind(linearized, {choice.exit for choice in plan}, _rewritten(linearized, plan), nearest=nearest)
+
+
+def readers_of(gm: fx.GraphModule, name: str) -> list[KeptConvolution]:
+    """Return the first convolutions and linear layers behind the tensor at the node called `name`, no dilated ones."""
+    return _behind(gm, {name}, set(), nearest=True)
+
+
+def _behind(gm: fx.GraphModule, ends: Set[str], own: Set[str], *, nearest: bool) -> list[KeptConvolution]:
+    """Return what can be refitted behind the tensors called `ends`, but for the nodes called `own`."""
+    order = {node: position for position, node in enumerate(gm.graph.nodes)}
+    changed, restored = set[fx.Node](), set[fx.Node]()
     found = []
-    for node in linearized.graph.nodes:
-        reads = not changed.isdisjoint(node.all_input_nodes)
-        if reads and node.name not in own and _can_be_fitted(linearized, node):
-            found.append(_kept(linearized, node, order))
-        if reads or node.name in ends:
+    for node in gm.graph.nodes:
+        sources = node.all_input_nodes
+        behind, reads = not restored.isdisjoint(sources), not changed.isdisjoint(sources)
+        fits = reads and not behind and node.name not in own and _can_be_fitted(gm, node)
+        if fits:
+            found.append(_kept(gm, node, order))
+        if node.name in ends:
+            changed.add(node)
+        elif nearest and (fits or behind):
+            restored.add(node)
+        elif reads:
             changed.add(node)
     return found
 
@@ -80,6 +98,13 @@ def _rewritten(linearized: fx.GraphModule, plan: Plan) -> set[str]:
 def as_images(tensor: Tensor) -> Tensor:
     """Return a tensor (n, c, h, w) as it is, vectors (n, c) as images of one pixel."""
     return tensor[..., None, None] if tensor.ndim == 2 else tensor
+
+
+def run_operator(operator: AffineConv, tensor: Tensor) -> Tensor:
+    """Return what a kept convolution or linear layer with a new operator computes from the tensor that it reads."""
+    image = as_images(tensor)
+    computed = operator.to(image)(image)
+    return computed if tensor.ndim == 4 else computed[..., 0, 0]
 
 
 def _can_be_fitted(gm: fx.GraphModule, node: fx.Node) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -11,6 +12,10 @@ from torch import Tensor, fx
 __all__ = ["Stream", "Tail", "record"]
 
 Environment = dict[fx.Node, Any]
+Replacements = Mapping[str, Callable[[Tensor], Tensor]]
+"""What is computed at some nodes, by their names, from the one tensor that each reads."""
+
+_NOTHING: Replacements = MappingProxyType({})
 
 
 class Stream:
@@ -70,14 +75,38 @@ class Tail:
         """The recorded output."""
         return self._recorded[next(reversed(self._nodes.values()))]
 
-    def rerun(self, name: str, value: Tensor) -> Any:
-        """Return the output with the tensor at the node called `name` replaced by `value`."""
+    def rerun(self, name: str, value: Tensor, replaced: Replacements = _NOTHING) -> Any:
+        """Return the output with the tensor at the node called `name` replaced by `value`.
+
+        Nodes behind it compute what `replaced` says.
+        """
+        *_, (_, output) = self._rerun(name, value, replaced)
+        return output
+
+    def rerun_at(self, name: str, value: Tensor, wanted: Collection[str]) -> dict[str, Any]:
+        """Return what `rerun` has at some nodes, stopping after the last of them; as recorded where nothing changes."""
+        missing, found = set(wanted), {other: self._recorded[self._nodes[other]] for other in wanted}
+        for node, tensor in self._rerun(name, value, _NOTHING) if missing else ():
+            if node.name in missing:
+                missing.remove(node.name)
+                found[node.name] = tensor
+            if not missing:
+                break
+        return found
+
+    def _rerun(self, name: str, value: Tensor, replaced: Replacements) -> Iterator[tuple[fx.Node, Any]]:
+        """Yield the nodes whose tensors change, and these."""
         changed: Environment = {self._nodes[name]: value}
+        yield self._nodes[name], value
         for node in self._nodes.values():
             if node not in changed and any(source in changed for source in node.all_input_nodes):
-                environment = {source: changed.get(source, self._recorded[source]) for source in node.all_input_nodes}
-                changed[node] = _run_node(self._interpreter, node, environment, value)
-        return changed[next(reversed(self._nodes.values()))]
+                environment: Environment = {s: changed.get(s, self._recorded[s]) for s in node.all_input_nodes}
+                if node.name in replaced:
+                    (tensor,) = environment.values()
+                    changed[node] = replaced[node.name](tensor)
+                else:
+                    changed[node] = _run_node(self._interpreter, node, environment, value)
+                yield node, changed[node]
 
 
 def record(gm: fx.GraphModule, batch: Tensor, names: Collection[str]) -> dict[str, Tensor]:

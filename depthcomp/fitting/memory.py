@@ -9,8 +9,9 @@ memory has room for: single pixels near its centre, and smooth waves over all of
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from depthcomp.fitting.ridge import RidgeSystem, design_of
 from depthcomp.pricing import Candidate
@@ -22,6 +23,8 @@ MEMORY_MIB = 1536
 SOLVING = 5  # Gram matrices that a solution holds besides those of the folds
 PARTS = 3  # of the memory, one of them for a single fit: others' sums have room beside it, and it takes seconds
 _MIB = 2**20
+
+_Work = TypeVar("_Work")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,19 @@ class FitMemory:
     def is_whole(self, operator: AffineConv, kernel: Pair | None = None) -> bool:
         """Say whether there is room for all pixels of a convolution's own kernel or of a larger one."""
         return self.patterns(operator, kernel) == math.prod(kernel or operator.kernel)
+
+    def passes(self, work: Iterable[_Work], system_of: Callable[[_Work], RidgeSystem]) -> Iterator[list[_Work]]:
+        """Yield groups whose sums, and the largest one's solution, fit into memory together, the smallest first."""
+        group: list[_Work] = []
+        used = 0.0
+        for item in sorted(work, key=lambda item: self.sums_mib(system_of(item))):
+            sums, solving = self.sums_mib(system_of(item)), self.solving_mib(system_of(item))
+            if group and used + sums + solving > self.mib:
+                yield group
+                group, used = [], 0.0
+            group, used = [*group, item], used + sums
+        if group:
+            yield group
 
     def sums_mib(self, system: RidgeSystem) -> float:
         """Return what the sums of a system take."""

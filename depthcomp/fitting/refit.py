@@ -10,14 +10,14 @@ import functools
 import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx
 
 from depthcomp.data.calibration import CalibrationSet
 from depthcomp.fitting.candidates import samples_per_batch, whole_states
-from depthcomp.fitting.compensation import KeptConvolution, as_images, kept_behind, load_operator
+from depthcomp.fitting.compensation import STRENGTHS, KeptConvolution, as_images, kept_behind, load_operator
 from depthcomp.fitting.divergence import rise_of_loss
 from depthcomp.fitting.execution import Stream, record
 from depthcomp.fitting.memory import MEMORY_MIB, FitMemory
@@ -26,9 +26,11 @@ from depthcomp.progress import Progress
 from fx_passes import PlacedConvolution, Plan, linearize, merge, placed_convolutions
 from fx_passes.affine import AffineConv
 
-__all__ = ["Refit", "Refitter", "Unfitted"]
+__all__ = ["Kept", "Refit", "Refitter", "Unfitted"]
 
-KEPT_STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)  # the last leaves a kept convolution all but as it was
+Kept = Literal["none", "nearest", "all"]
+"""Which kept convolutions behind a change are refitted, too: none, the first ones behind each change, or all."""
+
 _TARGET = "target"
 
 Pixels = tuple[Positions, Tensor]  # and the tensor's values there (samples, c)
@@ -67,7 +69,7 @@ class Refitter:
         self._pixels: dict[tuple[str, int], list[Pixels]] = {}  # by the target's name and how many in a batch
 
     def carry_out(
-        self, plan: Plan, *, unseen: int | None = None, kept: bool = False, progress: Progress | None = None
+        self, plan: Plan, *, unseen: int | None = None, kept: Kept = "none", progress: Progress | None = None
     ) -> Refit:
         """Return a plan with its fitted convolutions solved front to back.
 
@@ -78,13 +80,13 @@ class Refitter:
             plan: what to do with the network.
             unseen: a fold that is left out of the fits and only judges how strongly they lean to their prior;
                 None for the one that is withheld from all fits, if there is one.
-            kept: whether the kept convolutions behind a change are refitted too; it takes many times as long.
+            kept: which kept convolutions behind a change are refitted, too; all of them take many times as long.
             progress: called as (what, done, total).
         """
         linearized = linearize(self._gm, plan)
         order = {node.name: position for position, node in enumerate(linearized.graph.nodes)}
         places: list[PlacedConvolution | KeptConvolution] = [
-            *placed_convolutions(linearized, plan), *(self._kept(linearized, plan) if kept else ())
+            *placed_convolutions(linearized, plan), *self._kept(linearized, plan, kept)
         ]  # fmt: skip
         places.sort(key=lambda place: order[place.core])
         self._sample(places)
@@ -101,7 +103,7 @@ class Refitter:
                 progress("refitting", done + 1, len(places))
         return Refit(linearized, refitted)
 
-    def loss(self, plan: Plan, *, kept: bool = False) -> float:
+    def loss(self, plan: Plan, *, kept: Kept = "none") -> float:
         """Return the rise of the loss under `plan`, on each judging fold after a refit whose weights have not seen it.
 
         `kept` is that of `carry_out`.
@@ -123,15 +125,17 @@ class Refitter:
         with torch.no_grad():
             return [self._gm(batch) for _, batch in self._calibration.judging()]
 
-    def _kept(self, linearized: fx.GraphModule, plan: Plan) -> list[KeptConvolution]:
+    def _kept(self, linearized: fx.GraphModule, plan: Plan, kept: Kept) -> list[KeptConvolution]:
         """Return the kept convolutions to refit: those solved whole, and none where no fold judges how far to go."""
-        found = kept_behind(linearized, plan) if self._calibration.judges else []
+        if kept == "none" or not self._calibration.judges:
+            return []
+        found = kept_behind(linearized, plan, nearest=kept == "nearest")
         return [place for place in found if self._memory.is_whole(place.operator)]
 
     def _solve(self, place: PlacedConvolution | KeptConvolution, compressed: Stream, unseen: int | None) -> AffineConv:
         system = self._summed(place, compressed)
         stays = isinstance(place, KeptConvolution)
-        prior, strengths = (place.operator, KEPT_STRENGTHS) if stays else (starting_point(place.operator), ())
+        prior, strengths = (place.operator, STRENGTHS) if stays else (starting_point(place.operator), ())
         matched = [_TARGET] if not stays and whole_states(self._gm, [place.core]) else []
         unseen = self._calibration.withheld if unseen is None else unseen
         if unseen is None:
@@ -175,7 +179,7 @@ class Unfitted(Refitter):
     """A refitter that fits nothing: a plan's weights are what linearizing gives, from which training begins."""
 
     def carry_out(
-        self, plan: Plan, *, unseen: int | None = None, kept: bool = False, progress: Progress | None = None
+        self, plan: Plan, *, unseen: int | None = None, kept: Kept = "none", progress: Progress | None = None
     ) -> Refit:
         """Return the linearized graph of `plan`."""
         return Refit(linearize(self._gm, plan), {})

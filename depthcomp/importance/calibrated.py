@@ -1,8 +1,9 @@
 """What a choice costs in loss: the rise of the divergence from the original network's output.
 
 `calibrated` needs no labels and no training. For every candidate the fitted convolution (or the exact merge, or
-identity) takes its span's place, the rest of the network stays as it was, and the outputs on held-out images
-are compared. Importance is lower-is-better; the sum over a plan's choices stands for the plan's loss.
+identity) takes its span's place, the kept convolutions that read what it changes are refitted, the rest of the network
+stays as it was, and the outputs on held-out images are compared. Importance is lower-is-better; the sum over a plan's
+choices stands for the plan's loss.
 """
 
 from __future__ import annotations
@@ -11,17 +12,19 @@ import functools
 import itertools
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from depthcomp.data.calibration import CalibrationSet
-from depthcomp.fitting.candidates import design_of_fit, fit_candidates
+from depthcomp.fitting.candidates import design_of_fit, fit_candidates, replacement
+from depthcomp.fitting.compensation import run_operator
 from depthcomp.fitting.divergence import require_finite, rise_of_loss
 from depthcomp.fitting.execution import Tail
 from depthcomp.fitting.memory import FitMemory
+from depthcomp.fitting.readers import refit_readers
 from depthcomp.importance.journal import ScoreJournal
 from depthcomp.pricing import Candidate
 from depthcomp.progress import Progress, silent
@@ -35,6 +38,7 @@ __all__ = [
 ]
 
 LEAST_SCORED = 64  # candidates that see all judging batches
+READER_BATCHES = 12  # that readers of a change are refitted on for a score
 MOST_JUDGING = 18  # batches that candidates are scored on; whole plans are judged on all
 
 
@@ -44,6 +48,7 @@ def calibrated(
     calibration: CalibrationSet,
     savings_ms: Mapping[SpanChoice, float],
     *,
+    refit_kept: bool = True,
     seed: int = 0,
     progress: Progress | None = None,
     journal: ScoreJournal | None = None,
@@ -58,6 +63,7 @@ def calibrated(
             successive halving: all candidates see the first batch, and of each batch's candidates the half with
             the lower loss per saved ms sees the next.
         savings_ms: what each choice saves, in ms.
+        refit_kept: whether kept convolutions that read a change are refitted; not to be done on images that are none.
         seed: for the sampled pixels.
         progress: called as (what, done, total).
         journal: what was scored before, and where each new score goes; fits are not kept, so a run that resumes
@@ -65,14 +71,14 @@ def calibrated(
         memory: what the fits may take; None for the default.
     """
     report, known = progress or silent, ScoreJournal() if journal is None else journal
-    scorer = _Scorer(gm, candidates, calibration, known, seed, report, memory)
+    scorer = _Scorer(gm, candidates, calibration, known, seed, report, memory, refit_kept=refit_kept)
     losses: dict[SpanChoice, list[float]] = {candidate.choice: [] for candidate in candidates}
     sizes, scored = _survivors(len(candidates), scorer.batches), list(candidates)
     done = itertools.count(1)
     for number, size in enumerate(sizes):
         scored = scored[:size]
-        for candidate in scored:
-            losses[candidate.choice].append(scorer.loss(candidate, number))
+        for candidate, loss in zip(scored, scorer.losses(scored, number), strict=True):
+            losses[candidate.choice].append(loss)
             report("scoring", next(done), sum(sizes))
         scored.sort(key=lambda candidate: _price(losses[candidate.choice], savings_ms[candidate.choice]))
     return {choice: max(_mean(found), 0.0) for choice, found in losses.items()}
@@ -85,6 +91,7 @@ def score_part(
     journal: ScoreJournal,
     part: Shard,
     *,
+    refit_kept: bool = True,
     seed: int = 0,
     progress: Progress | None = None,
     memory: FitMemory | None = None,
@@ -100,16 +107,17 @@ def score_part(
         calibration: images.
         journal: that of all the candidates.
         part: which part.
+        refit_kept: as for `calibrated`.
         seed: for the sampled pixels.
         progress: called as (what, done, total).
         memory: what the fits may take; None for the default.
     """
     report, some = progress or silent, _part(candidates, part)
-    scorer = _Scorer(gm, some, calibration, journal, seed, report, memory)
-    total = scorer.batches * len(some)
-    for done, (number, candidate) in enumerate(itertools.product(range(scorer.batches), some)):
-        scorer.loss(candidate, number)
-        report("scoring", done + 1, total)
+    scorer = _Scorer(gm, some, calibration, journal, seed, report, memory, refit_kept=refit_kept)
+    total, done = scorer.batches * len(some), itertools.count(1)
+    for number in range(scorer.batches):
+        for _ in scorer.losses(some, number):
+            report("scoring", next(done), total)
     return total
 
 
@@ -140,12 +148,17 @@ class _Scorer:
         seed: int,
         report: Progress,
         memory: FitMemory | None,
+        *,
+        refit_kept: bool,
     ) -> None:
         self._gm, self._candidates, self._calibration = gm, candidates, calibration
-        self._journal, self._seed, self._report, self._memory = journal, seed, report, memory
+        self._journal, self._seed, self._report = journal, seed, report
+        self._memory = memory or FitMemory(calibration.count)
+        self._refits = refit_kept and bool(calibration.judges)  # a fold has to judge how far a refit goes
         self._judging = list(itertools.islice(calibration.judging(), MOST_JUDGING))
         self._labels = list(calibration.judging_labels())
         self._merged: dict[SpanChoice, fx.GraphModule] = {}
+        self._readers: dict[tuple[SpanChoice, int], Mapping[str, AffineConv]] = {}
         self._tail: tuple[int, Tail] | None = None
 
     @property
@@ -153,21 +166,38 @@ class _Scorer:
         """How many batches judge."""
         return len(self._judging)
 
-    def loss(self, candidate: Candidate, number: int) -> float:
-        """Return the loss of a candidate on judging batch `number`; scores of one batch are best asked for together."""
-        entry = f"{candidate.choice} on batch {number}"
-        if entry not in self._journal:
-            start = time.perf_counter()
-            loss = self._scored(candidate, number)
-            self._journal.add(entry, loss, time.perf_counter() - start)
-        return self._journal[entry]
+    def losses(self, candidates: Sequence[Candidate], number: int) -> Iterator[float]:
+        """Yield the losses of candidates on judging batch `number`."""
+        missing = [candidate for candidate in candidates if _entry(candidate, number) not in self._journal]
+        start = time.perf_counter()
+        if missing and self._refits:
+            self._refit_readers(missing, self._judging[number][0])
+        shared = (time.perf_counter() - start) / max(len(missing), 1)
+        for candidate in candidates:
+            entry = _entry(candidate, number)
+            if entry not in self._journal:
+                start = time.perf_counter()
+                loss = self._scored(candidate, number)
+                self._journal.add(entry, loss, shared + time.perf_counter() - start)
+            yield self._journal[entry]
 
     def _scored(self, candidate: Candidate, number: int) -> float:
         fold, batch = self._judging[number]
         operator, tail, labels = self._operators[candidate.choice][fold], self._at(number), self._labels[number]
         if _merges_otherwise(candidate.choice):
             return rise_of_loss(tail.output, _outputs(self._network(candidate.choice), batch), labels)
-        return _loss(tail, candidate, operator, labels)
+        readers = self._readers.get((candidate.choice, fold), {})
+        return _loss(tail, candidate, operator, readers, labels)
+
+    def _refit_readers(self, candidates: Sequence[Candidate], fold: int) -> None:
+        """Refit what reads the changes of candidates without a fold, unless that was done before."""
+        missing = [c for c in candidates if not _merges_otherwise(c.choice) and (c.choice, fold) not in self._readers]
+        found = refit_readers(
+            self._gm, missing, {c.choice: self._operators[c.choice][fold] for c in missing},
+            self._calibration.thinned(READER_BATCHES), fold,
+            seed=self._seed, memory=self._memory, progress=self._report,
+        )  # fmt: skip
+        self._readers.update({(choice, fold): readers for choice, readers in found.items()})
 
     @functools.cached_property
     def _operators(self) -> Mapping[SpanChoice, Mapping[int, AffineConv | None]]:
@@ -223,8 +253,17 @@ def _tail(gm: fx.GraphModule, batch: Tensor) -> Tail:
     return tail
 
 
-def _loss(tail: Tail, candidate: Candidate, operator: AffineConv | None, labels: Tensor | None) -> float:
-    entry, name = tail.value(candidate.span.entry), candidate.span.exit
-    if operator is not None:
-        entry, name = operator.to(entry)(entry), candidate.span.core
-    return rise_of_loss(tail.output, tail.rerun(name, entry), labels)
+def _entry(candidate: Candidate, number: int) -> str:
+    return f"{candidate.choice} on batch {number}"
+
+
+def _loss(
+    tail: Tail,
+    candidate: Candidate,
+    operator: AffineConv | None,
+    readers: Mapping[str, AffineConv],
+    labels: Tensor | None,
+) -> float:
+    """Return the loss of the network where a choice and the refitted readers of its change stand."""
+    refitted = {name: functools.partial(run_operator, reader) for name, reader in readers.items()}
+    return rise_of_loss(tail.output, tail.rerun(*replacement(candidate, operator, tail), refitted), labels)

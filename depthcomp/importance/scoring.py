@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 JOURNAL, TABLE = "importance.jsonl", "importance.json"
-ALGORITHM = 2  # rises when equal settings come to give other scores
+ALGORITHM = 3  # rises when equal settings come to give other scores
 Importance = str | os.PathLike[str] | ImportanceConfig | ImportanceTable
 """A preset's name, the path of a file, settings, or a table."""
 
@@ -103,6 +103,7 @@ def score_choices(
     savings_ms: Mapping[SpanChoice, float],
     importance: ImportanceConfig | ImportanceTable,
     *,
+    refit_kept: bool = True,
     folder: Path | None = None,
     seed: int = 0,
     progress: Progress = silent,
@@ -114,6 +115,8 @@ def score_choices(
         candidates: what to score.
         savings_ms: what each choice saves, in ms.
         importance: the method, or a table to take the losses from.
+        refit_kept: whether kept convolutions that read a change are refitted for its score, as they will be where the
+            plan is carried out.
         folder: where finished scores are kept in importance.jsonl, from which a run that was killed resumes with the
             same result; None to keep none.
         seed: of everything random.
@@ -127,7 +130,7 @@ def score_choices(
     candidates, notes = memory.fitting(candidates)
     if isinstance(importance, ImportanceTable):
         return _from_table(importance, candidates, network_hash(prepared.network), notes)
-    journal = journal_of(prepared, candidates, importance, folder, seed)
+    journal = journal_of(prepared, candidates, importance, folder, seed, refit_kept=refit_kept)
     if isinstance(importance, FinetunedImportance):
         finetuned(
             prepared.captured, candidates, prepared.calibration, importance, journal, seed=seed, progress=progress
@@ -136,7 +139,7 @@ def score_choices(
     else:
         losses = calibrated(
             prepared.network, candidates, prepared.calibration, savings_ms,
-            seed=seed, progress=progress, journal=journal, memory=memory,
+            refit_kept=refit_kept, seed=seed, progress=progress, journal=journal, memory=memory,
         )  # fmt: skip
     method = "finetuned" if isinstance(importance, FinetunedImportance) else "calibrated"
     table = ImportanceTable(
@@ -152,7 +155,13 @@ def score_choices(
 
 
 def journal_of(
-    prepared: Prepared, candidates: Sequence[Candidate], config: ImportanceConfig, folder: Path | None, seed: int
+    prepared: Prepared,
+    candidates: Sequence[Candidate],
+    config: ImportanceConfig,
+    folder: Path | None,
+    seed: int,
+    *,
+    refit_kept: bool,
 ) -> ScoreJournal:
     """Return the journal in a folder of the scores that depend on all this."""
     parts = [
@@ -160,7 +169,7 @@ def journal_of(
         network_hash(prepared.captured), calibration_hash(prepared.calibration), repr(config), str(seed),
     ]  # fmt: skip
     if isinstance(config, CalibratedImportance):
-        parts += [str(candidate.choice) for candidate in candidates]  # they share sums
+        parts += [f"readers refitted: {refit_kept}", *(str(c.choice) for c in candidates)]  # these share sums
     return ScoreJournal(None if folder is None else folder / JOURNAL, fingerprint(*parts))
 
 

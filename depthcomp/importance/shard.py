@@ -85,12 +85,13 @@ def score_shard(
         prepare(model, example_inputs, data, val_data, seed, most=most_images(method)), known.failures
     )  # fmt: skip
     candidates, _ = fit_memory(prepared, method).fitting(_worthwhile(prepared, known))
-    journal = journal_of(prepared, candidates, method, folder, seed)
+    refit_kept = data is not None
+    journal = journal_of(prepared, candidates, method, folder, seed, refit_kept=refit_kept)
     if isinstance(method, CalibratedImportance):
         memory = fit_memory(prepared, method)
         return score_part(
             prepared.network, candidates, prepared.calibration, journal, part,
-            seed=seed, progress=progress, memory=memory,
+            refit_kept=refit_kept, seed=seed, progress=progress, memory=memory,
         )  # fmt: skip
     entries = sorted(entries_of(prepared.captured, candidates, method))[part.index :: part.count]
     finetuned(

@@ -66,7 +66,7 @@ def known_search(monkeypatch):
             def carry_out(self, plan, *, kept, progress):
                 return Refit(plan, {})
 
-            def loss(self, plan, *, kept=False):
+            def loss(self, plan, *, kept):
                 return true_losses[plan]
 
         monkeypatch.setattr(search, "Refitter", KnownRefitter)

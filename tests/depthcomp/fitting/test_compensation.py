@@ -81,14 +81,14 @@ def test_kept_convolutions_behind_a_dropped_block(network, dropped):
 
 def test_nothing_is_changed_by_an_empty_plan(network):
     assert kept_behind(linearize(network, Plan()), Plan()) == []
-    refit = Refitter(network, cross_validated(images(6), seed=0)).carry_out(Plan(), kept=True)
+    refit = Refitter(network, cross_validated(images(6), seed=0)).carry_out(Plan(), kept="all")
     assert refit.kept == {}
 
 
 def test_a_refit_with_kept_convolutions_is_nearer_to_the_original(network, dropped):
     calibration = separate(images(24), images(12, seed=2), seed=0)
     refitter = Refitter(network, calibration)
-    assert refitter.loss(dropped, kept=True) < 0.9 * refitter.loss(dropped)
+    assert refitter.loss(dropped, kept="all") < 0.9 * refitter.loss(dropped)
 
 
 class Projected(Residual):
@@ -110,7 +110,7 @@ def test_a_projection_is_refitted_towards_what_the_branch_before_it_leaves():
     fold_batch_norms(gm)
     entry, exit_ = (n.name for n in gm.graph.nodes if n.name in ("stem_2", "add"))
     plan = Plan((SpanChoice(entry, exit_, "drop"),))
-    refit = Refitter(gm, separate(images(24), images(12, seed=2), seed=0)).carry_out(plan, kept=True)
+    refit = Refitter(gm, separate(images(24), images(12, seed=2), seed=0)).carry_out(plan, kept="all")
     assert "projection" in refit.kept
 
 
@@ -149,7 +149,7 @@ def _is_convolution(gm, node):
 
 
 def test_the_trainable_form_computes_the_same(captured, network, dropped):
-    refit = Refitter(network, cross_validated(images(12), seed=0)).carry_out(dropped, kept=True)
+    refit = Refitter(network, cross_validated(images(12), seed=0)).carry_out(dropped, kept="all")
     assert len(refit.kept) == 4
     trainable = linearize(captured, dropped)
     for name, operator in refit.kept.items():

@@ -16,6 +16,7 @@ from depthcomp.fitting import ridge
 from depthcomp.fitting.candidates import fit_candidates
 from depthcomp.fitting.divergence import divergence
 from depthcomp.fitting.memory import FitMemory
+from depthcomp.fitting.refit import Refitter
 from depthcomp.importance.calibrated import calibrated
 from depthcomp.importance.journal import ScoreJournal
 from depthcomp.preparation import OFFERED
@@ -79,6 +80,14 @@ def calibration():
 def losses(network, candidates, calibration):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("depthcomp.importance.calibrated.LEAST_SCORED", len(candidates))
+        return calibrated(network, candidates, calibration, EQUAL_SAVINGS, refit_kept=False, seed=0)
+
+
+@pytest.fixture(scope="module")
+def compensated(network, candidates, calibration):
+    """Losses with refitted readers."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("depthcomp.importance.calibrated.LEAST_SCORED", len(candidates))
         return calibrated(network, candidates, calibration, EQUAL_SAVINGS, seed=0)
 
 
@@ -129,13 +138,35 @@ def test_a_loss_is_that_of_the_really_rewritten_network(network, calibration, lo
         assert losses[choice] == pytest.approx(wanted, rel=1e-6, abs=1e-9), choice
 
 
+def test_with_refitted_readers_a_loss_is_that_of_the_plan_of_this_choice_alone(network, calibration, monkeypatch):
+    """The oracle carries the plan out, and refits the first kept convolutions behind it on the way."""
+    monkeypatch.setattr(ridge, "STRENGTHS", (0.03,))
+    some = Pricing(network).candidates(enumerate_spans(network, OFFERED))[::4]
+    refitter, found = Refitter(network, calibration), calibrated(network, some, calibration, EQUAL_SAVINGS)
+    assert {choice.kind for choice in found} == {"merge", "fit", "drop"}
+    for choice, loss in found.items():
+        assert loss == pytest.approx(refitter.loss(Plan((choice,)), kept="nearest"), rel=1e-6, abs=1e-9), choice
+
+
+def test_refitted_readers_make_up_for_what_a_dropped_span_did(losses, compensated):
+    drops = [choice for choice in losses if choice.kind == "drop"]
+    assert np.mean([compensated[c] for c in drops]) < 0.7 * np.mean([losses[c] for c in drops])
+
+
+def test_synthetic_images_or_a_single_one_refit_no_reader(network, candidates):
+    calibration, calls = cross_validated(images(1), seed=0), []
+    calibrated(network, candidates[::5], calibration, EQUAL_SAVINGS, progress=lambda what, *_: calls.append(what))
+    assert calls
+    assert not any(what.startswith("refitting readers") for what in calls)
+
+
 @pytest.mark.parametrize("most", [1, 2])
 def test_losses_are_taken_on_so_many_judging_batches_at_most(
     network, candidates, calibration, operators, monkeypatch, most
 ):
     monkeypatch.setattr("depthcomp.importance.calibrated.MOST_JUDGING", most)
     fits = [c for c in candidates if c.choice.kind == "fit"][::5]
-    for choice, loss in calibrated(network, fits, calibration, EQUAL_SAVINGS, seed=0).items():
+    for choice, loss in calibrated(network, fits, calibration, EQUAL_SAVINGS, refit_kept=False).items():
         some = list(calibration.judging())[:most]
         assert loss == pytest.approx(true_loss(network, choice, operators, some), rel=1e-6), choice
 
@@ -164,7 +195,7 @@ def test_separate_images_alone_judge(network, candidates):
     operators = fit_candidates(network, some, calibration, seed=0)
     judging = list(calibration.judging())
     assert [fold for fold, _ in judging] == [1, 1]
-    for choice, loss in calibrated(network, some, calibration, EQUAL_SAVINGS, seed=0).items():
+    for choice, loss in calibrated(network, some, calibration, EQUAL_SAVINGS, refit_kept=False).items():
         assert operators[choice].keys() == {1}
         assert loss == pytest.approx(true_loss(network, choice, operators, judging), rel=1e-6), choice
 
@@ -313,7 +344,7 @@ def test_a_fit_that_takes_too_much_memory_is_of_few_patterns(network, candidates
 def test_fits_of_few_patterns_lose_little_more_than_whole_ones(network, candidates, calibration, losses):
     memory = FitMemory(3, 0.3)
     fits = [c for c in candidates if c.choice.kind == "fit" and not memory.is_whole(c.operator)]
-    found = calibrated(network, fits, calibration, EQUAL_SAVINGS, seed=0, memory=memory)
+    found = calibrated(network, fits, calibration, EQUAL_SAVINGS, refit_kept=False, memory=memory)
     centres = {(c.entry, c.exit): losses[c] for c in losses if c.kind == "fit" and c.kernel == (1, 1)}
     places = {c.choice: (c.span.entry, c.span.exit) for c in fits}
     pairs = [(found[c], losses[c], centres[place]) for c, place in places.items() if place in centres]
@@ -329,7 +360,7 @@ def test_progress_is_reported_to_the_end(network, candidates, calibration):
         progress=lambda what, done, total: calls.append((what, done, total)),
     )  # fmt: skip
     stages = {what: [(d, t) for w, d, t in calls if w == what] for what, _, _ in calls}
-    assert {what.split(",")[0] for what in stages} == {"fitting", "solving", "scoring"}
+    assert {what.split(",")[0] for what in stages} == {"fitting", "solving", "refitting readers", "scoring"}
     for seen in stages.values():
         total = seen[-1][1]
         assert seen == [(done, total) for done in range(1, total + 1)]
