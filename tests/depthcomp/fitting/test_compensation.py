@@ -7,9 +7,18 @@ import torch
 from torch import nn
 
 from depthcomp.data.calibration import cross_validated, separate
-from depthcomp.fitting.compensation import kept_behind, load_operator
+from depthcomp.fitting.compensation import kept_behind, load_operator, readers_of, run_operator
 from depthcomp.fitting.refit import Refitter
-from fx_passes import Plan, SpanChoice, capture, fold_batch_norms, linearize, merge, placed_convolutions
+from fx_passes import (
+    Plan,
+    SpanChoice,
+    capture,
+    enumerate_spans,
+    fold_batch_norms,
+    linearize,
+    merge,
+    placed_convolutions,
+)
 from fx_passes.affine import AffineConv
 
 
@@ -79,16 +88,59 @@ def test_kept_convolutions_behind_a_dropped_block(network, dropped):
     assert last.target != last.core
 
 
+def test_the_nearest_are_those_that_nothing_refitted_comes_before(network, dropped):
+    """Behind a dropped block that is the next block's first convolution; its others read what that one restores."""
+    linearized = linearize(network, dropped)
+    (nearest,) = kept_behind(linearized, dropped, nearest=True)
+    (choice,) = dropped
+    assert (nearest.core, nearest.entry) == ("two_1", choice.exit)
+
+
+def test_the_nearest_behind_several_changes(network):
+    """A dropped depthwise convolution is made up for by the one behind it, towards the sum that it goes into."""
+    plan = Plan(tuple(choice for choice in _drops(network) if choice.exit in ("one_5", "two_5")))
+    assert len(plan) == 2
+    linearized = linearize(network, plan)
+    found = kept_behind(linearized, plan, nearest=True)
+    assert [(place.core, place.target, place.other) for place in found] == [
+        ("one_7", "add", "stem_2"), ("two_7", "add_1", "add")
+    ]  # fmt: skip
+    assert [place.core for place in kept_behind(linearized, plan)] == ["one_7", "two_1", "two_7", "head"]
+
+
+def _drops(network):
+    return [c for span in enumerate_spans(network) for c in span.choices if c.kind == "drop" and c.end == "original"]
+
+
+def test_the_readers_of_a_tensor_of_the_original(network):
+    """Through the sum that a skip goes into, what reads it is behind the branch, which is refitted."""
+    assert [place.core for place in readers_of(network, "stem_2")] == ["one_1"]
+    assert readers_of(network, "head") == []
+    (head,) = readers_of(network, "add_1")
+    assert (head.core, head.target) == ("head", "head")
+
+
+@pytest.mark.parametrize("shape", [(4, 6), (4, 6, 5, 3)])
+def test_an_operator_runs_on_vectors_and_on_images(shape):
+    weight, bias = torch.randn(5, 6, 1, 1), torch.randn(5)
+    x = torch.randn(shape)
+    found = run_operator(AffineConv(weight, bias, (1, 1), (0, 0, 0, 0), 1), x)
+    wanted = torch.einsum("oi,ni...->no...", weight[..., 0, 0], x) + bias.reshape(-1, *[1] * (x.ndim - 2))
+    assert torch.allclose(found, wanted, atol=1e-5)
+
+
 def test_nothing_is_changed_by_an_empty_plan(network):
     assert kept_behind(linearize(network, Plan()), Plan()) == []
-    refit = Refitter(network, cross_validated(images(6), seed=0)).carry_out(Plan(), kept="all")
-    assert refit.kept == {}
+    for kept in ("nearest", "all"):
+        assert Refitter(network, cross_validated(images(6), seed=0)).carry_out(Plan(), kept=kept).kept == {}
 
 
 def test_a_refit_with_kept_convolutions_is_nearer_to_the_original(network, dropped):
     calibration = separate(images(24), images(12, seed=2), seed=0)
     refitter = Refitter(network, calibration)
     assert refitter.loss(dropped, kept="all") < 0.9 * refitter.loss(dropped)
+    depthwise = Plan(tuple(choice for choice in _drops(network) if choice.exit == "one_5"))
+    assert refitter.loss(depthwise, kept="nearest") < 0.7 * refitter.loss(depthwise)
 
 
 class Projected(Residual):

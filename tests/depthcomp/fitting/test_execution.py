@@ -137,6 +137,43 @@ def test_a_rerun_with_a_changed_value_equals_an_edited_forward(gm, name):
     assert torch.equal(tail.rerun(name, tail.value(name)), tail.output)  # nothing sticks
 
 
+@pytest.mark.parametrize("wanted", [set(), {"stem"}, {"conv1", "add"}, {"short", "cat", "act"}])
+def test_a_rerun_tells_what_stands_at_other_nodes(gm, wanted):
+    """In front of the change that is what was recorded."""
+    batch = batches()[0]
+    tail = Tail(gm, batch)
+    value = tail.value("act") * 0.5 + 1
+
+    class Edited(fx.Interpreter):
+        def run_node(self, node):
+            values[node.name] = value if node.name == "act" else super().run_node(node)
+            return values[node.name]
+
+    values = {}
+    with torch.no_grad():
+        Edited(gm).run(batch)
+    found = tail.rerun_at("act", value, wanted)
+    assert found.keys() == wanted
+    assert all(torch.equal(found[name], values[name]) for name in wanted)
+
+
+def test_a_rerun_stops_after_the_last_node_that_is_asked_for(gm):
+    tail = Tail(gm, batches()[0])
+    tail._interpreter.submodules["head"] = None  # would raise
+    assert torch.equal(tail.rerun_at("stem", tail.value("stem"), {"act1"})["act1"], tail.value("act1"))
+
+
+def test_a_rerun_computes_something_else_where_it_is_told_to(gm):
+    batch = batches()[0]
+    tail, changed = Tail(gm, batch), copy.deepcopy(gm)
+    with torch.no_grad():
+        changed.get_submodule("conv1").weight.mul_(0.5)
+        wanted = changed(batch)
+    found = tail.rerun("act", tail.value("act"), {"conv1": changed.get_submodule("conv1"), "stem": torch.neg})
+    assert torch.equal(found, wanted)  # the stem is not behind the change
+    assert not torch.equal(found, tail.output)
+
+
 def test_whole_networks():
     torch.manual_seed(0)
     model = torchvision.models.mobilenet_v2(width_mult=0.25, num_classes=7).eval()

@@ -1,0 +1,117 @@
+"""Readers of a change, refitted for one choice alone."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from depthcomp.data.calibration import cross_validated
+from depthcomp.fitting import compensation, readers
+from depthcomp.fitting.candidates import fit_candidates
+from depthcomp.fitting.compensation import readers_of
+from depthcomp.fitting.memory import FitMemory
+from depthcomp.fitting.readers import refit_readers
+from depthcomp.preparation import OFFERED
+from depthcomp.pricing import Pricing
+from depthcomp.progress import silent
+from fx_passes import capture, enumerate_spans
+
+
+class TwoReaders(nn.Module):
+    """A chain whose end is read by a convolution, by a strided one beside it, and by the sum of both."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.middle, self.act = nn.Conv2d(3, 5, 3, padding=1), nn.Conv2d(5, 5, 3, padding=1), nn.ReLU()
+        self.one, self.two, self.head = nn.Conv2d(5, 7, 1), nn.Conv2d(5, 7, 3, padding=1), nn.Linear(7, 4)
+
+    def forward(self, x):
+        x = self.act(self.middle(self.act(self.stem(x))))
+        return self.head((self.act(self.one(x)) + self.two(x)).mean((2, 3)))
+
+
+def images(count=12, seed=1):
+    return torch.randn(count, 3, 11, 7, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.fixture(scope="module")
+def network():
+    torch.manual_seed(0)
+    return capture(TwoReaders().double().eval(), images(1))
+
+
+@pytest.fixture(scope="module")
+def calibration():
+    return cross_validated(images(), seed=0)
+
+
+@pytest.fixture(scope="module")
+def candidates(network):
+    return Pricing(network).candidates(enumerate_spans(network, OFFERED))
+
+
+@pytest.fixture(scope="module")
+def operators(network, candidates, calibration):
+    return {choice: by_fold[1] for choice, by_fold in fit_candidates(network, candidates, calibration).items()}
+
+
+def refitted(network, candidates, operators, calibration, mib=64.0, progress=silent):
+    return refit_readers(
+        network, candidates, operators, calibration, 1, seed=0, memory=FitMemory(3, mib), progress=progress
+    )
+
+
+def same(one, other):
+    return torch.equal(one.weight, other.weight) and torch.equal(one.bias, other.bias)
+
+
+def test_every_reader_is_refitted_and_keeps_its_shape(network, candidates, operators, calibration):
+    found = refitted(network, candidates, operators, calibration)
+    assert found.keys() == operators.keys()
+    exits = {choice.exit for choice in found}
+    assert max(len(readers_of(network, exit_)) for exit_ in exits) == 2
+    for choice, by_node in found.items():
+        places = {place.core: place.operator for place in readers_of(network, choice.exit)}
+        assert by_node.keys() == places.keys()
+        for name, operator in by_node.items():
+            assert operator.weight.shape == places[name].weight.shape
+            assert operator.padding == places[name].padding
+            assert not torch.allclose(operator.weight, places[name].weight, atol=1e-6)
+
+
+def test_the_fold_that_is_left_out_does_not_show(network, candidates, operators, calibration, monkeypatch):
+    monkeypatch.setattr(readers, "STRENGTHS", (0.1,))  # what that fold judges is then decided
+    assert readers.STRENGTHS != compensation.STRENGTHS
+    found = {}
+    for fold in (0, 1):
+        batches = [3 * b + 1 if f == fold else b for f, b in zip(calibration.folds, calibration.batches, strict=True)]
+        found[fold] = refitted(network, candidates, operators, replace(calibration, batches=tuple(batches)))
+    wanted = refitted(network, candidates, operators, calibration)
+    pairs = [(choice, name) for choice, by_node in wanted.items() for name in by_node]
+    assert pairs
+    assert all(same(wanted[choice][name], found[1][choice][name]) for choice, name in pairs)
+    assert not any(same(wanted[choice][name], found[0][choice][name]) for choice, name in pairs)
+
+
+def test_neither_other_candidates_nor_several_passes_show(network, candidates, operators, calibration, monkeypatch):
+    monkeypatch.setattr("depthcomp.fitting.memory.PARTS", 1)
+    calls, wanted = [], refitted(network, candidates, operators, calibration)
+    several = refitted(network, candidates, operators, calibration, 0.15, lambda *call: calls.append(call))
+    assert calls == [(calls[0][0], done, len(calls)) for done in range(1, len(calls) + 1)]
+    assert len(calls) > len(calibration.batches)
+    alone = refitted(network, candidates[3:4], operators, calibration)
+    assert len(alone) == 1
+    for found in (several, alone):
+        for choice, by_node in found.items():
+            assert by_node.keys() == wanted[choice].keys()
+            assert all(same(operator, wanted[choice][name]) for name, operator in by_node.items())
+
+
+def test_a_reader_that_memory_has_no_room_for_stays(network, candidates, operators, calibration):
+    found = refitted(
+        network, candidates, operators, calibration, 0.06
+    )  # 18 unknowns; a 3x3 kernel over 5 channels has 45
+    names = {name for by_node in found.values() for name in by_node}
+    assert "one" in names
+    assert "two" not in names
