@@ -20,9 +20,9 @@ Results = dict[str, Any]
 
 
 def read(path: Path) -> Results:
-    """Return the results so far: conditions by their names, when latencies were measured, networks, rows by keys."""
+    """Return the results so far: conditions by their names, networks, rows by keys."""
     if not path.exists():
-        return {"conditions": {}, "latencies": {}, "networks": {}, "rows": {}}
+        return {"conditions": {}, "networks": {}, "rows": {}}
     found: Results = json.loads(path.read_text())
     return found
 
@@ -30,7 +30,7 @@ def read(path: Path) -> Results:
 def write(path: Path, results: Results) -> None:
     """Write results, one row a line, whole or not at all."""
     rows = ",\n".join(f"  {json.dumps(key)}: {json.dumps(row)}" for key, row in sorted(results["rows"].items()))
-    head = [f' "{name}": {json.dumps(results[name])}' for name in ("conditions", "latencies", "networks")]
+    head = [f' "{name}": {json.dumps(results[name])}' for name in ("conditions", "networks")]
     write_atomically(path, ("{\n" + ",\n".join([*head, f' "rows": {{\n{rows}\n }}']) + "\n}\n").encode())
 
 
@@ -111,7 +111,10 @@ def _drops(rows: Sequence[Row], base: float) -> str:
 
 
 def plot(results: Results, path: Path) -> None:
-    """Draw the accuracy of each method against its measured latency; a bar is the range over the seeds."""
+    """Draw the accuracy of each method against its measured latency; a bar is the range over the seeds.
+
+    Latencies are shares of the original's in the same run, so that runs on several machines may stand side by side.
+    """
     import matplotlib
 
     matplotlib.use("svg")
@@ -125,13 +128,15 @@ def plot(results: Results, path: Path) -> None:
         for index, method in enumerate(methods):
             points = _points(results, net, method)
             if points:
-                ms, centres, below, above = zip(*points, strict=True)
+                shares, centres, below, above = zip(*points, strict=True)
                 axes.errorbar(
-                    ms, centres, (below, above), fmt="o-", ms=4, lw=1, capsize=3, color=f"C{index}", label=method
+                    shares, centres, (below, above), fmt="o-", ms=4, lw=1, capsize=3, color=f"C{index}", label=method
                 )
         base = 100 * results["networks"][net]["test"]
         axes.axhline(base, lw=0.8, ls=":", color="0.4", label=f"original, {base:.2f} %")
-        axes.set(title=net, xlabel="measured ms", ylabel="test accuracy after fine-tuning, %")
+        axes.set(
+            title=net, xlabel="measured latency, share of the original's", ylabel="test accuracy after fine-tuning, %"
+        )
         axes.legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None})
@@ -139,7 +144,7 @@ def plot(results: Results, path: Path) -> None:
 
 
 def _points(results: Results, net: str, method: str) -> list[tuple[float, float, float, float]]:
-    """Return for each budget the mean latency, the mean accuracy, and how far the seeds lie below and above it."""
+    """Return for each budget mean share of latency, mean accuracy, and how far the seeds lie below and above it."""
     found: dict[str, list[Row]] = {}
     for row in results["rows"].values():
         if (row["net"], row["method"]) == (net, method) and "ms" in row:
@@ -150,4 +155,4 @@ def _points(results: Results, net: str, method: str) -> list[tuple[float, float,
 def _point(rows: Sequence[Row]) -> tuple[float, float, float, float]:
     shares = [100 * row["test"] for row in rows]
     centre = mean(shares)
-    return mean(row["ms"] for row in rows), centre, centre - min(shares), max(shares) - centre
+    return mean(1 / row["speedup"] for row in rows), centre, centre - min(shares), max(shares) - centre

@@ -3,7 +3,8 @@
 Networks are trained from scratch and kept in the cache. For each network, method and budget, and for three seeds at
 the middle budget: compress to the budget, fine-tune for the same epochs, judge on the official test part, which nothing
 is chosen on. Budgets are met by measuring whole networks with ONNX Runtime on one CPU thread, one image at a time; in
-the end all networks are timed once more, side by side in turns, and these are the latencies that are told.
+the end all networks are timed once more, side by side in turns, and these are the latencies that are told, with the
+machine and the day.
 
 The whole takes hours. Results stand in the file after each row, and a run that is killed goes on where it was:
 
@@ -196,9 +197,9 @@ def run(bench: Bench, all_keys: Sequence[Key], patterns: Sequence[str], out: Pat
     for net, model in models.items():
         found = measure(bench, net, model, read(out), seed=0)
         with changed(out) as results:
-            results["latencies"] = {"machine": _machine(), "rounds": ROUNDS, "date": made["date"]}
             for name, figures in found.items():
-                (results["networks"][net] if name == ORIGINAL else results["rows"][name]).update(figures)
+                entry = results["networks"][net] if name == ORIGINAL else results["rows"][name]
+                entry |= figures | {"timed": f"{_machine()}, {made['date']}"}
     results = read(out)
     plot(results, out.with_suffix(".svg"))
     print(table(results), summary(results), sep="\n\n")

@@ -133,7 +133,8 @@ class _Scatter:
 
     x is a patch, y the pixels of all targets side by side, both split into groups. A batch is centred before it is
     multiplied out, so that single precision suffices, and batches are joined in float64 as Chan, Golub and LeVeque
-    do (Updating formulae and a pairwise algorithm for computing sample variances, 1979).
+    do (Updating formulae and a pairwise algorithm for computing sample variances, 1979). `+=` takes the left side's
+    memory for the sum.
     """
 
     count: int
@@ -147,20 +148,29 @@ class _Scatter:
     def of(cls, x: Tensor, y: Tensor) -> _Scatter:
         """Return that of patches (groups, samples, unknowns) and pixels (groups, samples, outputs)."""
         (x, x_mean), (y, y_mean) = _centred(x), _centred(y)
-        transposed = x.transpose(1, 2)
-        products = transposed @ x, y.square().sum(1, keepdim=True), transposed @ y
-        xx, yy, xy = (product.double() for product in products)
-        return cls(x.shape[1], x_mean.transpose(1, 2), xx, y_mean, yy, xy)
+        yy, xy = y.square().sum(1, keepdim=True).double(), x.transpose(1, 2) @ y
+        return cls(x.shape[1], x_mean.transpose(1, 2), _gram(x), y_mean, yy, xy)
+
+    def double(self) -> _Scatter:
+        """Return the same in float64."""
+        return replace(self, xx=self.xx.double(), xy=self.xy.double())
 
     def __add__(self, other: _Scatter) -> _Scatter:
+        return self._joined(other, self.xx + other.xx, self.xy + other.xy)
+
+    def __iadd__(self, other: _Scatter) -> _Scatter:
+        return self._joined(other, self.xx.add_(other.xx), self.xy.add_(other.xy))
+
+    def _joined(self, other: _Scatter, xx: Tensor, xy: Tensor) -> _Scatter:
+        """Return both as one, in the place of the sums of their scatters; what the means differ by is added."""
         x, y = other.x - self.x, other.y - self.y
         count = self.count + other.count
         share = other.count / count
         weight = self.count * share
         return _Scatter(
             count,
-            self.x + share * x, self.xx + other.xx + weight * x @ x.transpose(1, 2),
-            self.y + share * y, self.yy + other.yy + weight * y.square(), self.xy + other.xy + weight * x @ y,
+            self.x + share * x, xx.baddbmm_(x, x.transpose(1, 2), alpha=weight),
+            self.y + share * y, self.yy + other.yy + weight * y.square(), xy.baddbmm_(x, y, alpha=weight),
         )  # fmt: skip
 
     def moments(self, taps: Tensor, outputs: Tensor) -> _Moments:
@@ -176,6 +186,14 @@ class _Scatter:
             self.xy[:, taps[:, None], outputs] / self.count,
             self.yy[..., outputs] / self.count,
         )
+
+
+def _gram(x: Tensor) -> Tensor:
+    """Return x^T x (groups, unknowns, unknowns) of patches (groups, samples, unknowns)."""
+    if len(x) > 1 or x.device.type != "cpu":
+        return x.transpose(1, 2) @ x
+    array = x[0].numpy()
+    return torch.from_numpy(array.T @ array)[None]  # NumPy's BLAS knows that it is symmetric, and takes half the time
 
 
 def _centred(values: Tensor) -> tuple[Tensor, Tensor]:
@@ -301,7 +319,10 @@ class RidgeSystem:
         }
         y = torch.cat(pixels, dim=2)
         sums = _Scatter.of(patches, y)
-        self._folds[fold] = self._folds[fold] + sums if fold in self._folds else sums
+        if fold in self._folds:
+            self._folds[fold] += sums
+        else:
+            self._folds[fold] = sums.double()
 
     def solve(
         self,
