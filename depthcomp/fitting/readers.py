@@ -52,8 +52,10 @@ def refit_readers(
 ) -> dict[SpanChoice, dict[str, AffineConv]]:
     """Return for each candidate the new operators of the first convolutions behind it, by node.
 
-    They are in the images' precision. Those that memory has no room to solve whole stay as they are. Where memory is
-    not enough for all sums together, the images pass through the network several times.
+    They are in the images' precision. Those that memory has no room to solve whole stay as they are, and so do all
+    behind a fit without an activation at its end: what such a fit misses is uncorrelated with what it gives, so that no
+    linear reader can make up for it. Where memory is not enough for all sums together, the images pass through the
+    network several times.
 
     Args:
         gm: the captured graph, in evaluation mode; it is not changed.
@@ -89,6 +91,8 @@ def _readings(gm: fx.GraphModule, candidates: Sequence[Candidate], memory: FitMe
     readers: dict[str, list[KeptConvolution]] = {}
     for candidate in candidates:
         exit_ = candidate.span.exit
+        if candidate.choice.kind == "fit" and candidate.span.core == exit_:
+            continue
         if exit_ not in readers:
             readers[exit_] = [place for place in readers_of(gm, exit_) if memory.is_whole(place.operator)]
         for place in readers[exit_]:
