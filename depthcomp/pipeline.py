@@ -119,7 +119,8 @@ class Pipeline:
             return Scored(ImportanceTable(losses, method="none"), losses)
         return score_choices(
             self.prepared, offer.candidates, offer.savings_ms, self.importance,
-            refit_kept=self.refit_kept, folder=self.folder, seed=self.seed, progress=self.stages.report,
+            refit_kept=self.refit_kept and self.method.fits, folder=self.folder, seed=self.seed,
+            progress=self.stages.report,
         )  # fmt: skip
 
     def _search(self, offer: Offer, losses: Mapping[SpanChoice, float]) -> Search:

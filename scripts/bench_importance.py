@@ -3,8 +3,9 @@
 Choices are those that a compression would score by the latency table that depthcomp ships for ONNX Runtime, so nothing
 is timed. Random plans take a few choices each that do not overlap. The true loss of a plan is that of the network that
 a compression would return: its divergence from the original on images that the fits have not seen, with the kept
-convolutions behind a change refitted where that lowers it. The same without these refits, by which a search compares
-plans, stands beside it. Prints, and writes with --json.
+convolutions behind a change refitted where that lowers it. The same without these refits stands beside it. Prints, and
+writes with --json; true losses that the file has already are taken from there, as no importance changes them: give
+another file where refits have changed.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import argparse
 import json
 import resource
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.resources import files
@@ -62,7 +63,20 @@ def random_plan(candidates: Sequence[Candidate], generator: np.random.Generator)
     return Plan.of(candidates[index].choice for index in sorted(chosen))
 
 
-def measured(seed: int, images: int, plans: int) -> dict[str, Any]:
+def true_losses(path: Path | None, images: int) -> dict[tuple[int, str], tuple[float, float]]:
+    """Return the true losses in a file, with and without refits of kept convolutions, by seed and plan."""
+    content = {} if path is None or not path.exists() else json.loads(path.read_text())
+    runs = content["runs"] if content.get("images") == images else []
+    return {_key(run["seed"], row["choices"]): (row["loss"], row["bare_loss"]) for run in runs for row in run["plans"]}
+
+
+def _key(seed: int, choices: Iterable[str]) -> tuple[int, str]:
+    return seed, ", ".join(choices)
+
+
+def measured(
+    seed: int, images: int, plans: int, known: Mapping[tuple[int, str], tuple[float, float]]
+) -> dict[str, Any]:
     """Return what scoring cost for one seed, the losses found, and what random plans sum to and truly lose."""
     per_photo = -(-images // len(CALIBRATION))
     data = crops(CALIBRATION, per_photo, smallest=0.15, seed=seed, jitter=True, **PIXELS)[:images]
@@ -81,9 +95,9 @@ def measured(seed: int, images: int, plans: int) -> dict[str, Any]:
     for number in range(plans):
         plan = random_plan(candidates, generator)
         summed = sum(scored.losses[choice] for choice in plan)
-        bare = refitter.loss(plan)
-        loss = min(bare, refitter.loss(plan, kept="all"))
-        rows.append({"choices": [str(choice) for choice in plan], "sum": summed, "loss": loss, "bare_loss": bare})
+        names = [str(choice) for choice in plan]
+        loss, bare = known.get(_key(seed, names)) or _true_loss(refitter, plan)
+        rows.append({"choices": names, "sum": summed, "loss": loss, "bare_loss": bare})
         print(
             f"plan {number + 1:2}: {len(plan)} choices, sum {summed:7.3f}, true loss {loss:7.3f} ({bare:.3f})",
             flush=True,
@@ -94,6 +108,11 @@ def measured(seed: int, images: int, plans: int) -> dict[str, Any]:
         "losses": {str(choice): loss for choice, loss in scored.losses.items()},
         **rank_correlations(rows), "plans": rows,
     }  # fmt: skip
+
+
+def _true_loss(refitter: Refitter, plan: Plan) -> tuple[float, float]:
+    bare = refitter.loss(plan)
+    return min(bare, refitter.loss(plan, kept="all")), bare
 
 
 def rank_correlations(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
@@ -123,7 +142,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    runs = [measured(seed, options.images, options.plans) for seed in options.seeds]
+    known = true_losses(options.json, options.images)
+    runs = [measured(seed, options.images, options.plans, known) for seed in options.seeds]
     plans = [row for run in runs for row in run["plans"]]
     tell(f"all {len(plans)} plans", plans)
     if options.json is not None:

@@ -45,6 +45,11 @@ class _Shared:
         """The tensors that they aim at."""
         return sorted({candidate.span.core for candidate in self.members})
 
+    @property
+    def outputs(self) -> int:
+        """How many channels they have together."""
+        return sum({c.span.core: _operator(c).out_channels for c in self.members}.values())
+
 
 def fit_candidates(
     gm: fx.GraphModule,
@@ -75,7 +80,7 @@ def fit_candidates(
             operator = _merged(gm, candidate) if candidate.choice.kind == "merge" else None
             operators[candidate.choice] = dict.fromkeys(range(calibration.count), operator)
     fits = [candidate for candidate in candidates if candidate.choice.kind == "fit"]
-    passes = list(memory.passes(_sharing(fits, memory), lambda shared: shared.system))
+    passes = list(memory.passes(_sharing(fits, memory), lambda shared: shared.system, lambda shared: shared.outputs))
     for number, several in enumerate(passes):
         where = f"pass {number + 1} of {len(passes)}"
         operators.update(_fitted(gm, several, calibration, seed, _in_pass(report, where)))

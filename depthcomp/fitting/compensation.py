@@ -10,7 +10,7 @@ A linear layer that reads a vector for each image is a 1x1 convolution of an ima
 from __future__ import annotations
 
 from collections.abc import Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, fx, nn
@@ -46,18 +46,21 @@ class KeptConvolution:
 
 
 def kept_behind(linearized: fx.GraphModule, plan: Plan, *, nearest: bool = False) -> list[KeptConvolution]:
-    """Return the kept convolutions and linear layers that read what a plan has changed, in order, no dilated ones.
+    """Return the kept convolutions and linear layers that read what a plan has changed, in order.
+
+    Dilated ones, and those that pad with other than zeros, are not among them.
 
     Args:
         linearized: the plan's linearized graph, its norms folded.
         plan: the plan.
-        nearest: only the first ones behind each change, which nothing refitted comes before.
+        nearest: only the first ones behind each change, which nothing refitted comes before. None of them depends on
+            another: a summand whose other summand a refit restores aims at its own output.
     """
     return _behind(linearized, {choice.exit for choice in plan}, _rewritten(linearized, plan), nearest=nearest)
 
 
 def readers_of(gm: fx.GraphModule, name: str) -> list[KeptConvolution]:
-    """Return the first convolutions and linear layers behind the tensor at the node called `name`, no dilated ones."""
+    """Return the first convolutions and linear layers behind a tensor, as `kept_behind` does the nearest."""
     return _behind(gm, {name}, set(), nearest=True)
 
 
@@ -71,7 +74,9 @@ def _behind(gm: fx.GraphModule, ends: Set[str], own: Set[str], *, nearest: bool)
         behind, reads = not restored.isdisjoint(sources), not changed.isdisjoint(sources)
         fits = reads and not behind and node.name not in own and _can_be_fitted(gm, node)
         if fits:
-            found.append(_kept(gm, node, order))
+            kept = _kept(gm, node, order)
+            alone = nearest and kept.other in {other.name for other in restored}
+            found.append(replace(kept, target=kept.core, other=None) if alone else kept)
         if node.name in ends:
             changed.add(node)
         elif nearest and (fits or behind):
@@ -109,7 +114,8 @@ def run_operator(operator: AffineConv, tensor: Tensor) -> Tensor:
 
 def _can_be_fitted(gm: fx.GraphModule, node: fx.Node) -> bool:
     layer = known_layer(gm, node)
-    return _linear(gm, node) is not None or (isinstance(layer, nn.Conv2d) and layer.dilation == (1, 1))
+    plain = isinstance(layer, nn.Conv2d) and layer.dilation == (1, 1) and layer.padding_mode == "zeros"
+    return plain or _linear(gm, node) is not None
 
 
 def _linear(gm: fx.GraphModule, node: fx.Node) -> nn.Linear | None:

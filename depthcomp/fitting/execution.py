@@ -80,22 +80,20 @@ class Tail:
 
         Nodes behind it compute what `replaced` says.
         """
-        *_, (_, output) = self._rerun(name, value, replaced)
+        *_, (_, output) = self._rerun(name, value, replaced, next(reversed(self._nodes.values())))
         return output
 
     def rerun_at(self, name: str, value: Tensor, wanted: Collection[str]) -> dict[str, Any]:
         """Return what `rerun` has at some nodes, stopping after the last of them; as recorded where nothing changes."""
-        missing, found = set(wanted), {other: self._recorded[self._nodes[other]] for other in wanted}
-        for node, tensor in self._rerun(name, value, _NOTHING) if missing else ():
-            if node.name in missing:
-                missing.remove(node.name)
+        found = {other: self._recorded[self._nodes[other]] for other in wanted}
+        last = next((node for node in reversed(self._nodes.values()) if node.name in wanted), self._nodes[name])
+        for node, tensor in self._rerun(name, value, _NOTHING, last):
+            if node.name in wanted:
                 found[node.name] = tensor
-            if not missing:
-                break
         return found
 
-    def _rerun(self, name: str, value: Tensor, replaced: Replacements) -> Iterator[tuple[fx.Node, Any]]:
-        """Yield the nodes whose tensors change, and these."""
+    def _rerun(self, name: str, value: Tensor, replaced: Replacements, last: fx.Node) -> Iterator[tuple[fx.Node, Any]]:
+        """Yield the nodes whose tensors change, and these, up to the last node."""
         changed: Environment = {self._nodes[name]: value}
         yield self._nodes[name], value
         for node in self._nodes.values():
@@ -107,6 +105,8 @@ class Tail:
                 else:
                     changed[node] = _run_node(self._interpreter, node, environment, value)
                 yield node, changed[node]
+            if node is last:
+                return
 
 
 def record(gm: fx.GraphModule, batch: Tensor, names: Collection[str]) -> dict[str, Tensor]:

@@ -55,12 +55,20 @@ class FitMemory:
         """Say whether there is room for all pixels of a convolution's own kernel or of a larger one."""
         return self.patterns(operator, kernel) == math.prod(kernel or operator.kernel)
 
-    def passes(self, work: Iterable[_Work], system_of: Callable[[_Work], RidgeSystem]) -> Iterator[list[_Work]]:
-        """Yield groups whose sums, and the largest one's solution, fit into memory together, the smallest first."""
+    def passes(
+        self, work: Iterable[_Work], system_of: Callable[[_Work], RidgeSystem], outputs_of: Callable[[_Work], int]
+    ) -> Iterator[list[_Work]]:
+        """Yield groups whose sums, and the largest one's solution, fit into memory together, the smallest first.
+
+        Args:
+            work: what is to be solved.
+            system_of: returns its system.
+            outputs_of: returns how many outputs are solved for, in all channels.
+        """
         group: list[_Work] = []
         used = 0.0
-        for item in sorted(work, key=lambda item: self.sums_mib(system_of(item))):
-            sums, solving = self.sums_mib(system_of(item)), self.solving_mib(system_of(item))
+        sized = [(item, *self.mib_of(system_of(item), outputs_of(item))) for item in work]
+        for item, sums, solving in sorted(sized, key=lambda each: each[1]):
             if group and used + sums + solving > self.mib:
                 yield group
                 group, used = [], 0.0
@@ -68,13 +76,10 @@ class FitMemory:
         if group:
             yield group
 
-    def sums_mib(self, system: RidgeSystem) -> float:
-        """Return what the sums of a system take."""
-        return self.folds * _gram_mib(system.unknowns, system.design.groups)
-
-    def solving_mib(self, system: RidgeSystem) -> float:
-        """Return what a solution takes besides."""
-        return SOLVING * _gram_mib(system.unknowns, system.design.groups)
+    def mib_of(self, system: RidgeSystem, outputs: int) -> tuple[float, float]:
+        """Return what the sums of a system take, and what its solution takes besides."""
+        one = _gram_mib(system.unknowns, system.design.groups) + 8 * system.unknowns * outputs / _MIB
+        return self.folds * one, SOLVING * one
 
     def fitting(self, candidates: Sequence[Candidate]) -> tuple[list[Candidate], tuple[str, ...]]:
         """Return the candidates that can be fitted, or need no fit, and what the user should know of the others."""

@@ -52,10 +52,10 @@ def refit_readers(
 ) -> dict[SpanChoice, dict[str, AffineConv]]:
     """Return for each candidate the new operators of the first convolutions behind it, by node.
 
-    They are in the images' precision. Those that memory has no room to solve whole stay as they are, and so do all
-    behind a fit without an activation at its end: what such a fit misses is uncorrelated with what it gives, so that no
-    linear reader can make up for it. Where memory is not enough for all sums together, the images pass through the
-    network several times.
+    They are in the images' precision. Those stay as they are that memory has no room to solve whole, that read what is
+    not finite, or that stand behind a fit without an activation at its end: what such a fit misses hardly depends on
+    what it gives, so that a linear reader makes up for little of it. Where memory is not enough for all sums together,
+    the images pass through the network several times.
 
     Args:
         gm: the captured graph, in evaluation mode; it is not changed.
@@ -68,21 +68,17 @@ def refit_readers(
         progress: called as (what, done, total).
     """
     found: dict[SpanChoice, dict[str, AffineConv]] = {candidate.choice: {} for candidate in candidates}
-    passes = list(memory.passes(_readings(gm, candidates, memory), lambda reading: reading.system))
+    readings = _readings(gm, candidates, memory)
+    passes = list(memory.passes(readings, lambda each: each.system, lambda each: each.place.operator.out_channels))
     done, total = itertools.count(1), len(passes) * len(calibration.batches)
     for several in passes:
         for number, (batch, fold) in enumerate(zip(calibration.batches, calibration.folds, strict=True)):
-            tail = Tail(gm, batch)
-            for reading in several:
-                samples = samples_per_batch(reading.system.unknowns, calibration.least_fitted)
-                _accumulate(reading, operators[reading.candidate.choice], tail, samples, seed + number, fold)
+            _accumulate(several, operators, Tail(gm, batch), calibration.least_fitted, seed + number, fold)
             progress(f"refitting readers, without fold {unseen + 1}", next(done), total)
         for reading in several:
-            place = reading.place
-            solved = reading.system.solve_without(
-                [unseen], [_TARGET], place.operator, match_variance=(), strengths=STRENGTHS
-            )
-            found[reading.candidate.choice][place.core] = solved[unseen][0].to(calibration.batches[0])
+            if reading.system.is_finite:
+                operator = _solved(reading, unseen).to(calibration.batches[0])
+                found[reading.candidate.choice][reading.place.core] = operator
         several.clear()  # their sums make room for the next
     return found
 
@@ -99,14 +95,30 @@ def _readings(gm: fx.GraphModule, candidates: Sequence[Candidate], memory: FitMe
             yield _Reading(candidate, place, memory.system(place.entry, place.operator))
 
 
-def _accumulate(reading: _Reading, operator: AffineConv | None, tail: Tail, samples: int, seed: int, fold: int) -> None:
-    """Add so many pixels of a batch to the sums of a reader."""
-    place, system = reading.place, reading.system
-    wanted = as_images(tail.value(place.target))
-    positions = sample_positions(wanted, samples, torch.Generator().manual_seed(seed))
-    pixels = positions.pixels(wanted)
-    needed = {place.entry} if place.other is None else {place.entry, place.other}
-    now = tail.rerun_at(*replacement(reading.candidate, operator, tail), needed)
-    if place.other is not None:
-        pixels = pixels - positions.pixels(as_images(now[place.other]))
-    system.accumulate(as_images(now[place.entry]), {_TARGET: pixels}, positions, fold=fold)
+def _accumulate(
+    several: Sequence[_Reading],
+    operators: Mapping[SpanChoice, AffineConv | None],
+    tail: Tail,
+    batches: int,
+    seed: int,
+    fold: int,
+) -> None:
+    """Add one of `batches` that make up a fit to the sums of all readers, none of which depends on the others."""
+    for reading in several:
+        place, system = reading.place, reading.system
+        target = as_images(tail.value(place.target))
+        samples = samples_per_batch(system.unknowns, batches)
+        positions = sample_positions(target, samples, torch.Generator().manual_seed(seed))
+        needed = {place.entry} if place.other is None else {place.entry, place.other}
+        start = replacement(reading.candidate, operators[reading.candidate.choice], tail)
+        now = {name: as_images(tensor) for name, tensor in tail.rerun_at(*start, needed).items()}
+        wanted = positions.pixels(target)
+        if place.other is not None:
+            wanted = wanted - positions.pixels(now[place.other])
+        system.accumulate(now[place.entry], {_TARGET: wanted}, positions, fold=fold)
+
+
+def _solved(reading: _Reading, unseen: int) -> AffineConv:
+    prior = reading.place.operator
+    solved = reading.system.solve_without([unseen], [_TARGET], prior, match_variance=(), strengths=STRENGTHS)
+    return solved[unseen][0]

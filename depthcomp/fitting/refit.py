@@ -135,6 +135,8 @@ class Refitter:
     def _solve(self, place: PlacedConvolution | KeptConvolution, compressed: Stream, unseen: int | None) -> AffineConv:
         system = self._summed(place, compressed)
         stays = isinstance(place, KeptConvolution)
+        if stays and not system.is_finite:
+            return place.operator
         prior, strengths = (place.operator, STRENGTHS) if stays else (starting_point(place.operator), ())
         matched = [_TARGET] if not stays and whole_states(self._gm, [place.core]) else []
         unseen = self._calibration.withheld if unseen is None else unseen

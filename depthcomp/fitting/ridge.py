@@ -306,6 +306,11 @@ class RidgeSystem:
         self._folds: dict[int, _Scatter] = {}
         self._outputs: dict[str, Tensor] = {}
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether all sums are, so that they can be solved."""
+        return all(bool(sums.xx.isfinite().all() and sums.xy.isfinite().all()) for sums in self._folds.values())
+
     def accumulate(self, entry: Tensor, targets: Mapping[str, Tensor], positions: Positions, *, fold: int = 0) -> None:
         """Add what is read from `entry` (n, c_in, h, w) for some output positions to one fold.
 

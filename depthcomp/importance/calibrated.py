@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 LEAST_SCORED = 64  # candidates that see all judging batches
-READER_BATCHES = 12  # that readers of a change are refitted on for a score
+READER_BATCHES = 6  # that readers of a change are refitted on for a score
 MOST_JUDGING = 18  # batches that candidates are scored on; whole plans are judged on all
 
 
@@ -191,6 +191,7 @@ class _Scorer:
 
     def _refit_readers(self, candidates: Sequence[Candidate], fold: int) -> None:
         """Refit what reads the changes of candidates without a fold, unless that was done before."""
+        self._tail = None  # two would take twice the memory
         missing = [c for c in candidates if not _merges_otherwise(c.choice) and (c.choice, fold) not in self._readers]
         found = refit_readers(
             self._gm, missing, {c.choice: self._operators[c.choice][fold] for c in missing},

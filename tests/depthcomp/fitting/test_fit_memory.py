@@ -41,8 +41,10 @@ def test_a_system_takes_a_third_of_the_memory_for_its_gram_matrices():
     memory, operator = FitMemory(3, 300), convolution(100, (5, 5))
     system = memory.system("x", operator)
     room = memory.patterns(operator)
-    assert memory.sums_mib(system) == pytest.approx(3 * 8 * (100 * room) ** 2 / 2**20)
-    assert memory.sums_mib(system) + memory.solving_mib(system) <= 100
+    sums, solving = memory.mib_of(system, 0)
+    assert sums == pytest.approx(3 * 8 * (100 * room) ** 2 / 2**20)
+    assert sums + solving <= 100
+    assert memory.mib_of(system, 70)[0] == pytest.approx(sums + 3 * 8 * 100 * room * 70 / 2**20)
     assert 8 * (3 + 5) * (100 * (room + 1)) ** 2 / 2**20 > 100
 
 

@@ -83,6 +83,27 @@ def test_every_reader_is_refitted_and_keeps_its_shape(network, candidates, opera
             assert not torch.allclose(operator.weight, places[name].weight, atol=1e-6)
 
 
+def test_a_summand_whose_other_summand_is_restored_aims_at_its_own_output(network):
+    one, two = readers_of(network, "act_call2" if "act_call2" in _names(network) else "act_1")
+    assert (one.core, one.target) == ("one", "one")
+    assert (two.core, two.target, two.other) == ("two", "two", None)
+
+
+def _names(network):
+    return {node.name for node in network.graph.nodes}
+
+
+def test_what_reads_values_that_are_not_finite_stays(network, candidates, operators, calibration):
+    """A dropped span may leave what the next layers have no finite value for."""
+    broken = {
+        choice: None if operator is None else replace(operator, bias=operator.bias * float("nan"))
+        for choice, operator in operators.items()
+    }
+    found = refitted(network, candidates, broken, calibration)
+    assert not any(found[choice] for choice, operator in broken.items() if operator is not None)
+    assert any(found[choice] for choice, operator in broken.items() if operator is None)
+
+
 def test_the_fold_that_is_left_out_does_not_show(network, candidates, operators, calibration, monkeypatch):
     monkeypatch.setattr(readers, "STRENGTHS", (0.1,))  # what that fold judges is then decided
     assert readers.STRENGTHS != compensation.STRENGTHS

@@ -138,17 +138,42 @@ def test_a_loss_is_that_of_the_really_rewritten_network(network, calibration, lo
         assert losses[choice] == pytest.approx(wanted, rel=1e-6, abs=1e-9), choice
 
 
-def test_with_refitted_readers_a_loss_is_that_of_the_plan_of_this_choice_alone(network, calibration, monkeypatch):
+class Forked(nn.Module):
+    """A chain whose end is read by both summands of a sum."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.middle, self.act = nn.Conv2d(3, 5, 3, padding=1), nn.Conv2d(5, 5, 3, padding=1), nn.ReLU()
+        self.one, self.two, self.head = nn.Conv2d(5, 7, 1), nn.Conv2d(5, 7, 3, padding=1), nn.Linear(7, 4)
+
+    def forward(self, x):
+        x = self.act(self.middle(self.act(self.stem(x))))
+        return self.head((self.act(self.one(x)) + self.two(x)).mean((2, 3)))
+
+
+@pytest.fixture
+def forked():
+    torch.manual_seed(0)
+    return capture(Forked().double().eval(), images(1))
+
+
+@pytest.mark.parametrize("which", ["network", "forked"])
+@pytest.mark.parametrize("judging", [None, 11])
+def test_with_refitted_readers_a_loss_is_that_of_the_plan_of_this_choice_alone(which, judging, request, monkeypatch):
     """The oracle carries the plan out, and refits the first kept convolutions behind it on the way.
 
-    Not so behind a fit that ends where it aims: no linear reader can make up for what that misses.
+    Not so behind a fit that ends where it aims, where a linear reader makes up for little.
     """
     monkeypatch.setattr(ridge, "STRENGTHS", (0.03,))
-    some = Pricing(network).candidates(enumerate_spans(network, OFFERED))[::4]
+    network = request.getfixturevalue(which)
+    some = Pricing(network).candidates(enumerate_spans(network, OFFERED))[:: 4 if which == "network" else 1]
+    calibration = cross_validated(images(12, seed=2), seed=0)
+    if judging is not None:
+        calibration = separate(images(8, seed=2), images(judging, seed=3), seed=0)
     refitter, found = Refitter(network, calibration), calibrated(network, some, calibration, EQUAL_SAVINGS)
     assert {choice.kind for choice in found} == {"merge", "fit", "drop"}
     ends_where_it_aims = {c.choice for c in some if c.choice.kind == "fit" and c.span.core == c.span.exit}
-    assert 0 < len(ends_where_it_aims) < len(some)
+    assert len(ends_where_it_aims) < len(found)
     for choice, loss in found.items():
         wanted = refitter.loss(Plan((choice,)), kept="none" if choice in ends_where_it_aims else "nearest")
         assert loss == pytest.approx(wanted, rel=1e-6, abs=1e-9), choice
@@ -159,9 +184,13 @@ def test_refitted_readers_make_up_for_what_a_dropped_span_did(losses, compensate
     assert np.mean([compensated[c] for c in drops]) < 0.7 * np.mean([losses[c] for c in drops])
 
 
-def test_synthetic_images_or_a_single_one_refit_no_reader(network, candidates):
-    calibration, calls = cross_validated(images(1), seed=0), []
-    calibrated(network, candidates[::5], calibration, EQUAL_SAVINGS, progress=lambda what, *_: calls.append(what))
+@pytest.mark.parametrize(("count", "refit_kept"), [(1, True), (6, False)])
+def test_a_single_image_or_the_wish_not_to_refits_no_reader(network, candidates, count, refit_kept):
+    calibration, calls = cross_validated(images(count), seed=0), []
+    calibrated(
+        network, candidates[::5], calibration, EQUAL_SAVINGS,
+        refit_kept=refit_kept, progress=lambda what, *_: calls.append(what),
+    )  # fmt: skip
     assert calls
     assert not any(what.startswith("refitting readers") for what in calls)
 
