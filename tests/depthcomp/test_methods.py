@@ -58,6 +58,21 @@ def test_an_unknown_name_is_refused_with_the_known_ones():
         compress_depth(tiny_net(), "80%", data=images(), method="depth")
 
 
+@pytest.mark.parametrize("name", ["depthcomp", "depthshrinker"])
+def test_choices_are_scored_as_the_method_carries_them_out(name, arithmetic_backend, monkeypatch):
+    """A method that fits nothing is told what choices cost without any refit."""
+
+    class ReachedError(Exception):
+        pass
+
+    def score(prepared, *arguments, refit_kept, **settings):
+        raise ReachedError(refit_kept)
+
+    monkeypatch.setattr("depthcomp.pipeline.score_choices", score)
+    with pytest.raises(ReachedError, match=str(METHODS[name].fits)):
+        compress_depth(tiny_net(), "80%", data=images(), method=name, backend=arithmetic_backend())
+
+
 def test_kim23_may_only_merge_all_convolutions_of_a_span(network):
     choices = [candidate.choice for candidate in offered(network, "kim23")]
     assert {choice.kind for choice in choices} == {"merge"}

@@ -46,7 +46,8 @@ class KnownPredictor:
 def known_search(monkeypatch):
     """Return a maker of searches over plans of one choice each: (sum in ms, importance, true loss)."""
 
-    def make(plans, measured):
+    def make(plans, measured, rises=()):
+        """`rises` says by how much refits of kept convolutions change each true loss."""
         sizes = {2 * place + 1: plan for place, plan in enumerate(plans)}
         choices = {size: next(iter(plan_of(size))) for size in sizes}
         true_losses = {plan_of(size): loss for size, (_, _, loss) in sizes.items()} | {Plan(): 0.0}
@@ -64,10 +65,10 @@ def known_search(monkeypatch):
                 pass
 
             def carry_out(self, plan, *, kept, progress):
-                return Refit(plan, {})
+                return Refit(plan, {kept: None})
 
             def loss(self, plan, *, kept):
-                return true_losses[plan]
+                return true_losses[plan] + dict(rises).get(kept, 0.0)
 
         monkeypatch.setattr(search, "Refitter", KnownRefitter)
         monkeypatch.setattr(search, "linearize", lambda network, plan: plan)
@@ -90,6 +91,13 @@ def test_of_plans_that_fit_the_one_of_least_true_loss_is_returned(known_search):
     plans = [(7.9, 0.1, 0.9), (7.8, 0.2, 0.3), (7.7, 0.4, 0.5), (3.0, 5.0, 5.0)]
     found = known_search(plans, {})[0].meet(Budget(8, "ms"))
     assert (found.plan, found.loss) == (plan_of(3), 0.3)
+
+
+@pytest.mark.parametrize("best", ["none", "nearest", "all"])
+def test_kept_convolutions_are_refitted_as_far_as_that_lowers_the_loss(known_search, best):
+    rises = [(kept, 0.0 if kept == best else 0.1) for kept in ("none", "nearest", "all")]
+    found = known_search([(7.9, 0.1, 0.9), (3.0, 5.0, 5.0)], {}, rises)[0].meet(Budget(8, "ms"))
+    assert (found.loss, list(found.kept)) == (0.9, [best])
 
 
 def test_sums_that_overstate_savings_are_corrected(known_search):
