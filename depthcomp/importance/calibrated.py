@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 LEAST_SCORED = 64  # candidates that see all judging batches
-READER_BATCHES = 6  # that readers of a change are refitted on for a score
+READER_BATCHES = 12  # that readers of a change are refitted on for a score
 MOST_JUDGING = 18  # batches that candidates are scored on; whole plans are judged on all
 
 
