@@ -53,8 +53,8 @@ def score_shard(
     another run, whose scores are not taken.
 
     A shard of "calibrated" scores all its choices on all images that judge, as it cannot tell which ones would be
-    passed over in favour of other shards' choices: all shards together fit as much as one process does, and score up
-    to four times as much.
+    passed over in favour of other shards' choices: all shards together fit as much as one process does, and score, and
+    refit what reads a change for that, up to four times as much.
 
     Args:
         model: a trained CNN; it is not changed.
