@@ -104,7 +104,7 @@ class Search:
         refit_kept: bool = True,
         memory_mib: float = MEMORY_MIB,
     ) -> None:
-        self._kept: Kept = "nearest" if refit_kept and fits else "none"  # while plans are compared
+        self._refits_kept = refit_kept and fits
         self.predictor = predictor
         self.frontier: Frontier | Ladder = frontier(problem(frozenset())) if ladder is None else ladder
         self._problem = problem
@@ -115,7 +115,7 @@ class Search:
         compared = calibration.thinned(COMPARED_BATCHES)
         self._comparer = refitter(network, compared, seed=seed, memory_mib=memory_mib)
         self._report = progress or silent
-        self._true_losses: dict[Option, float] = {}
+        self._true_losses: dict[Option, dict[Kept, float]] = {}
         self._found: dict[Option, Found] = {}
 
     def option(self, index: int) -> Option:
@@ -157,7 +157,8 @@ class Search:
         if len(self._true_losses) < 3:
             return None
         summed = [option.importance for option in self._true_losses]
-        ranks = [np.argsort(np.argsort(values)) for values in (summed, list(self._true_losses.values()))]
+        true = [min(losses.values()) for losses in self._true_losses.values()]
+        ranks = [np.argsort(np.argsort(values)) for values in (summed, true)]
         return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
 
     def _fastest(self, budget: Budget) -> Found:
@@ -224,10 +225,15 @@ class Search:
             yield Option(_plan_of(answer.keys), answer.cost, answer.loss)
 
     def _loss(self, option: Option) -> float:
-        """Return the true loss of a plan on the judging images, computed once."""
+        """Return the true loss of a plan on the judging images, at best."""
+        return min(self._losses(option).values())
+
+    def _losses(self, option: Option) -> dict[Kept, float]:
+        """Return the true loss of a plan without and with refits of the nearest kept convolutions, computed once."""
         if option not in self._true_losses:
+            ways: tuple[Kept, ...] = ("none", "nearest") if self._refits_kept else ("none",)
             self._report("comparing plans", 0, 1)
-            self._true_losses[option] = self._comparer.loss(option.plan, kept=self._kept)
+            self._true_losses[option] = {kept: self._comparer.loss(option.plan, kept=kept) for kept in ways}
             self._report("comparing plans", 1, 1)
         return self._true_losses[option]
 
@@ -238,9 +244,9 @@ class Search:
         return self._found[option]
 
     def _measured(self, option: Option) -> Found:
-        plan, losses = option.plan, {self._kept: self._loss(option)}
-        if self._kept == "nearest":
-            losses |= {kept: self._comparer.loss(plan, kept=kept) for kept in ("all", "none")}
+        plan, losses = option.plan, dict(self._losses(option))
+        if self._refits_kept:
+            losses["all"] = self._comparer.loss(plan, kept="all")
         kept = min(losses, key=losses.__getitem__)
         predicted_share = self.predictor.predict(option.sum_ms) / self.predictor.original.median_ms
         refit = self._refitter.carry_out(plan, kept=kept, progress=self._report)

@@ -1,9 +1,9 @@
 """What a choice costs in loss: the rise of the divergence from the original network's output.
 
 `calibrated` needs no labels and no training. For every candidate the fitted convolution (or the exact merge, or
-identity) takes its span's place, the kept convolutions that read what it changes are refitted, the rest of the network
-stays as it was, and the outputs on held-out images are compared. Importance is lower-is-better; the sum over a plan's
-choices stands for the plan's loss.
+identity) takes its span's place, the kept convolutions that read what it changes are refitted where that helps, the
+rest of the network stays as it was, and the outputs on held-out images are compared. Importance is lower-is-better; the
+sum over a plan's choices stands for the plan's loss.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ __all__ = [
 
 LEAST_SCORED = 64  # candidates that see all judging batches
 READER_BATCHES = 12  # that readers of a change are refitted on for a score
+Ways = tuple[float, ...]  # losses of a choice as it is and, where readers may be refitted, with these refitted
 MOST_JUDGING = 18  # batches that candidates are scored on; whole plans are judged on all
 
 
@@ -72,7 +73,7 @@ def calibrated(
     """
     report, known = progress or silent, ScoreJournal() if journal is None else journal
     scorer = _Scorer(gm, candidates, calibration, known, seed, report, memory, refit_kept=refit_kept)
-    losses: dict[SpanChoice, list[float]] = {candidate.choice: [] for candidate in candidates}
+    losses: dict[SpanChoice, list[Ways]] = {candidate.choice: [] for candidate in candidates}
     sizes, scored = _survivors(len(candidates), scorer.batches), list(candidates)
     done = itertools.count(1)
     for number, size in enumerate(sizes):
@@ -81,7 +82,7 @@ def calibrated(
             losses[candidate.choice].append(loss)
             report("scoring", next(done), sum(sizes))
         scored.sort(key=lambda candidate: _price(losses[candidate.choice], savings_ms[candidate.choice]))
-    return {choice: max(_mean(found), 0.0) for choice, found in losses.items()}
+    return {choice: max(_least(found), 0.0) for choice, found in losses.items()}
 
 
 def score_part(
@@ -96,7 +97,7 @@ def score_part(
     progress: Progress | None = None,
     memory: FitMemory | None = None,
 ) -> int:
-    """Put the scores of a part of the candidates on all judging batches into a journal; return how many these are.
+    """Put the scores of a part of the candidates on all judging batches into a journal; return its entries' number.
 
     Candidates that read one tensor alike share the sums of their fits, so they stay together, and each score has the
     bits that `calibrated` would give it. Which of them halving would pass over depends on the other parts, so none is.
@@ -114,11 +115,12 @@ def score_part(
     """
     report, some = progress or silent, _part(candidates, part)
     scorer = _Scorer(gm, some, calibration, journal, seed, report, memory, refit_kept=refit_kept)
-    total, done = scorer.batches * len(some), itertools.count(1)
+    total, done, entries = scorer.batches * len(some), itertools.count(1), 0
     for number in range(scorer.batches):
-        for _ in scorer.losses(some, number):
+        for ways in scorer.losses(some, number):
             report("scoring", next(done), total)
-    return total
+            entries += len(ways)
+    return entries
 
 
 def _part(candidates: Sequence[Candidate], part: Shard) -> list[Candidate]:
@@ -166,28 +168,38 @@ class _Scorer:
         """How many batches judge."""
         return len(self._judging)
 
-    def losses(self, candidates: Sequence[Candidate], number: int) -> Iterator[float]:
+    def losses(self, candidates: Sequence[Candidate], number: int) -> Iterator[Ways]:
         """Yield the losses of candidates on judging batch `number`."""
-        missing = [candidate for candidate in candidates if _entry(candidate, number) not in self._journal]
+        missing = [c for c in candidates if any(entry not in self._journal for entry in self._entries(c, number))]
         start = time.perf_counter()
         if missing and self._refits:
             self._refit_readers(missing, self._judging[number][0])
         shared = (time.perf_counter() - start) / max(len(missing), 1)
         for candidate in candidates:
-            entry = _entry(candidate, number)
-            if entry not in self._journal:
+            entries = self._entries(candidate, number)
+            if any(entry not in self._journal for entry in entries):
                 start = time.perf_counter()
-                loss = self._scored(candidate, number)
-                self._journal.add(entry, loss, shared + time.perf_counter() - start)
-            yield self._journal[entry]
+                found = self._scored(candidate, number)
+                seconds = (shared + time.perf_counter() - start) / len(entries)
+                for entry, loss in zip(entries, found, strict=True):
+                    self._journal.add(entry, loss, seconds)
+            yield tuple(self._journal[entry] for entry in entries)
 
-    def _scored(self, candidate: Candidate, number: int) -> float:
+    def _entries(self, candidate: Candidate, number: int) -> list[str]:
+        """Return the names in the journal of a candidate's losses."""
+        where = f"on batch {number}"
+        return [f"{candidate.choice} {way}{where}" for way in ("", "with refitted readers ")[: 1 + self._refits]]
+
+    def _scored(self, candidate: Candidate, number: int) -> Ways:
         fold, batch = self._judging[number]
         operator, tail, labels = self._operators[candidate.choice][fold], self._at(number), self._labels[number]
         if _merges_otherwise(candidate.choice):
-            return rise_of_loss(tail.output, _outputs(self._network(candidate.choice), batch), labels)
-        readers = self._readers.get((candidate.choice, fold), {})
-        return _loss(tail, candidate, operator, readers, labels)
+            bare = rise_of_loss(tail.output, _outputs(self._network(candidate.choice), batch), labels)
+        else:
+            bare = _loss(tail, candidate, operator, {}, labels)
+        readers = self._readers.get((candidate.choice, fold))
+        refitted = _loss(tail, candidate, operator, readers, labels) if readers else bare
+        return (bare, refitted)[: 1 + self._refits]
 
     def _refit_readers(self, candidates: Sequence[Candidate], fold: int) -> None:
         """Refit what reads the changes of candidates without a fold, unless that was done before."""
@@ -229,9 +241,15 @@ def _survivors(candidates: int, batches: int) -> list[int]:
     return sizes
 
 
-def _price(losses: Sequence[float], saving_ms: float) -> float:
+def _price(losses: Sequence[Ways], saving_ms: float) -> float:
     """Return the loss for each ms that is saved; what makes the loss NaN is dearest."""
-    return math.inf if math.isnan(_mean(losses)) else _mean(losses) / saving_ms
+    loss = _least(losses)
+    return math.inf if math.isnan(loss) else loss / saving_ms
+
+
+def _least(losses: Sequence[Ways]) -> float:
+    """Return the mean loss over batches, with or without refits, whichever is less."""
+    return min(_mean(way) for way in zip(*losses, strict=True))
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -252,10 +270,6 @@ def _tail(gm: fx.GraphModule, batch: Tensor) -> Tail:
     tail = Tail(gm, batch)
     require_finite(tail.output)
     return tail
-
-
-def _entry(candidate: Candidate, number: int) -> str:
-    return f"{candidate.choice} on batch {number}"
 
 
 def _loss(
