@@ -85,7 +85,7 @@ def test_a_row_from_training_to_the_table(bench, data, tmp_path, capsys):
     assert 0 <= row["untrained_test"] <= 1
     assert 0 <= row["test"] <= 1
     assert results["conditions"][row["conditions"]]["images"] == {"train": 256, "validation": 256, "test": 256}
-    assert results["latencies"]["rounds"] == bench.ROUNDS
+    assert row["timed"] == results["networks"]["tiny"]["timed"] == f"{bench._machine()}, {row['date']}"
     assert (tmp_path / "a.svg").read_text().count("uniform") == 1
     assert f"{100 * row['test']:.2f}" in capsys.readouterr().out
     assert not list((tmp_path / "cache" / "unfinished").iterdir())
