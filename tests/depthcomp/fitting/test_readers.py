@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import nn
+from two_readers import TwoReaders
 
 from depthcomp.data.calibration import cross_validated
 from depthcomp.fitting import compensation, readers
@@ -16,19 +16,6 @@ from depthcomp.preparation import OFFERED
 from depthcomp.pricing import Pricing
 from depthcomp.progress import silent
 from fx_passes import capture, enumerate_spans
-
-
-class TwoReaders(nn.Module):
-    """A chain whose end is read by a convolution, by a strided one beside it, and by the sum of both."""
-
-    def __init__(self):
-        super().__init__()
-        self.stem, self.middle, self.act = nn.Conv2d(3, 5, 3, padding=1), nn.Conv2d(5, 5, 3, padding=1), nn.ReLU()
-        self.one, self.two, self.head = nn.Conv2d(5, 7, 1), nn.Conv2d(5, 7, 3, padding=1), nn.Linear(7, 4)
-
-    def forward(self, x):
-        x = self.act(self.middle(self.act(self.stem(x))))
-        return self.head((self.act(self.one(x)) + self.two(x)).mean((2, 3)))
 
 
 def images(count=12, seed=1):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 from torchvision.models.mobilenetv2 import InvertedResidual
+from two_readers import TwoReaders
 
 from depthcomp.data.calibration import CalibrationSet, Layout, cross_validated, separate
 from depthcomp.fitting import ridge
@@ -138,23 +139,10 @@ def test_a_loss_is_that_of_the_really_rewritten_network(network, calibration, lo
         assert losses[choice] == pytest.approx(wanted, rel=1e-6, abs=1e-9), choice
 
 
-class Forked(nn.Module):
-    """A chain whose end is read by both summands of a sum."""
-
-    def __init__(self):
-        super().__init__()
-        self.stem, self.middle, self.act = nn.Conv2d(3, 5, 3, padding=1), nn.Conv2d(5, 5, 3, padding=1), nn.ReLU()
-        self.one, self.two, self.head = nn.Conv2d(5, 7, 1), nn.Conv2d(5, 7, 3, padding=1), nn.Linear(7, 4)
-
-    def forward(self, x):
-        x = self.act(self.middle(self.act(self.stem(x))))
-        return self.head((self.act(self.one(x)) + self.two(x)).mean((2, 3)))
-
-
 @pytest.fixture
 def forked():
     torch.manual_seed(0)
-    return capture(Forked().double().eval(), images(1))
+    return capture(TwoReaders().double().eval(), images(1))
 
 
 @pytest.mark.parametrize("which", ["network", "forked"])
