@@ -67,22 +67,21 @@ def readers_of(gm: fx.GraphModule, name: str) -> list[KeptConvolution]:
 def _behind(gm: fx.GraphModule, ends: Set[str], own: Set[str], *, nearest: bool) -> list[KeptConvolution]:
     """Return what can be refitted behind the tensors called `ends`, but for the nodes called `own`."""
     order = {node: position for position, node in enumerate(gm.graph.nodes)}
-    changed, restored = set[fx.Node](), set[fx.Node]()
+    changed, restored = set[str](), set[str]()
     found = []
     for node in gm.graph.nodes:
-        sources = node.all_input_nodes
+        sources = {source.name for source in node.all_input_nodes}
         behind, reads = not restored.isdisjoint(sources), not changed.isdisjoint(sources)
         fits = reads and not behind and node.name not in own and _can_be_fitted(gm, node)
         if fits:
             kept = _kept(gm, node, order)
-            alone = nearest and kept.other in {other.name for other in restored}
-            found.append(replace(kept, target=kept.core, other=None) if alone else kept)
+            found.append(replace(kept, target=kept.core, other=None) if kept.other in restored else kept)
         if node.name in ends:
-            changed.add(node)
+            changed.add(node.name)
         elif nearest and (fits or behind):
-            restored.add(node)
+            restored.add(node.name)
         elif reads:
-            changed.add(node)
+            changed.add(node.name)
     return found
 
 

@@ -20,7 +20,7 @@ from fx_passes.affine import AffineConv, Pair
 __all__ = ["MEMORY_MIB", "FitMemory"]
 
 MEMORY_MIB = 1536
-SOLVING = 5  # Gram matrices that a solution holds besides those of the folds
+SOLVING = 5  # times the sums of a fold, which a solution holds besides those of the folds
 PARTS = 3  # of the memory, one of them for a single fit: others' sums have room beside it, and it takes seconds
 _MIB = 2**20
 

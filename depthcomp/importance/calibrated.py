@@ -187,8 +187,8 @@ class _Scorer:
 
     def _entries(self, candidate: Candidate, number: int) -> list[str]:
         """Return the names in the journal of a candidate's losses."""
-        where = f"on batch {number}"
-        return [f"{candidate.choice} {way}{where}" for way in ("", "with refitted readers ")[: 1 + self._refits]]
+        bare = f"{candidate.choice} on batch {number}"
+        return [bare, f"{candidate.choice} with refitted readers on batch {number}"] if self._refits else [bare]
 
     def _scored(self, candidate: Candidate, number: int) -> Ways:
         fold, batch = self._judging[number]
@@ -199,7 +199,7 @@ class _Scorer:
             bare = _loss(tail, candidate, operator, {}, labels)
         readers = self._readers.get((candidate.choice, fold))
         refitted = _loss(tail, candidate, operator, readers, labels) if readers else bare
-        return (bare, refitted)[: 1 + self._refits]
+        return (bare, refitted) if self._refits else (bare,)
 
     def _refit_readers(self, candidates: Sequence[Candidate], fold: int) -> None:
         """Refit what reads the changes of candidates without a fold, unless that was done before."""
