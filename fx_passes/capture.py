@@ -23,7 +23,7 @@ from fx_passes.normalise.channel_arithmetic import ChannelArithmetic
 from fx_passes.normalise.functional import FunctionalNorms, FunctionalToModules
 from fx_passes.normalise.inplace import DropInplace
 from fx_passes.normalise.layer_constants import FoldLayerConstants
-from fx_passes.normalise.modules import CloneSharedModules, DropIdentities, PlainNorms
+from fx_passes.normalise.modules import CloneSharedModules, CloneSharedTensors, DropIdentities, PlainNorms
 from fx_passes.normalise.pixel_layers import PixelLinears
 from fx_passes.outputs import noise_like, require_comparable, require_equal, tensors_of
 from fx_passes.parametrizations import remove_parametrizations
@@ -51,6 +51,7 @@ _SHAPED_PASSES = (
     DropCopies(),
     ChannelArithmetic(),
     PixelLinears(),
+    CloneSharedTensors(),
 )  # these read the shapes and types that a run leaves at the nodes
 _TOLERANCE = 1e-5  # relative to the largest output; most of the graph runs the same kernels in the same order
 _ROUNDINGS = 8  # but layers that changed kind round elsewhere: by 1.3 eps of the output in half precision networks

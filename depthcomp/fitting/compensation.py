@@ -9,7 +9,7 @@ A linear layer that reads a vector for each image is a 1x1 convolution of an ima
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 
 import torch
@@ -23,7 +23,7 @@ from fx_passes.operators import NORMS, Role, affine_operator, called_module, kno
 __all__ = ["STRENGTHS", "KeptConvolution", "as_images", "kept_behind", "load_operator", "readers_of", "run_operator"]
 
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)  # of the ridge; the last leaves a kept convolution all but as it was
-DEAD = 1e-6  # of a norm's largest scale: what a channel with a smaller one reads does not show
+DEAD = 1e-6  # of a norm's largest scale: no weights make a channel with a smaller one show
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,8 +145,8 @@ def _kept(gm: fx.GraphModule, node: fx.Node, order: dict[fx.Node, int]) -> KeptC
 def load_operator(gm: fx.GraphModule, name: str, operator: AffineConv) -> None:
     """Let the convolution or linear layer at a node compute an operator of its shape; in place.
 
-    Where norms are not folded, one stands at the node: it keeps its statistics and its scale, and its convolution's
-    weights and its own shift become those that together compute the operator.
+    Where norms are not folded, one stands at the node: it keeps its statistics, and its scale but for channels that it
+    scales to nothing, and its convolution's weights and its own shift become those that together compute the operator.
     """
     node = next(node for node in gm.graph.nodes if node.name == name)
     linear = _linear(gm, node)
@@ -163,19 +163,35 @@ def _load_convolution(gm: fx.GraphModule, node: fx.Node, operator: AffineConv) -
         norms.append(node)
         node = node.all_input_nodes[0]
     conv = _convolution(gm, node)
-    scale, shift = torch.ones_like(operator.bias), affine_operator(gm, node, conv.in_channels).bias
-    for place in reversed(norms):
-        norm = affine_operator(gm, place, operator.out_channels)
-        scale, shift = norm.weight.flatten() * scale, norm.weight.flatten() * shift + norm.bias
-    alive = scale.abs() > DEAD * scale.abs().max()
-    divisor = torch.where(alive, scale, 1.0)
-    weight = torch.where(alive[:, None, None, None], operator.weight / divisor[:, None, None, None], 0.0)
-    conv.weight.data.copy_(weight)
+    scale, shift = _scale_and_shift(gm, norms, affine_operator(gm, node, conv.in_channels).bias)
+    dead = scale.abs() <= DEAD * scale.abs().max()
+    if dead.any():
+        for norm in norms:
+            _pass_on(known_layer(gm, norm), dead)
+        scale, shift = _scale_and_shift(gm, norms, affine_operator(gm, node, conv.in_channels).bias)
+    conv.weight.data.copy_(operator.weight / scale[:, None, None, None])
     last = known_layer(gm, norms[0]) if norms else None
     if isinstance(last, nn.BatchNorm2d | ChannelAffine) and last.bias is not None:
         last.bias.data.add_((operator.bias - shift).to(last.bias))
     else:
-        _add_to_bias(conv, torch.where(alive, (operator.bias - shift) / divisor, 0.0))
+        _add_to_bias(conv, (operator.bias - shift) / scale)
+
+
+def _scale_and_shift(gm: fx.GraphModule, norms: Sequence[fx.Node], bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Return by what norms, the last one first, scale the channels of a convolution, and what they make of its bias."""
+    scale, shift = torch.ones_like(bias), bias
+    for place in reversed(norms):
+        norm = affine_operator(gm, place, len(bias))
+        scale, shift = norm.weight.flatten() * scale, norm.weight.flatten() * shift + norm.bias
+    return scale, shift
+
+
+def _pass_on(norm: nn.Module | None, channels: Tensor) -> None:
+    """Let a norm scale some channels by one, where it has scales of its own."""
+    if isinstance(norm, nn.BatchNorm2d) and norm.affine and norm.running_var is not None:
+        norm.weight.data[channels] = (norm.running_var[channels] + norm.eps).sqrt()
+    elif isinstance(norm, ChannelAffine) and norm.weight is not None:
+        norm.weight.data[channels] = 1.0
 
 
 def _convolution(gm: fx.GraphModule, node: fx.Node) -> nn.Conv2d:

@@ -1,15 +1,16 @@
-"""Make every module call its own, of a plain kind: no sharing, no no-ops, no norms over several processes."""
+"""Make every module call its own, of a plain kind: nothing shared, no no-ops, no norms over several processes."""
 
 import copy
 from collections import Counter
 
-from torch import fx, nn
+import torch
+from torch import Tensor, fx, nn
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from fx_passes.graph_edit import add_module
 from fx_passes.normalise.functional import NORMS_BY_RANK
 
-__all__ = ["CloneSharedModules", "DropIdentities", "PlainNorms"]
+__all__ = ["CloneSharedModules", "CloneSharedTensors", "DropIdentities", "PlainNorms"]
 
 
 class CloneSharedModules(PassBase):
@@ -26,6 +27,31 @@ class CloneSharedModules(PassBase):
                 node.target = add_module(graph_module, f"{node.target}_call{calls[node.target]}", clone)
                 modified = True
         return PassResult(graph_module, modified)
+
+
+class CloneSharedTensors(PassBase):
+    """Give each module parameters and buffers of its own where several hold the same, or views of the same numbers."""
+
+    def call(self, graph_module: fx.GraphModule) -> PassResult:
+        """Rewrite `graph_module` in place."""
+        seen = set[int]()
+        modified = False
+        for module in graph_module.modules():
+            for held in (module._parameters, module._buffers):
+                for name, tensor in held.items():
+                    if tensor is None or tensor.layout is not torch.strided or not tensor.numel():
+                        continue
+                    numbers = tensor.untyped_storage().data_ptr()
+                    if numbers in seen:
+                        held[name] = _copy_of(tensor)
+                        modified = True
+                    seen.add(numbers)
+        return PassResult(graph_module, modified)
+
+
+def _copy_of(tensor: Tensor) -> Tensor:
+    copied = tensor.detach().clone()
+    return nn.Parameter(copied, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copied
 
 
 class DropIdentities(PassBase):

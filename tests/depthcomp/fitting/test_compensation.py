@@ -216,3 +216,22 @@ def test_the_trainable_form_computes_the_same(captured, network, dropped):
         assert torch.allclose(merge(trainable, dropped)(x), wanted, atol=1e-9)
         assert not torch.allclose(linearize(captured, dropped)(x), wanted, atol=1e-3)
     assert not placed_convolutions(trainable, dropped)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-9])
+def test_a_channel_that_a_norm_scales_to_nothing_shows_once_it_is_refitted(captured, scale):
+    """The refit judges a graph without norms, where such a channel is like any other."""
+    before = copy.deepcopy(captured)
+    for module in before.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.weight.data[1] *= scale
+    folded = copy.deepcopy(before)
+    fold_batch_norms(folded)
+    generator = torch.Generator().manual_seed(6)
+    for node in [node for node in folded.graph.nodes if _is_convolution(folded, node)]:
+        conv = folded.get_submodule(node.target)
+        weight, bias = (torch.randn(part.shape, generator=generator).double() for part in (conv.weight, conv.bias))
+        for gm in (before, folded):
+            load_operator(gm, node.name, AffineConv(weight, bias, conv.stride, (0, 0, 0, 0), conv.groups))
+    with torch.no_grad():
+        assert torch.allclose(before(images(4)), folded(images(4)), atol=1e-9)
