@@ -66,10 +66,11 @@ def compress_depth(
             the line from sums of its entries to the whole networks that are measured here.
         precision: "fp32".
         method: how the plan is chosen, one of `depthcomp.methods.METHODS`: "depthcomp", or for comparison "kim23",
-            "layermerge", "depthshrinker", "uniform" or "random", which fit nothing: train what they return.
-        importance: what a choice costs in loss: "calibrated", by closed-form fits, no training; "kim23" or
-            "layermerge", by a little training of each choice; settings, such as `FinetunedImportance(steps=100)`; or
-            the path of an importance.json that an earlier run left in its `output_dir`.
+            "layermerge" or "depthshrinker", which fit nothing, so train what they return, "uniform" or "random".
+        importance: what a choice costs in loss, whatever the method: "calibrated", by closed-form fits, no training;
+            "kim23" or "layermerge", by a little training of each choice; settings, such as
+            `FinetunedImportance(steps=100)`; or the path of an importance.json that an earlier run left in its
+            `output_dir`.
         finetune: how to fine-tune what was found, with the original as teacher, on all of `data` and on the labels in
             them; `val_data`, or else a part of `data`, decides whether that was any good. None: not at all.
         output_dir: where everything is saved; a run that is killed while measuring latencies, scoring choices or

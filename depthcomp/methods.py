@@ -52,7 +52,7 @@ class Method:
         summary: what it does, in a line.
         limits: which choices spans offer it.
         allows: which of these it may take, asked with the network and the candidate.
-        importance: the importance that it comes with.
+        importance: the importance that its paper comes with; a compression takes the one that it is told to take.
         draw: makes the plans that it chooses among where no solver does; None for the solver's frontier.
         scored: whether it asks for the losses of choices.
         fits: whether new convolutions are solved for on calibration images, and a solver's plans compared by their

@@ -7,10 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from depthcomp.budget import Budget
+from depthcomp.data.calibration import calibration_hash
 from depthcomp.errors import DepthCompError
 from depthcomp.files import write_atomically
+from depthcomp.fingerprint import fingerprint, network_hash
 from depthcomp.importance.config import ImportanceConfig
-from depthcomp.importance.fingerprint import calibration_hash, fingerprint, network_hash
+from depthcomp.importance.scoring import ALGORITHM
 from depthcomp.importance.table import ImportanceTable
 from depthcomp.preparation import Prepared
 from depthcomp.results.loading import load_result, load_trainable
@@ -34,7 +36,7 @@ def settings_hash(
     """Return what is equal where a compression may stand for another, though measurements never repeat exactly."""
     return fingerprint(
         network_hash(prepared.captured), calibration_hash(prepared.calibration), str(tuple(prepared.example.shape)),
-        repr(budget), method, repr(importance), str(seed), environment.fingerprint(),
+        repr(budget), method, repr(importance), str(seed), environment.fingerprint(), str(ALGORITHM),
     )  # fmt: skip
 
 

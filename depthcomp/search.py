@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import fx
 
 from depthcomp.budget import Budget
@@ -153,13 +154,15 @@ class Search:
         return best if best is not None else self._fastest(budget)
 
     def rank_correlation(self) -> float | None:
-        """Return Spearman's correlation of importance and true loss over the plans that were compared."""
-        if len(self._true_losses) < 3:
-            return None
+        """Return Spearman's correlation of importance and true loss over the plans that were compared.
+
+        None where there are fewer than three, or where one of both is the same for all.
+        """
         summed = [option.importance for option in self._true_losses]
         true = [min(losses.values()) for losses in self._true_losses.values()]
-        ranks = [np.argsort(np.argsort(values)) for values in (summed, true)]
-        return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
+        if len(summed) < 3 or min(len(set(summed)), len(set(true))) == 1:
+            return None
+        return float(np.corrcoef(_ranks(summed), _ranks(true))[0, 1])
 
     def _fastest(self, budget: Budget) -> Found:
         """Return the fastest plan if it meets the budget, and say how far it gets where it does not."""
@@ -259,6 +262,13 @@ def _used(found: Found, budget: Budget) -> float:
     """Return which share a plan takes of what it may: of the budget, and of all but the original's own time."""
     original_ms = found.original.median_ms
     return found.measured.median_ms / min(budget.target_ms(original_ms), LESS * original_ms)
+
+
+def _ranks(values: Sequence[float]) -> NDArray[np.float64]:
+    """Return the rank of each value; equal ones share the mean of theirs."""
+    _, groups, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ranks: NDArray[np.float64] = (np.cumsum(counts) - (counts - 1) / 2)[groups]
+    return ranks
 
 
 def _plan_of(keys: Sequence[object]) -> Plan:

@@ -44,10 +44,13 @@ def changed(path: Path) -> Iterator[Results]:
 
 
 def table(results: Results) -> str:
-    """Return the results as text, accuracies of the test part in per cent, a row for each row."""
+    """Return the results as text, accuracies of the test part in per cent, a line for each row.
+
+    What a row took is without an importance that another row of its method and seed had found already.
+    """
     lines = [
-        f"{'network':<12}{'method':<15}{'asked':>6}{'seed':>5}{'ms':>8}{'spread':>8}{'faster':>8}"
-        f"{'untrained':>11}{'new norms':>11}{'tuned':>8}{'drop':>7}{'importance':>12}{'in all':>10}"
+        f"{'network':<12}{'method':<15}{'asked':>6}{'seed':>5}{'spread':>8}{'faster':>8}"
+        f"{'untrained':>11}{'new norms':>11}{'tuned':>8}{'drop':>7}{'importance':>12}{'row':>10}"
     ]
     for net, found in sorted(results["networks"].items()):
         lines.append(f"{net:<12}{'original':<15}{'':>11}{_latency(found)}{'':>22}{100 * found['test']:>8.2f}")
@@ -76,8 +79,8 @@ def _seconds(found: float | None) -> str:
 
 def _latency(found: Row) -> str:
     if "ms" not in found:
-        return f"{'-':>8}{'-':>8}{'-':>8}"
-    return f"{found['ms']:>8.4f}{found['spread']:>8.1%}{found['speedup']:>7.2f}x"
+        return f"{'-':>8}{'-':>8}"
+    return f"{found['spread']:>8.1%}{found['speedup']:>7.2f}x"
 
 
 def summary(results: Results) -> str:

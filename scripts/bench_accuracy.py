@@ -24,6 +24,7 @@ import hashlib
 import json
 import os
 import platform
+import subprocess
 import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
@@ -138,6 +139,12 @@ def _name_of(found: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:8]
 
 
+def _commit() -> str:
+    """Return the commit that is checked out, marked where files differ from it; "unknown" outside a checkout."""
+    described = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    return subprocess.run(described, cwd=ROOT, capture_output=True, text=True).stdout.strip() or "unknown"
+
+
 def _version(name: str) -> str:
     try:
         return version(name)
@@ -183,7 +190,7 @@ def run(bench: Bench, all_keys: Sequence[Key], patterns: Sequence[str], out: Pat
     names = sorted({key.net for key in chosen or all_keys})
     models = {name: trained(name, bench.parts, bench.cache, RECIPES[name]) for name in names}
     under = conditions(bench)
-    made = {"conditions": _name_of(under), "date": f"{datetime.now(UTC):%Y-%m-%d}"}
+    made = {"conditions": _name_of(under), "commit": _commit(), "date": f"{datetime.now(UTC):%Y-%m-%d}"}
     with changed(out) as results:
         for name, model in models.items():
             results["networks"].setdefault(name, {}).update(judged(bench, name, model))

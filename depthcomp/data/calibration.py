@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -10,8 +11,9 @@ import torch
 from torch import Tensor
 
 from depthcomp.data.batches import batch_size, in_batches
+from depthcomp.fingerprint import fingerprint
 
-__all__ = ["CalibrationSet", "Layout", "cross_validated", "layouts", "separate"]
+__all__ = ["CalibrationSet", "Layout", "calibration_hash", "cross_validated", "layouts", "separate"]
 
 FOLDS = 3  # each fit then sees two thirds of the images, and every image judges
 
@@ -156,3 +158,9 @@ def _in_folds(
         classes = tuple(batch for part, order in pairs for batch in in_batches(part[order], layout.largest))
     folds = tuple(fold for fold, part in enumerate(mixed) for _ in part)
     return CalibrationSet(batches, folds, judges, withheld, classes)
+
+
+def calibration_hash(calibration: CalibrationSet) -> str:
+    """Return the hash of images in their folds, with their labels where they have some."""
+    roles = json.dumps([calibration.folds, calibration.judges, calibration.withheld])
+    return fingerprint(roles, calibration.batches, calibration.labels or ())

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from depthcomp.errors import DataError
 
-__all__ = ["divergence", "divergence_of", "is_scores", "require_finite", "rise_of_loss"]
+__all__ = ["divergence", "divergence_of", "is_scores", "power", "require_finite", "rise_of_loss"]
 
 
 def divergence(original: Any, changed: Any) -> float:
@@ -33,7 +33,7 @@ def divergence_of(original: Any, changed: Any) -> Tensor:
     if len(pairs) == 1 and is_scores(pairs[0][0]):
         scores, other = (F.log_softmax(t.double(), dim=1) for t in pairs[0])
         return F.kl_div(other, scores, log_target=True, reduction="batchmean")
-    errors = [(a - b).square().mean() / _power(a) for a, b in pairs]
+    errors = [(a - b).square().mean() / power(a) for a, b in pairs]
     return torch.stack(errors).mean() if errors else torch.zeros(())
 
 
@@ -69,7 +69,7 @@ def require_finite(output: Any) -> None:
         )
 
 
-def _power(values: Tensor) -> Tensor:
+def power(values: Tensor) -> Tensor:
     """Return the variance of values, or their mean square where they do not vary."""
     variance, square = values.var(correction=0), values.square().mean()
     return torch.where(variance > 1e-6 * square, variance, square).clamp_min(1e-12)

@@ -44,8 +44,7 @@ class Stream:
             for node in self._nodes[self._done : stop]:
                 environment[node] = _run_node(self._interpreter, node, environment, batch)
                 for source in self._dead_after.get(node, ()):
-                    if source.name != name:
-                        del environment[source]
+                    del environment[source]
         self._done = stop
 
     def values(self, name: str) -> Iterator[Tensor]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -106,7 +107,7 @@ class Refitter:
     def loss(self, plan: Plan, *, kept: Kept = "none") -> float:
         """Return the rise of the loss under `plan`, on each judging fold after a refit whose weights have not seen it.
 
-        `kept` is that of `carry_out`.
+        It is infinite where an output is NaN. `kept` is that of `carry_out`.
         """
         judges = self._calibration.judges
         refits = {f: self.carry_out(plan, unseen=f if judges else None, kept=kept) for f in judges or (0,)}
@@ -117,7 +118,7 @@ class Refitter:
             for (fold, batch), wanted, classes in zip(self._calibration.judging(), self._outputs, labels, strict=True):
                 total += rise_of_loss(wanted, networks[fold](batch), classes) * len(batch)
                 images += len(batch)
-        return total / images
+        return math.inf if math.isnan(total) else total / images
 
     @functools.cached_property
     def _outputs(self) -> list[Any]:

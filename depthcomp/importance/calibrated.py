@@ -182,7 +182,8 @@ class _Scorer:
                 found = self._scored(candidate, number)
                 seconds = (shared + time.perf_counter() - start) / len(entries)
                 for entry, loss in zip(entries, found, strict=True):
-                    self._journal.add(entry, loss, seconds)
+                    if entry not in self._journal:
+                        self._journal.add(entry, loss, seconds)
             yield tuple(self._journal[entry] for entry in entries)
 
     def _entries(self, candidate: Candidate, number: int) -> list[str]:
@@ -248,8 +249,8 @@ def _price(losses: Sequence[Ways], saving_ms: float) -> float:
 
 
 def _least(losses: Sequence[Ways]) -> float:
-    """Return the mean loss over batches, with or without refits, whichever is less."""
-    return min(_mean(way) for way in zip(*losses, strict=True))
+    """Return the mean loss over batches, with or without refits, whichever is less; NaN is more than any number."""
+    return min((_mean(way) for way in zip(*losses, strict=True)), key=lambda mean: (math.isnan(mean), mean))
 
 
 def _mean(values: Sequence[float]) -> float:

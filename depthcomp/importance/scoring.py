@@ -10,11 +10,12 @@ from pathlib import Path
 
 import torch
 
+from depthcomp.data.calibration import calibration_hash
 from depthcomp.errors import DepthCompError, TableError
+from depthcomp.fingerprint import fingerprint, network_hash
 from depthcomp.fitting.memory import MEMORY_MIB, FitMemory
 from depthcomp.importance.calibrated import calibrated
 from depthcomp.importance.config import PRESETS, CalibratedImportance, FinetunedImportance, ImportanceConfig
-from depthcomp.importance.fingerprint import calibration_hash, fingerprint, network_hash
 from depthcomp.importance.journal import ScoreJournal
 from depthcomp.importance.table import ImportanceTable
 from depthcomp.importance.trained import finetuned, losses_of
@@ -24,6 +25,7 @@ from depthcomp.progress import Progress, silent
 from fx_passes import SpanChoice
 
 __all__ = [
+    "ALGORITHM",
     "JOURNAL",
     "TABLE",
     "Importance",
@@ -129,7 +131,8 @@ def score_choices(
     memory = fit_memory(prepared, importance)
     candidates, notes = memory.fitting(candidates)
     if isinstance(importance, ImportanceTable):
-        return _from_table(importance, candidates, network_hash(prepared.network), notes)
+        same = importance.algorithm == _algorithm(importance.method, refit_kept)
+        return _from_table(importance, candidates, network_hash(prepared.network), notes, same_rules=same)
     journal = journal_of(prepared, candidates, importance, folder, seed, refit_kept=refit_kept)
     if isinstance(importance, FinetunedImportance):
         finetuned(
@@ -146,6 +149,7 @@ def score_choices(
         losses,
         method,
         asdict(importance),
+        _algorithm(method, refit_kept),
         network_hash(prepared.network),
         calibration_hash(prepared.calibration),
         seed,
@@ -173,7 +177,21 @@ def journal_of(
     return ScoreJournal(None if folder is None else folder / JOURNAL, fingerprint(*parts))
 
 
-def _from_table(table: ImportanceTable, candidates: Sequence[Candidate], network: str, before: Sequence[str]) -> Scored:
+def _algorithm(method: str, refit_kept: bool) -> str:
+    """Return by which rules a method scores; of a table of another's making they are not known."""
+    if method not in ("calibrated", "finetuned"):
+        return ""
+    return f"{ALGORITHM}, readers refitted" if method == "calibrated" and refit_kept else f"{ALGORITHM}"
+
+
+def _from_table(
+    table: ImportanceTable,
+    candidates: Sequence[Candidate],
+    network: str,
+    before: Sequence[str],
+    *,
+    same_rules: bool,
+) -> Scored:
     known = {c.choice: table.losses[c.choice] for c in candidates if c.choice in table.losses}
     if not known:
         raise TableError(
@@ -188,6 +206,11 @@ def _from_table(table: ImportanceTable, candidates: Sequence[Candidate], network
         )
     if table.network and table.network != network:
         notes.append("the importance table was made for a network with other weights")
+    if not same_rules:
+        notes.append(
+            "the importance table was made by other rules than those that hold here, those of an earlier version or of "
+            "a method that refits otherwise; score anew to be sure"
+        )
     return _scored(table, known, notes)
 
 

@@ -41,6 +41,7 @@ class _Document(BaseModel):
     version: Literal[1]
     method: str
     settings: dict[str, int | float | str | None]
+    algorithm: str = ""
     network: str
     data: str
     seed: int
@@ -65,6 +66,7 @@ class ImportanceTable:
         losses: expected rise of the loss, lower is better, by choice; NaN where it was not finite.
         method: "calibrated" or "finetuned".
         settings: those of the method.
+        algorithm: by which rules the method scored; empty where it is not known.
         network: hash of the network that was scored.
         data: hash of the images.
         seed: of everything random.
@@ -74,6 +76,7 @@ class ImportanceTable:
     losses: Mapping[SpanChoice, float]
     method: str = "table"
     settings: Mapping[str, int | float | str | None] = field(default_factory=dict)
+    algorithm: str = ""
     network: str = ""
     data: str = ""
     seed: int = 0
@@ -98,8 +101,8 @@ class ImportanceTable:
             {**asdict(choice), "loss": loss if math.isfinite(loss) else None} for choice, loss in self.losses.items()
         ]
         content: dict[str, Any] = {
-            "method": self.method, "settings": dict(self.settings), "network": self.network, "data": self.data,
-            "seed": self.seed, "seconds": self.seconds, "choices": choices,
+            "method": self.method, "settings": dict(self.settings), "algorithm": self.algorithm,
+            "network": self.network, "data": self.data, "seed": self.seed, "seconds": self.seconds, "choices": choices,
         }  # fmt: skip
         _FORMAT.write(Path(path), content)
         return Path(path)
@@ -117,7 +120,8 @@ class ImportanceTable:
         except PlanError as error:
             raise TableError(f"{path} is not an importance table: {error}") from error
         return cls(
-            losses, stored.method, stored.settings, stored.network, stored.data, stored.seed, stored.seconds
+            losses, stored.method, stored.settings, stored.algorithm, stored.network, stored.data, stored.seed,
+            stored.seconds,
         )  # fmt: skip
 
 

@@ -22,9 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from depthcomp.data.calibration import CalibrationSet
+from depthcomp.fingerprint import seed_of
 from depthcomp.fitting.divergence import divergence, divergence_of, is_scores, require_finite
 from depthcomp.importance.config import FinetunedImportance
-from depthcomp.importance.fingerprint import seed_of
 from depthcomp.importance.journal import ScoreJournal
 from depthcomp.pricing import Candidate
 from depthcomp.progress import Progress, silent
@@ -74,7 +74,7 @@ def entries_of(
     captured: fx.GraphModule, candidates: Sequence[Candidate], config: FinetunedImportance
 ) -> dict[str, Callable[[], fx.GraphModule]]:
     """Return what is to be trained: the name of each entry, and a function that makes its network."""
-    layers = sorted({name for candidate in candidates for name in layers_of(captured, candidate)})
+    layers = _all_layers(captured, candidates)
     entries: dict[str, Callable[[], fx.GraphModule]] = {
         str(candidate.choice): lambda choice=candidate.choice: linearize(captured, Plan((choice,)))  # type: ignore[misc]
         for candidate in candidates
@@ -94,7 +94,8 @@ def losses_of(
 
     The loss is what the span's layers are worth, kept, less what the choice is worth.
     """
-    known = [value for entry, value in changes.items() if entry.startswith(_LAYER) and math.isfinite(value)]
+    layers = _all_layers(captured, candidates)
+    known = [value for name in layers if math.isfinite(value := changes.get(_layer_entry(name), math.nan))]
     mean = math.fsum(known) / len(known) if known else 0.0
 
     def worth(entry: str) -> float:
@@ -121,6 +122,10 @@ def layers_of(captured: fx.GraphModule, candidate: Candidate) -> list[str]:
     """Return the nodes of a span's convolutions; where norms were folded, those of the norms behind them."""
     nodes = {node.name: node for node in captured.graph.nodes}
     return [name for name in candidate.span.nodes if name in nodes and _convolution(captured, nodes[name]) is not None]
+
+
+def _all_layers(captured: fx.GraphModule, candidates: Sequence[Candidate]) -> list[str]:
+    return sorted({name for candidate in candidates for name in layers_of(captured, candidate)})
 
 
 def _convolution(gm: fx.GraphModule, node: fx.Node) -> fx.Node | None:
@@ -170,8 +175,8 @@ class _Protocol:
         self._wanted = [self._teacher(batch) for batch in self._judging]
         require_finite(self._wanted)
         self._classes = _joined(calibration.labels, judged)
-        single = max(map(len, calibration.batches)) == 1 < len(self._images)  # the network takes no more at once
-        self._batch_size = 1 if single else config.batch_size
+        largest = config.batch_size if max(map(len, calibration.batches)) > 1 else 1  # the network may take no more
+        self._batch_size = min(largest, len(self._images))
         self._base = self._score(self._wanted)
 
     def change(self, network: fx.GraphModule) -> float:
@@ -205,6 +210,9 @@ class _Protocol:
         )  # fmt: skip
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.steps)
         network.train().requires_grad_(True)
+        if self._batch_size == 1:  # one image tells no statistics, and of one pixel there are none
+            for norm in [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]:
+                norm.eval()
         for chosen in self._batches(config.steps):
             loss = self._loss(network, chosen)
             optimizer.zero_grad()
@@ -214,14 +222,12 @@ class _Protocol:
 
     def _batches(self, steps: int) -> Iterator[Tensor]:
         """Yield the indices of each step's images: all of them in a random order, again and again."""
-        count = len(self._images)
-        size = min(self._batch_size, count)
         drawn = torch.empty(0, dtype=torch.long)
         for _ in range(steps):
-            if len(drawn) < size:
-                drawn = torch.randperm(count)
-            yield drawn[:size]
-            drawn = drawn[size:]
+            if len(drawn) < self._batch_size:
+                drawn = torch.randperm(len(self._images))
+            yield drawn[: self._batch_size]
+            drawn = drawn[self._batch_size :]
 
     def _loss(self, network: fx.GraphModule, chosen: Tensor) -> Tensor:
         images = self._images[chosen.to(self._images.device)]

@@ -67,7 +67,7 @@ class Findings:
         loss: divergence from the original (KL in nats for class scores), estimated by refits of `plan` on images that
             their weights have not seen; `model` itself is fitted on all of `data`.
         rank_correlation: Spearman's, between importance and true loss of the whole plans that were tried; None
-            where fewer than three were.
+            where fewer than three were, or all were scored alike.
         original_depth: convolutions on the longest path of the original.
         depth: convolutions on the longest path of `model`.
         spans: what the plan does, span by span.

@@ -152,7 +152,7 @@ def _importance(result: Findings) -> str:
 
 def _agreement(result: Findings) -> str:
     if result.rank_correlation is None:
-        return "how well it ranks plans is not known, as fewer than three whole plans were tried"
+        return "how well it ranks plans is not known, as fewer than three whole plans were tried or it scored all alike"
     rho = f"{result.rank_correlation:.2f}"
     return f"its rank correlation (Spearman) with the loss of the whole plans that were tried is {rho}"
 

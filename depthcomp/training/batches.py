@@ -16,7 +16,7 @@ from depthcomp.data.batches import images_of, labels_of, require_values
 from depthcomp.data.randomness import entered, seed_everything
 from depthcomp.data.unlabelled import IGNORED
 from depthcomp.errors import DataError
-from depthcomp.training.identity import hashed
+from depthcomp.fingerprint import fingerprint
 from depthcomp.training.processes import Processes
 
 __all__ = ["Batch", "Source", "loader_like", "told_length"]
@@ -159,7 +159,7 @@ class Source:
 
         Where two readings of it differ, by random numbers that no seed reaches, the number alone counts.
         """
-        one, other = hashed(self._whole_first()), hashed(self._whole_first())
+        one, other = fingerprint(self._whole_first()), fingerprint(self._whole_first())
         return f"{len(self)} {one if one == other else 'drawn anew'}"
 
     def _whole_first(self) -> Any:

@@ -1,26 +1,16 @@
-"""What a training depends on besides its configuration, as hashes: a checkpoint goes on only where they are equal."""
+"""What functions compute, as hashes: a checkpoint goes on only where they are equal."""
 
 from __future__ import annotations
 
 import dis
 import functools
-import hashlib
 from collections.abc import Callable, Iterable
 from types import CellType, CodeType, FunctionType
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from depthcomp.fingerprint import fingerprint
 
-__all__ = ["function_hash", "hashed", "network_hash"]
-
-_PLAIN = (bool, int, float, str, bytes, type(None))
-
-
-def network_hash(network: nn.Module) -> str:
-    """Return a hash of the names and values of a network's tensors."""
-    return hashed(list(network.state_dict().items()))
+__all__ = ["function_hash"]
 
 
 def function_hash(function: Callable[..., Any]) -> str:
@@ -30,13 +20,13 @@ def function_hash(function: Callable[..., Any]) -> str:
     module, and what it calls, does not count.
     """
     if isinstance(function, functools.partial):
-        return hashed(function_hash(function.func), function.args, function.keywords)
+        return fingerprint(function_hash(function.func), function.args, function.keywords)
     called = function if hasattr(function, "__code__") else type(function).__call__
     code = getattr(called, "__code__", None)
     kept = None if called is function else getattr(function, "__dict__", None)
     cells = _enclosed(code, called.__closure__ or ()) if isinstance(called, FunctionType) and code else None
     name = [getattr(function, part, None) for part in ("__module__", "__qualname__")]
-    return hashed(name, _code(code) if code else None, getattr(called, "__defaults__", None), cells, kept)
+    return fingerprint(name, _code(code) if code else None, getattr(called, "__defaults__", None), cells, kept)
 
 
 def _enclosed(code: CodeType, cells: Iterable[CellType]) -> list[Any]:
@@ -52,15 +42,3 @@ def _code(code: CodeType) -> list[Any]:
 def _constant(value: Any) -> str:
     """Return a constant as a text that is the same in each process: the order of a set is not."""
     return str(sorted(map(repr, value))) if isinstance(value, frozenset) else repr(value)
-
-
-def hashed(*parts: Any) -> str:
-    """Return a hash of all tensors, numbers and texts in some values; of anything else the type counts."""
-    found = hashlib.sha256()
-    for leaf in tree_leaves(parts):
-        if isinstance(leaf, Tensor):
-            found.update(f"{leaf.dtype} {tuple(leaf.shape)}\n".encode())
-            found.update(leaf.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-        else:
-            found.update(f"{leaf!r}\n".encode() if isinstance(leaf, _PLAIN) else type(leaf).__name__.encode())
-    return found.hexdigest()

@@ -15,14 +15,13 @@ from torch.utils._pytree import tree_leaves
 
 from depthcomp.data.unlabelled import IGNORED
 from depthcomp.errors import DataError, DepthCompError, TrainingError
-from depthcomp.fitting.divergence import is_scores
+from depthcomp.fitting.divergence import is_scores, power
 from depthcomp.training.batches import Batch
 from depthcomp.training.config import FinetuneConfig
 from depthcomp.training.processes import Processes
 
 __all__ = ["Objective", "Score", "difference"]
 
-NOTHING = 1e-12  # a tensor that varies less does not vary
 ROUNDING = 0.01  # by which the shares of an image's classes may miss 1; half-precision ones do
 
 
@@ -80,7 +79,7 @@ def _divergence(wanted: Tensor, found: Tensor, temperature: float) -> Tensor:
 
 def _error(wanted: Tensor, found: Tensor) -> Tensor:
     wanted, found = wanted.float(), found.float()
-    return (wanted - found).square().mean() / wanted.var(correction=0).clamp_min(NOTHING)
+    return (wanted - found).square().mean() / power(wanted)
 
 
 class Objective:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from depthcomp.data.randomness import seed_everything
 from depthcomp.errors import ArtifactError, DataError, TrainingError
+from depthcomp.fingerprint import network_hash
 from depthcomp.progress import Progress
 from depthcomp.training.batches import Batch, Source
 from depthcomp.training.checkpoint import (
@@ -27,7 +28,7 @@ from depthcomp.training.checkpoint import (
     restore_optimizer,
 )
 from depthcomp.training.config import FinetuneConfig
-from depthcomp.training.identity import function_hash, network_hash
+from depthcomp.training.identity import function_hash
 from depthcomp.training.log import TrainingLog
 from depthcomp.training.objective import Objective, Score
 from depthcomp.training.processes import Processes

@@ -37,16 +37,21 @@ class CloneSharedTensors(PassBase):
         seen = set[int]()
         modified = False
         for module in graph_module.modules():
-            for held in (module._parameters, module._buffers):
-                for name, tensor in held.items():
-                    if tensor is None or tensor.layout is not torch.strided or not tensor.numel():
-                        continue
-                    numbers = tensor.untyped_storage().data_ptr()
-                    if numbers in seen:
-                        held[name] = _copy_of(tensor)
-                        modified = True
-                    seen.add(numbers)
+            for name, tensor in _tensors_of(module):
+                if tensor.layout is not torch.strided or not tensor.numel():
+                    continue
+                numbers = tensor.untyped_storage().data_ptr()
+                if numbers in seen:
+                    setattr(module, name, _copy_of(tensor))
+                    modified = True
+                seen.add(numbers)
         return PassResult(graph_module, modified)
+
+
+def _tensors_of(module: nn.Module) -> list[tuple[str, Tensor]]:
+    """Return a module's own parameters and buffers by name."""
+    options = {"recurse": False, "remove_duplicate": False}
+    return [*module.named_parameters(**options), *module.named_buffers(**options)]  # type: ignore[arg-type]
 
 
 def _copy_of(tensor: Tensor) -> Tensor:

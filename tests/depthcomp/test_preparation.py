@@ -5,9 +5,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from depthcomp.data.calibration import cross_validated, separate
+from depthcomp.data.calibration import calibration_hash, cross_validated, separate
 from depthcomp.errors import CaptureError, TableError
-from depthcomp.importance.fingerprint import calibration_hash
 from depthcomp.preparation import measurable, prepare
 
 EXAMPLE = torch.zeros(1, 3, 7, 11)

@@ -1,5 +1,7 @@
 """The search for a plan that meets its budget when measured, and the predictor that it asks."""
 
+import math
+
 import pytest
 import scipy.stats
 import torch
@@ -8,10 +10,11 @@ from torch import nn
 from depthcomp import Budget
 from depthcomp.data.calibration import cross_validated
 from depthcomp.errors import BudgetInfeasibleError
+from depthcomp.fitting.refit import Refitter
 from depthcomp.importance.calibrated import calibrated
 from depthcomp.preparation import OFFERED
 from depthcomp.pricing import Pricing
-from depthcomp.search import Search
+from depthcomp.search import Option, Search
 from depthcomp.timing import LatencyPredictor, NetworkTimer
 from fx_passes import Plan, capture, enumerate_spans, structure_tree
 from fx_passes.merge import fold_batch_norms
@@ -162,6 +165,40 @@ def test_the_rank_correlation_needs_three_plans(network, offered):
     true = [min(losses.values()) for losses in compared.values()]
     wanted = scipy.stats.spearmanr([option.importance for option in compared], true).statistic
     assert search.rank_correlation() == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize("importances", [(0.5, 0.5, 0.5, 1.0), (0.0, 0.0, 0.2, 0.2), (0.3, 0.1, 0.2, 0.3)])
+def test_the_rank_correlation_where_importances_are_equal(network, offered, importances):
+    search, _ = search_for(network, offered)
+    true = (0.3, 0.2, 0.1, 0.4)
+    for number, (importance, loss) in enumerate(zip(importances, true, strict=True)):
+        search._true_losses[Option(Plan(), float(number), importance)] = {"none": loss}
+    assert search.rank_correlation() == pytest.approx(scipy.stats.spearmanr(importances, true).statistic)
+
+
+def test_scores_that_are_all_equal_rank_nothing(network, offered):
+    search, _ = search_for(network, offered)
+    for number in range(4):
+        search._true_losses[Option(Plan(), float(number), 0.0)] = {"none": 0.1 * number}
+    assert search.rank_correlation() is None
+
+
+def test_a_plan_whose_outputs_are_nan_is_not_chosen(network, offered, monkeypatch):
+    """Refitting the kept convolutions overflows, or refitting none does: the other way counts."""
+    search, _ = search_for(network, offered)
+    honest = Refitter.carry_out
+
+    def overflowing(self, plan, *, kept="none", **options):
+        refit = honest(self, plan, kept=kept, **options)
+        if kept == "none":
+            refit.linearized.get_submodule("0").weight.data.fill_(math.nan)
+        return refit
+
+    monkeypatch.setattr(Refitter, "carry_out", overflowing)
+    found = search.meet(Budget(70, "%"))
+    assert math.isfinite(found.loss)
+    losses = list(search._true_losses.values())
+    assert all(each["none"] == math.inf and math.isfinite(each["nearest"]) for each in losses if len(each) == 2)
 
 
 @pytest.fixture(scope="module")

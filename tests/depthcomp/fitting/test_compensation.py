@@ -165,6 +165,8 @@ def test_a_projection_is_refitted_towards_what_the_branch_before_it_leaves():
     fold_batch_norms(gm)
     entry, exit_ = (n.name for n in gm.graph.nodes if n.name in ("stem_2", "add"))
     plan = Plan((SpanChoice(entry, exit_, "drop"),))
+    found = {place.core: place for place in kept_behind(linearize(gm, plan), plan)}
+    assert (found["projection"].target, found["projection"].other) == ("add_1", "two_7")
     refit = Refitter(gm, separate(images(24), images(12, seed=2), seed=0)).carry_out(plan, kept="all")
     assert "projection" in refit.kept
 

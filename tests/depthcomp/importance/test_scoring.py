@@ -72,6 +72,16 @@ def test_three_interruptions_change_nothing(prepared, some, tmp_path, method):
     assert dict(losses(prepared, some, method, folder=tmp_path)) == dict(whole)
 
 
+def test_a_kill_between_the_two_losses_of_a_choice_changes_nothing(prepared, some, tmp_path):
+    whole = losses(prepared, some, CalibratedImportance(), folder=tmp_path)
+    journal = tmp_path / "importance.jsonl"
+    lines = journal.read_text().splitlines(keepends=True)
+    journal.write_text("".join(lines[:3]))
+    assert dict(losses(prepared, some, CalibratedImportance(), folder=tmp_path)) == dict(whole)
+    entries = [json.loads(line)["entry"] for line in journal.read_text().splitlines()]
+    assert len(entries) == len(set(entries)) == len(lines)
+
+
 def test_what_the_scores_depend_on_is_not_mixed_up(prepared, some, tmp_path):
     losses(prepared, some, QUICK, folder=tmp_path)
     first = (tmp_path / "importance.jsonl").read_text()
@@ -94,13 +104,24 @@ def test_a_table_gives_the_losses_that_were_saved(prepared, some, tmp_path):
     found.table.save(tmp_path / "importance.json")
     table = parse_importance(tmp_path / "importance.json")
     assert table == ImportanceTable(
-        dict(found.losses), "calibrated", {"memory_mib": 1536, "images": None}, found.table.network,
-        found.table.data, 0, found.table.seconds,
+        dict(found.losses), "calibrated", {"memory_mib": 1536, "images": None}, found.table.algorithm,
+        found.table.network, found.table.data, 0, found.table.seconds,
     )  # fmt: skip
     again = score_choices(prepared, some, SAVINGS, table)
     assert dict(again.losses) == dict(found.losses)
     assert again.notes == ()
     assert table.seconds > 0
+
+
+def test_a_table_of_other_rules_is_said(prepared, some):
+    """Scores without refits of readers, or those of an earlier version, rank otherwise."""
+    table = score_choices(prepared, some, SAVINGS, CalibratedImportance(), refit_kept=False).table
+    assert score_choices(prepared, some, SAVINGS, table, refit_kept=False).notes == ()
+    for other in (table, replace(table, algorithm="")):
+        (note,) = score_choices(prepared, some, SAVINGS, other).notes
+        assert "was made by other rules than those that hold here" in note
+    trained = score_choices(prepared, some, SAVINGS, QUICK).table
+    assert all(score_choices(prepared, some, SAVINGS, trained, refit_kept=k).notes == () for k in (True, False))
 
 
 def test_choices_that_a_table_lacks_are_left_out_and_said(prepared, some):

@@ -123,6 +123,18 @@ def test_the_scores_by_hand(prepared, few):
     assert normalized == pytest.approx((total - 1.5 * mean * len(layers)) - (-0.25 - 1.5 * mean))
     wanted = sum(math.exp(changes[f"layer {name}"]) for name in layers) - math.exp(-0.25)
     assert exponential == pytest.approx(wanted)
+    others = changes | {"layer of a choice that is not offered": -5.0}
+    assert losses_of(prepared.captured, [candidate], replace(KIM23, alpha=1.5), others)[candidate.choice] == normalized
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_few_images_and_norms_of_one_pixel(count):
+    """One image of one pixel tells a norm no statistics."""
+    torch.manual_seed(0)
+    narrow = [nn.AdaptiveAvgPool2d(1), nn.Conv2d(6, 6, 1), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 6, 1), nn.ReLU()]
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), *narrow, nn.Flatten(), nn.Linear(6, 4))
+    found = prepare(model.eval(), EXAMPLE, [images(count)], None, seed=0)
+    assert all(map(math.isfinite, scored(found, found.candidates[:2], SHORT).values()))
 
 
 def test_what_is_not_finite_makes_no_loss(prepared, few):

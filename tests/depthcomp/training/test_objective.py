@@ -10,7 +10,7 @@ from tuning import CLASSES, classifier, config, images, labelled, same_bits
 from depthcomp.errors import DataError, TrainingError
 from depthcomp.training.batches import Batch
 from depthcomp.training.finetune import finetune, rehearse
-from depthcomp.training.objective import Objective
+from depthcomp.training.objective import Objective, difference
 from depthcomp.training.processes import Processes
 from fx_passes import capture
 
@@ -52,6 +52,12 @@ def test_images_take_the_type_of_the_weights():
     x, y = labelled().tensors
     one, other = (finetune(classifier(), None, TensorDataset(t, y), None, config(**SHORT)) for t in (x, x.double()))
     assert same_bits(one.network, other.network)
+
+
+def test_a_wanted_tensor_without_variance_weighs_by_its_size():
+    """As in a divergence: a dead layer inside must not outweigh the outputs."""
+    wanted = torch.ones(2, 3, 4, 4)
+    assert float(difference(wanted, 1.01 * wanted)) == pytest.approx(1e-4, rel=1e-3)
 
 
 def detached(student, teacher, batch):

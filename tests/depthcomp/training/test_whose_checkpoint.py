@@ -41,6 +41,13 @@ def other_labels():
     return TensorDataset(x, (y + 1) % 4)
 
 
+def without_activations():
+    """A network with the tensors of another: plans that only merge are told apart by their graphs."""
+    found = classifier()
+    found[2] = torch.nn.Identity()
+    return found
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -49,6 +56,7 @@ def other_labels():
         ({"val": labelled(16, 3)}, "a training that was judged on other data"),
         ({"teacher": classifier(8)}, "a training with another teacher"),
         ({"teacher": None}, "a training with another teacher"),
+        ({"student": without_activations()}, "a training of another network"),
     ],
 )
 def test_a_checkpoint_of_other_data_or_another_teacher_is_refused(tmp_path, changes, message):
