@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves
 
 from depthcomp.data.batches import Data, enough_images, labelled_images, synthetic_batches
 from depthcomp.data.calibration import CalibrationSet, Layout, cross_validated, layouts, separate
@@ -41,6 +42,10 @@ OFFERED = SpanLimits(layer_pruning=False, other_ends=(), skips_pixels=False)
 _NO_DATA = (
     "no data: importance comes from the weights alone, on synthetic images; pass data=, even a few dozen "
     "unlabelled images, for a far better choice"
+)
+_FIXED_BATCH = (
+    "the network takes batches of one image alone, and so will what is made of it: its forward reads sizes as "
+    "Python numbers (an assert does, too), so it was traced with those of the example; for other batches take that out"
 )
 _CPU = torch.device("cpu")
 _ONE_IMAGE = "one calibration image: the loss is estimated on the image that was fitted to"
@@ -235,6 +240,8 @@ def _calibration(
     else:
         images, labels, note = labelled_alone(*_read(data, example, "data", most, seed), "data")
     layout = _layout(network, images)
+    if layout.largest < min(layouts(images)[0].largest, len(images)):
+        note = "; ".join(filter(None, (note, _FIXED_BATCH)))
     if val_data is not None:
         found = _read(val_data, example, "val_data", most, seed)
         judging, classes, other = labelled_alone(*found, "val_data")
@@ -275,23 +282,33 @@ def _with_known_classes(network: fx.GraphModule, calibration: CalibrationSet) ->
 def _layout(network: fx.GraphModule, images: Tensor) -> Layout:
     """Return the fastest layout that a network takes: `view` needs contiguous images, a fixed size batches of one.
 
+    With a fixed size a reshape may also fail to fail, and make one long row of several images'.
+
     Raises:
         CaptureError: the network takes no batch of another size than the one that it was captured for.
     """
     for layout in layouts(images):
         try:
-            with torch.no_grad():
-                for size in {min(layout.largest, len(images)), 1}:
-                    fx.Interpreter(network).run(images[:size].to(memory_format=layout.memory))  # it prints no traceback
+            one, several = (
+                _shapes(network, images[:size].to(memory_format=layout.memory))
+                for size in (1, min(layout.largest, len(images)))
+            )
         except RuntimeError as error:
             reason = error
         else:
-            return layout
+            if all(many[1:] == single[1:] for single, many in zip(one, several, strict=True)):
+                return layout
     why = str(reason).splitlines()[0]
     raise CaptureError(
         f"the network was captured for a batch of a fixed size and takes no single image ({why}); "
         "pass example_inputs with one image, or reshape with x.shape[0] left symbolic"
     ) from reason
+
+
+def _shapes(network: fx.GraphModule, images: Tensor) -> list[tuple[int, ...]]:
+    with torch.no_grad():
+        output = fx.Interpreter(network).run(images)  # it prints no traceback
+    return [tuple(part.shape) for part in tree_leaves(output) if isinstance(part, Tensor)]
 
 
 def _folded(captured: fx.GraphModule) -> fx.GraphModule:

@@ -150,12 +150,16 @@ def is_first_process() -> bool:
 
 
 def _measured(result: CompressionResult, timer: NetworkTimer) -> CompressionResult:
-    """Return the result with latencies of its network as it is now, of the first measurement within the budget."""
+    """Return the result with latencies of its network as it is now, of the first measurement within the budget.
+
+    What was predicted stays the same share of the original's latency.
+    """
     result = replace(result, warnings=tuple(note for note in result.warnings if note != _TOO_SLOW))
     for _ in range(MEASUREMENTS):
         original, measured = timer.compare(result.model)
         result = replace(
             result,
+            predicted_ms=result.predicted_ms * original.median_ms / result.original_ms,
             original_timing=original,
             measured_timing=measured,
             budget_ms=result.budget.target_ms(original.median_ms),

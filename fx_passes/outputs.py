@@ -55,7 +55,8 @@ def require_comparable(name: str, outputs: Sequence[Tensor]) -> None:
         if not torch.isfinite(output).all():
             raise CaptureError(
                 f"output {index} of {name} holds NaN or infinite values on the example inputs; "
-                "pass images that are normalised as for training, and return finite scores"
+                "pass images that are normalised as for training, check the statistics of its norms, and return finite "
+                "scores"
             )
 
 

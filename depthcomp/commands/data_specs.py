@@ -192,7 +192,8 @@ def _folder(folder: Path, transform: Any) -> Dataset[Any]:
     except (OSError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise DataError(
-            f"{folder} holds no folder of images for each class ({reason}); give folder:PATH of one"
+            f"{folder} {'holds no folder of images for each class' if folder.is_dir() else 'is no folder'} ({reason}); "
+            "give folder:PATH of one that holds a folder of images for each class"
         ) from error
     return dataset
 
@@ -220,7 +221,7 @@ def _torchvision(spec: str, name: str, root: Path, download: bool, transform: An
     except Exception as error:  # torchvision, the network or the files can fail in any way
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         remedy = "give the folder that holds its own with --data-root, or --download"
-        if any(root.glob("*.gz")):
+        if any((*root.glob("*.gz"), *(root / name / "raw").glob("*.gz"))):
             remedy = f"unpack the .gz files into DIR/{name}/raw, where torchvision looks, and give --data-root DIR"
         raise DataError(f"torchvision cannot read {name} in {root} ({reason}); {remedy}") from error
     return dataset
@@ -237,8 +238,8 @@ def _transform(model: nn.Module, example: Tensor, *, training: bool) -> Any:
     if channels not in _MODES or not len(mean) == len(std) == channels:
         raise DataError(
             f"images have 1 or 3 channels with a mean and a std each, but the model takes {channels} with "
-            f"{len(mean)} means and {len(std)} stds; mend the model's pretrained_cfg, give --mean and --std to "
-            "`depthcomp finetune`, or give package.module:function"
+            f'{len(mean)} means and {len(std)} stds; give the model a pretrained_cfg with "mean" and "std", a number '
+            "for each channel, give package.module:function, or, to `depthcomp finetune`, --mean and --std"
         )
     config = {"crop_pct": MIDDLE if min(height, width) >= LARGE else 1.0, **pretrained_cfg(model)}
     config = data.resolve_data_config({}, pretrained_cfg={**config, "mean": mean, "std": std})

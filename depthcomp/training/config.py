@@ -13,7 +13,10 @@ from depthcomp.errors import DepthCompError
 __all__ = ["FinetuneConfig", "Loss", "Metric"]
 
 Loss = Callable[[Any, Any, Any], Any]
-"""(student, teacher, batch) -> the mean loss over the batch, a tensor with one number."""
+"""(student, teacher, batch) -> the mean loss over the batch, a tensor with one number.
+
+Student and teacher are the networks, not their outputs: `mse_loss(student(batch[0]), teacher(batch[0]))` is one.
+"""
 Metric = Callable[[Any, Any, Any], Any]
 """(student, teacher, batch) -> the mean over the batch of what is to be large, a number or a tensor with one."""
 
@@ -53,8 +56,8 @@ class FinetuneConfig:
         channels_last: lay images and weights out with their channels last, which many devices compute faster.
         freeze_norms: leave the statistics of batch norms as they are.
         fit_norms: let a batch norm that changes nothing at first follow each fitted convolution, until the merge.
-        loss: what to train by instead, as (student, teacher, batch) -> loss; the batch is an item of the data with its
-            tensors on the training device.
+        loss: what to train by instead, as (student, teacher, batch) -> loss; it is given the two networks, and an item
+            of the data with its tensors on the training device.
         metric: what decides which epoch is the best: "loss" on the validation data; "accuracy" against the labels;
             "auto", the accuracy where there are labels of classes and no `loss`, else the loss; or a function
             (student, teacher, batch) -> what is to be large.

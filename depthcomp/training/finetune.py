@@ -16,6 +16,7 @@ from torch import nn
 
 from depthcomp.data.numbering import foreign_labels
 from depthcomp.data.randomness import own_randomness
+from depthcomp.errors import TrainingError
 from depthcomp.progress import Progress, silent
 from depthcomp.training.batches import Source
 from depthcomp.training.checkpoint import optimizer_state
@@ -168,6 +169,11 @@ def rehearse(network: nn.Module, train: Any, val: Any, config: FinetuneConfig | 
         recipe.train_mode()
         with recipe.autocast():
             loss = objective.loss(recipe.wrapped, training)
+        if not loss.isfinite():
+            raise TrainingError(
+                f"the loss on the first batch is {loss.item()}, before any training; mend the data, the network or the "
+                "function first"
+            )
         torch.autograd.backward(recipe.scaler.scale(loss))
         recipe.step(1)
         optimizer_state(recipe.optimizer)  # which checkpoints must hold

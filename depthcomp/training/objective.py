@@ -241,7 +241,8 @@ def _explained(batch: Batch) -> Iterator[None]:
         raise TrainingError(
             f"loss or metric cannot be computed for a batch of images {tuple(batch.images.shape)} of "
             f"{batch.images.dtype} ({type(error).__name__}: {reason}); student, teacher and functions must take such "
-            "images, and both networks return outputs of one shape"
+            "images, and both networks return outputs of one shape; a loss or metric of your own is given the two "
+            "networks, not their outputs, and the batch"
         ) from error
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from depthcomp.data.randomness import own_randomness
-from depthcomp.errors import TrainingError
+from depthcomp.errors import DataError, TrainingError
 from depthcomp.progress import Progress
 from depthcomp.training.config import FinetuneConfig
 from depthcomp.training.finetune import FinetuneRecord, finetune
@@ -73,6 +73,7 @@ def finetune_plan(
         progress: called as (stage, done, total).
 
     Raises:
+        DataError: as for `finetune`.
         TrainingError: as for `finetune`, or the merged network is not the function that was trained.
     """
     config = config or FinetuneConfig()
@@ -112,12 +113,23 @@ def with_norms_for_fits(trainable: fx.GraphModule, plan: Plan, batches: Sequence
         place.module.register_forward_hook(_summing(sums, place.core)) for place in fits_without_norm(network, plan)
     ]
     for batch in batches if hooks else ():
-        network(batch)
+        _run(network, batch)
     moments = {}
     for core, (count, total, squares) in sums.items():
         mean = total / count
         moments[core] = mean, (squares / count - mean.square()).clamp_min(0)
     return insert_norms(trainable, plan, moments)
+
+
+def _run(network: nn.Module, images: Tensor) -> None:
+    try:
+        network(images)
+    except Exception as error:  # layers refuse tensors by errors of many kinds
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DataError(
+            f"the network cannot be run on images {tuple(images.shape)} of {images.dtype} ({reason}); give images like "
+            "those that it was compressed with"
+        ) from error
 
 
 def _summing(sums: dict[str, list[Tensor]], core: str) -> Any:

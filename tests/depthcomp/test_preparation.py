@@ -150,6 +150,27 @@ def test_one_image_is_fitted_to_and_judges_and_that_is_said():
     assert note == "one calibration image: the loss is estimated on the image that was fitted to"
 
 
+class Checked(nn.Module):
+    """Checks its channels, for which it is traced with sizes as they are, and reads its batch's size."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = net()
+
+    def forward(self, x):
+        x = self.body(x)
+        assert x.shape[1] == 5
+        return x.view(x.size(0), -1)
+
+
+def test_a_network_for_single_images_is_said():
+    prepared = prepare(Checked().eval(), EXAMPLE, [images(8)], None, seed=0)
+    (note,) = prepared.notes
+    assert note.startswith("the network takes batches of one image alone, and so will what is made of it")
+    assert {len(batch) for batch in prepared.calibration.batches} == {1}
+    assert prepare(Checked().eval(), EXAMPLE, [images(1)], None, seed=0).notes[0].startswith("one calibration image")
+
+
 @pytest.mark.parametrize("val_data", [None, [images(12, seed=1)]])
 def test_no_data_are_synthetic_images_and_that_is_said(val_data):
     prepared = prepare(net(), EXAMPLE, None, val_data, seed=0)

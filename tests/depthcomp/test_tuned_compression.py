@@ -158,10 +158,18 @@ def test_the_command_trains_what_a_folder_holds_and_measures_it_again(untuned, r
     assert found.original_ms == pytest.approx(0.9 * result.original_ms)
     assert found.measured_ms == pytest.approx(0.9 * result.measured_ms, rel=0.01)
     assert found.budget_ms == pytest.approx(0.6 * found.original_ms)
+    assert found.predicted_ms == pytest.approx(0.9 * result.predicted_ms)
     assert found.seconds.keys() >= {"capturing", "fine-tuning", "measuring the fine-tuned network"}
     fits = sum(choice.kind == "fit" for choice in result.plan)
     assert norms_of(found.trainable) == norms_of(result.trainable) + fits > norms_of(result.trainable)
     assert abacus.live == 0
+
+
+def test_images_that_do_not_fit_are_said(untuned, request_for):
+    result, _ = untuned
+    grey = [(torch.randn(8, 1, 9, 9), torch.zeros(8).long())] * 2
+    with pytest.raises(DataError, match=r"cannot be run on images \(8, 1, 9, 9\) of torch.float32 .*channels"):
+        finetune_plan(result.trainable, result.plan, None, grey, grey)
 
 
 @pytest.mark.parametrize("by", ["the call", "the command"])

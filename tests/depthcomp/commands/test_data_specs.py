@@ -110,7 +110,7 @@ def test_a_packed_download_of_another_layout_is_explained(tmp_path):
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("folder:nowhere", "nowhere holds no folder of images for each class"),
+        ("folder:nowhere", "nowhere is no folder (.*); give folder:PATH of one that holds a folder"),
         ("nowhere", "image folder nowhere does not exist"),
         ("torchvision:FashionMINT", "names no data set of torchvision.datasets"),
         ("torchvision:FashionMNIST:half", "FashionMNIST has no split 'half'; train and test are what it has"),

@@ -97,6 +97,14 @@ def test_one_image_at_a_time_trains_networks_without_norms():
     [
         ({"optimizer": "adamz"}, "optimizer .='adamz'. is unknown to timm"),
         ({"loss": detached}, "depends on no weight that is trained"),
+        (
+            {"loss": lambda s, t, b: s(b[0]).sum() * float("nan")},
+            "on the first batch is nan, before any training",
+        ),
+        (
+            {"loss": lambda s, t, b: (s - t).sum()},
+            "your own is given the two networks, not their outputs",
+        ),
     ],
 )
 def test_a_rehearsal_finds_what_training_would(options, message):
