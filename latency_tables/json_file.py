@@ -50,7 +50,9 @@ class JsonFormat(Generic[Document]):
         try:
             return self.schema.model_validate_json(text)
         except ValidationError as error:
-            raise self.error(f"{path} is not a {self.what}: {first_fault(error)}; check the path, or {self.remedy}.") from error
+            raise self.error(
+                f"{path} is not a {self.what}: {first_fault(error)}; check the path, or {self.remedy}."
+            ) from error
 
     def write(self, path: Path, content: dict[str, Any]) -> None:
         """Write a document, all of it or nothing: a reader never sees half a file.
