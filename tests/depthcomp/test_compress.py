@@ -3,6 +3,7 @@
 import copy
 import json
 import time
+import warnings
 from dataclasses import replace
 from typing import get_args
 
@@ -407,12 +408,20 @@ class Fixed(nn.Module):
         return self.head(x.view(self.shape(x)))
 
 
-@pytest.mark.parametrize("shape", [lambda x: (x.size(0), -1), lambda x: (1, 12 * 36)], ids=["contiguous", "one image"])
-def test_networks_that_are_particular_about_their_input(arithmetic_backend, shape, capsys):
+@pytest.mark.parametrize(
+    ("shape", "said"),
+    [(lambda x: (x.size(0), -1), []), (lambda x: (1, 12 * 36), ["the network takes batches of one image alone"])],
+    ids=["contiguous", "one image"],
+)
+def test_networks_that_are_particular_about_their_input(arithmetic_backend, shape, said, capsys):
     torch.manual_seed(0)
     model = Fixed(shape).eval()
     model(EXAMPLE[:1])
-    result = compress_depth(model, "80%", example_inputs=EXAMPLE[:1], data=images(8), backend=arithmetic_backend())
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        result = compress_depth(model, "80%", example_inputs=EXAMPLE[:1], data=images(8), backend=arithmetic_backend())
+    assert [str(each.message).partition(",")[0] for each in caught] == said
+    assert list(result.warnings) == [str(each.message) for each in caught]
     assert result.measured_ms <= result.budget_ms
     assert capsys.readouterr() == ("", "")
 
