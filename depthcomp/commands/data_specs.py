@@ -191,9 +191,9 @@ def _folder(folder: Path, transform: Any) -> Dataset[Any]:
         dataset: Dataset[Any] = ImageFolder(str(folder), transform)
     except (OSError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
+        what = "holds no folder of images for each class" if folder.is_dir() else "is no folder"
         raise DataError(
-            f"{folder} {'holds no folder of images for each class' if folder.is_dir() else 'is no folder'} ({reason}); "
-            "give folder:PATH of one that holds a folder of images for each class"
+            f"{folder} {what} ({reason}); give folder:PATH of one that holds a folder of images for each class"
         ) from error
     return dataset
 

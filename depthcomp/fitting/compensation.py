@@ -163,12 +163,13 @@ def _load_convolution(gm: fx.GraphModule, node: fx.Node, operator: AffineConv) -
         norms.append(node)
         node = node.all_input_nodes[0]
     conv = _convolution(gm, node)
-    scale, shift = _scale_and_shift(gm, norms, affine_operator(gm, node, conv.in_channels).bias)
+    bias = affine_operator(gm, node, conv.in_channels).bias
+    scale, shift = _scale_and_shift(gm, norms, bias)
     dead = scale.abs() <= DEAD * scale.abs().max()
     if dead.any():
         for norm in norms:
             _pass_on(known_layer(gm, norm), dead)
-        scale, shift = _scale_and_shift(gm, norms, affine_operator(gm, node, conv.in_channels).bias)
+        scale, shift = _scale_and_shift(gm, norms, bias)
     conv.weight.data.copy_(operator.weight / scale[:, None, None, None])
     last = known_layer(gm, norms[0]) if norms else None
     if isinstance(last, nn.BatchNorm2d | ChannelAffine) and last.bias is not None:

@@ -39,8 +39,10 @@ __all__ = [
 
 LEAST_SCORED = 64  # candidates that see all judging batches
 READER_BATCHES = 12  # that readers of a change are refitted on for a score
-Ways = tuple[float, ...]  # losses of a choice as it is and, where readers may be refitted, with these refitted
 MOST_JUDGING = 18  # batches that candidates are scored on; whole plans are judged on all
+
+Ways = tuple[float, ...]
+"""Losses of a choice as it is and, where readers may be refitted, with these refitted."""
 
 
 def calibrated(

@@ -149,11 +149,11 @@ def score_choices(
         losses,
         method,
         asdict(importance),
-        _algorithm(method, refit_kept),
         network_hash(prepared.network),
         calibration_hash(prepared.calibration),
         seed,
         journal.seconds,
+        _algorithm(method, refit_kept),
     )
     return replace(_scored(table, losses, notes), journal=journal)
 

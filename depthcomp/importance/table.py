@@ -66,21 +66,21 @@ class ImportanceTable:
         losses: expected rise of the loss, lower is better, by choice; NaN where it was not finite.
         method: "calibrated" or "finetuned".
         settings: those of the method.
-        algorithm: by which rules the method scored; empty where it is not known.
         network: hash of the network that was scored.
         data: hash of the images.
         seed: of everything random.
         seconds: what the scores cost, over all runs and processes.
+        algorithm: by which rules the method scored; empty where it is not known.
     """
 
     losses: Mapping[SpanChoice, float]
     method: str = "table"
     settings: Mapping[str, int | float | str | None] = field(default_factory=dict)
-    algorithm: str = ""
     network: str = ""
     data: str = ""
     seed: int = 0
     seconds: float = 0.0
+    algorithm: str = ""
 
     @property
     def kind(self) -> str:
@@ -120,8 +120,8 @@ class ImportanceTable:
         except PlanError as error:
             raise TableError(f"{path} is not an importance table: {error}") from error
         return cls(
-            losses, stored.method, stored.settings, stored.algorithm, stored.network, stored.data, stored.seed,
-            stored.seconds,
+            losses, stored.method, stored.settings, stored.network, stored.data, stored.seed, stored.seconds,
+            stored.algorithm,
         )  # fmt: skip
 
 

@@ -104,8 +104,8 @@ def test_a_table_gives_the_losses_that_were_saved(prepared, some, tmp_path):
     found.table.save(tmp_path / "importance.json")
     table = parse_importance(tmp_path / "importance.json")
     assert table == ImportanceTable(
-        dict(found.losses), "calibrated", {"memory_mib": 1536, "images": None}, found.table.algorithm,
-        found.table.network, found.table.data, 0, found.table.seconds,
+        dict(found.losses), "calibrated", {"memory_mib": 1536, "images": None}, found.table.network,
+        found.table.data, 0, found.table.seconds, found.table.algorithm,
     )  # fmt: skip
     again = score_choices(prepared, some, SAVINGS, table)
     assert dict(again.losses) == dict(found.losses)
