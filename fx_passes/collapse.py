@@ -5,7 +5,7 @@ Activations and dropout inside the piece count as identity.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import fx
@@ -26,6 +26,7 @@ def collapse(
     *,
     device: str = "cpu",
     largest_kernel: tuple[int, int] | None = None,
+    skipped: Collection[fx.Node] = (),
 ) -> dict[fx.Node, AffineConv]:
     """Return, for `entry` and each node, the operator that maps the tensor at `entry` to the node's tensor.
 
@@ -37,12 +38,16 @@ def collapse(
         device: where to compute; "meta" for shapes only.
         largest_kernel: crop every operator on the way to this size at most. The result is then not the exact
             collapse but a cheap first guess of it.
+        skipped: nodes of the piece that count as identity.
 
     Raises:
         NotAffineError: a node is no affine operator of its inputs; the message names it.
     """
     values = {entry: affine.identity(channels, device=device)}
     for node in nodes:
+        if node in skipped:
+            values[node] = values[node.all_input_nodes[0]]
+            continue
         value = collapse_node(gm, node, values, device=device, largest_kernel=largest_kernel)
         if largest_kernel is not None:
             height, width = value.kernel

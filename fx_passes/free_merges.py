@@ -20,18 +20,22 @@ from dataclasses import dataclass
 from torch import fx
 
 from fx_passes.borders import pads_only_zeros
-from fx_passes.choices import SpanLimits
-from fx_passes.operators import Role, role
-from fx_passes.plan import Plan, SpanChoice
-from fx_passes.spans import Span, SpanWalker
-from fx_passes.structure import Level, structure_tree
+from fx_passes.choice import SpanChoice
+from fx_passes.limits import SpanLimits
+from fx_passes.network import CapturedNetwork, as_network
+from fx_passes.operators import Role
+from fx_passes.plan import Plan
+from fx_passes.span import Piece
+from fx_passes.structure import Level
+from fx_passes.walker import SpanWalker
 
 __all__ = ["free_merges"]
 
 _UNLIMITED = 10**9
+_FREE = SpanLimits(_UNLIMITED, _UNLIMITED, largest_mac_growth=1.0, layer_pruning=False, other_ends=(), kinds=("merge",))
 
 
-def free_merges(gm: fx.GraphModule) -> Plan:
+def free_merges(gm: fx.GraphModule | CapturedNetwork) -> Plan:
     """Return the merges that change nothing about a captured graph but its depth and its latency.
 
     They do not overlap, and no other set of free merges leaves fewer multiply-adds or, among equals, fewer
@@ -45,9 +49,8 @@ def free_merges(gm: fx.GraphModule) -> Plan:
         >>> [str(choice) for choice in free_merges(capture(net, torch.zeros(1, 3, 8, 8)))]
         ['merge 3x3 (input_1 -> _2]']
     """
-    limits = SpanLimits(_UNLIMITED, _UNLIMITED, largest_mac_growth=1.0, layer_pruning=False, other_ends=())
-    tree = structure_tree(gm)
-    return Plan.of(_Finder(gm, SpanWalker(gm, limits)).best(tree).choices)
+    network = as_network(gm)
+    return Plan.of(_Finder(network, SpanWalker(network, _FREE)).best(network.tree).choices)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +73,9 @@ class _Saving:
 class _Finder:
     """Finds the best free merges of a level by dynamic programming over its cuts."""
 
-    def __init__(self, gm: fx.GraphModule, walker: SpanWalker) -> None:
-        self._gm = gm
+    def __init__(self, network: CapturedNetwork, walker: SpanWalker) -> None:
+        self._network = network
         self._walker = walker
-        self._nodes = {node.name: node for node in gm.graph.nodes}
 
     def best(self, level: Level) -> _Saving:
         """Return the free merges of a level and of all levels inside it that save most."""
@@ -87,17 +89,14 @@ class _Finder:
     def _merged(self, level: Level, start: int) -> Iterator[tuple[int, _Saving]]:
         """Yield where the free spans that begin at a cut end, and what each saves."""
         for span in self._walker.spans_from(level, start):
-            if not self._is_exact(span):
+            piece = span.piece
+            if piece is None or not self._is_exact(piece):
                 return  # nor is any longer span
+            macs = piece.in_shape[0] * piece.operator.macs(piece.in_shape[2:])
             for choice in span.choices:
-                if choice.kind == "merge" and span.operator is not None and span.in_shape is not None:
-                    macs = span.in_shape[0] * span.operator.macs(span.in_shape[2:])
-                    yield span.stop, _Saving(span.macs - macs, len(span.inner) - 1, (choice,))
+                yield span.stop, _Saving(piece.macs - macs, len(piece.inner) - 1, (choice,))
 
-    def _is_exact(self, span: Span) -> bool:
-        """Say whether the span's collapse computes the same, at the border too."""
-        if span.operator is None:
-            return False
-        inner = [self._nodes[name] for name in span.inner]
-        active = any(role(self._gm, node) is Role.ACTIVATION for node in inner)
-        return not active and pads_only_zeros(self._gm, self._nodes[span.entry], inner)
+    def _is_exact(self, piece: Piece) -> bool:
+        """Say whether a piece's collapse computes the same, at the border too."""
+        active = any(self._network.roles[name] is Role.ACTIVATION for name in piece.inner)
+        return not active and pads_only_zeros(self._network.gm, self._network.nodes[piece.entry], piece.inner_nodes)

@@ -20,6 +20,7 @@ from typing import TypeVar
 from torch import fx, nn
 
 from fx_passes.affine import Sides
+from fx_passes.facts import GraphFacts
 from fx_passes.operators import NORMS, Role, affine_operator, image_shape, known_layer, role
 from fx_passes.structure import Level, Unit
 
@@ -89,12 +90,12 @@ class LayerPruner:
     """Finds the best prunings of the units of one graph, each once.
 
     Args:
-        gm: a captured graph; it is not changed.
+        graph: a captured graph; it is not changed.
     """
 
-    def __init__(self, gm: fx.GraphModule) -> None:
-        self._gm = gm
-        self._nodes = {node.name: node for node in gm.graph.nodes}
+    def __init__(self, graph: GraphFacts) -> None:
+        self._gm = graph.gm
+        self._nodes = graph.nodes
         self.of_unit = functools.cache(self._of_unit)
 
     def _of_unit(self, unit: Unit) -> Prunings | None:

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import copy
 
-import torch.nn.functional as F
 from torch import fx, nn
 
-from depthcomp_errors import PlanError
-from fx_passes.affine import AffineConv, NotAffineError
-from fx_passes.borders import pads_only_zeros
-from fx_passes.collapse import collapse, collapse_carrying_biases
-from fx_passes.ends import core_of
+from fx_passes.affine import AffineConv
+from fx_passes.facts import GraphFacts
 from fx_passes.graph_edit import redirect, tidy
+from fx_passes.kinds import kind_of
 from fx_passes.normalise.modules import DropIdentities
-from fx_passes.operators import NORMS, Role, affine_operator, image_shape, known_layer, role
-from fx_passes.placed import insert_convolution, not_linearized, span_ends
-from fx_passes.plan import Plan, SpanChoice, require_plan
+from fx_passes.operators import NORMS, Role, affine_operator, known_layer, role
+from fx_passes.plan import Plan, require_plan
 from fx_passes.structure import require_captured
 
 __all__ = ["collapse_spans", "fold_batch_norms", "merge"]
@@ -50,8 +46,9 @@ def collapse_spans(linearized: fx.GraphModule, plan: Plan) -> fx.GraphModule:
     require_plan(plan)
     require_captured(linearized)
     collapsed = copy.deepcopy(linearized).eval()
+    linearized_copy = GraphFacts(collapsed)
     for choice in plan:
-        _merge_span(collapsed, choice)
+        kind_of(choice).merge(linearized_copy, choice)
     return tidy(collapsed)
 
 
@@ -70,57 +67,6 @@ def fold_batch_norms(gm: fx.GraphModule) -> None:
             redirect(node, target=str(source.target), args=source.args)
             gm.graph.erase_node(source)
     gm.recompile()
-
-
-def _merge_span(gm: fx.GraphModule, choice: SpanChoice) -> None:
-    entry, exit_ = span_ends(gm, choice)
-    if choice.kind == "drop":
-        if not isinstance(known_layer(gm, exit_), nn.Identity) or exit_.args[0] is not entry:
-            raise not_linearized(choice, f"{choice.exit} is not an identity of {choice.entry}")
-        return
-    core = core_of(gm, exit_)
-    inner, channels = _inner(gm, choice, entry, core)
-    try:
-        if pads_only_zeros(gm, entry, inner):
-            operator, source = collapse(gm, entry, inner, channels)[core], entry
-        elif pads_only_zeros(gm, entry, inner, carry_biases=True):
-            operator, source = collapse_carrying_biases(gm, entry, inner, channels)[core], _with_ones(gm, core, entry)
-        else:
-            raise not_linearized(choice, "tensors inside are padded")
-    except NotAffineError as reason:
-        raise not_linearized(choice, str(reason)) from reason
-    if operator.kernel != choice.kernel:
-        height, width = operator.kernel
-        raise not_linearized(choice, f"its kernel is {height}x{width}")
-    insert_convolution(gm, core, source, operator, f"merged_{core.name}")
-
-
-def _inner(gm: fx.GraphModule, choice: SpanChoice, entry: fx.Node, core: fx.Node) -> tuple[list[fx.Node], int]:
-    """Return the nodes of a linearized span and the number of channels that it reads."""
-    inner, shape = _between(entry, core), image_shape(entry)
-    if shape is None:
-        raise PlanError(f"the shape at {choice.entry} is not known: linearize a graph that `capture` returned")
-    active = [node.name for node in inner if role(gm, node) is Role.ACTIVATION]
-    if active:
-        raise not_linearized(choice, f"the activation {active[0]} stands inside")
-    return inner, shape[1]
-
-
-def _with_ones(gm: fx.GraphModule, before: fx.Node, source: fx.Node) -> fx.Node:
-    """Return a new node, placed before another, that gives the tensor at `source` a last channel of ones."""
-    with gm.graph.inserting_before(before):
-        return gm.graph.call_function(F.pad, (source, (0, 0, 0, 0, 0, 1), "constant", 1.0))
-
-
-def _between(entry: fx.Node, core: fx.Node) -> list[fx.Node]:
-    """Return the nodes on paths from `entry` (excluded) to `core` (included), in the graph's order."""
-    found, pending = {core}, [core]
-    while pending:
-        for source in pending.pop().all_input_nodes:
-            if source is not entry and source not in found:
-                found.add(source)
-                pending.append(source)
-    return [node for node in entry.graph.nodes if node in found]
 
 
 def _fold(conv: nn.Conv2d, norm: AffineConv) -> None:

@@ -94,7 +94,9 @@ def follows_convolution(gm: fx.GraphModule, norm: fx.Node) -> bool:
     source = norm.args[0]
     while isinstance(source, fx.Node) and isinstance(known_layer(gm, source), NORMS):
         source = source.args[0]
-    return isinstance(source, fx.Node) and isinstance(known_layer(gm, source), nn.Conv2d)
+    return isinstance(source, fx.Node) and (
+        isinstance(known_layer(gm, source), nn.Conv2d) or isinstance(source.target, AffineConv)
+    )
 
 
 def describe(gm: fx.GraphModule, node: fx.Node) -> str:

@@ -5,11 +5,10 @@ Networks also compute sizes, read their inputs and return their outputs: nobody 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from torch import nn
 
-from torch import fx, nn
-
-from fx_passes.operators import NORMS, called_module, image_shape
+from fx_passes.facts import GraphFacts
+from fx_passes.operators import NORMS, called_module
 from fx_passes.structure import Level, Unit
 
 __all__ = ["holds_layers", "is_boundary"]
@@ -17,24 +16,23 @@ __all__ = ["holds_layers", "is_boundary"]
 _COMPRESSIBLE = (nn.Conv2d, nn.ConvTranspose2d, nn.AvgPool2d, *NORMS)
 """Layers of which some merge: whose one does not, whatever its forward, wants to know why."""
 
-Nodes = Mapping[str, fx.Node]
 
-
-def holds_layers(gm: fx.GraphModule, nodes: Nodes, unit: Unit) -> bool:
-    """Say whether a convolution, a pooling or a norm stands in a unit; `nodes` are the graph's by name."""
+def holds_layers(graph: GraphFacts, unit: Unit) -> bool:
+    """Say whether a convolution, a pooling or a norm stands in a unit."""
+    nodes = graph.nodes
     if nodes[unit.nodes[0]].op in ("placeholder", "output"):
         return False
-    return any(isinstance(called_module(gm, nodes[name]), _COMPRESSIBLE) for name in (*unit.nodes, *unit.region))
+    return any(isinstance(called_module(graph.gm, nodes[name]), _COMPRESSIBLE) for name in (*unit.nodes, *unit.region))
 
 
-def is_boundary(gm: fx.GraphModule, nodes: Nodes, level: Level, start: int) -> bool:
+def is_boundary(graph: GraphFacts, level: Level, start: int) -> bool:
     """Say whether images pass through the unit after a cut to or from a unit beside it that holds a convolution.
 
     A size that is computed out of an image is no boundary, nor is the network's output.
     """
-    unit, entry = level.units[start], nodes.get(level.cuts[start])
+    unit, entry, nodes = level.units[start], level.cuts[start], graph.nodes
     if nodes[unit.nodes[0]].op in ("placeholder", "output") or "tensor_meta" not in nodes[unit.exit].meta:
         return False
     beside = (*level.units[max(start - 1, 0) : start], *level.units[start + 1 : start + 2])
-    reads_image = entry is not None and image_shape(entry) is not None
-    return reads_image and any(holds_layers(gm, nodes, unit) for unit in beside)
+    reads_image = entry in nodes and graph.shape(entry) is not None
+    return reads_image and any(holds_layers(graph, unit) for unit in beside)

@@ -18,7 +18,8 @@ import networkx as nx
 from torch import fx, nn
 
 from depthcomp_errors import PlanError
-from fx_passes.operators import NORMS, Role, known_layer, role
+from fx_passes.facts import GraphFacts
+from fx_passes.operators import NORMS, Role
 from fx_passes.regions import cut_chains
 
 __all__ = ["Level", "Unit", "require_captured", "structure_tree"]
@@ -69,18 +70,26 @@ class Level:
                 yield from branch.levels()
 
 
-def structure_tree(gm: fx.GraphModule) -> Level:
+def structure_tree(gm: fx.GraphModule | GraphFacts) -> Level:
     """Return the structure of a captured graph; the graph is not changed.
 
     Nodes that no input reaches (fetched weights) or that reach no output are left out.
     """
+    graph = gm if isinstance(gm, GraphFacts) else _facts(gm)
+    return _tree(graph, _data_flow(graph.gm))
+
+
+def _facts(gm: fx.GraphModule) -> GraphFacts:
     require_captured(gm)
-    flow = _data_flow(gm)
-    order = {name: position for position, name in enumerate([INPUTS, *(n.name for n in gm.graph.nodes)])}
+    return GraphFacts(gm)
+
+
+def _tree(graph: GraphFacts, flow: nx.DiGraph[str]) -> Level:
+    gm = graph.gm
     output = next(iter(gm.graph.find_nodes(op="output"))).name
     entries = [node.name for node in gm.graph.find_nodes(op="placeholder") if node.name in flow]
     entry = entries[0] if len(entries) == 1 else INPUTS
-    builder = _Builder(gm, order)
+    builder = _Builder(graph)
     return builder.level(flow.subgraph(_between(flow, entry, output)), entry, output)
 
 
@@ -113,10 +122,9 @@ def _between(flow: nx.DiGraph[str], entry: str, exit_: str) -> set[str]:
 class _Builder:
     """Builds levels out of sub-graphs; holds what all of them share."""
 
-    def __init__(self, gm: fx.GraphModule, order: dict[str, int]) -> None:
-        self._nodes = {node.name: node for node in gm.graph.nodes}
-        self._gm = gm
-        self._order = order
+    def __init__(self, graph: GraphFacts) -> None:
+        self._graph = graph
+        self._order = {INPUTS: -1, **graph.order}
 
     def level(self, flow: nx.DiGraph[str], entry: str, exit_: str) -> Level:
         """Return the level between two nodes of a graph whose every node lies on a path between them."""
@@ -174,13 +182,13 @@ class _Builder:
         return self._is_norm(name) and Role.ACTIVATION not in roles and Role.BARRIER not in roles
 
     def _role(self, name: str) -> Role:
-        return role(self._gm, self._nodes[name])
+        return self._graph.roles[name]
 
     def _is_norm(self, name: str) -> bool:
-        return isinstance(known_layer(self._gm, self._nodes[name]), NORMS)
+        return isinstance(self._graph.layer(name), NORMS)
 
     def _pads(self, name: str) -> bool:
-        module = known_layer(self._gm, self._nodes[name])
+        module = self._graph.layer(name)
         learned = isinstance(module, (nn.Conv2d, nn.AvgPool2d, *NORMS))
         return self._role(name) is Role.AFFINE and not learned
 

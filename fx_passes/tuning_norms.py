@@ -16,13 +16,13 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, fx, nn
 
-from fx_passes.ends import core_of
+from fx_passes.facts import GraphFacts
 from fx_passes.graph_edit import add_module, redirect, tidy
-from fx_passes.operators import follows_convolution, known_layer
-from fx_passes.placed import PlacedConvolution, placed_convolutions, span_ends
-from fx_passes.plan import Plan, SpanChoice
+from fx_passes.kinds import kind_of
+from fx_passes.operators import known_layer
+from fx_passes.plan import Plan
 
-__all__ = ["Moments", "fits_without_norm", "insert_norms"]
+__all__ = ["Moments", "insert_norms", "solved_without_norm"]
 
 Moments = tuple[Tensor, Tensor]
 """Mean and variance by channel, (c,) each."""
@@ -43,28 +43,31 @@ def insert_norms(linearized: fx.GraphModule, plan: Plan, moments: Mapping[str, M
         PlanError: the graph is not the plan's linearized form.
     """
     copied = copy.deepcopy(linearized)
-    nodes = {node.name: node for node in copied.graph.nodes}
-    for place in fits_without_norm(copied, plan):
-        _insert(copied, nodes[place.core], place.module, *moments[place.core])
+    for node in _without_norm(copied, plan):
+        _insert(copied, node, *moments[node.name])
     return tidy(copied)
 
 
-def fits_without_norm(linearized: fx.GraphModule, plan: Plan) -> list[PlacedConvolution]:
-    """Return the convolutions of the fitted spans of `plan` that no norm follows, in the order in which they run.
+def solved_without_norm(linearized: fx.GraphModule, plan: Plan) -> dict[str, nn.Module]:
+    """Return the solved convolutions of `plan` that no norm follows, by the names of their nodes, in order.
 
     Raises:
         PlanError: the graph is not the plan's linearized form.
     """
-    fits = (choice for choice in plan if choice.kind == "fit")
-    return placed_convolutions(linearized, Plan.of(choice for choice in fits if not _has_norm(linearized, choice)))
+    found = _without_norm(linearized, plan)
+    return {node.name: linearized.get_submodule(str(node.target)) for node in found}
 
 
-def _has_norm(gm: fx.GraphModule, choice: SpanChoice) -> bool:
-    core = core_of(gm, span_ends(gm, choice)[1])
-    return isinstance(known_layer(gm, core), nn.BatchNorm2d) and follows_convolution(gm, core)
+def _without_norm(linearized: fx.GraphModule, plan: Plan) -> list[fx.Node]:
+    graph = GraphFacts(linearized)
+    nodes = (node for choice in plan for node in kind_of(choice).solved_nodes(graph, choice))
+    bare = [node for node in nodes if isinstance(graph.layer(node.name), nn.Conv2d)]
+    return sorted(bare, key=lambda node: graph.order[node.name])
 
 
-def _insert(gm: fx.GraphModule, node: fx.Node, conv: nn.Conv2d, mean: Tensor, variance: Tensor) -> None:
+def _insert(gm: fx.GraphModule, node: fx.Node, mean: Tensor, variance: Tensor) -> None:
+    conv = known_layer(gm, node)
+    assert isinstance(conv, nn.Conv2d)  # so it was found
     with gm.graph.inserting_before(node):
         moved = gm.graph.node_copy(node)
     norm = _norm(conv, mean, variance)

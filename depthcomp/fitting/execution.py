@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from fx_passes.facts import nodes_by_name
+
 __all__ = ["Stream", "Tail", "record"]
 
 Environment = dict[fx.Node, Any]
@@ -55,11 +57,20 @@ class Stream:
 
 
 class Tail:
-    """The rest of a network after a changed tensor, everything else as in one recorded forward."""
+    """The rest of a network after a changed tensor, everything else as in one recorded forward.
+
+    Args:
+        gm: the network, in evaluation mode; it is not changed.
+        batch: images (n, c, h, w).
+
+    Attributes:
+        gm: the network.
+    """
 
     def __init__(self, gm: fx.GraphModule, batch: Tensor) -> None:
+        self.gm = gm
         self._interpreter = fx.Interpreter(gm, garbage_collect_values=False)
-        self._nodes = {node.name: node for node in gm.graph.nodes}
+        self._nodes = nodes_by_name(gm)
         self._recorded: Environment = {}
         for node in gm.graph.nodes:
             self._recorded[node] = _run_node(self._interpreter, node, self._recorded, batch)

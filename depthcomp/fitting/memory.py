@@ -15,6 +15,7 @@ from typing import TypeVar
 
 from depthcomp.fitting.ridge import RidgeSystem, design_of
 from depthcomp.pricing import Candidate
+from fx_passes import Slot
 from fx_passes.affine import AffineConv, Pair
 
 __all__ = ["MEMORY_MIB", "FitMemory"]
@@ -83,9 +84,9 @@ class FitMemory:
 
     def fitting(self, candidates: Sequence[Candidate]) -> tuple[list[Candidate], tuple[str, ...]]:
         """Return the candidates that can be fitted, or need no fit, and what the user should know of the others."""
-        fits = [c for c in candidates if c.choice.kind == "fit"]
-        left_out = [c for c in fits if not self.patterns(_operator(c))]
-        cut = [c for c in fits if 0 < self.patterns(_operator(c)) < math.prod(_operator(c).kernel)]
+        fits = [slot for candidate in candidates for slot in candidate.slots]
+        left_out = [slot for slot in fits if not self.patterns(slot.operator)]
+        cut = [slot for slot in fits if 0 < self.patterns(slot.operator) < math.prod(slot.operator.kernel)]
         notes = []
         if cut:
             notes.append(
@@ -97,23 +98,18 @@ class FitMemory:
                 f"{len(left_out)} of {len(fits)} fits were left out: {self.mib:g} MiB have not even room for one pixel "
                 f"of their kernels; {self._remedy(left_out)}"
             )
-        dropped = {c.choice for c in left_out}
-        return [c for c in candidates if c.choice not in dropped], tuple(notes)
+        solved = [c for c in candidates if all(self.patterns(slot.operator) for slot in c.slots)]
+        return solved, tuple(notes)
 
-    def _remedy(self, candidates: Sequence[Candidate]) -> str:
-        return f"CalibratedImportance(memory_mib={self._whole_mib(candidates)}) solves them whole, in more time"
+    def _remedy(self, slots: Sequence[Slot]) -> str:
+        return f"CalibratedImportance(memory_mib={self._whole_mib(slots)}) solves them whole, in more time"
 
-    def _whole_mib(self, candidates: Sequence[Candidate]) -> int:
+    def _whole_mib(self, slots: Sequence[Slot]) -> int:
         """Return the memory in which all of these are solved whole."""
-        operators = [_operator(candidate) for candidate in candidates]
+        operators = [slot.operator for slot in slots]
         largest = max(_gram_mib(math.prod(o.weight.shape[1:]), o.groups) for o in operators)
         return math.ceil(PARTS * (self.folds + SOLVING) * largest)
 
 
 def _gram_mib(unknowns: int, groups: int) -> float:
     return 8 * groups * unknowns**2 / _MIB
-
-
-def _operator(candidate: Candidate) -> AffineConv:
-    assert candidate.operator is not None  # only dropped spans have none
-    return candidate.operator

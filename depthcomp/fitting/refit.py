@@ -1,7 +1,7 @@
-"""The weights of a plan's fitted convolutions, solved front to back, and what the whole plan really loses.
+"""The weights of a plan's slots, solved front to back, and what the whole plan really loses.
 
-Kept convolutions behind a change are fitted once more on the way, see `depthcomp.fitting.compensation`; those that
-memory has no room to solve whole stay as they are.
+Slots are the new convolutions of the plan, and kept layers behind its changes (`depthcomp.fitting.kept_slots`). Kept
+ones that memory has no room to solve whole stay as they are.
 """
 
 from __future__ import annotations
@@ -18,19 +18,23 @@ from torch import Tensor, fx
 
 from depthcomp.data.calibration import CalibrationSet
 from depthcomp.fitting.candidates import samples_per_batch, whole_states
-from depthcomp.fitting.compensation import STRENGTHS, KeptConvolution, as_images, kept_behind, load_operator
 from depthcomp.fitting.divergence import rise_of_loss
 from depthcomp.fitting.execution import Stream, record
+from depthcomp.fitting.kept_slots import as_images, kept_behind
+from depthcomp.fitting.leaning import prior_of, strengths_of
 from depthcomp.fitting.memory import MEMORY_MIB, FitMemory
-from depthcomp.fitting.ridge import Positions, RidgeSystem, sample_positions, starting_point
+from depthcomp.fitting.ridge import Positions, RidgeSystem, sample_positions
 from depthcomp.progress import Progress
-from fx_passes import PlacedConvolution, Plan, linearize, merge, placed_convolutions
+from fx_passes import CapturedNetwork, Plan, Slot, linearize, merge
 from fx_passes.affine import AffineConv
+from fx_passes.facts import GraphFacts
+from fx_passes.kinds import kind_of
+from fx_passes.slot_layers import load_operator
 
 __all__ = ["Kept", "Refit", "Refitter", "Unfitted"]
 
 Kept = Literal["none", "nearest", "all"]
-"""Which kept convolutions behind a change are refitted, too: none, the first ones behind each change, or all."""
+"""Which kept layers behind a change are refitted, too: none, the first ones behind each change, or all."""
 
 _TARGET = "target"
 
@@ -43,27 +47,27 @@ class Refit:
 
     Attributes:
         linearized: the plan's linearized graph with the weights found.
-        kept: the new operators of kept convolutions there, by node.
+        solved: the operators of its slots, by node.
     """
 
     linearized: fx.GraphModule
-    kept: Mapping[str, AffineConv]
+    solved: Mapping[str, AffineConv]
 
 
 class Refitter:
     """Refits plans on one set of images; what they need of the original network is computed once.
 
     Args:
-        gm: the captured graph, in evaluation mode; it is not changed.
+        network: the captured network, in evaluation mode; it is not changed.
         calibration: images to fit on and to judge with.
         seed: for the sampled pixels.
         memory_mib: what a fit may take, as for those that were scored.
     """
 
     def __init__(
-        self, gm: fx.GraphModule, calibration: CalibrationSet, *, seed: int = 0, memory_mib: float = MEMORY_MIB
+        self, network: CapturedNetwork, calibration: CalibrationSet, *, seed: int = 0, memory_mib: float = MEMORY_MIB
     ) -> None:
-        self._gm = gm
+        self._network = network
         self._memory = FitMemory(calibration.count, memory_mib)
         self._calibration = calibration
         self._seed = seed
@@ -72,7 +76,7 @@ class Refitter:
     def carry_out(
         self, plan: Plan, *, unseen: int | None = None, kept: Kept = "none", progress: Progress | None = None
     ) -> Refit:
-        """Return a plan with its fitted convolutions solved front to back.
+        """Return a plan with its slots solved front to back.
 
         Each fit maps the tensor that the compressed network really has at the span's entry to the original
         network's tensor at its end, so that later fits make up for what earlier ones lost.
@@ -81,28 +85,21 @@ class Refitter:
             plan: what to do with the network.
             unseen: a fold that is left out of the fits and only judges how strongly they lean to their prior;
                 None for the one that is withheld from all fits, if there is one.
-            kept: which kept convolutions behind a change are refitted, too; all of them take many times as long.
+            kept: which kept layers behind a change are refitted, too; all of them take many times as long.
             progress: called as (what, done, total).
         """
-        linearized = linearize(self._gm, plan)
-        order = {node.name: position for position, node in enumerate(linearized.graph.nodes)}
-        places: list[PlacedConvolution | KeptConvolution] = [
-            *placed_convolutions(linearized, plan), *self._kept(linearized, plan, kept)
-        ]  # fmt: skip
-        places.sort(key=lambda place: order[place.core])
-        self._sample(places)
-        compressed, refitted = Stream(linearized, self._calibration.batches), dict[str, AffineConv]()
-        for done, place in enumerate(places):
-            compressed.advance(max(_read(place), key=order.__getitem__))
-            operator = self._solve(place, compressed, unseen)
-            if isinstance(place, KeptConvolution):
-                load_operator(linearized, place.core, operator)
-                refitted[place.core] = operator
-            else:
-                place.load(operator)
+        linearized = GraphFacts(linearize(self._network, plan))
+        slots = [*self._new(plan), *self._kept(linearized, plan, kept)]
+        slots.sort(key=lambda slot: linearized.order[slot.node])
+        self._sample(slots)
+        compressed, solved = Stream(linearized.gm, self._calibration.batches), dict[str, AffineConv]()
+        for done, slot in enumerate(slots):
+            compressed.advance(max(slot.reads, key=linearized.order.__getitem__))
+            solved[slot.node] = self._solve(slot, compressed, unseen)
+            load_operator(linearized, slot.node, solved[slot.node])
             if progress is not None:
-                progress("refitting", done + 1, len(places))
-        return Refit(linearized, refitted)
+                progress("refitting", done + 1, len(slots))
+        return Refit(linearized.gm, solved)
 
     def loss(self, plan: Plan, *, kept: Kept = "none") -> float:
         """Return the rise of the loss under `plan`, on each judging fold after a refit whose weights have not seen it.
@@ -124,22 +121,25 @@ class Refitter:
     def _outputs(self) -> list[Any]:
         """The original's outputs on the judging batches."""
         with torch.no_grad():
-            return [self._gm(batch) for _, batch in self._calibration.judging()]
+            return [self._network.gm(batch) for _, batch in self._calibration.judging()]
 
-    def _kept(self, linearized: fx.GraphModule, plan: Plan, kept: Kept) -> list[KeptConvolution]:
-        """Return the kept convolutions to refit: those solved whole, and none where no fold judges how far to go."""
+    def _new(self, plan: Plan) -> list[Slot]:
+        """Return the slots of a plan's choices."""
+        return [slot for choice in plan for slot in kind_of(choice).slots(choice, self._network.piece(choice))]
+
+    def _kept(self, linearized: GraphFacts, plan: Plan, kept: Kept) -> list[Slot]:
+        """Return the kept layers to refit: those solved whole, and none where no fold judges how far to go."""
         if kept == "none" or not self._calibration.judges:
             return []
         found = kept_behind(linearized, plan, nearest=kept == "nearest")
-        return [place for place in found if self._memory.is_whole(place.operator)]
+        return [slot for slot in found if self._memory.is_whole(slot.operator)]
 
-    def _solve(self, place: PlacedConvolution | KeptConvolution, compressed: Stream, unseen: int | None) -> AffineConv:
-        system = self._summed(place, compressed)
-        stays = isinstance(place, KeptConvolution)
-        if stays and not system.is_finite:
-            return place.operator
-        prior, strengths = (place.operator, STRENGTHS) if stays else (starting_point(place.operator), ())
-        matched = [_TARGET] if not stays and whole_states(self._gm, [place.core]) else []
+    def _solve(self, slot: Slot, compressed: Stream, unseen: int | None) -> AffineConv:
+        """Return the operator of a slot; what it leans to, where it reads what is not finite."""
+        system, prior, strengths = self._summed(slot, compressed), prior_of(slot), strengths_of(slot)
+        if not system.is_finite:
+            return prior
+        matched = [] if slot.kept or not whole_states(self._network, [slot.target]) else [_TARGET]
         unseen = self._calibration.withheld if unseen is None else unseen
         if unseen is None:
             judges = self._calibration.judges
@@ -147,12 +147,11 @@ class Refitter:
         solved = system.solve_without([unseen], [_TARGET], prior, match_variance=matched, strengths=strengths)
         return solved[unseen][0]
 
-    def _summed(self, place: PlacedConvolution | KeptConvolution, compressed: Stream) -> RidgeSystem:
-        """Return the equations of a place: from what the compressed network has to what the original had."""
-        system = self._memory.system(place.entry, place.operator)
-        entries, known = compressed.values(place.entry), self._pixels[self._key(place)]
-        other = place.other if isinstance(place, KeptConvolution) else None
-        others = itertools.repeat(None) if other is None else compressed.values(other)
+    def _summed(self, slot: Slot, compressed: Stream) -> RidgeSystem:
+        """Return the equations of a slot: from what the compressed network has to what the original had."""
+        system = self._memory.system(slot.entry, slot.operator)
+        entries, known = compressed.values(slot.entry), self._pixels[self._key(slot)]
+        others = itertools.repeat(None) if slot.other is None else compressed.values(slot.other)
         for fold, entry, (positions, pixels), summand in zip(
             self._calibration.folds, entries, known, others, strict=False
         ):
@@ -160,22 +159,21 @@ class Refitter:
             system.accumulate(as_images(entry), {_TARGET: wanted}, positions, fold=fold)
         return system
 
-    def _sample(self, places: Iterable[PlacedConvolution | KeptConvolution]) -> None:
-        """Sample the original's pixels for those places that were not asked for before."""
-        missing = {key for place in places if (key := self._key(place)) not in self._pixels}
+    def _sample(self, slots: Iterable[Slot]) -> None:
+        """Sample the original's pixels for those slots that were not asked for before."""
+        missing = {key for slot in slots if (key := self._key(slot)) not in self._pixels}
         for batch in self._calibration.batches if missing else ():
-            tensors = record(self._gm, batch, {target for target, _ in missing})
+            tensors = record(self._network.gm, batch, {target for target, _ in missing})
             for target, count in sorted(missing):
                 generator = torch.Generator().manual_seed(self._seed + len(self._pixels.get((target, count), ())))
                 wanted = as_images(tensors[target])
                 positions = sample_positions(wanted, count, generator)
                 self._pixels.setdefault((target, count), []).append((positions, positions.pixels(wanted)))
 
-    def _key(self, place: PlacedConvolution | KeptConvolution) -> tuple[str, int]:
-        """Return whose pixels a place aims at, and how many of them are sampled in a batch."""
-        target = place.target if isinstance(place, KeptConvolution) else place.core
-        system = self._memory.system(place.entry, place.operator)
-        return target, samples_per_batch(system.unknowns, self._calibration.least_fitted)
+    def _key(self, slot: Slot) -> tuple[str, int]:
+        """Return whose pixels a slot aims at, and how many of them are sampled in a batch."""
+        system = self._memory.system(slot.entry, slot.operator)
+        return slot.target, samples_per_batch(system.unknowns, self._calibration.least_fitted)
 
 
 class Unfitted(Refitter):
@@ -185,10 +183,4 @@ class Unfitted(Refitter):
         self, plan: Plan, *, unseen: int | None = None, kept: Kept = "none", progress: Progress | None = None
     ) -> Refit:
         """Return the linearized graph of `plan`."""
-        return Refit(linearize(self._gm, plan), {})
-
-
-def _read(place: PlacedConvolution | KeptConvolution) -> list[str]:
-    """Return the names of the nodes whose tensors a fit needs."""
-    other = place.other if isinstance(place, KeptConvolution) else None
-    return [place.entry] if other is None else [place.entry, other]
+        return Refit(linearize(self._network, plan), {})

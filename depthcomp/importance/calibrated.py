@@ -13,22 +13,21 @@ import itertools
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
-import torch
+import networkx as nx
 from torch import Tensor, fx
 
 from depthcomp.data.calibration import CalibrationSet
-from depthcomp.fitting.candidates import design_of_fit, fit_candidates, replacement
-from depthcomp.fitting.compensation import run_operator
+from depthcomp.fitting.candidates import Weights, design_of_slot, fit_candidates, replacement
+from depthcomp.fitting.consumers import refit_consumers
 from depthcomp.fitting.divergence import require_finite, rise_of_loss
 from depthcomp.fitting.execution import Tail
+from depthcomp.fitting.kept_slots import run_operator
 from depthcomp.fitting.memory import FitMemory
-from depthcomp.fitting.readers import refit_readers
 from depthcomp.importance.journal import ScoreJournal
 from depthcomp.pricing import Candidate
 from depthcomp.progress import Progress, silent
-from fx_passes import Plan, SpanChoice, linearize, merge
+from fx_passes import CapturedNetwork, SpanChoice
 from fx_passes.affine import AffineConv
 from latency_tables.work import Shard
 
@@ -38,15 +37,15 @@ __all__ = [
 ]
 
 LEAST_SCORED = 64  # candidates that see all judging batches
-READER_BATCHES = 12  # that readers of a change are refitted on for a score
+CONSUMER_BATCHES = 12  # that consumers of a change are refitted on for a score
 MOST_JUDGING = 18  # batches that candidates are scored on; whole plans are judged on all
 
 Ways = tuple[float, ...]
-"""Losses of a choice as it is and, where readers may be refitted, with these refitted."""
+"""Losses of a choice as it is and, where its consumers may be refitted, with these refitted."""
 
 
 def calibrated(
-    gm: fx.GraphModule,
+    network: CapturedNetwork,
     candidates: Sequence[Candidate],
     calibration: CalibrationSet,
     savings_ms: Mapping[SpanChoice, float],
@@ -60,7 +59,7 @@ def calibrated(
     """Return the loss of each candidate.
 
     Args:
-        gm: the captured graph, in evaluation mode; it is not changed.
+        network: the captured network, in evaluation mode; it is not changed.
         candidates: what to score; `memory` has room for a pixel of each fit's kernel at least.
         calibration: images. Losses are taken on each judging batch with weights that have not seen its fold, by
             successive halving: all candidates see the first batch, and of each batch's candidates the half with
@@ -74,7 +73,7 @@ def calibrated(
         memory: what the fits may take; None for the default.
     """
     report, known = progress or silent, ScoreJournal() if journal is None else journal
-    scorer = _Scorer(gm, candidates, calibration, known, seed, report, memory, refit_kept=refit_kept)
+    scorer = _Scorer(network, candidates, calibration, known, seed, report, memory, refit_kept=refit_kept)
     losses: dict[SpanChoice, list[Ways]] = {candidate.choice: [] for candidate in candidates}
     sizes, scored = _survivors(len(candidates), scorer.batches), list(candidates)
     done = itertools.count(1)
@@ -88,7 +87,7 @@ def calibrated(
 
 
 def score_part(
-    gm: fx.GraphModule,
+    network: CapturedNetwork,
     candidates: Sequence[Candidate],
     calibration: CalibrationSet,
     journal: ScoreJournal,
@@ -105,7 +104,7 @@ def score_part(
     bits that `calibrated` would give it. Which of them halving would pass over depends on the other parts, so none is.
 
     Args:
-        gm: the captured graph, in evaluation mode; it is not changed.
+        network: the captured network, in evaluation mode; it is not changed.
         candidates: all of them.
         calibration: images.
         journal: that of all the candidates.
@@ -116,7 +115,7 @@ def score_part(
         memory: what the fits may take; None for the default.
     """
     report, some = progress or silent, _part(candidates, part)
-    scorer = _Scorer(gm, some, calibration, journal, seed, report, memory, refit_kept=refit_kept)
+    scorer = _Scorer(network, some, calibration, journal, seed, report, memory, refit_kept=refit_kept)
     total, done, entries = scorer.batches * len(some), itertools.count(1), 0
     for number in range(scorer.batches):
         for ways in scorer.losses(some, number):
@@ -127,17 +126,23 @@ def score_part(
 
 def _part(candidates: Sequence[Candidate], part: Shard) -> list[Candidate]:
     """Return the candidates of one part; the groups of most work are dealt out first."""
-    groups: dict[object, list[Candidate]] = {}
-    for candidate in candidates:
-        key = design_of_fit(candidate) if candidate.choice.kind == "fit" else candidate.span.entry
-        groups.setdefault(key, []).append(candidate)
-    ordered = sorted(groups.values(), key=lambda group: max(map(_work, group)), reverse=True)
+    ordered = sorted(_sharing(candidates), key=lambda group: max(map(_work, group)), reverse=True)
     return [candidate for group in ordered[part.index :: part.count] for candidate in group]
 
 
+def _sharing(candidates: Sequence[Candidate]) -> list[list[Candidate]]:
+    """Return candidates in groups, no two of which share sums or read one tensor."""
+    flow: nx.Graph[object] = nx.Graph()
+    for index, candidate in enumerate(candidates):
+        shared = [design_of_slot(slot) for slot in candidate.slots] or [candidate.choice.entry]
+        flow.add_edges_from((index, key) for key in shared)
+    groups = (sorted(key for key in group if isinstance(key, int)) for group in nx.connected_components(flow))
+    return [[candidates[index] for index in group] for group in sorted(groups)]
+
+
 def _work(candidate: Candidate) -> int:
-    """Return what the fit of a candidate takes, in some unit."""
-    return 0 if candidate.operator is None else math.prod(candidate.operator.weight.shape[1:]) ** 3
+    """Return what the fits of a candidate take, in some unit."""
+    return sum(math.prod(slot.operator.weight.shape[1:]) ** 3 for slot in candidate.slots)
 
 
 class _Scorer:
@@ -145,7 +150,7 @@ class _Scorer:
 
     def __init__(
         self,
-        gm: fx.GraphModule,
+        network: CapturedNetwork,
         candidates: Sequence[Candidate],
         calibration: CalibrationSet,
         journal: ScoreJournal,
@@ -155,14 +160,13 @@ class _Scorer:
         *,
         refit_kept: bool,
     ) -> None:
-        self._gm, self._candidates, self._calibration = gm, candidates, calibration
+        self._network, self._candidates, self._calibration = network, candidates, calibration
         self._journal, self._seed, self._report = journal, seed, report
         self._memory = memory or FitMemory(calibration.count)
         self._refits = refit_kept and bool(calibration.judges)  # a fold has to judge how far a refit goes
         self._judging = list(itertools.islice(calibration.judging(), MOST_JUDGING))
         self._labels = list(calibration.judging_labels())
-        self._merged: dict[SpanChoice, fx.GraphModule] = {}
-        self._readers: dict[tuple[SpanChoice, int], Mapping[str, AffineConv]] = {}
+        self._consumers: dict[tuple[SpanChoice, int], Mapping[str, AffineConv]] = {}
         self._tail: tuple[int, Tail] | None = None
 
     @property
@@ -175,7 +179,7 @@ class _Scorer:
         missing = [c for c in candidates if any(entry not in self._journal for entry in self._entries(c, number))]
         start = time.perf_counter()
         if missing and self._refits:
-            self._refit_readers(missing, self._judging[number][0])
+            self._refit_consumers(missing, self._judging[number][0])
         shared = (time.perf_counter() - start) / max(len(missing), 1)
         for candidate in candidates:
             entries = self._entries(candidate, number)
@@ -194,32 +198,29 @@ class _Scorer:
         return [bare, f"{candidate.choice} with refitted readers on batch {number}"] if self._refits else [bare]
 
     def _scored(self, candidate: Candidate, number: int) -> Ways:
-        fold, batch = self._judging[number]
-        operator, tail, labels = self._operators[candidate.choice][fold], self._at(number), self._labels[number]
-        if _merges_otherwise(candidate.choice):
-            bare = rise_of_loss(tail.output, _outputs(self._network(candidate.choice), batch), labels)
-        else:
-            bare = _loss(tail, candidate, operator, {}, labels)
-        readers = self._readers.get((candidate.choice, fold))
-        refitted = _loss(tail, candidate, operator, readers, labels) if readers else bare
+        fold, _ = self._judging[number]
+        weights, tail, labels = self._weights[candidate.choice][fold], self._at(number), self._labels[number]
+        bare = _loss(tail, candidate, weights, {}, labels)
+        consumers = self._consumers.get((candidate.choice, fold))
+        refitted = _loss(tail, candidate, weights, consumers, labels) if consumers else bare
         return (bare, refitted) if self._refits else (bare,)
 
-    def _refit_readers(self, candidates: Sequence[Candidate], fold: int) -> None:
-        """Refit what reads the changes of candidates without a fold, unless that was done before."""
+    def _refit_consumers(self, candidates: Sequence[Candidate], fold: int) -> None:
+        """Refit the consumers of candidates' changes without a fold, unless that was done before."""
         self._tail = None  # two would take twice the memory
-        missing = [c for c in candidates if not _merges_otherwise(c.choice) and (c.choice, fold) not in self._readers]
-        found = refit_readers(
-            self._gm, missing, {c.choice: self._operators[c.choice][fold] for c in missing},
-            self._calibration.thinned(READER_BATCHES), fold,
+        missing = [c for c in candidates if (c.choice, fold) not in self._consumers]
+        found = refit_consumers(
+            self._network, missing, {c.choice: self._weights[c.choice][fold] for c in missing},
+            self._calibration.thinned(CONSUMER_BATCHES), fold,
             seed=self._seed, memory=self._memory, progress=self._report,
         )  # fmt: skip
-        self._readers.update({(choice, fold): readers for choice, readers in found.items()})
+        self._consumers.update({(choice, fold): consumers for choice, consumers in found.items()})
 
     @functools.cached_property
-    def _operators(self) -> Mapping[SpanChoice, Mapping[int, AffineConv | None]]:
-        """All fits, which are only solved where a score is missing."""
+    def _weights(self) -> Mapping[SpanChoice, Mapping[int, Weights]]:
+        """The weights of all bodies, which are only solved for where a score is missing."""
         return fit_candidates(
-            self._gm, self._candidates, self._calibration,
+            self._network, self._candidates, self._calibration,
             seed=self._seed, progress=self._report, memory=self._memory,
         )  # fmt: skip
 
@@ -227,13 +228,8 @@ class _Scorer:
         """Return the original's forward on a judging batch; that of the last one is kept."""
         if self._tail is None or self._tail[0] != number:
             self._tail = None  # two would take twice the memory
-            self._tail = number, _tail(self._gm, self._judging[number][1])
+            self._tail = number, _tail(self._network.gm, self._judging[number][1])
         return self._tail[1]
-
-    def _network(self, choice: SpanChoice) -> fx.GraphModule:
-        if choice not in self._merged:
-            self._merged[choice] = merge(linearize(self._gm, Plan((choice,))), Plan((choice,)))
-        return self._merged[choice]
 
 
 def _survivors(candidates: int, batches: int) -> list[int]:
@@ -259,16 +255,6 @@ def _mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values)
 
 
-def _merges_otherwise(choice: SpanChoice) -> bool:
-    """Say whether a choice merges with convolutions pruned or another end, which its span's collapse does not tell."""
-    return choice.kind == "merge" and (bool(choice.pruned) or choice.end != "original")
-
-
-def _outputs(network: fx.GraphModule, batch: Tensor) -> Any:
-    with torch.no_grad():
-        return network(batch)
-
-
 def _tail(gm: fx.GraphModule, batch: Tensor) -> Tail:
     tail = Tail(gm, batch)
     require_finite(tail.output)
@@ -278,10 +264,10 @@ def _tail(gm: fx.GraphModule, batch: Tensor) -> Tail:
 def _loss(
     tail: Tail,
     candidate: Candidate,
-    operator: AffineConv | None,
-    readers: Mapping[str, AffineConv],
+    weights: Weights,
+    consumers: Mapping[str, AffineConv],
     labels: Tensor | None,
 ) -> float:
-    """Return the loss of the network where a choice and the refitted readers of its change stand."""
-    refitted = {name: functools.partial(run_operator, reader) for name, reader in readers.items()}
-    return rise_of_loss(tail.output, tail.rerun(*replacement(candidate, operator, tail), refitted), labels)
+    """Return the loss of the network where a choice and the refitted consumers of its change stand."""
+    refitted = {name: functools.partial(run_operator, operator) for name, operator in consumers.items()}
+    return rise_of_loss(tail.output, tail.rerun(*replacement(candidate, weights, tail), refitted), labels)

@@ -7,16 +7,16 @@ from depthcomp.budget import Budget
 from depthcomp.preparation import Refusal
 from depthcomp.results.findings import FrontierPoint, SpanRecord
 from depthcomp.results.result import CompressionResult
-from fx_passes import Plan, SpanChoice
+from fx_passes import Plan, Drop, Fit, Merge
 from latency_tables import Entry, Environment, LatencyTable, Method, Timing
 
 
 def make_result(**changes):
     """A result as a small network on one CPU would give it; `changes` replaces fields."""
     gm = fx.symbolic_trace(nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU()).eval())
-    fit = SpanChoice("features_2_add", "features_4_add", "fit", (3, 3))
-    merge = SpanChoice("stem_act", "features_1_project_bn", "merge", (5, 5))
-    drop = SpanChoice("features_6_add", "features_7_add", "drop")
+    fit = Fit("features_2_add", "features_4_add", (3, 3))
+    merge = Merge("stem_act", "features_1_project_bn", (5, 5))
+    drop = Drop("features_6_add", "features_7_add")
     here = Environment.here(
         backend="onnxruntime", backend_version="1.31.0", device="AMD EPYC (family 25, model 17)", threads=1
     )

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from depthcomp.fingerprint import fingerprint, network_hash, seed_of
-from fx_passes import Plan, SpanChoice, capture, linearize
+from fx_passes import Plan, Merge, capture, linearize
 
 
 def network(activation=nn.ReLU, eps=1e-5, padding=1, **pooling):
@@ -41,7 +41,7 @@ def test_plans_that_leave_all_weights_alone_are_told_apart():
     """A linearized graph keeps the layers of a span that it merges; only its activations go."""
     gm = capture(network(), torch.zeros(1, 3, 8, 8))
     names = [node.name for node in gm.graph.nodes]
-    merged = linearize(gm, Plan((SpanChoice(names[0], names[5], "merge", (3, 3)),)))
+    merged = linearize(gm, Plan((Merge(names[0], names[5], (3, 3)),)))
     assert merged.state_dict().keys() == gm.state_dict().keys()
     assert all(torch.equal(tensor, gm.state_dict()[name]) for name, tensor in merged.state_dict().items())
     assert network_hash(merged) != network_hash(gm)

@@ -9,14 +9,14 @@ from depthcomp.errors import BudgetInfeasibleError
 from depthcomp.fitting.refit import Refit
 from depthcomp.search import Search
 from dp_solver import Chain, Choice
-from fx_passes import Plan, SpanChoice
+from fx_passes import Plan, Fit
 from latency_tables import Timing, fit_affine
 
 ORIGINAL_MS = 10.0
 
 
 def plan_of(size):
-    return Plan((SpanChoice("a", "b", "fit", (size, size)),))
+    return Plan((Fit("a", "b", (size, size)),))
 
 
 class KnownPredictor:

@@ -6,15 +6,15 @@ from toy_nets import captured, image, straight
 
 from depthcomp_errors import PlanError
 from fx_passes import (
+    Fit,
     Plan,
-    SpanChoice,
     SpanLimits,
     enumerate_spans,
     free_merges,
     linearize,
     merge,
-    placed_convolutions,
     random_plan,
+    solved_without_norm,
     structure_tree,
 )
 
@@ -45,7 +45,7 @@ def test_rewriting_needs_a_plan(rewrite, plan):
 def test_fitted_convolutions_are_found_only_where_they_were_placed(ends, found):
     gm = captured(straight(2, 3), image())
     with pytest.raises(PlanError, match=rf"not in this form \({found}\); merge needs the graph linearized"):
-        placed_convolutions(gm, Plan((SpanChoice(*ends, "fit", (3, 3)),)))
+        solved_without_norm(gm, Plan((Fit(*ends, (3, 3)),)))
 
 
 def test_random_plans_need_a_generator():

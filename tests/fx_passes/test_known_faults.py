@@ -116,8 +116,8 @@ def test_shapes_behind_a_max_pool_are_those_that_really_occur():
     x = image(3, 32, 48)
     stem = [nn.Conv2d(3, 5, 7, 2, 3), nn.BatchNorm2d(5), nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
     gm = captured(nn.Sequential(*stem, Skip(nn.Conv2d(5, 5, 3, padding=1), nn.ReLU(), nn.Conv2d(5, 5, 1))), x)
-    spans = [span for span in enumerate_spans(gm, GENEROUS) if span.entry == "_3" and span.operator is not None]
-    assert {span.in_shape for span in spans} == {(2, 5, 8, 12)}
+    spans = [span for span in enumerate_spans(gm, GENEROUS) if span.entry == "_3" and span.piece is not None]
+    assert {span.piece.in_shape for span in spans} == {(2, 5, 8, 12)}
     (whole,) = (span for span in spans if span.exit == "add")
     assert whole.macs == 2 * 8 * 12 * (5 * 5 * 9 + 5 * 5)
     nodes = {node.name: node for node in gm.graph.nodes}

@@ -11,7 +11,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from toy_nets import Residual, captured, convolutions, image, largest_error, outputs
 
 from depthcomp_errors import PlanError
-from fx_passes import Plan, SpanChoice, SpanLimits, enumerate_spans, fold_batch_norms, linearize, merge
+from fx_passes import Merge, Plan, SpanLimits, enumerate_spans, fold_batch_norms, linearize, merge
 from fx_passes.collapse import collapse
 
 SAME = 1e-9  # of the largest value, in float64
@@ -85,8 +85,8 @@ def kernel_without(gm, span, names):
     nodes = {node.name: node for node in pruned.graph.nodes}
     for name in names:
         pruned.set_submodule(nodes[name].target, nn.Identity())
-    inner = [nodes[name] for name in span.inner]
-    return collapse(pruned, nodes[span.entry], inner, span.in_shape[1], device="meta")[inner[-1]].kernel
+    inner = [nodes[name] for name in span.piece.inner]
+    return collapse(pruned, nodes[span.entry], inner, span.piece.in_shape[1], device="meta")[inner[-1]].kernel
 
 
 def weight_of(convs):
@@ -110,7 +110,7 @@ def test_no_subset_of_convolutions_keeps_larger_weights_for_the_same_kernel(name
     gm, _ = network(name)
     checked = 0
     for span in enumerate_spans(gm, LIMITS):
-        choices = [choice for choice in span.choices if choice.pruned]
+        choices = [choice for choice in span.choices if getattr(choice, "pruned", ())]
         best = best_by_kernel(gm, span) if choices else {}
         for choice in choices:
             convs = prunable(gm, span)
@@ -128,13 +128,13 @@ def test_every_smaller_kernel_that_leaves_a_convolution_is_offered(name):
     for span in enumerate_spans(gm, LIMITS):
         merges = [choice for choice in span.choices if choice.kind == "merge"]
         if merges:
-            assert {choice.kernel for choice in merges} == {*best_by_kernel(gm, span), span.operator.kernel}
+            assert {choice.kernel for choice in merges} == {*best_by_kernel(gm, span), span.piece.operator.kernel}
 
 
 @pytest.mark.parametrize("name", sorted(NETS))
 def test_what_is_left_merges_exactly(name):
     gm, x = network(name)
-    choices = [c for span in enumerate_spans(gm, LIMITS) for c in span.choices if c.pruned]
+    choices = [c for span in enumerate_spans(gm, LIMITS) for c in span.choices if getattr(c, "pruned", ())]
     for choice in choices[:: len(choices) // 9 + 1]:
         plan = Plan((choice,))
         linearized = linearize(gm, plan)
@@ -164,19 +164,34 @@ def block():
 
 
 def test_norms_go_with_the_convolutions_before_them():
-    gm, plan = block(), Plan((SpanChoice("input_1", "_8", "merge", (5, 5), pruned=("_3",)),))
+    gm, plan = block(), Plan((Merge("input_1", "_8", (5, 5), pruned=("_3",)),))
     linearized = linearize(gm, plan)
     left = [type(module) for module in linearized.children() if isinstance(module, nn.Conv2d | nn.BatchNorm2d)]
     assert left == [nn.Conv2d, nn.BatchNorm2d] * 2
     assert [conv.kernel_size for conv in convolutions(merge(linearized, plan))] == [(5, 5)]
 
 
-def test_another_set_than_the_best_is_refused():
-    gm = block()
-    (choice,) = (c for c in enumerate_spans(gm, LIMITS)[2].choices if c.kernel == (5, 5) and c.kind == "merge")
+def test_another_set_than_the_best_is_carried_out_too():
+    gm, x = block(), image(5)
+    (choice,) = (c for c in enumerate_spans(gm, LIMITS)[2].choices if c.kind == "merge" and c.kernel == (5, 5))
     assert choice.pruned == ("_3",)
-    with pytest.raises(PlanError, match=r"without _0 is not possible; this span offers merge 7x7"):
-        linearize(gm, Plan((SpanChoice("input_1", "_8", "merge", (5, 5), pruned=("_0",)),)))
+    plan = Plan((Merge("input_1", "_8", (5, 5), pruned=("_0",)),))
+    linearized = linearize(gm, plan)
+    assert largest_error(outputs(merge(linearized, plan), x), outputs(linearized, x)) < SAME
+
+
+@pytest.mark.parametrize(
+    ("kernel", "pruned", "reason"),
+    [
+        ((5, 5), ("_0", "_3"), "its layers merge into a kernel of 3x3"),
+        ((5, 5), ("nowhere",), "nowhere cannot be pruned, as it does not stand in it"),
+        ((1, 1), ("_0", "_3", "_6"), "nothing is left to merge"),
+        ((5, 5), ("_2",), "_2 cannot be pruned, as only convolutions"),
+    ],
+)
+def test_what_cannot_be_pruned_is_refused_with_the_reason(kernel, pruned, reason):
+    with pytest.raises(PlanError, match=rf"is not possible: {reason}.*; this span offers merge 7x7"):
+        linearize(block(), Plan((Merge("input_1", "_8", kernel, pruned=pruned),)))
 
 
 def test_a_graph_with_its_norms_folded_prunes_alike():
@@ -185,7 +200,7 @@ def test_a_graph_with_its_norms_folded_prunes_alike():
     fold_batch_norms(folded_gm)
     checked = 0
     for span in enumerate_spans(folded_gm, LIMITS):
-        for choice in (choice for choice in span.choices if choice.pruned):
+        for choice in (choice for choice in span.choices if getattr(choice, "pruned", ())):
             plan = Plan((choice,))  # its pruned convolutions have the names of the norms
             linearized = linearize(gm, plan)
             x = image(5)
@@ -197,7 +212,7 @@ def test_a_graph_with_its_norms_folded_prunes_alike():
 
 def test_limits_switch_layer_pruning_off():
     spans = enumerate_spans(block(), SpanLimits(layer_pruning=False))
-    assert not [choice for span in spans for choice in span.choices if choice.pruned]
+    assert not [choice for span in spans for choice in span.choices if getattr(choice, "pruned", ())]
 
 
 def test_tangled_branches_are_merged_whole_or_not_at_all():

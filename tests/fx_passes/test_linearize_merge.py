@@ -33,15 +33,20 @@ from toy_nets import (
 
 from depthcomp_errors import PlanError
 from fx_passes import (
+    CapturedNetwork,
+    Drop,
+    Fit,
     Plan,
-    SpanChoice,
     SpanLimits,
     enumerate_spans,
     linearize,
     merge,
-    placed_convolutions,
     random_plan,
+    solved_without_norm,
 )
+from fx_passes.facts import GraphFacts
+from fx_passes.kinds import kind_of
+from fx_passes.slot_layers import load_operator
 
 SAME = 1e-9  # of the largest value, in float64
 GENEROUS = SpanLimits(largest_kernel=11, largest_mac_growth=1e9)
@@ -247,13 +252,16 @@ def test_a_fitted_convolution_is_known_by_its_operator_and_takes_new_weights(nam
     gm, x = toy(name)
     whole = {"depthwise": "second", "even_skip": "add", "same_padded": "conv3"}[name]
     plan = plan_of(("x", whole, "fit", (3, 3)))
-    linearized = linearize(gm, plan)
-    (place,) = placed_convolutions(linearized, plan)
-    assert (place.entry, place.core) == ("x", whole)
+    linearized, network = linearize(gm, plan), CapturedNetwork(gm)
+    ((name, conv),) = solved_without_norm(linearized, plan).items()
+    (slot,) = kind_of(plan.choices[0]).slots(plan.choices[0], network.piece(plan.choices[0]))
+    assert (slot.entry, slot.node, slot.target) == ("x", whole, whole) == ("x", name, whole)
+    operator = replace(slot.operator, weight=conv.weight.detach(), bias=conv.bias.detach())
     with torch.no_grad():
-        assert relative_error(linearized(x), place.operator(x)) < SAME
-        place.load(replace(place.operator, weight=2 * place.operator.weight, bias=2 * place.operator.bias))
-        assert relative_error(linearized(x), 2 * place.operator(x)) < SAME
+        assert relative_error(linearized(x), operator(x)) < SAME
+        doubled = replace(operator, weight=2 * operator.weight, bias=2 * operator.bias)
+        load_operator(GraphFacts(linearized), slot.node, doubled)
+        assert relative_error(linearized(x), doubled(x)) < SAME
         assert relative_error(merge(linearized, plan)(x), linearized(x)) < SAME
 
 
@@ -442,18 +450,18 @@ def test_unknown_nodes_are_refused():
 
 
 @pytest.mark.parametrize(
-    ("choice", "offer"),
+    ("choice", "reason", "offer"),
     [
-        (("x", "act2", "drop"), "merge 5x3"),
-        (("x", "act2", "merge", (3, 3)), "merge 5x3"),
-        (("x", "act2", "fit", (2, 2)), "fit 1x1"),
-        (("x", "act2", "fit", (9, 9)), "fit 1x1"),
+        (("x", "act2", "drop"), "it changes the shape of its tensor", "merge 5x3"),
+        (("x", "act2", "merge", (3, 3)), "its layers merge into a kernel of 5x3", "merge 5x3"),
+        (("x", "act2", "fit", (2, 2)), "a fitted kernel has a middle, and 2x2 has none", "fit 1x1"),
+        (("x", "act2", "fit", (9, 9)), "its layers read 5x3 pixels together", "fit 1x1"),
     ],
 )
-def test_impossible_choices_are_refused_with_what_is_possible(choice, offer):
+def test_impossible_choices_are_refused_with_the_reason_and_what_is_possible(choice, reason, offer):
     gm, _ = toy("chain")
     before = frozen_copy(gm)
-    with pytest.raises(PlanError, match=rf"\(x -> act2\] is not possible; this span offers .*{offer}"):
+    with pytest.raises(PlanError, match=rf"\(x -> act2\] is not possible: {reason}.*; this span offers .*{offer}"):
         linearize(gm, plan_of(choice))
     assert is_unchanged(gm, before)
 
@@ -473,8 +481,8 @@ def test_merge_refuses_the_wrong_plan():
 
 
 def test_a_choice_prints_as_a_user_would_write_it():
-    assert str(SpanChoice("a", "b", "fit", (3, 1))) == "fit 3x1 (a -> b]"
-    assert str(SpanChoice("a", "b", "drop")) == "drop (a -> b]"
+    assert str(Fit("a", "b", (3, 1))) == "fit 3x1 (a -> b]"
+    assert str(Drop("a", "b")) == "drop (a -> b]"
 
 
 @pytest.mark.parametrize("model", [Residual, Inverted, NestedResidual, DepthwiseChain])

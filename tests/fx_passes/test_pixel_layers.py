@@ -181,7 +181,9 @@ def test_the_head_of_mobilenet_v3_can_be_merged_and_fitted(name):
     assert nn.Linear not in layers(gm)
     assert relative_error(outputs(gm, x)[0], model(x)) < 1e-9
     last = [node.name for node in gm.graph.find_nodes(op="call_module", sort=True)][-1]
-    head = [c for span in enumerate_spans(gm) for c in span.choices if c.exit == last and span.in_shape[2:] == (1, 1)]
+    head = [
+        c for span in enumerate_spans(gm) for c in span.choices if c.exit == last and span.piece.in_shape[2:] == (1, 1)
+    ]
     assert {"merge", "fit"} <= {choice.kind for choice in head}
     merge_head = next(choice for choice in head if choice.kind == "merge")
     for plan in (Plan.of([merge_head]), random_plan(gm, np.random.default_rng(0))):

@@ -8,15 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from depthcomp_errors import PlanError
-from fx_passes import Plan, SpanChoice
-from fx_passes.plan import End
+from fx_passes import Drop, Fit, Merge, Plan
+from fx_passes.choice import End
 
 names = st.text(min_size=1, max_size=11)
 kernels = st.tuples(st.integers(1, 99), st.integers(1, 99))
 choices = st.one_of(
-    st.builds(SpanChoice, names, names, st.sampled_from(["merge", "fit"]), kernels, st.sampled_from(get_args(End))),
-    st.builds(SpanChoice, names, names, st.just("merge"), kernels, pruned=st.lists(names, max_size=3).map(tuple)),
-    st.builds(SpanChoice, names, names, st.just("drop"), st.none()),
+    st.builds(Fit, names, names, kernels, st.sampled_from(get_args(End))),
+    st.builds(Merge, names, names, kernels, st.sampled_from(get_args(End)), st.lists(names, max_size=3).map(tuple)),
+    st.builds(Drop, names, names),
 )
 
 
@@ -30,10 +30,10 @@ def test_json_both_ways(listed):
 
 
 def written(**changes):
-    """Return the JSON of a plan of one choice, some of its fields changed; None takes a field away."""
-    content = json.loads(Plan((SpanChoice("a", "b", "fit", (3, 3)),)).to_json())
+    """Return the JSON of a plan of one choice, some of its fields changed."""
+    content = json.loads(Plan((Fit("a", "b", (3, 3)),)).to_json())
     choice = content["choices"][0]
-    (choice if set(changes) & {*choice, "extra"} else content).update(changes)
+    (choice if set(changes) & {*choice, "extra", "pruned"} else content).update(changes)
     return json.dumps(content)
 
 
@@ -56,27 +56,27 @@ def test_a_plan_is_read_from_text():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (written(schema_version=True), "schema_version True, and this release reads 1"),
+        (written(schema_version=True), "schema_version True, and this release reads 1 and 2"),
         ("[]", "schema_version list"),
         ("{}", "schema_version None"),
-        (written(schema_version=2), "schema_version 2, and this release reads 1"),
-        ('{"schema_version": 1}', "needs a list of choices"),
+        (written(schema_version=3), "schema_version 3, and this release reads 1 and 2"),
+        ('{"schema_version": 2}', "needs a list of choices"),
         (written(choices={"a": 1}), "needs a list of choices"),
         (written(choices=["fit"]), "'fit' is no choice of a plan"),
-        (written(kind="shrink"), "a known kind"),
+        (written(kind="shrink"), r"kind \(='shrink'\) of a choice must be one of drop, fit, merge"),
         (written(extra=1), "needs the fields"),
-        (written(entry=3), "names of nodes"),
-        (written(exit=None), "names of nodes"),
-        (written(kind="drop"), r"kernel \(=\[3, 3\]\) of a 'drop' choice"),
-        (written(kernel=None), r"kernel \(=None\) of a 'fit' choice"),
+        (written(entry=3), r"entry \(=3\) of a choice must be the name of a node"),
+        (written(exit=None), r"exit \(=None\) of a choice must be the name of a node"),
+        (written(kind="drop"), r"a 'drop' choice needs the fields \['entry', 'exit'\]"),
+        (written(kernel=None), r"kernel \(=None\) of a choice must be two sizes"),
         (written(kernel=[3]), r"kernel \(=\[3\]\)"),
         (written(kernel=[3, 0]), "two sizes"),
         (written(kernel=[3, 1.5]), "two sizes"),
         (written(kernel=[True, 3]), "two sizes"),
         (written(end="softmax"), r"end \(='softmax'\) of a choice must be one of original, inserted, none"),
         (written(end=["none"]), r"end \(=\['none'\]\)"),
-        (written(pruned="conv"), r"pruned \(='conv'\) of a choice must be a list"),
-        (written(pruned=[1]), r"pruned \(=\[1\]\)"),
+        (written(kind="merge", pruned="conv"), r"pruned \(='conv'\) of a choice must be a list"),
+        (written(kind="merge", pruned=[1]), r"pruned \(=\[1\]\)"),
     ],
 )
 def test_malformed_plans_say_what_is_wrong(text, message):
@@ -84,22 +84,31 @@ def test_malformed_plans_say_what_is_wrong(text, message):
         Plan.from_json(text)
 
 
-def test_choices_sort_also_with_and_without_a_kernel():
-    listed = [
-        SpanChoice("a", "b", "fit", (3, 3)),
-        SpanChoice("a", "b", "drop"),
-        SpanChoice("a", "b", "fit", (1, 1)),
-    ]
-    assert [choice.kernel for choice in sorted(listed)] == [None, (1, 1), (3, 3)]
-
-
 def test_end_and_pruned_may_be_left_out():
-    text = json.dumps({"schema_version": 1, "choices": [{"entry": "a", "exit": "b", "kind": "drop", "kernel": None}]})
-    assert Plan.from_json(text) == Plan((SpanChoice("a", "b", "drop"),))
+    text = json.dumps(
+        {"schema_version": 2, "choices": [{"entry": "a", "exit": "b", "kind": "merge", "kernel": [1, 3]}]}
+    )
+    assert Plan.from_json(text) == Plan((Merge("a", "b", (1, 3)),))
+
+
+def test_plans_of_version_1_are_read():
+    """There every kind had all fields."""
+    ends = {"entry": "a", "exit": "b"}
+    stored = [
+        {**ends, "kind": "drop", "kernel": None, "end": "original", "pruned": []},
+        {**ends, "kind": "fit", "kernel": [3, 3], "end": "inserted", "pruned": []},
+        {**ends, "kind": "merge", "kernel": [3, 1], "end": "none", "pruned": ["c"]},
+        {**ends, "kind": "merge", "kernel": [3, 1]},
+    ]
+    wanted = (
+        Drop("a", "b"),
+        Fit("a", "b", (3, 3), "inserted"),
+        Merge("a", "b", (3, 1), "none", ("c",)),
+        Merge("a", "b", (3, 1)),
+    )
+    assert Plan.from_json(json.dumps({"schema_version": 1, "choices": stored})) == Plan(wanted)
 
 
 def test_a_choice_reads_as_what_it_does():
-    assert str(SpanChoice("a", "b", "fit", (3, 3), "inserted")) == "fit 3x3 (a -> b] + activation"
-    assert (
-        str(SpanChoice("a", "b", "merge", (3, 3), "none", ("c", "d"))) == "merge 3x3 (a -> b] without c, d - activation"
-    )
+    assert str(Fit("a", "b", (3, 3), "inserted")) == "fit 3x3 (a -> b] + activation"
+    assert str(Merge("a", "b", (3, 3), "none", ("c", "d"))) == "merge 3x3 (a -> b] without c, d - activation"

@@ -12,9 +12,19 @@ from random_nets import is_activation, is_convolution, is_convolution_to_the_bor
 from torch import fx, nn
 from toy_nets import largest_error, outputs
 
-from fx_passes import SpanLimits, capture, enumerate_spans, free_merges, linearize, merge, random_plan, structure_tree
+from fx_passes import (
+    CapturedNetwork,
+    SpanLimits,
+    capture,
+    enumerate_spans,
+    free_merges,
+    linearize,
+    merge,
+    random_plan,
+    structure_tree,
+)
 from fx_passes.operators import called_module, image_shape
-from fx_passes.spans import SpanWalker
+from fx_passes.walker import SpanWalker
 
 SAME = 1e-9  # of the largest value, in float64
 GENEROUS = SpanLimits(longest_span=4, largest_kernel=25, largest_mac_growth=1e9)
@@ -127,8 +137,9 @@ def compute(module, node, args, kwargs):
 
 def every_span(gm):
     """Return all spans of a graph, with those that concern no convolution and are not listed."""
-    walker = SpanWalker(gm, GENEROUS)
-    return [span for level in structure_tree(gm).levels() for span in walker.spans(level)]
+    network = CapturedNetwork(gm)
+    walker = SpanWalker(network, GENEROUS)
+    return [span for level in network.levels for span in walker.spans(level)]
 
 
 def is_layer(module):
@@ -145,9 +156,9 @@ def agrees_with_the_judge(drawn):
         if shape is None or "output" in (span.entry, span.exit):
             continue
         whole = run_between(gm, span.entry, between(flow, span.entry, span.exit))
-        if span.operator is not None:
+        if span.piece is not None:
             assert is_closed(flow, span.entry, span.exit), span
-            assert max(span.operator.kernel) > LARGEST_JUDGED or is_convolution(whole, shape[1:]), span
+            assert max(span.piece.operator.kernel) > LARGEST_JUDGED or is_convolution(whole, shape[1:]), span
         elif is_closed(flow, span.entry, span.exit) and is_convolution(whole, shape[1:]):
             culprit = nodes[span.refusal.partition(":")[0]]  # then one operator of it must be none
             (source,) = readings(culprit)

@@ -40,16 +40,16 @@ def test_choices_make_sense(name):
     gm, _ = toy(name)
     nodes = {node.name: node for node in gm.graph.nodes}
     for span in enumerate_spans(gm, GENEROUS):
-        same_shape = image_shape(nodes[span.exit]) == span.in_shape
+        same_shape = span.piece is not None and image_shape(nodes[span.exit]) == span.piece.in_shape
         for choice in span.choices:
             assert (choice.entry, choice.exit) == (span.entry, span.exit)
             if choice.kind == "drop":
                 assert same_shape
             elif choice.kind == "merge":
-                assert (choice.kernel == span.operator.kernel) is not bool(choice.pruned)
+                assert (choice.kernel == span.piece.operator.kernel) is not bool(choice.pruned)
             else:
                 assert all(
-                    k % 2 == 1 and k <= full for k, full in zip(choice.kernel, span.operator.kernel, strict=True)
+                    k % 2 == 1 and k <= full for k, full in zip(choice.kernel, span.piece.operator.kernel, strict=True)
                 )
         assert len(set(span.choices)) == len(span.choices)
 
@@ -59,11 +59,11 @@ def test_the_collapsed_geometry_gives_the_spans_own_output_shape(name):
     gm, _ = toy(name)
     nodes = {node.name: node for node in gm.graph.nodes}
     for span in enumerate_spans(gm, GENEROUS):
-        if span.operator is not None:
-            batch, _, height, width = span.in_shape
-            shape = (batch, span.operator.out_channels, *span.operator.out_size((height, width)))
+        if span.piece is not None:
+            batch, _, height, width = span.piece.in_shape
+            shape = (batch, span.piece.operator.out_channels, *span.piece.operator.out_size((height, width)))
             assert image_shape(nodes[span.exit]) == shape
-            assert span.operator.weight.is_meta
+            assert span.piece.operator.weight.is_meta
 
 
 @pytest.mark.parametrize("name", sorted(TOYS))
@@ -231,7 +231,7 @@ class Joined(nn.Module):
 )  # fmt: skip
 def test_channels_are_concatenated_under_every_spelling(join):
     gm, x = captured(Joined(join), image()), image()
-    (whole,) = (c for c in find_span(gm, "x", "end").choices if (c.kind, c.end) == ("merge", "original"))
+    (whole,) = (c for c in find_span(gm, "x", "end").choices if c.kind == "merge" and c.end == "original")
     plan = Plan.of([whole])
     assert largest_error(outputs(merge(linearize(gm, plan), plan), x), outputs(gm, x)) < 1e-9
 
@@ -253,14 +253,14 @@ def test_a_whole_inverted_residual_can_be_merged_fitted_and_dropped():
     gm = captured(Inverted(), image(5))
     span = spans_by_ends(gm)["x", "add"]
     assert kinds(span) == {"merge", "fit", "drop"}
-    assert span.operator.kernel == (3, 3)
+    assert span.piece.operator.kernel == (3, 3)
     assert {choice.kernel for choice in span.choices if choice.kind == "fit"} == {(1, 1), (3, 3)}
 
 
 def test_multiply_adds_are_those_of_the_convolutions_for_the_whole_batch():
     gm = captured(Chain(), image())
     span = spans_by_ends(gm)["x", "act1"]
-    assert span.macs == 2 * 11 * 13 * (5 * 3 * 9) + 2 * 5 * 11 * 13  # the norm counts one per value
+    assert span.piece.macs == 2 * 11 * 13 * (5 * 3 * 9) + 2 * 5 * 11 * 13  # the norm counts one per value
 
 
 def test_a_merge_may_not_multiply_the_work_beyond_the_limit():
@@ -269,8 +269,13 @@ def test_a_merge_may_not_multiply_the_work_beyond_the_limit():
     for span in enumerate_spans(gm, strict):
         for choice in span.choices:
             if choice.kind != "drop":
-                taps = choice.kernel[0] * choice.kernel[1] * span.operator.weight.shape[1] * span.operator.out_channels
-                assert 2 * 11 * 13 * taps <= 0.5 * span.macs
+                taps = (
+                    choice.kernel[0]
+                    * choice.kernel[1]
+                    * span.piece.operator.weight.shape[1]
+                    * span.piece.operator.out_channels
+                )
+                assert 2 * 11 * 13 * taps <= 0.5 * span.piece.macs
 
 
 def test_kernel_and_length_limits_are_respected():
@@ -278,7 +283,7 @@ def test_kernel_and_length_limits_are_respected():
     limits = SpanLimits(longest_span=3, largest_kernel=5, largest_mac_growth=1e9)
     spans = enumerate_spans(gm, limits)
     assert max(span.stop - span.start for span in spans) == 3
-    assert max(max(c.kernel) for span in spans for c in span.choices if c.kernel) == 5
+    assert max(max(c.kernel) for span in spans for c in span.choices if c.kind != "drop") == 5
     whole = {span.stop - span.start for span in spans for c in span.choices if c.kind == "merge" and not c.pruned}
     assert whole == {2}
 
@@ -289,7 +294,7 @@ def test_new_kernels_smaller_than_their_stride_are_left_out_on_request(skips):
         nn.Conv2d(3, 5, 3, padding=1), nn.ReLU(), nn.Conv2d(5, 7, 3, stride=2), nn.ReLU(), nn.Conv2d(7, 7, 3, stride=2)
     )
     spans = enumerate_spans(captured(body, image()), SpanLimits(largest_mac_growth=1e9, skips_pixels=skips))
-    found = {(span.operator.stride[0], c.kernel[0]) for span in spans for c in span.choices if c.kernel}
+    found = {(span.piece.operator.stride[0], c.kernel[0]) for span in spans for c in span.choices if c.kind != "drop"}
     skipping = {(stride, kernel) for stride, kernel in found if kernel < stride}
     assert skipping == ({(2, 1), (4, 1), (4, 3)} if skips else set())
     assert {(1, 1), (2, 3), (4, 5), (4, 7)} <= found
@@ -298,7 +303,7 @@ def test_new_kernels_smaller_than_their_stride_are_left_out_on_request(skips):
 def test_a_kernel_smaller_than_its_stride_is_offered_where_the_network_has_such():
     body = nn.Sequential(nn.Conv2d(3, 5, 1), nn.ReLU(), nn.Conv2d(5, 7, 1, stride=2))
     spans = enumerate_spans(captured(body, image()), SpanLimits(skips_pixels=False))
-    assert {c.kernel for span in spans for c in span.choices if c.kernel} == {(1, 1)}
+    assert {c.kernel for span in spans for c in span.choices if c.kind != "drop"} == {(1, 1)}
 
 
 def test_candidates_grow_linearly_with_depth():

@@ -7,15 +7,14 @@ from torch import nn
 
 from depthcomp_errors import PlanError
 from fx_passes import (
+    Fit,
     Plan,
-    SpanChoice,
     capture,
     enumerate_spans,
-    fits_without_norm,
     insert_norms,
     linearize,
     merge,
-    placed_convolutions,
+    solved_without_norm,
 )
 from fx_passes.operators import Role, role
 from fx_passes.spans import random_plan
@@ -66,7 +65,7 @@ def moments(linearized, plan, seed=2):
         mean = torch.randn(channels, generator=generator)
         return mean, torch.rand(channels, generator=generator) + 0.01
 
-    return {place.core: drawn(place.module.out_channels) for place in placed_convolutions(linearized, plan)}
+    return {name: drawn(conv.out_channels) for name, conv in solved_without_norm(linearized, plan).items()}
 
 
 def train(network):
@@ -102,14 +101,14 @@ def test_nothing_changes_before_training_and_the_merge_is_exact_after(captured, 
         found = insert_norms(linearized, plan, moments(linearized, plan))
         added = sum(isinstance(m, nn.BatchNorm2d) for m in found.modules())
         added -= sum(isinstance(m, nn.BatchNorm2d) for m in linearized.modules())
-        assert added == len(placed_convolutions(linearized, plan))
+        assert added == len(solved_without_norm(linearized, plan))
         assert difference(found, linearized) < 1e-9
         assert difference(merge(found, plan), merge(linearized, plan)) < 1e-9
         if added:
             trained = train(found)
             assert difference(trained, linearized) > 1e-4
             assert difference(merge(trained, plan), trained) < 1e-9
-        seen |= {(place.module.groups, place.module.stride) for place in placed_convolutions(linearized, plan)}
+        seen |= {(conv.groups, conv.stride) for conv in solved_without_norm(linearized, plan).values()}
     assert {(8, (1, 1)), (4, (1, 1)), (1, (2, 2))} <= seen
 
 
@@ -126,28 +125,28 @@ def test_the_statistics_stand_in_the_norm(captured, plans):
     """In training mode on the very images that the moments come from, the function is nearly the same."""
     plan = next(plan for plan in plans if len(plan) == 1 and plan.choices[0].kernel == (3, 3))
     linearized = linearize(captured, plan)
-    (place,) = placed_convolutions(linearized, plan)
+    ((name, conv),) = solved_without_norm(linearized, plan).items()
     outputs = []
-    handle = place.module.register_forward_hook(lambda module, inputs, output: outputs.append(output.detach()))
+    handle = conv.register_forward_hook(lambda module, inputs, output: outputs.append(output.detach()))
     with torch.no_grad():
         linearized(images())
     handle.remove()
     mean, variance = outputs[0].mean((0, 2, 3)), outputs[0].var((0, 2, 3), correction=0)
-    found = insert_norms(linearized, plan, {place.core: (mean, variance)})
+    found = insert_norms(linearized, plan, {name: (mean, variance)})
     next(m for n, m in found.named_modules() if n.startswith("norm_")).train()
     assert difference(found, linearized) < 1e-6
 
 
 def test_norms_that_are_there_stay_and_are_not_doubled(captured, plans):
     """Also where one fit has its norm and another has none."""
-    plan = next(plan for plan in plans if len(placed_convolutions(linearize(captured, plan), plan)) > 1)
+    plan = next(plan for plan in plans if len(solved_without_norm(linearize(captured, plan), plan)) > 1)
     linearized = linearize(captured, plan)
     first = Plan.of([next(choice for choice in plan if choice.kind == "fit")])
     known = moments(linearized, plan)
     some = train(insert_norms(linearized, first, known))
-    assert len(fits_without_norm(some, plan)) == len(fits_without_norm(linearized, plan)) - 1
+    assert len(solved_without_norm(some, plan)) == len(solved_without_norm(linearized, plan)) - 1
     found = insert_norms(some, plan, known)
-    assert fits_without_norm(found, plan) == []
+    assert solved_without_norm(found, plan) == {}
     assert difference(found, some) < 1e-9
     again = insert_norms(found, plan, {})
     assert again.code == found.code
@@ -155,11 +154,11 @@ def test_norms_that_are_there_stay_and_are_not_doubled(captured, plans):
 
 
 def test_a_graph_of_another_plan_is_refused(captured, plans):
-    plan = next(plan for plan in plans if placed_convolutions(linearize(captured, plan), plan))
+    plan = next(plan for plan in plans if solved_without_norm(linearize(captured, plan), plan))
     with pytest.raises(PlanError, match="is no convolution of"):
-        insert_norms(captured, Plan((SpanChoice("x", captured_sum(captured), "fit", (1, 1)),)), {})
+        insert_norms(captured, Plan((Fit("x", captured_sum(captured), (1, 1)),)), {})
     with pytest.raises(PlanError, match="is not in the graph"):
-        insert_norms(linearize(captured, plan), Plan((SpanChoice("x", "nowhere", "fit", (1, 1)),)), {})
+        insert_norms(linearize(captured, plan), Plan((Fit("x", "nowhere", (1, 1)),)), {})
 
 
 def captured_sum(captured):

@@ -6,7 +6,7 @@ import math
 import torch
 from torch import nn
 
-from fx_passes import Plan, SpanChoice, capture
+from fx_passes import Drop, Fit, Merge, Plan, capture
 
 
 def randomise(model, seed=0):
@@ -47,8 +47,9 @@ def image(channels=3, height=11, width=13, batch=2, seed=0):
 
 
 def plan_of(*choices):
-    """Return the plan of (entry, exit, kind, kernel) tuples; the kernel may be left out."""
-    return Plan.of(SpanChoice(*choice) for choice in choices)
+    """Return the plan of (entry, exit, kind, kernel) tuples; "drop" has no kernel."""
+    kinds = {"merge": Merge, "fit": Fit, "drop": Drop}
+    return Plan.of(kinds[kind](entry, exit_, *rest) for entry, exit_, kind, *rest in choices)
 
 
 def frozen_copy(gm):

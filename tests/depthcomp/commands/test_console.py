@@ -10,7 +10,7 @@ from rich.console import Console
 
 from depthcomp.commands.console import Progress, summary
 from depthcomp.results.wording import deed, milliseconds, place, verdict
-from fx_passes import Plan, SpanChoice
+from fx_passes import Plan, Drop, Merge
 from latency_tables import Calibration
 
 
@@ -68,8 +68,8 @@ def test_verdict_on_the_budget_itself_is_met():
 
 def test_words():
     assert milliseconds(0.1234) == "0.123 ms"
-    assert deed(SpanChoice("a", "b", "merge", (3, 5))) == "merged 3x5"
-    assert deed(SpanChoice("a", "b", "drop")) == "dropped"
+    assert deed(Merge("a", "b", (3, 5))) == "merged 3x5"
+    assert deed(Drop("a", "b")) == "dropped"
     assert place(make_result()).startswith("ONNX Runtime 1.31.0, AMD EPYC")
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from depthcomp.errors import ArtifactError
 from depthcomp.export import onnx_model
-from fx_passes import Plan, SpanChoice, capture, linearize, merge, random_plan
+from fx_passes import Plan, Merge, capture, linearize, merge, random_plan
 from fx_passes.channel_affine import ChannelAffine
 
 
@@ -85,7 +85,7 @@ def test_the_constant_channel_of_an_exact_border_is_written(tmp_path):
     x = torch.randn(2, 3, 11, 13)
     layers = nn.Conv2d(3, 5, 1), nn.ReLU(), nn.Conv2d(5, 7, 3, padding=1)
     gm = capture(nn.Sequential(*layers), x)
-    plan = Plan((SpanChoice("input_1", "_2", "merge", (3, 3)),))
+    plan = Plan((Merge("input_1", "_2", (3, 3)),))
     path = onnx_model.export_onnx(merge(linearize(gm, plan, exact_border=True), plan), (x,), tmp_path / "model.onnx")
     assert [node.op_type for node in onnx.load(path).graph.node] == ["Pad", "Conv"]
 

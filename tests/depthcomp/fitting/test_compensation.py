@@ -11,7 +11,7 @@ from depthcomp.fitting.compensation import kept_behind, load_operator, readers_o
 from depthcomp.fitting.refit import Refitter
 from fx_passes import (
     Plan,
-    SpanChoice,
+    Drop,
     capture,
     enumerate_spans,
     fold_batch_norms,
@@ -73,7 +73,7 @@ def network(captured):
 def dropped(network):
     """A plan without the first block."""
     entry, exit_ = (n.name for n in network.graph.nodes if n.name in ("relu", "stem_2", "add"))
-    return Plan((SpanChoice(entry, exit_, "drop"),))
+    return Plan((Drop(entry, exit_),))
 
 
 def test_kept_convolutions_behind_a_dropped_block(network, dropped):
@@ -164,7 +164,7 @@ def test_a_projection_is_refitted_towards_what_the_branch_before_it_leaves():
     gm = capture(Projected().double().eval(), images(1))
     fold_batch_norms(gm)
     entry, exit_ = (n.name for n in gm.graph.nodes if n.name in ("stem_2", "add"))
-    plan = Plan((SpanChoice(entry, exit_, "drop"),))
+    plan = Plan((Drop(entry, exit_),))
     found = {place.core: place for place in kept_behind(linearize(gm, plan), plan)}
     assert (found["projection"].target, found["projection"].other) == ("add_1", "two_7")
     refit = Refitter(gm, separate(images(24), images(12, seed=2), seed=0)).carry_out(plan, kept="all")

@@ -22,7 +22,7 @@ from depthcomp.importance.shard import score_shard
 from depthcomp.importance.table import ImportanceTable
 from depthcomp.preparation import prepare
 from depthcomp.pricing import Pricing
-from fx_passes import SpanChoice
+from fx_passes import Drop, Merge
 from latency_tables import measure
 
 SAVINGS = defaultdict(lambda: 1.0)
@@ -135,7 +135,7 @@ def test_choices_that_a_table_lacks_are_left_out_and_said(prepared, some):
 
 
 def test_a_table_of_another_network_is_refused(prepared, some):
-    table = ImportanceTable({SpanChoice("here", "there", "drop"): 0.25})
+    table = ImportanceTable({Drop("here", "there"): 0.25})
     with pytest.raises(TableError, match=r"has 1 choices, and none of the .* that this network offers"):
         score_choices(prepared, some, SAVINGS, table)
 
@@ -161,7 +161,7 @@ def test_losses_that_are_not_finite_are_left_out_and_said(prepared, some, tmp_pa
 )
 def test_a_broken_file_is_refused(tmp_path, change, match):
     path = tmp_path / "importance.json"
-    ImportanceTable({SpanChoice("a", "b", "merge", (3, 3)): 0.5}).save(path)
+    ImportanceTable({Merge("a", "b", (3, 3)): 0.5}).save(path)
     content = json.loads(path.read_text())
     change(content)
     path.write_text(json.dumps(content))

@@ -16,7 +16,7 @@ from depthcomp.results.findings import FrontierPoint, SpanRecord
 from depthcomp.results.frontier_plot import frontier_svg
 from depthcomp.results.report import write_report
 from depthcomp.training.finetune import FinetuneRecord
-from fx_passes import Plan, SpanChoice
+from fx_passes import Plan, Drop, Merge
 from latency_tables import Calibration, Timing
 
 ATTACK = "<script>alert('x')</script>"
@@ -173,7 +173,7 @@ def test_rounds_in_which_the_machine_drifted_are_counted(tmp_path):
 
 
 def test_free_merges_are_said_and_the_original_is_then_not_predicted(tmp_path):
-    free = Plan((SpanChoice("x", "act", "merge", (3, 3)),) * 2)
+    free = Plan((Merge("x", "act", (3, 3)),) * 2)
     page = page_of(make_result(free_merges=free), tmp_path)
     assert "before anything else: 2 spans were one convolution already" in page.text
     rows = {row[0]: row[1:] for row in page.rows}
@@ -196,7 +196,7 @@ def test_rounds_that_were_not_shared_give_no_speedup_by_round(tmp_path):
 
 
 def test_no_markup_comes_through_from_names_warnings_or_device(tmp_path):
-    choice = SpanChoice(ATTACK, ATTACK, "drop")
+    choice = Drop(ATTACK, ATTACK)
     here = replace(make_result().environment, device=ATTACK, backend=ATTACK)
     result = make_result(
         plan=Plan((choice,)),

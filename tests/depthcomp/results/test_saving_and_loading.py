@@ -18,7 +18,7 @@ from depthcomp.results.loading import load_result
 from depthcomp.results.result import CompressionResult
 from depthcomp.results.stored_numbers import result_json
 from depthcomp.training.finetune import FinetuneRecord
-from fx_passes import Plan, SpanChoice
+from fx_passes import Plan, Merge
 from latency_tables import Calibration, Environment, LatencyTable, Timing
 from latency_tables.entry import Method
 
@@ -43,7 +43,7 @@ def result_of(gm, x):
         seed=0,
         overhead_ms=0.0,
     )
-    plan = Plan((SpanChoice("x", "_1", "merge", (3, 3)),))
+    plan = Plan((Merge("x", "_1", (3, 3)),))
     return CompressionResult(
         model=gm,
         trainable=gm,
@@ -66,7 +66,7 @@ def result_of(gm, x):
         example_inputs=(x,),
         seed=3,
         seconds={"capture": 0.1},
-        free_merges=Plan((SpanChoice("x", "_0", "merge", (1, 1)),)),
+        free_merges=Plan((Merge("x", "_0", (1, 1)),)),
         importance=ImportanceTable(dict.fromkeys(plan, 0.1), "finetuned", asdict(KIM23), seconds=2.5),
         original=gm,
         finetuned=tuning("epoch 2"),

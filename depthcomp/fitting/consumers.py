@@ -1,0 +1,125 @@
+"""Kept layers that read what a choice changes, refitted for that choice alone.
+
+A compression refits the kept layers behind its changes (`depthcomp.fitting.kept_slots`), so a choice costs what is left
+of the loss after that. What the first of them can make up for is most of it. A dropped depthwise convolution is an
+example: its consumer mixes all of its channels anyway.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from depthcomp.data.calibration import CalibrationSet
+from depthcomp.fitting.candidates import Weights, replacement, samples_per_batch
+from depthcomp.fitting.execution import Tail
+from depthcomp.fitting.kept_slots import as_images, consumers_of
+from depthcomp.fitting.leaning import prior_of, strengths_of
+from depthcomp.fitting.memory import FitMemory
+from depthcomp.fitting.ridge import RidgeSystem, sample_positions
+from depthcomp.pricing import Candidate
+from depthcomp.progress import Progress
+from fx_passes import CapturedNetwork, Slot, SpanChoice
+from fx_passes.affine import AffineConv
+
+__all__ = ["refit_consumers"]
+
+_TARGET = "target"
+
+
+@dataclass(frozen=True, slots=True)
+class _Consumer:
+    """A kept layer that reads a candidate's change, and the equations of its refit."""
+
+    candidate: Candidate
+    slot: Slot
+    system: RidgeSystem
+
+
+def refit_consumers(
+    network: CapturedNetwork,
+    candidates: Sequence[Candidate],
+    weights: Mapping[SpanChoice, Weights],
+    calibration: CalibrationSet,
+    unseen: int,
+    *,
+    seed: int,
+    memory: FitMemory,
+    progress: Progress,
+) -> dict[SpanChoice, dict[str, AffineConv]]:
+    """Return for each candidate the new operators of the first layers behind it, by node.
+
+    They are in the images' precision. Some layers stay as they are: those that memory has no room to solve whole, those
+    that read what is not finite, and those behind a fit without an activation at its end. What such a fit misses hardly
+    depends on what it gives, so a linear consumer makes up for little of it. Where memory is not enough for all sums
+    together, the images pass through the network several times.
+
+    Args:
+        network: the captured network, in evaluation mode; it is not changed.
+        candidates: the candidates, each of which alone takes its span's place.
+        weights: of their bodies.
+        calibration: the images.
+        unseen: a fold that no refit sees; it only judges how strongly each leans to its own weights.
+        seed: of the sampled pixels.
+        memory: what the refits may take.
+        progress: called as (what, done, total).
+    """
+    found: dict[SpanChoice, dict[str, AffineConv]] = {candidate.choice: {} for candidate in candidates}
+    consumers = _consumers(network, candidates, memory)
+    passes = list(memory.passes(consumers, lambda each: each.system, lambda each: each.slot.operator.out_channels))
+    done, total = itertools.count(1), len(passes) * len(calibration.batches)
+    for several in passes:
+        for number, (batch, fold) in enumerate(zip(calibration.batches, calibration.folds, strict=True)):
+            _accumulate(several, weights, Tail(network.gm, batch), calibration.least_fitted, seed + number, fold)
+            progress(f"refitting consumers, without fold {unseen + 1}", next(done), total)
+        for consumer in several:
+            if consumer.system.is_finite:
+                operator = _solved(consumer, unseen).to(calibration.batches[0])
+                found[consumer.candidate.choice][consumer.slot.node] = operator
+        several.clear()  # their sums make room for the next
+    return found
+
+
+def _consumers(network: CapturedNetwork, candidates: Sequence[Candidate], memory: FitMemory) -> Iterator[_Consumer]:
+    found: dict[str, list[Slot]] = {}
+    for candidate in candidates:
+        exit_ = candidate.choice.exit
+        if exit_ in {slot.target for slot in candidate.slots}:
+            continue
+        if exit_ not in found:
+            found[exit_] = [slot for slot in consumers_of(network, exit_) if memory.is_whole(slot.operator)]
+        for slot in found[exit_]:
+            yield _Consumer(candidate, slot, memory.system(slot.entry, slot.operator))
+
+
+def _accumulate(
+    several: Sequence[_Consumer],
+    weights: Mapping[SpanChoice, Weights],
+    tail: Tail,
+    batches: int,
+    seed: int,
+    fold: int,
+) -> None:
+    """Add one of `batches` that make up a fit to the sums of all consumers, none of which depends on the others."""
+    for consumer in several:
+        slot, system = consumer.slot, consumer.system
+        target = as_images(tail.value(slot.target))
+        samples = samples_per_batch(system.unknowns, batches)
+        positions = sample_positions(target, samples, torch.Generator().manual_seed(seed))
+        start = replacement(consumer.candidate, weights[consumer.candidate.choice], tail)
+        now = {name: as_images(tensor) for name, tensor in tail.rerun_at(*start, set(slot.reads)).items()}
+        wanted = positions.pixels(target)
+        if slot.other is not None:
+            wanted = wanted - positions.pixels(now[slot.other])
+        system.accumulate(now[slot.entry], {_TARGET: wanted}, positions, fold=fold)
+
+
+def _solved(consumer: _Consumer, unseen: int) -> AffineConv:
+    slot = consumer.slot
+    solved = consumer.system.solve_without(
+        [unseen], [_TARGET], prior_of(slot), match_variance=(), strengths=strengths_of(slot)
+    )
+    return solved[unseen][0]

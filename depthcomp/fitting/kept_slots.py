@@ -1,0 +1,96 @@
+"""Kept layers behind a changed span, as slots: fitted once more, towards what they gave in the original.
+
+A layer that reads a changed tensor computes something else than it was trained for, and errors add up along a network.
+So the kept convolutions behind each change are fitted again. Each aims at the original network's tensor at its end and
+leans to its own weights, as far as that holds on images that the fit has not seen. A summand aims at the original's
+sum less the other summand as it is now: it makes up for what that one lost. Shape and latency stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Set
+from dataclasses import replace
+
+from torch import Tensor, fx
+
+from fx_passes import Plan, Slot
+from fx_passes.affine import AffineConv
+from fx_passes.facts import GraphFacts
+from fx_passes.operators import Role, role
+from fx_passes.slot_layers import can_be_solved, operator_at
+
+__all__ = ["as_images", "consumers_of", "kept_behind", "run_operator"]
+
+
+def kept_behind(linearized: GraphFacts, plan: Plan, *, nearest: bool = False) -> list[Slot]:
+    """Return the kept convolutions and linear layers that read what a plan has changed, in order.
+
+    Dilated convolutions, and those that pad with other than zeros, are not among them.
+
+    Args:
+        linearized: the plan's linearized graph, its norms folded.
+        plan: the plan.
+        nearest: only the first ones behind each change, with no refitted one before them. None of them depends on
+            another: where a refit restores one summand, the other summand aims at its own output.
+    """
+    return _behind(linearized, {choice.exit for choice in plan}, _rewritten(linearized.nodes, plan), nearest=nearest)
+
+
+def consumers_of(graph: GraphFacts, name: str) -> list[Slot]:
+    """Return the first convolutions and linear layers behind a tensor, as `kept_behind` does the nearest."""
+    return _behind(graph, {name}, set(), nearest=True)
+
+
+def _behind(graph: GraphFacts, ends: Set[str], own: Set[str], *, nearest: bool) -> list[Slot]:
+    """Return what can be refitted behind the tensors called `ends`, except at the nodes called `own`."""
+    changed, restored = set[str](), set[str]()
+    found = []
+    for name, node in graph.nodes.items():
+        sources = {source.name for source in node.all_input_nodes}
+        behind, reads = not restored.isdisjoint(sources), not changed.isdisjoint(sources)
+        fits = reads and not behind and name not in own and can_be_solved(graph.gm, node)
+        if fits:
+            slot = _kept(graph, node)
+            found.append(replace(slot, target=slot.node, other=None) if slot.other in restored else slot)
+        if name in ends:
+            changed.add(name)
+        elif nearest and (fits or behind):
+            restored.add(name)
+        elif reads:
+            changed.add(name)
+    return found
+
+
+def _rewritten(nodes: Mapping[str, fx.Node], plan: Plan) -> set[str]:
+    """Return the names of the nodes of a plan's spans."""
+    found = set[str]()
+    for choice in plan:
+        pending = [nodes[choice.exit]]
+        while pending:
+            node = pending.pop()
+            if node.name not in found and node is not nodes[choice.entry]:
+                found.add(node.name)
+                pending.extend(node.all_input_nodes)
+    return found
+
+
+def as_images(tensor: Tensor) -> Tensor:
+    """Return a tensor (n, c, h, w) as it is, vectors (n, c) as images of one pixel."""
+    return tensor[..., None, None] if tensor.ndim == 2 else tensor
+
+
+def run_operator(operator: AffineConv, tensor: Tensor) -> Tensor:
+    """Return what a kept convolution or linear layer with a new operator computes from the tensor that it reads."""
+    image = as_images(tensor)
+    computed = operator.to(image)(image)
+    return computed if tensor.ndim == 4 else computed[..., 0, 0]
+
+
+def _kept(graph: GraphFacts, node: fx.Node) -> Slot:
+    entry, operator = node.all_input_nodes[0].name, operator_at(graph.gm, node)
+    user = next(iter(node.users)) if len(node.users) == 1 else None
+    if user is not None and role(graph.gm, user) is Role.ADD:
+        others = [operand.name for operand in user.all_input_nodes if operand is not node]
+        if len(others) == 1 and graph.order[others[0]] < graph.order[node.name]:
+            return Slot(node.name, entry, user.name, operator, kept=True, other=others[0])
+    return Slot(node.name, entry, node.name, operator, kept=True)

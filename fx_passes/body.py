@@ -1,0 +1,107 @@
+"""What a choice puts in its span's place: a small graph whose new convolutions have a shape and no weights yet."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.fx.passes.shape_prop import TensorMetadata
+
+from fx_passes.affine import AffineConv
+from fx_passes.operators import image_shape
+
+__all__ = ["Body", "BodyBuilder"]
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """The operators that take a span's place, from the tensor at its entry to a tensor of the network.
+
+    A new convolution is a node that calls an `AffineConv` on the meta device. Other nodes call layers of the network.
+
+    Attributes:
+        graph: the operators, with one input and one output; nothing between them where the span is dropped.
+        at: name of the node of the network whose tensor the body computes.
+    """
+
+    graph: fx.Graph
+    at: str
+
+    @property
+    def operators(self) -> dict[str, AffineConv]:
+        """The new convolutions, by the names of their nodes."""
+        return {node.name: node.target for node in self.graph.nodes if isinstance(node.target, AffineConv)}
+
+    @torch.no_grad()
+    def run(self, gm: fx.GraphModule, entry: Tensor, weights: Mapping[str, AffineConv]) -> Tensor:
+        """Return the tensor that the body computes from the tensor at the span's entry.
+
+        Args:
+            gm: the network, whose layers the body may call.
+            entry: images (n, c, h, w).
+            weights: the convolutions to compute, by the names of their nodes.
+        """
+        result: Tensor = _Run(gm, self.graph, weights).run(entry)
+        return result
+
+
+class BodyBuilder:
+    """Builds the body of one choice, node by node.
+
+    Its nodes bear the names of nodes of the network.
+
+    Args:
+        entry: name of the node whose tensor the span reads.
+        in_shape: (n, c, h, w) of that tensor.
+
+    Attributes:
+        entry: the body's input.
+    """
+
+    def __init__(self, entry: str, in_shape: tuple[int, int, int, int]) -> None:
+        self._graph = fx.Graph()
+        self.entry = self._graph.create_node("placeholder", entry, name=entry)
+        self.entry.meta["tensor_meta"] = _described(in_shape)
+
+    def convolution(self, source: fx.Node, operator: AffineConv, name: str) -> fx.Node:
+        """Return a new convolution of the tensor at `source`."""
+        shape = image_shape(source)
+        assert shape is not None  # bodies hold images only
+        node = self._graph.create_node("call_function", operator, (source,), name=name)
+        node.meta["tensor_meta"] = _described((shape[0], operator.out_channels, *operator.out_size(shape[2:])))
+        return node
+
+    def layer(self, source: fx.Node, original: fx.Node) -> fx.Node:
+        """Return a call of the layer that a node of the network calls, which keeps the shape of what it reads."""
+        node = self._graph.create_node("call_module", original.target, (source,), name=original.name)
+        node.meta["tensor_meta"] = source.meta["tensor_meta"]
+        return node
+
+    def build(self, result: fx.Node, at: str) -> Body:
+        """Return the body whose last node is `result`, to stand at a node of the network."""
+        self._graph.output(result)
+        return Body(self._graph, at)
+
+
+class _Run(fx.Interpreter):
+    """Runs a body with other convolutions in the place of those without weights."""
+
+    def __init__(self, gm: fx.GraphModule, graph: fx.Graph, weights: Mapping[str, AffineConv]) -> None:
+        super().__init__(gm, graph=graph)
+        self._weights = weights
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Return what a node computes."""
+        if not isinstance(n.target, AffineConv):
+            return super().run_node(n)
+        (source,) = self.fetch_args_kwargs_from_env(n)[0]
+        return self._weights[n.name].to(source)(source)
+
+
+def _described(shape: tuple[int, ...]) -> TensorMetadata:
+    strides = tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+    return TensorMetadata(torch.Size(shape), torch.float32, False, strides, None, False, {})

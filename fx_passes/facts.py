@@ -1,0 +1,49 @@
+"""A graph with what is asked of its nodes again and again, computed once."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+from torch import fx, nn
+
+from fx_passes.operators import Role, image_shape, known_layer, role
+
+__all__ = ["GraphFacts", "nodes_by_name"]
+
+
+def nodes_by_name(gm: fx.GraphModule) -> dict[str, fx.Node]:
+    """Return the nodes of a graph by their names, in the graph's order."""
+    return {node.name: node for node in gm.graph.nodes}
+
+
+class GraphFacts:
+    """The nodes of a graph by name, their order, roles, layers and shapes.
+
+    Names stay valid while nodes are redirected; roles, which are computed when they are first asked for, do not.
+
+    Args:
+        gm: the graph; it is not changed.
+
+    Attributes:
+        gm: the graph.
+        nodes: its nodes by name, in order.
+        order: the position of each node, by name.
+    """
+
+    def __init__(self, gm: fx.GraphModule) -> None:
+        self.gm = gm
+        self.nodes = nodes_by_name(gm)
+        self.order = {name: position for position, name in enumerate(self.nodes)}
+
+    @cached_property
+    def roles(self) -> dict[str, Role]:
+        """The role of each node, by name."""
+        return {name: role(self.gm, node) for name, node in self.nodes.items()}
+
+    def layer(self, name: str) -> nn.Module | None:
+        """Return the layer of a known kind that a node calls, or None."""
+        return known_layer(self.gm, self.nodes[name])
+
+    def shape(self, name: str) -> tuple[int, int, int, int] | None:
+        """Return the shape (n, c, h, w) of the images at a node, or None where there are none."""
+        return image_shape(self.nodes[name])

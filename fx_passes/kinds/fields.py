@@ -1,0 +1,59 @@
+"""Fields of stored choices, read with a sentence for each that is malformed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, fields
+from typing import Any, TypeVar, get_args
+
+from depthcomp_errors import PlanError
+from fx_passes.choice import End, Kernel, SpanChoice
+
+__all__ = ["Readers", "end", "kernel", "node_name", "node_names", "read_choice"]
+
+C = TypeVar("C", bound=SpanChoice)
+Readers = Mapping[str, Callable[[str, Any], Any]]
+"""What reads each field, called with its name and what is stored there."""
+
+
+def read_choice(choice: type[C], stored: Mapping[str, Any], readers: Readers) -> C:
+    """Return a choice from its stored fields; those with a default may be missing.
+
+    Raises:
+        PlanError: a field is missing, unknown or malformed.
+    """
+    needed = [field.name for field in fields(choice) if field.default is MISSING]
+    known = [field.name for field in fields(choice)]
+    if not set(needed) <= set(stored) <= set(known):
+        raise PlanError(f"{dict(stored)!r} is no choice of a plan: a {choice.kind!r} choice needs the fields {needed}")
+    return choice(**{name: readers[name](name, stored[name]) for name in stored})
+
+
+def node_name(field: str, stored: Any) -> str:
+    """Return the name of a node."""
+    if not isinstance(stored, str):
+        raise PlanError(f"{field} (={stored!r}) of a choice must be the name of a node")
+    return stored
+
+
+def node_names(field: str, stored: Any) -> tuple[str, ...]:
+    """Return names of nodes."""
+    if not isinstance(stored, list | tuple) or not all(isinstance(name, str) for name in stored):
+        raise PlanError(f"{field} (={stored!r}) of a choice must be a list of names of nodes")
+    return tuple(stored)
+
+
+def kernel(field: str, stored: Any) -> Kernel:
+    """Return the height and the width of a kernel."""
+    sized = isinstance(stored, list | tuple) and len(stored) == 2
+    if not sized or not all(type(size) is int and size > 0 for size in stored):
+        raise PlanError(f"{field} (={stored!r}) of a choice must be two sizes")
+    return stored[0], stored[1]
+
+
+def end(field: str, stored: Any) -> End:
+    """Return what follows a convolution."""
+    if stored not in get_args(End):
+        raise PlanError(f"{field} (={stored!r}) of a choice must be one of {', '.join(get_args(End))}")
+    found: End = stored
+    return found

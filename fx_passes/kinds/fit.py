@@ -1,0 +1,136 @@
+"""Fit: one convolution takes a span's place, its weights solved for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+from torch import fx, nn
+
+from fx_passes.affine import crop_kernel
+from fx_passes.body import Body
+from fx_passes.choice import End, Kernel, SpanChoice
+from fx_passes.collapse import collapse
+from fx_passes.ends import pre_activation_of, set_end
+from fx_passes.facts import GraphFacts
+from fx_passes.insertion import insert_convolution
+from fx_passes.kinds.end_text import described_end, end_sign
+from fx_passes.kinds.fields import end, kernel, node_name, read_choice
+from fx_passes.kinds.linearized import not_linearized, span_ends
+from fx_passes.kinds.registry import Kind, register
+from fx_passes.kinds.single_convolution import (
+    body_of,
+    end_obstacle,
+    ends,
+    fits_limits,
+    inner_of,
+    merge_into_one,
+    odd,
+    reads_enough,
+    size_text,
+)
+from fx_passes.limits import SpanLimits
+from fx_passes.operators import NORMS, known_layer
+from fx_passes.slots import Slot
+from fx_passes.span import Piece
+
+__all__ = ["Fit"]
+
+
+@dataclass(frozen=True, slots=True)
+class Fit(SpanChoice):
+    """A span becomes one convolution whose weights are fitted.
+
+    Attributes:
+        kernel: height and width of the convolution, both odd.
+        end: what follows it.
+    """
+
+    kind: ClassVar[str] = "fit"
+    kernel: Kernel
+    end: End = "original"
+
+    def __str__(self) -> str:
+        return f"fit {size_text(self.kernel)} {self.place}{end_sign(self.end)}"
+
+
+@register
+class FitKind(Kind[Fit]):
+    """Fits convolutions of the span's own size, or any smaller odd one, around the middle of its collapse."""
+
+    choice = Fit
+    precedence = 20
+    done = "fitted"
+
+    def enumerate(self, piece: Piece, limits: SpanLimits) -> Iterator[Fit]:
+        """Yield the odd sizes that lie within limits, the smallest first, with each end."""
+        sizes = [size for size in _sizes(piece, limits) if not _size_obstacle(piece, size)]
+        for ending in ends(piece, limits) if sizes else ():
+            yield from (Fit(piece.entry, piece.exit, size, ending) for size in sizes)
+
+    def check(self, choice: Fit, piece: Piece) -> str:
+        """Return why a piece cannot become one fitted convolution of the choice's size, with its end."""
+        return _size_obstacle(piece, choice.kernel) or end_obstacle(piece, choice.end)
+
+    def body(self, choice: Fit, piece: Piece) -> Body:
+        """Return the convolution, with what follows it."""
+        return body_of(piece, choice.kernel, choice.end)
+
+    def slots(self, choice: Fit, piece: Piece) -> tuple[Slot, ...]:
+        """Return the convolution, which maps the entry to the original's pre-activation."""
+        operator = crop_kernel(piece.operator, choice.kernel)
+        return (Slot(piece.pre_activation, piece.entry, piece.pre_activation, operator),)
+
+    def linearize(self, copied: GraphFacts, choice: Fit, piece: Piece, *, exact_border: bool) -> None:
+        """Put the centre of the collapse in the span's place, until a fit or training replaces its weights."""
+        gm, entry = copied.gm, copied.nodes[piece.entry]
+        inner = set_end(gm, choice.end, inner_of(copied, piece), copied.nodes[piece.exit])
+        guess = collapse(gm, entry, inner, piece.in_shape[1], largest_kernel=choice.kernel)[inner[-1]]
+        padding = crop_kernel(piece.operator, choice.kernel).padding
+        insert_convolution(gm, inner[-1], entry, replace(guess, padding=padding), f"fitted_{inner[-1].name}")
+
+    def merge(self, linearized: GraphFacts, choice: Fit) -> None:
+        """Fold the norm behind the convolution, where training has put one."""
+        merge_into_one(linearized, choice, choice.kernel)
+
+    def solved_nodes(self, linearized: GraphFacts, choice: Fit) -> tuple[fx.Node, ...]:
+        """Return the node of the convolution, or of the norm behind it."""
+        gm = linearized.gm
+        entry, exit_ = span_ends(linearized, choice)
+        last = pre_activation_of(gm, exit_)
+        conv = last.all_input_nodes[0] if isinstance(known_layer(gm, last), NORMS) else last
+        padded = [conv, *conv.all_input_nodes]
+        reads_entry = any(entry in node.all_input_nodes for node in padded)
+        if not isinstance(known_layer(gm, conv), nn.Conv2d) or not reads_entry:
+            raise not_linearized(choice, f"{last.name} is no convolution of {entry.name}")
+        return (last,)
+
+    def describe(self, choice: Fit) -> str:
+        """Return what was done, with the size and a changed end."""
+        return f"{self.done} {size_text(choice.kernel)}{described_end(choice.end)}"
+
+    def decode(self, fields: Mapping[str, Any]) -> Fit:
+        """Return the choice with these stored fields."""
+        return read_choice(Fit, fields, {"entry": node_name, "exit": node_name, "kernel": kernel, "end": end})
+
+
+def _sizes(piece: Piece, limits: SpanLimits) -> list[Kernel]:
+    height, width = piece.operator.kernel
+    squares = range(1, min(max(height, width), limits.largest_kernel) + 1, 2)
+    sizes = ((min(size, odd(height)), min(size, odd(width))) for size in squares)
+    return [size for size in sizes if reads_enough(piece, size, limits) and fits_limits(piece, size, limits)]
+
+
+def _size_obstacle(piece: Piece, size: Kernel) -> str:
+    """Return why a piece cannot become one convolution of a size; empty where it can."""
+    full = piece.operator.kernel
+    if not piece.layers:
+        return "there is no convolution in it"
+    if any(length % 2 == 0 for length in size):
+        return f"a fitted kernel has a middle, and {size_text(size)} has none; both sizes must be odd"
+    if size[0] > full[0] or size[1] > full[1]:
+        return f"its layers read {size_text(full)} pixels together, and a fitted kernel may be no larger"
+    if piece.layers == 1 and size == full:
+        return "it is one convolution of that size already"
+    return ""

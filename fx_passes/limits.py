@@ -1,0 +1,44 @@
+"""What is offered as a choice: how long a span may be, how large a kernel, which kinds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from depthcomp_errors import PlanError
+from fx_passes.choice import End
+
+__all__ = ["SpanLimits"]
+
+
+@dataclass(frozen=True, slots=True)
+class SpanLimits:
+    """What is offered as a choice; the number of candidates grows linearly with depth.
+
+    Attributes:
+        longest_span: most units that one choice may replace.
+        largest_kernel: largest height or width of a new convolution's kernel.
+        largest_mac_growth: most multiply-adds of a new convolution, relative to those of its span.
+        layer_pruning: whether convolutions may be pruned so that the others merge into a smaller kernel.
+        other_ends: what may follow a new convolution besides what follows its span.
+        skips_pixels: whether a fitted or pruned kernel may be smaller than its stride, so that the layers before
+            compute pixels that nothing reads.
+        kinds: names of the kinds to choose from; None for all that are registered.
+    """
+
+    longest_span: int = 6
+    largest_kernel: int = 7
+    largest_mac_growth: float = 2.0
+    layer_pruning: bool = True
+    other_ends: tuple[End, ...] = ("inserted", "none")
+    skips_pixels: bool = True
+    kinds: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("longest_span", "largest_kernel"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise PlanError(f"{name} (={value!r}) must be a whole number from 1 on")
+        if not self.largest_mac_growth >= 0:  # as NaN is not
+            raise PlanError(f"largest_mac_growth (={self.largest_mac_growth!r}) must be a number from 0 on")
+        if not set(self.other_ends) <= {"inserted", "none"}:
+            raise PlanError(f"other_ends (={self.other_ends!r}) may hold 'inserted' and 'none'")

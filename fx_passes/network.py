@@ -1,0 +1,101 @@
+"""A captured network with all that follows from its graph, computed once: nodes, structure, spans, workload."""
+
+from __future__ import annotations
+
+import math
+from functools import cached_property
+
+from torch import fx
+
+from depthcomp_errors import PlanError
+from fx_passes.choice import SpanChoice
+from fx_passes.facts import GraphFacts
+from fx_passes.kinds import kind_of
+from fx_passes.limits import SpanLimits
+from fx_passes.span import Piece, Span
+from fx_passes.structure import Level, require_captured, structure_tree
+from fx_passes.walker import SpanWalker
+from fx_passes.workload import Workload
+
+__all__ = ["CapturedNetwork", "as_network"]
+
+
+class CapturedNetwork(GraphFacts):
+    """A captured graph, which is not to be changed any more, with what follows from it.
+
+    Args:
+        gm: what `capture` returned, or a graph made of it.
+
+    Raises:
+        PlanError: it is no such graph.
+    """
+
+    def __init__(self, gm: fx.GraphModule) -> None:
+        require_captured(gm)
+        super().__init__(gm)
+        self._found: dict[tuple[str, str], Span] = {}
+
+    @cached_property
+    def tree(self) -> Level:
+        """The program structure tree."""
+        return structure_tree(self)
+
+    @cached_property
+    def workload(self) -> Workload:
+        """The operators, as a runtime runs them."""
+        return Workload(self)
+
+    @cached_property
+    def levels(self) -> tuple[Level, ...]:
+        """All levels of the tree, outermost first."""
+        return tuple(self.tree.levels())
+
+    def spans(self, limits: SpanLimits) -> list[Span]:
+        """Return the candidate spans, as `fx_passes.enumerate_spans` does."""
+        walker = SpanWalker(self, limits)
+        found = (span for level in self.levels for span in walker.spans(level))
+        return [span for span in found if span.choices or walker.concerns_convolutions(span)]
+
+    def span(self, entry: str, exit_: str) -> Span:
+        """Return the span between two tensors, as `fx_passes.find_span` does; each is looked for once."""
+        if (entry, exit_) not in self._found:
+            self._found[entry, exit_] = self._find(entry, exit_)
+        return self._found[entry, exit_]
+
+    def piece(self, choice: SpanChoice) -> Piece:
+        """Return the piece that a choice is for.
+
+        Raises:
+            PlanError: there is no such span, or the choice is not possible there; the message says why.
+        """
+        kind, span = kind_of(choice), self.span(choice.entry, choice.exit)
+        assert span.piece is not None  # spans that cannot be compressed are refused
+        reason = kind.check(choice, span.piece)
+        if reason:
+            offered = ", ".join(map(str, span.choices))
+            raise PlanError(f"{choice} is not possible: {reason}; this span offers {offered}")
+        return span.piece
+
+    @cached_property
+    def _unlimited(self) -> SpanWalker:
+        longest = max(len(level.cuts) for level in self.levels)
+        return SpanWalker(self, SpanLimits(longest_span=longest, largest_kernel=10**9, largest_mac_growth=math.inf))
+
+    def _find(self, entry: str, exit_: str) -> Span:
+        for level in self.levels:
+            cuts = level.cuts
+            if entry in cuts and exit_ in cuts and cuts.index(entry) < cuts.index(exit_):
+                span = self._unlimited.span(level, cuts.index(entry), cuts.index(exit_))
+                if span.choices:
+                    return span
+                raise PlanError(f"the span ({entry}, {exit_}] cannot be compressed: {span.refusal}")
+        raise PlanError(f"the graph has no span ({entry}, {exit_}]: both must be cuts of one level, in this order")
+
+
+def as_network(gm: fx.GraphModule | CapturedNetwork) -> CapturedNetwork:
+    """Return the network of a captured graph; one that is given is returned as it is.
+
+    Raises:
+        PlanError: it is no captured graph.
+    """
+    return gm if isinstance(gm, CapturedNetwork) else CapturedNetwork(gm)

@@ -1,0 +1,122 @@
+"""The layers behind slots: what they compute, and how they are given other weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, fx, nn
+
+from fx_passes.affine import AffineConv
+from fx_passes.channel_affine import ChannelAffine
+from fx_passes.facts import GraphFacts
+from fx_passes.operators import NORMS, Role, affine_operator, called_module, known_layer, role
+
+__all__ = ["can_be_solved", "load_operator", "operator_at"]
+
+DEAD = 1e-6  # of a norm's largest scale: no weights make a channel with a smaller one show
+
+
+def can_be_solved(gm: fx.GraphModule, node: fx.Node) -> bool:
+    """Say whether the layer that a node calls can be a slot: an undilated convolution with zero padding, or linear.
+
+    A linear layer that reads a vector for each image is a 1x1 convolution of an image of one pixel.
+    """
+    layer = known_layer(gm, node)
+    plain = isinstance(layer, nn.Conv2d) and layer.dilation == (1, 1) and layer.padding_mode == "zeros"
+    return plain or _linear(gm, node) is not None
+
+
+def operator_at(gm: fx.GraphModule, node: fx.Node) -> AffineConv:
+    """Return what the layer that a node calls computes, in float64."""
+    linear = _linear(gm, node)
+    if linear is None:
+        return affine_operator(gm, node, _convolution(gm, node).in_channels)
+    weight = linear.weight.detach().double().cpu()[..., None, None]
+    bias = torch.zeros(len(weight)).double() if linear.bias is None else linear.bias.detach().double().cpu()
+    return AffineConv(weight, bias, (1, 1), (0, 0, 0, 0), 1)
+
+
+def load_operator(graph: GraphFacts, name: str, operator: AffineConv) -> None:
+    """Let the layer of the slot at a node compute an operator of its shape; in place.
+
+    Where norms are not folded, one stands behind the convolution: it keeps its statistics, and its scale but for
+    channels that it scales to nothing. The convolution's weights and the norm's shift become those that together
+    compute the operator.
+    """
+    gm, node = graph.gm, graph.nodes[name]
+    while role(gm, node) is Role.ACTIVATION:  # inserted behind the layer, under its name
+        node = node.all_input_nodes[0]
+    linear = _linear(gm, node)
+    if linear is None:
+        _load_convolution(gm, node, operator)
+    else:
+        linear.weight.data.copy_(operator.weight[..., 0, 0])
+        _set_bias(linear, operator.bias)
+
+
+def _load_convolution(gm: fx.GraphModule, node: fx.Node, operator: AffineConv) -> None:
+    norms = []
+    while isinstance(known_layer(gm, node), NORMS):
+        norms.append(node)
+        node = node.all_input_nodes[0]
+    conv = _convolution(gm, node)
+    if norms:
+        _load_before_norms(gm, conv, node, norms, operator)
+    else:
+        conv.weight.data.copy_(operator.weight)
+        _set_bias(conv, operator.bias)
+
+
+def _load_before_norms(
+    gm: fx.GraphModule, conv: nn.Conv2d, node: fx.Node, norms: Sequence[fx.Node], operator: AffineConv
+) -> None:
+    """Let a convolution and the norms behind it, the last one first, compute an operator together."""
+    bias = affine_operator(gm, node, conv.in_channels).bias
+    scale, shift = _scale_and_shift(gm, norms, bias)
+    dead = scale.abs() <= DEAD * scale.abs().max()
+    if dead.any():
+        for norm in norms:
+            _pass_on(known_layer(gm, norm), dead)
+        scale, shift = _scale_and_shift(gm, norms, bias)
+    conv.weight.data.copy_(operator.weight / scale[:, None, None, None])
+    last = known_layer(gm, norms[0])
+    if isinstance(last, nn.BatchNorm2d | ChannelAffine) and last.bias is not None:
+        last.bias.data.add_((operator.bias - shift).to(last.bias))
+    else:
+        _set_bias(conv, bias + (operator.bias - shift) / scale)
+
+
+def _scale_and_shift(gm: fx.GraphModule, norms: Sequence[fx.Node], bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Return by what norms, the last one first, scale the channels of a convolution, and what they make of its bias."""
+    scale, shift = torch.ones_like(bias), bias
+    for place in reversed(norms):
+        norm = affine_operator(gm, place, len(bias))
+        scale, shift = norm.weight.flatten() * scale, norm.weight.flatten() * shift + norm.bias
+    return scale, shift
+
+
+def _pass_on(norm: nn.Module | None, channels: Tensor) -> None:
+    """Let a norm scale some channels by one, where it has scales of its own."""
+    if isinstance(norm, nn.BatchNorm2d) and norm.affine and norm.running_var is not None:
+        norm.weight.data[channels] = (norm.running_var[channels] + norm.eps).sqrt()
+    elif isinstance(norm, ChannelAffine) and norm.weight is not None:
+        norm.weight.data[channels] = 1.0
+
+
+def _linear(gm: fx.GraphModule, node: fx.Node) -> nn.Linear | None:
+    """Return the linear layer that a node calls on a vector for each image, or None where it calls none."""
+    layer, shape = called_module(gm, node), getattr(node.meta.get("tensor_meta"), "shape", ())
+    return layer if type(layer) is nn.Linear and len(shape) == 2 else None
+
+
+def _convolution(gm: fx.GraphModule, node: fx.Node) -> nn.Conv2d:
+    conv = known_layer(gm, node)
+    assert isinstance(conv, nn.Conv2d)  # all that can be solved besides linear layers
+    return conv
+
+
+def _set_bias(layer: nn.Conv2d | nn.Linear, bias: Tensor) -> None:
+    if layer.bias is None:
+        layer.bias = nn.Parameter(torch.zeros(len(layer.weight)).to(layer.weight))
+    layer.bias.data.copy_(bias)

@@ -1,0 +1,129 @@
+"""A piece of a graph between two tensors, and the span that it is with all choices for it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from torch import fx, nn
+
+from fx_passes.affine import AffineConv
+from fx_passes.choice import SpanChoice
+from fx_passes.collapse import operands
+from fx_passes.facts import GraphFacts
+from fx_passes.layer_pruning import Prunings
+from fx_passes.operators import NORMS, Role, follows_convolution
+from fx_passes.structure import Level
+
+__all__ = ["Piece", "Span", "macs_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """The part of a graph between two tensors, which collapses into one convolution.
+
+    Attributes:
+        entry: name of the node whose tensor it reads.
+        exit: name of the node whose tensor it produces.
+        pre_activation: name of the node whose tensor stands before the activation at its end.
+        nodes: names of its nodes in order.
+        operator: its collapse into one convolution, weights on the meta device.
+        in_shape: (batch, channels, height, width) at the entry.
+        prunings: which convolutions to prune for a smaller kernel; None where that is not known.
+        graph: what it is a part of.
+    """
+
+    entry: str
+    exit: str
+    pre_activation: str
+    nodes: tuple[str, ...]
+    operator: AffineConv
+    in_shape: tuple[int, int, int, int]
+    prunings: Prunings | None
+    graph: GraphFacts = field(repr=False, compare=False)
+
+    @property
+    def inner(self) -> tuple[str, ...]:
+        """Names of the nodes up to the pre-activation."""
+        if self.pre_activation not in self.nodes:
+            return ()
+        return self.nodes[: self.nodes.index(self.pre_activation) + 1]
+
+    @property
+    def inner_nodes(self) -> list[fx.Node]:
+        """The nodes up to the pre-activation."""
+        return [self.graph.nodes[name] for name in self.inner]
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds of its convolutions as they are, for the whole batch."""
+        return macs_of(self.graph, self.nodes)
+
+    @property
+    def layers(self) -> int:
+        """How many operators a runtime computes one after another; norms behind a convolution cost nothing."""
+        modules = [self.graph.layer(name) for name in self.nodes]
+        folded = sum(_follows_convolution(self.graph, name) for name in self.nodes)
+        return sum(isinstance(module, (nn.Conv2d, nn.AvgPool2d, *NORMS)) for module in modules) - folded
+
+    @property
+    def joins(self) -> bool:
+        """Whether one of its nodes makes one tensor out of several."""
+        return any(_joins(self.graph, name) for name in self.nodes)
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """All operators between two cuts of one level.
+
+    Attributes:
+        level: the chain that the span belongs to.
+        start: number i of the cut that it reads.
+        stop: number j of the cut that it produces.
+        nodes: names of its nodes in order, the end activation included.
+        piece: the span as one convolution; None where something stands in it that is none.
+        choices: what may be done with it instead of keeping it.
+        refusal: why it has no choices, as a sentence; empty where it has some.
+    """
+
+    level: Level
+    start: int
+    stop: int
+    nodes: tuple[str, ...]
+    piece: Piece | None
+    choices: tuple[SpanChoice, ...]
+    refusal: str
+
+    @property
+    def entry(self) -> str:
+        """Name of the node whose tensor the span reads."""
+        return self.level.cuts[self.start]
+
+    @property
+    def exit(self) -> str:
+        """Name of the node whose tensor the span produces."""
+        return self.level.cuts[self.stop]
+
+
+def macs_of(graph: GraphFacts, names: Iterable[str]) -> int:
+    """Return the multiply-adds of nodes as they are, for the whole batch."""
+    return sum(_macs(graph, name) for name in names)
+
+
+def _macs(graph: GraphFacts, name: str) -> int:
+    module, shape = graph.layer(name), graph.shape(name)
+    if shape is None or not isinstance(module, nn.Conv2d):
+        return 0 if shape is None or graph.roles[name] is not Role.AFFINE else math.prod(shape)
+    return shape[0] * shape[2] * shape[3] * module.weight.numel()
+
+
+def _joins(graph: GraphFacts, name: str) -> bool:
+    if graph.roles[name] is Role.CONCAT:
+        return len(operands(graph.nodes[name], Role.CONCAT)) > 1
+    return graph.roles[name] is Role.ADD
+
+
+def _follows_convolution(graph: GraphFacts, name: str) -> bool:
+    """Say whether a node is a norm that any runtime folds into the convolution before it."""
+    return isinstance(graph.layer(name), NORMS) and follows_convolution(graph.gm, graph.nodes[name])

@@ -1,0 +1,148 @@
+"""Spans of a level, found by composing its units one after another, and the choices that kinds have for them.
+
+With its inner activations taken as identity a span is one convolution, whose geometry (kernel, stride, padding,
+groups) follows from the algebra without touching a weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from torch import fx
+
+from fx_passes import affine
+from fx_passes.affine import AffineConv, NotAffineError
+from fx_passes.choice import SpanChoice
+from fx_passes.collapse import collapse_node
+from fx_passes.facts import GraphFacts
+from fx_passes.kinds import kinds
+from fx_passes.layer_pruning import UNPRUNED, LayerPruner, Prunings
+from fx_passes.limits import SpanLimits
+from fx_passes.operators import Role
+from fx_passes.refusals import holds_layers, is_boundary
+from fx_passes.span import Piece, Span
+from fx_passes.structure import Level, Unit
+
+__all__ = ["SpanWalker"]
+
+
+class SpanWalker:
+    """Walks levels; holds the graph, the limits and what was computed for a unit once.
+
+    Args:
+        graph: a captured graph; it is not changed.
+        limits: which choices spans have.
+
+    Raises:
+        PlanError: the limits name a kind that is not registered.
+    """
+
+    def __init__(self, graph: GraphFacts, limits: SpanLimits) -> None:
+        self._graph = graph
+        self._limits = limits
+        self._kinds = kinds(limits.kinds)
+        self._pruner = LayerPruner(graph)
+
+    def spans(self, level: Level) -> Iterator[Span]:
+        """Yield the spans of a level, by the cut that they read."""
+        for start in range(len(level.units)):
+            yield from self.spans_from(level, start)
+
+    def span(self, level: Level, start: int, stop: int) -> Span:
+        """Return the span between two cuts, or the refused span of the first unit that stands in its way."""
+        for span in self.spans_from(level, start, only=stop):
+            if span.stop == stop or span.piece is None:
+                return span
+        return self.span(level, span.stop, stop)
+
+    def concerns_convolutions(self, span: Span) -> bool:
+        """Say whether the refusal of a span is worth listing: sizes, inputs and outputs are no convolution anyway."""
+        if any(holds_layers(self._graph, unit) for unit in span.level.units[span.start : span.stop]):
+            return True
+        return span.piece is None and is_boundary(self._graph, span.level, span.start)
+
+    def spans_from(self, level: Level, start: int, *, only: int | None = None) -> Iterator[Span]:
+        """Yield the spans that begin at cut `start`, shortest first, up to the first refusal.
+
+        Where `only` names a cut, choices are enumerated for the span that ends there alone.
+        """
+        values = self._at_entry(level.cuts[start])
+        prunings = UNPRUNED if self._limits.layer_pruning else None
+        nodes: list[str] = []
+        for stop in range(start + 1, min(start + self._limits.longest_span, len(level.units)) + 1):
+            unit = level.units[stop - 1]
+            nodes += [*unit.region, *unit.nodes]
+            reason = self._extend(values, unit)
+            if reason:
+                if stop == start + 1:
+                    yield Span(level, start, stop, tuple(nodes), None, (), reason)
+                return
+            prunings = self._prune(prunings, unit)
+            piece = self._piece(level, start, stop, tuple(nodes), values, prunings)
+            choices = tuple(self._choices(piece)) if only in (None, stop) else ()
+            refusal = "" if choices else self._refusal(piece)
+            yield Span(level, start, stop, tuple(nodes), piece, choices, refusal)
+
+    def _at_entry(self, entry: str) -> dict[fx.Node, AffineConv]:
+        """Return the identity at a cut; nothing where that holds no images."""
+        shape = self._graph.shape(entry) if entry in self._graph.nodes else None
+        return {} if shape is None else {self._graph.nodes[entry]: affine.identity(shape[1], device="meta")}
+
+    def _extend(self, values: dict[fx.Node, AffineConv], unit: Unit) -> str:
+        """Add the operators of a unit's nodes to `values`; return why that is impossible, or nothing."""
+        nodes = self._graph.nodes
+        if not values:
+            first = nodes[unit.nodes[0]]
+            if first.op in ("placeholder", "output"):
+                return f"{first.name} is the network's {first.op}"
+            return f"{unit.nodes[0]} does not read a batch of images"
+        for name in (*unit.region, *unit.nodes):
+            node = nodes[name]
+            try:
+                values[node] = collapse_node(self._graph.gm, node, values, device="meta")
+            except NotAffineError as reason:
+                if name in unit.nodes or "tensor_meta" in node.meta:  # of a size, what reads it tells more
+                    return str(reason)
+        return ""
+
+    def _prune(self, before: Prunings | None, unit: Unit) -> Prunings | None:
+        """Return the prunings of a span that goes on by a unit of affine operators."""
+        following = None if before is None else self._pruner.of_unit(unit)
+        return None if before is None or following is None else before.then(following)
+
+    def _piece(
+        self, level: Level, start: int, stop: int, nodes: tuple[str, ...],
+        values: Mapping[fx.Node, AffineConv], prunings: Prunings | None,
+    ) -> Piece:  # fmt: skip
+        entry, last = level.cuts[start], self._pre_activation(level, stop)
+        shape = self._graph.shape(entry)
+        assert shape is not None  # values would be empty
+        operator = values[self._graph.nodes[last]]
+        return Piece(entry, level.cuts[stop], last, nodes, operator, shape, prunings, self._graph)
+
+    def _pre_activation(self, level: Level, stop: int) -> str:
+        """Return the node before the activation and dropout at the end of the unit before cut `stop`."""
+        before, roles = level.cuts[stop - 1], self._graph.roles
+        for name in level.units[stop - 1].nodes:
+            if roles[name] is Role.ACTIVATION:
+                break
+            if roles[name] is not Role.PASS:
+                before = name
+        return before
+
+    def _choices(self, piece: Piece) -> Iterator[SpanChoice]:
+        for kind in self._kinds:
+            yield from kind.enumerate(piece, self._limits)
+
+    def _refusal(self, piece: Piece) -> str:
+        """Return the sentence why there is no choice for a piece."""
+        nodes, (height, width) = piece.nodes, piece.operator.kernel
+        if piece.layers == 0:
+            return f"{nodes[-1]}: there is no convolution between these cuts"
+        if piece.layers == 1 and (height, width) == (1, 1):
+            return f"{nodes[0]}: a lone 1x1 convolution that changes its tensor's shape is as small as it can be"
+        return (
+            f"{nodes[0]} to {nodes[-1]}: one convolution ({height}x{width}, {piece.operator.in_channels} to "
+            f"{piece.operator.out_channels} channels) would cost more than {self._limits.largest_mac_growth:g} "
+            "times the multiply-adds of what it replaces, at every kernel size, and shapes forbid identity"
+        )

@@ -1,0 +1,142 @@
+"""The operators of a network as a runtime runs them, each with the epilogue that is fused into it.
+
+Norms are folded into the convolution before them. An activation, and a residual sum, run within the operator that
+computes their tensor; a sum belongs to the operand that is computed last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+from torch import fx, nn
+
+from fx_passes.affine import AffineConv, conv_padding
+from fx_passes.body import Body
+from fx_passes.facts import GraphFacts
+from fx_passes.operators import NORMS, Role, affine_operator, follows_convolution, image_shape, known_layer, role
+
+__all__ = ["Operator", "Workload"]
+
+Pair = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Epilogue:
+    """What a runtime computes within an operator, after it.
+
+    Attributes:
+        activation: the layer's type; None where there is none.
+        residual: whether another tensor is added before that.
+    """
+
+    activation: type[nn.Module] | None = None
+    residual: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Operator:
+    """One operator as a runtime runs it.
+
+    Attributes:
+        op: a convolution, an average pooling, or a norm that follows no convolution.
+        geometry: its channels, kernel, stride, padding and groups; its weights are not to be read.
+        in_shape: (n, c, h, w) of what it reads.
+        epilogue: what runs within it.
+        dilation: of a convolution's kernel, (vertical, horizontal).
+    """
+
+    op: Literal["conv", "avg_pool", "scale"]
+    geometry: AffineConv
+    in_shape: tuple[int, int, int, int]
+    epilogue: Epilogue
+    dilation: Pair = (1, 1)
+
+
+class Workload:
+    """What a captured graph, and bodies in the place of its spans, make a runtime compute.
+
+    Args:
+        graph: a captured graph; it is not changed.
+    """
+
+    def __init__(self, graph: GraphFacts) -> None:
+        self._graph = graph
+
+    @cached_property
+    def kept(self) -> dict[str, Operator]:
+        """The operators of the graph as it is, by the names of their nodes; what costs next to nothing is left out."""
+        found = ((name, self._kept(node)) for name, node in self._graph.nodes.items())
+        return {name: operator for name, operator in found if operator is not None}
+
+    def convolutions(self, names: tuple[str, ...]) -> int:
+        """Return how many of these nodes call convolutions."""
+        return sum(isinstance(self._graph.layer(name), nn.Conv2d) for name in names)
+
+    def of_body(self, body: Body) -> tuple[Operator, ...]:
+        """Return the operators of a body at its place in the graph."""
+        return tuple(self._placed(body))
+
+    def _placed(self, body: Body) -> Iterator[Operator]:
+        for node in body.graph.nodes:
+            operator = self._new(node, body) if isinstance(node.target, AffineConv) else self._kept(node, body)
+            if operator is not None:
+                yield operator
+
+    def _new(self, node: fx.Node, body: Body) -> Operator:
+        (source,) = node.all_input_nodes
+        shape = image_shape(source)
+        assert shape is not None and isinstance(node.target, AffineConv)  # noqa: PT018 # so bodies are built
+        return Operator("conv", node.target, shape, self._epilogue(node, body))
+
+    def _kept(self, node: fx.Node, body: Body | None = None) -> Operator | None:
+        """Return the operator at a node that costs time as it is, or None."""
+        gm, shape = self._graph.gm, _read_shape(node)
+        if shape is None or role(gm, node) is not Role.AFFINE:
+            return None
+        module = known_layer(gm, node)
+        if isinstance(module, nn.Conv2d):
+            stride, dilation = (module.stride[0], module.stride[1]), (module.dilation[0], module.dilation[1])
+            geometry = AffineConv(module.weight, module.weight, stride, conv_padding(module), module.groups)
+            return Operator("conv", geometry, shape, self._epilogue(node, body), dilation)
+        if isinstance(module, NORMS) and follows_convolution(gm, node):
+            return None
+        if not isinstance(module, nn.AvgPool2d | NORMS):
+            return None
+        geometry = affine_operator(gm, node, shape[1], device="meta")
+        op: Literal["avg_pool", "scale"] = "avg_pool" if isinstance(module, nn.AvgPool2d) else "scale"
+        return Operator(op, geometry, shape, self._epilogue(node, body))
+
+    def _epilogue(self, node: fx.Node, body: Body | None) -> Epilogue:
+        """Return what follows a node; behind the last node of a body, that is what follows the body's place."""
+        residual = False
+        while len(node.users) == 1:
+            user = next(iter(node.users))
+            if body is not None and user.op == "output":
+                node, body = self._graph.nodes[body.at], None
+                continue
+            kind = role(self._graph.gm, user)
+            if kind is Role.ACTIVATION:
+                return Epilogue(_type_of(known_layer(self._graph.gm, user)), residual)
+            if kind is Role.ADD and not residual and self._computed_last(node, user):
+                residual = True
+            elif kind is not Role.PASS and not isinstance(known_layer(self._graph.gm, user), NORMS):
+                break
+            node = user
+        return Epilogue(None, residual)
+
+    def _computed_last(self, node: fx.Node, join: fx.Node) -> bool:
+        order = self._graph.order
+        return all(order[node.name] >= order[other.name] for other in join.all_input_nodes)
+
+
+def _type_of(layer: nn.Module | None) -> type[nn.Module]:
+    assert layer is not None  # only known layers are activations
+    return type(layer)
+
+
+def _read_shape(node: fx.Node) -> tuple[int, int, int, int] | None:
+    source = node.args[0] if node.args else None
+    return image_shape(source) if isinstance(source, fx.Node) else None
