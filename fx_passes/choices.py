@@ -14,6 +14,7 @@ from fx_passes.affine import AffineConv
 from fx_passes.collapse import operands
 from fx_passes.ends import activation_to_insert, end_activation
 from fx_passes.layer_pruning import Prunings
+from fx_passes.module_paths import ModuleNames, module_path
 from fx_passes.operators import NORMS, Role, follows_convolution, image_shape, known_layer, role
 from fx_passes.plan import End, SpanChoice
 
@@ -89,6 +90,7 @@ class Offers:
         self._gm = gm
         self._limits = limits
         self._nodes = {node.name: node for node in gm.graph.nodes}
+        self._names = ModuleNames(gm.graph)
         self._roles = {node.name: role(gm, node) for node in gm.graph.nodes}
 
     def choices(self, piece: Piece) -> Iterator[SpanChoice]:
@@ -105,12 +107,14 @@ class Offers:
     def refusal(self, piece: Piece) -> str:
         """Return the sentence why there is no choice for a piece."""
         nodes, (height, width) = piece.nodes, piece.operator.kernel
+        where = self._names.describe_names(nodes)
         if self._weighted(nodes) == 0:
-            return f"{nodes[-1]}: there is no convolution between these cuts"
+            return f"{where}: there is no convolution between these cuts"
         if self._weighted(nodes) == 1 and (height, width) == (1, 1):
-            return f"{nodes[0]}: a lone 1x1 convolution that changes its tensor's shape is as small as it can be"
+            first = module_path(self._nodes[nodes[0]])
+            return f"{first}: a lone 1x1 convolution that changes its tensor's shape is as small as it can be"
         return (
-            f"{nodes[0]} to {nodes[-1]}: one convolution ({height}x{width}, {piece.operator.in_channels} to "
+            f"{where}: one convolution ({height}x{width}, {piece.operator.in_channels} to "
             f"{piece.operator.out_channels} channels) would cost more than {self._limits.largest_mac_growth:g} "
             "times the multiply-adds of what it replaces, at every kernel size, and shapes forbid identity"
         )

@@ -19,6 +19,7 @@ from fx_passes.ends import set_end
 from fx_passes.graph_edit import add_module, redirect, tidy
 from fx_passes.hoist_padding import hoist_padding
 from fx_passes.layer_pruning import with_norms
+from fx_passes.module_paths import cover_places, module_path
 from fx_passes.operators import NORMS, Role, known_layer, role
 from fx_passes.placed import insert_convolution
 from fx_passes.plan import Plan, SpanChoice, require_plan
@@ -51,7 +52,7 @@ def linearize(gm: fx.GraphModule, plan: Plan, *, exact_border: bool = False) -> 
     require_captured(gm)
     plan = _naming_convolutions(gm, plan)
     spans = find_spans(gm, [(choice.entry, choice.exit) for choice in plan])
-    _require_disjoint(spans)
+    _require_disjoint(gm, spans)
     for choice, span in zip(plan, spans, strict=True):
         _require_choice(choice, span)
     copied = copy.deepcopy(gm)
@@ -76,11 +77,12 @@ def _naming_convolutions(gm: fx.GraphModule, plan: Plan) -> Plan:
     return Plan.of(replace(choice, pruned=tuple(map(convolution, choice.pruned))) for choice in plan)
 
 
-def _require_disjoint(spans: Sequence[Span]) -> None:
+def _require_disjoint(gm: fx.GraphModule, spans: Sequence[Span]) -> None:
     seen: set[str] = set()
     for span in spans:
         if not seen.isdisjoint(span.nodes):
-            raise PlanError(f"the plan rewrites {sorted(seen & set(span.nodes))[0]} twice: its spans must not overlap")
+            twice = next(node for node in gm.graph.nodes if node.name in seen and node.name in span.nodes)
+            raise PlanError(f"the plan rewrites {module_path(twice)} twice: its spans must not overlap")
         seen.update(span.nodes)
 
 
@@ -102,6 +104,7 @@ def _rewrite(gm: fx.GraphModule, nodes: dict[str, fx.Node], choice: SpanChoice, 
         assert choice.kernel is not None  # a fit has one
         core = inner[-1]
         guess = collapse(gm, entry, inner, span.in_shape[1], largest_kernel=choice.kernel)[core]
+        cover_places(core, inner)
         insert_convolution(gm, core, entry, guess, f"fitted_{core.name}")
     else:
         linear = _drop_activations(gm, inner)

@@ -13,6 +13,7 @@ from fx_passes.borders import pads_only_zeros
 from fx_passes.collapse import collapse, collapse_carrying_biases
 from fx_passes.ends import core_of
 from fx_passes.graph_edit import redirect, tidy
+from fx_passes.module_paths import copy_places, cover_places, module_path
 from fx_passes.normalise.modules import DropIdentities
 from fx_passes.operators import NORMS, Role, affine_operator, image_shape, known_layer, role
 from fx_passes.placed import insert_convolution, not_linearized, span_ends
@@ -68,6 +69,7 @@ def fold_batch_norms(gm: fx.GraphModule) -> None:
         if isinstance(conv, nn.Conv2d) and role(gm, node) is Role.AFFINE:
             _fold(conv, affine_operator(gm, node, conv.out_channels, device=str(conv.weight.device)))
             redirect(node, target=str(source.target), args=source.args)
+            copy_places(source, node)
             gm.graph.erase_node(source)
     gm.recompile()
 
@@ -92,6 +94,7 @@ def _merge_span(gm: fx.GraphModule, choice: SpanChoice) -> None:
     if operator.kernel != choice.kernel:
         height, width = operator.kernel
         raise not_linearized(choice, f"its kernel is {height}x{width}")
+    cover_places(core, inner)
     insert_convolution(gm, core, source, operator, f"merged_{core.name}")
 
 
@@ -100,7 +103,7 @@ def _inner(gm: fx.GraphModule, choice: SpanChoice, entry: fx.Node, core: fx.Node
     inner, shape = _between(entry, core), image_shape(entry)
     if shape is None:
         raise PlanError(f"the shape at {choice.entry} is not known: linearize a graph that `capture` returned")
-    active = [node.name for node in inner if role(gm, node) is Role.ACTIVATION]
+    active = [module_path(node) for node in inner if role(gm, node) is Role.ACTIVATION]
     if active:
         raise not_linearized(choice, f"the activation {active[0]} stands inside")
     return inner, shape[1]
@@ -109,7 +112,9 @@ def _inner(gm: fx.GraphModule, choice: SpanChoice, entry: fx.Node, core: fx.Node
 def _with_ones(gm: fx.GraphModule, before: fx.Node, source: fx.Node) -> fx.Node:
     """Return a new node, placed before another, that gives the tensor at `source` a last channel of ones."""
     with gm.graph.inserting_before(before):
-        return gm.graph.call_function(F.pad, (source, (0, 0, 0, 0, 0, 1), "constant", 1.0))
+        ones = gm.graph.call_function(F.pad, (source, (0, 0, 0, 0, 0, 1), "constant", 1.0))
+    copy_places(before, ones)
+    return ones
 
 
 def _between(entry: fx.Node, core: fx.Node) -> list[fx.Node]:

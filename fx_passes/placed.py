@@ -14,6 +14,7 @@ from fx_passes.collapse import collapse
 from fx_passes.ends import core_of
 from fx_passes.graph_edit import add_module, number_kind, redirect
 from fx_passes.hoist_padding import pad
+from fx_passes.module_paths import module_path
 from fx_passes.operators import image_shape, known_layer
 from fx_passes.plan import Plan, SpanChoice
 
@@ -60,7 +61,7 @@ def _placed(linearized: fx.GraphModule, choice: SpanChoice) -> PlacedConvolution
     module, shape = known_layer(linearized, core), image_shape(entry)
     inner = [core] if entry in core.all_input_nodes else [*core.all_input_nodes, core]
     if not isinstance(module, nn.Conv2d) or shape is None or entry not in inner[0].all_input_nodes:
-        raise not_linearized(choice, f"{core.name} is no convolution of {entry.name}")
+        raise not_linearized(choice, f"{module_path(core)} is no convolution of {module_path(entry)}")
     return PlacedConvolution(entry.name, core.name, module, collapse(linearized, entry, inner, shape[1])[core])
 
 
@@ -114,6 +115,6 @@ def _require_finite(conv: nn.Conv2d, operator: AffineConv, node: fx.Node) -> Non
     if not all(bool(tensor.isfinite().all()) for tensor in conv.parameters()):
         largest = max(float(operator.weight.abs().max()), float(operator.bias.abs().max()))
         raise PlanError(
-            f"the one convolution at {node.name} has weights up to {largest:.3g}, and {conv.weight.dtype} ends at "
-            f"{torch.finfo(conv.weight.dtype).max:.3g}; plan shorter spans there, or merge in float32 first"
+            f"the one convolution at {module_path(node)} has weights up to {largest:.3g}, and {conv.weight.dtype} ends "
+            f"at {torch.finfo(conv.weight.dtype).max:.3g}; plan shorter spans there, or merge in float32 first"
         )

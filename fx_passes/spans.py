@@ -20,6 +20,7 @@ from fx_passes.affine import AffineConv, NotAffineError
 from fx_passes.choices import Offers, Piece, SpanLimits
 from fx_passes.collapse import collapse_node
 from fx_passes.layer_pruning import UNPRUNED, LayerPruner, Prunings
+from fx_passes.module_paths import module_path
 from fx_passes.operators import Role, image_shape, role
 from fx_passes.plan import Plan, SpanChoice
 from fx_passes.refusals import holds_layers, is_boundary
@@ -192,8 +193,8 @@ class SpanWalker:
         if not values:
             first = self._nodes[unit.nodes[0]]
             if first.op in ("placeholder", "output"):
-                return f"{first.name} is the network's {first.op}"
-            return f"{unit.nodes[0]} does not read a batch of images"
+                return f"{module_path(first)} of the network is no layer"
+            return f"{module_path(first)} does not read a batch of images"
         for name in (*unit.region, *unit.nodes):
             node = self._nodes[name]
             try:
