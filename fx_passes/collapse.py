@@ -13,6 +13,7 @@ from torch import fx
 from fx_passes import affine
 from fx_passes.affine import AffineConv, NotAffineError
 from fx_passes.borders import zero_beyond_frame
+from fx_passes.module_paths import module_path
 from fx_passes.operators import Role, affine_operator, describe, role
 
 __all__ = ["collapse", "collapse_carrying_biases", "collapse_node", "operands"]
@@ -88,11 +89,12 @@ def collapse_node(
     """
     kind = role(gm, node)
     if kind is Role.BARRIER:
-        raise NotAffineError(f"{node.name}: {describe(gm, node)}")
+        raise NotAffineError(f"{module_path(node)}: {describe(gm, node)}")
     read = operands(node, kind)
     missing = [operand for operand in read if operand not in values]
     if missing:
-        raise NotAffineError(f"{node.name} also reads {missing[0]}, which does not come from the span's entry")
+        reader, other = module_path(node), module_path(missing[0])
+        raise NotAffineError(f"{reader}: it also reads {other}, which does not come from the span's entry")
     terms = [values[operand] for operand in read]
     try:
         if kind is Role.AFFINE:
@@ -100,7 +102,7 @@ def collapse_node(
             return affine.compose(terms[0], operator, largest_kernel=largest_kernel)
         return _combine(kind, terms)
     except NotAffineError as reason:
-        raise NotAffineError(f"{node.name}: {reason}") from reason
+        raise NotAffineError(f"{module_path(node)}: {reason}") from reason
 
 
 def operands(node: fx.Node, kind: Role) -> list[Any]:

@@ -6,6 +6,7 @@ from functools import cached_property
 
 from torch import fx, nn
 
+from fx_passes.module_paths import ModuleNames
 from fx_passes.operators import Role, image_shape, known_layer, role
 
 __all__ = ["GraphFacts", "nodes_by_name"]
@@ -39,6 +40,11 @@ class GraphFacts:
     def roles(self) -> dict[str, Role]:
         """The role of each node, by name."""
         return {name: role(self.gm, node) for name, node in self.nodes.items()}
+
+    @cached_property
+    def module_names(self) -> ModuleNames:
+        """Words for the user's modules that nodes stand for."""
+        return ModuleNames(self.nodes)
 
     def layer(self, name: str) -> nn.Module | None:
         """Return the layer of a known kind that a node calls, or None."""

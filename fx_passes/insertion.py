@@ -10,6 +10,7 @@ from depthcomp_errors import PlanError
 from fx_passes.affine import AffineConv
 from fx_passes.graph_edit import add_module, number_kind, redirect
 from fx_passes.hoist_padding import pad
+from fx_passes.module_paths import module_path
 
 __all__ = ["insert_convolution"]
 
@@ -46,6 +47,6 @@ def _require_finite(conv: nn.Conv2d, operator: AffineConv, node: fx.Node) -> Non
     if not all(bool(tensor.isfinite().all()) for tensor in conv.parameters()):
         largest = max(float(operator.weight.abs().max()), float(operator.bias.abs().max()))
         raise PlanError(
-            f"the one convolution at {node.name} has weights up to {largest:.3g}, and {conv.weight.dtype} ends at "
-            f"{torch.finfo(conv.weight.dtype).max:.3g}; plan shorter spans there, or merge in float32 first"
+            f"the one convolution at {module_path(node)} has weights up to {largest:.3g}, and {conv.weight.dtype} ends "
+            f"at {torch.finfo(conv.weight.dtype).max:.3g}; plan shorter spans there, or merge in float32 first"
         )

@@ -15,6 +15,7 @@ from depthcomp_errors import PlanError
 from fx_passes.facts import GraphFacts
 from fx_passes.graph_edit import tidy
 from fx_passes.kinds import kind_of
+from fx_passes.module_paths import module_path
 from fx_passes.network import CapturedNetwork, as_network
 from fx_passes.plan import Plan, require_plan
 from fx_passes.span import Piece
@@ -54,7 +55,8 @@ def linearize(gm: fx.GraphModule | CapturedNetwork, plan: Plan, *, exact_border:
 def _require_disjoint(pieces: Sequence[Piece]) -> None:
     seen: set[str] = set()
     for piece in pieces:
-        twice = sorted(seen.intersection(piece.nodes))
+        twice = [name for name in piece.nodes if name in seen]
         if twice:
-            raise PlanError(f"the plan rewrites {twice[0]} twice: its spans must not overlap")
+            where = module_path(piece.graph.nodes[twice[0]])
+            raise PlanError(f"the plan rewrites {where} twice: its spans must not overlap")
         seen.update(piece.nodes)

@@ -10,6 +10,7 @@ from fx_passes.affine import AffineConv
 from fx_passes.facts import GraphFacts
 from fx_passes.graph_edit import redirect, tidy
 from fx_passes.kinds import kind_of
+from fx_passes.module_paths import copy_places
 from fx_passes.normalise.modules import DropIdentities
 from fx_passes.operators import NORMS, Role, affine_operator, known_layer, role
 from fx_passes.plan import Plan, require_plan
@@ -65,6 +66,7 @@ def fold_batch_norms(gm: fx.GraphModule) -> None:
         if isinstance(conv, nn.Conv2d) and role(gm, node) is Role.AFFINE:
             _fold(conv, affine_operator(gm, node, conv.out_channels, device=str(conv.weight.device)))
             redirect(node, target=str(source.target), args=source.args)
+            copy_places(source, node)
             gm.graph.erase_node(source)
     gm.recompile()
 

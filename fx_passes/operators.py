@@ -16,6 +16,7 @@ from torch import fx, nn
 from fx_passes import affine
 from fx_passes.affine import AffineConv, NotAffineError
 from fx_passes.channel_affine import ChannelAffine
+from fx_passes.module_paths import module_path
 
 __all__ = [
     "ACTIVATIONS",
@@ -213,7 +214,7 @@ def zero_padding(module: nn.Module | None, node: fx.Node) -> affine.Sides:
     """Return what an AFFINE padding node adds at (top, bottom, left, right)."""
     pad = _padding_arguments(module, node)
     if pad is None:
-        raise NotAffineError(f"{node.name} is no padding with zeros")
+        raise NotAffineError(f"{module_path(node)} is no padding with zeros")
     left, right, top, bottom = pad
     return top, bottom, left, right
 

@@ -12,6 +12,7 @@ from torch.fx.passes.shape_prop import _extract_tensor_metadata
 from torch.utils._pytree import tree_leaves
 
 from depthcomp_errors import CaptureError
+from fx_passes.module_paths import module_path
 from fx_passes.outputs import tensors_of
 
 __all__ = ["propagate_shapes", "run_with_shapes"]
@@ -45,8 +46,9 @@ def run_with_shapes(gm: fx.GraphModule, inputs: Sequence[Tensor]) -> list[Tensor
         with torch.no_grad():
             output = recorder.run(*(x.clone() for x in inputs))  # a forward may overwrite what it is given
     except Exception as error:
+        place = "its inputs" if recorder.running is None else module_path(recorder.running)
         raise CaptureError(
-            f"{type(gm).__name__} was traced, but its graph fails at {_readable(recorder.running)} "
+            f"{type(gm).__name__} was traced, but its graph fails at {place} "
             f"({type(error).__name__}: {_first_line(error)}); its forward must compute the same for the same images "
             "each time, so keep no counters or other state in it, or capture a part of the network"
         ) from error
@@ -81,12 +83,6 @@ class _Recorder(fx.Interpreter):
 
 def _described(leaf: Any) -> Any:
     return _extract_tensor_metadata(leaf) if isinstance(leaf, Tensor) else leaf
-
-
-def _readable(node: fx.Node | None) -> str:
-    if node is None:
-        return "its inputs"
-    return f"node {node.name} ({getattr(node.target, '__name__', node.target)})"
 
 
 def _first_line(error: Exception) -> str:

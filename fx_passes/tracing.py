@@ -10,14 +10,23 @@ from typing import Any
 
 import torch
 import torch.fx
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode, unset_fake_temporarily
+from torch.fx.proxy import Scope
 from torch.utils._pytree import tree_any, tree_map
 
 from depthcomp_errors import CaptureError
+from fx_passes.module_paths import Place, set_places
 from fx_passes.parts import suggest_part
 
 __all__ = ["trace"]
+
+_FORWARDS: dict[Any, type[nn.Module]] = {
+    F.conv2d: nn.Conv2d, F.batch_norm: nn.modules.batchnorm._BatchNorm, F.linear: nn.Linear,
+    F.layer_norm: nn.LayerNorm, F.group_norm: nn.GroupNorm,
+}  # fmt: skip
+"""The functions that layers consist of; a subclass with a forward of its own is traced into and calls them."""
 
 
 def trace(model: nn.Module, example_inputs: Sequence[Tensor]) -> fx.GraphModule:
@@ -59,6 +68,15 @@ class SymbolicTracer(fx.Tracer):
                 arguments[place + 1] = node.args[0]  # the first is the network itself
                 self.graph.erase_node(node)
         return forward, arguments
+
+    def create_node(self, kind: str, target: Any, *rest: Any, **options: Any) -> fx.Node:
+        """Return a new node, which remembers for which module of the user's it stands."""
+        node = super().create_node(kind, target, *rest, **options)
+        if kind == "call_module":
+            set_places(node, [Place(target)])
+        elif kind in ("call_function", "call_method"):
+            set_places(node, [_place_of_call(self.scope, target)])
+        return node
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         """Trace the access to a parameter, as fx does, which searches all parameters for each."""
@@ -168,6 +186,14 @@ class ShapedProxy(fx.Proxy):
 
     def __iter__(self) -> Iterator[Any]:
         return iter([self[i] for i in range(len(self))])  # type: ignore[index]  # fx adds operators at run time
+
+
+def _place_of_call(scope: Scope, target: Any) -> Place:
+    """Return the place of a function or method that the forward of the module at `scope` calls."""
+    layer = _FORWARDS.get(target)
+    if layer is not None and scope.module_type is not None and issubclass(scope.module_type, layer):
+        return Place(scope.module_path)
+    return Place.of_call(scope.module_path, getattr(target, "__name__", str(target)))
 
 
 def _value(leaf: Any) -> Any:

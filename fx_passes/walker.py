@@ -18,6 +18,7 @@ from fx_passes.facts import GraphFacts
 from fx_passes.kinds import kinds
 from fx_passes.layer_pruning import UNPRUNED, LayerPruner, Prunings
 from fx_passes.limits import SpanLimits
+from fx_passes.module_paths import module_path
 from fx_passes.operators import Role
 from fx_passes.refusals import holds_layers, is_boundary
 from fx_passes.span import Piece, Span
@@ -94,8 +95,8 @@ class SpanWalker:
         if not values:
             first = nodes[unit.nodes[0]]
             if first.op in ("placeholder", "output"):
-                return f"{first.name} is the network's {first.op}"
-            return f"{unit.nodes[0]} does not read a batch of images"
+                return f"{module_path(first)} of the network is no layer"
+            return f"{module_path(first)} does not read a batch of images"
         for name in (*unit.region, *unit.nodes):
             node = nodes[name]
             try:
@@ -136,13 +137,15 @@ class SpanWalker:
 
     def _refusal(self, piece: Piece) -> str:
         """Return the sentence why there is no choice for a piece."""
-        nodes, (height, width) = piece.nodes, piece.operator.kernel
+        height, width = piece.operator.kernel
+        where = self._graph.module_names.describe_names(piece.nodes)
         if piece.layers == 0:
-            return f"{nodes[-1]}: there is no convolution between these cuts"
+            return f"{where}: there is no convolution between these cuts"
         if piece.layers == 1 and (height, width) == (1, 1):
-            return f"{nodes[0]}: a lone 1x1 convolution that changes its tensor's shape is as small as it can be"
+            first = module_path(self._graph.nodes[piece.nodes[0]])
+            return f"{first}: a lone 1x1 convolution that changes its tensor's shape is as small as it can be"
         return (
-            f"{nodes[0]} to {nodes[-1]}: one convolution ({height}x{width}, {piece.operator.in_channels} to "
+            f"{where}: one convolution ({height}x{width}, {piece.operator.in_channels} to "
             f"{piece.operator.out_channels} channels) would cost more than {self._limits.largest_mac_growth:g} "
             "times the multiply-adds of what it replaces, at every kernel size, and shapes forbid identity"
         )

@@ -31,6 +31,7 @@ from fx_passes.kinds.single_convolution import (
     size_text,
 )
 from fx_passes.limits import SpanLimits
+from fx_passes.module_paths import cover_places, module_path
 from fx_passes.operators import NORMS, known_layer
 from fx_passes.slots import Slot
 from fx_passes.span import Piece
@@ -88,6 +89,7 @@ class FitKind(Kind[Fit]):
         inner = set_end(gm, choice.end, inner_of(copied, piece), copied.nodes[piece.exit])
         guess = collapse(gm, entry, inner, piece.in_shape[1], largest_kernel=choice.kernel)[inner[-1]]
         padding = crop_kernel(piece.operator, choice.kernel).padding
+        cover_places(inner[-1], inner)
         insert_convolution(gm, inner[-1], entry, replace(guess, padding=padding), f"fitted_{inner[-1].name}")
 
     def merge(self, linearized: GraphFacts, choice: Fit) -> None:
@@ -103,7 +105,7 @@ class FitKind(Kind[Fit]):
         padded = [conv, *conv.all_input_nodes]
         reads_entry = any(entry in node.all_input_nodes for node in padded)
         if not isinstance(known_layer(gm, conv), nn.Conv2d) or not reads_entry:
-            raise not_linearized(choice, f"{last.name} is no convolution of {entry.name}")
+            raise not_linearized(choice, f"{module_path(last)} is no convolution of {module_path(entry)}")
         return (last,)
 
     def describe(self, choice: Fit) -> str:

@@ -36,6 +36,7 @@ from fx_passes.kinds.single_convolution import (
 )
 from fx_passes.layer_pruning import with_norms
 from fx_passes.limits import SpanLimits
+from fx_passes.module_paths import module_path
 from fx_passes.operators import NORMS, Role, known_layer, role
 from fx_passes.span import Piece
 
@@ -153,7 +154,7 @@ def _pruning_obstacle(choice: Merge, piece: Piece) -> str:
             or conv.stride != (1, 1)
             or graph.shape(node.name) != graph.shape(source.name)
         ):
-            return f"{node.name} cannot be pruned, as only convolutions that keep the shape of their tensor can"
+            return f"{module_path(node)} cannot be pruned, as only convolutions that keep the shape of their tensor can"
     return "" if len(choice.pruned) < piece.layers else "nothing is left to merge where all its layers are pruned"
 
 

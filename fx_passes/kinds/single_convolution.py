@@ -20,6 +20,7 @@ from fx_passes.facts import GraphFacts
 from fx_passes.insertion import insert_convolution
 from fx_passes.kinds.linearized import not_linearized, span_ends
 from fx_passes.limits import SpanLimits
+from fx_passes.module_paths import copy_places, cover_places, module_path
 from fx_passes.operators import Role, image_shape, role
 from fx_passes.span import Piece
 
@@ -108,6 +109,7 @@ def merge_into_one(linearized: GraphFacts, choice: SpanChoice, kernel: Kernel) -
         raise not_linearized(choice, str(reason)) from reason
     if merged.kernel != kernel:
         raise not_linearized(choice, f"its kernel is {size_text(merged.kernel)}")
+    cover_places(last, inner)
     insert_convolution(gm, last, source, merged, f"merged_{last.name}")
 
 
@@ -128,7 +130,7 @@ def _inner(gm: fx.GraphModule, choice: SpanChoice, entry: fx.Node, last: fx.Node
     inner, shape = _between(entry, last), image_shape(entry)
     if shape is None:
         raise PlanError(f"the shape at {choice.entry} is not known: linearize a graph that `capture` returned")
-    active = [node.name for node in inner if role(gm, node) is Role.ACTIVATION]
+    active = [module_path(node) for node in inner if role(gm, node) is Role.ACTIVATION]
     if active:
         raise not_linearized(choice, f"the activation {active[0]} stands inside")
     return inner, shape[1]
@@ -137,7 +139,9 @@ def _inner(gm: fx.GraphModule, choice: SpanChoice, entry: fx.Node, last: fx.Node
 def _with_ones(gm: fx.GraphModule, before: fx.Node, source: fx.Node) -> fx.Node:
     """Return a new node, placed before another, that gives the tensor at `source` a last channel of ones."""
     with gm.graph.inserting_before(before):
-        return gm.graph.call_function(F.pad, (source, (0, 0, 0, 0, 0, 1), "constant", 1.0))
+        ones = gm.graph.call_function(F.pad, (source, (0, 0, 0, 0, 0, 1), "constant", 1.0))
+    copy_places(before, ones)
+    return ones
 
 
 def _between(entry: fx.Node, last: fx.Node) -> list[fx.Node]:

@@ -13,6 +13,7 @@ from torch.fx.passes.infra.pass_base import PassBase, PassResult
 from fx_passes.channel_affine import ChannelAffine
 from fx_passes.constants import Constants
 from fx_passes.graph_edit import add_module, number_kind, redirect
+from fx_passes.module_paths import cover_places
 from fx_passes.operators import called_module, image_shape
 
 __all__ = ["ChannelArithmetic"]
@@ -164,6 +165,7 @@ def _replace(gm: fx.GraphModule, node: fx.Node, arithmetic: _Arithmetic) -> None
     args = source.args if joins else (source,)
     redirect(node, target=add_module(gm, f"{node.name}_affine", _layer(gm, node, change)), args=args)
     if joins:
+        cover_places(node, [source, node])
         gm.graph.erase_node(source)
 
 

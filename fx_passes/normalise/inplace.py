@@ -12,6 +12,7 @@ from torch import Tensor, fx
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from depthcomp_errors import CaptureError
+from fx_passes.module_paths import module_path
 from fx_passes.operators import called_module
 
 __all__ = ["DropInplace"]
@@ -92,9 +93,9 @@ def _return_anew(node: fx.Node) -> None:
         node.target = twin
     elif len(node.all_input_nodes[0].users) > 1:
         raise CaptureError(
-            f"node {node.name} overwrites its input by {getattr(node.target, '__name__', node.target)} while other "
-            f"operations read {node.all_input_nodes[0].name}; write that line of the forward so that it makes a new "
-            "tensor, with torch.where, torch.cat or a multiplication"
+            f"{module_path(node)} overwrites its input by {getattr(node.target, '__name__', node.target)} while other "
+            f"operations read {module_path(node.all_input_nodes[0])}; write that line of the forward so that it makes "
+            "a new tensor, with torch.where, torch.cat or a multiplication"
         )
 
 

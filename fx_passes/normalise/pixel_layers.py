@@ -12,6 +12,7 @@ from torch.fx.passes.infra.pass_base import PassBase, PassResult
 from torch.nn.utils import skip_init
 
 from fx_passes.graph_edit import add_module, redirect
+from fx_passes.module_paths import copy_places
 from fx_passes.operators import ACTIVATIONS, NORMS, called_module, image_shape
 
 __all__ = ["PixelLinears"]
@@ -90,6 +91,7 @@ def _rewrite(gm: fx.GraphModule, flat: fx.Node, chain: list[fx.Node]) -> None:
         return
     with gm.graph.inserting_after(last):
         moved = gm.graph.call_function(torch.flatten, (last, 1))
+    copy_places(flat, moved)
     last.replace_all_uses_with(moved, delete_user_cb=lambda user: user is not moved)
 
 

@@ -40,7 +40,7 @@ def test_rewriting_needs_a_plan(rewrite, plan):
 
 @pytest.mark.parametrize(
     ("ends", "found"),
-    [(("input_1", "nowhere"), "nowhere is not in the graph"), (("input_1", "_3"), "_2 is no convolution of input_1")],
+    [(("input_1", "nowhere"), "nowhere is not in the graph"), (("input_1", "_3"), "2 is no convolution of the input")],
 )
 def test_fitted_convolutions_are_found_only_where_they_were_placed(ends, found):
     gm = captured(straight(2, 3), image())

@@ -268,7 +268,9 @@ class Counting(nn.Module):
 
 
 def test_a_graph_that_fails_where_the_model_did_not_names_the_node(capfd):
-    with pytest.raises(CaptureError, match=r"Counting was traced, but .* node reshape .*invalid.*keep no counters"):
+    with pytest.raises(
+        CaptureError, match=r"Counting was traced.* at reshape in the forward .*invalid.*keep no counters"
+    ):
         capture(Counting(), torch.zeros(1, 1, 5, 5))
     assert capfd.readouterr() == ("", "")
 

@@ -186,7 +186,7 @@ def test_another_set_than_the_best_is_carried_out_too():
         ((5, 5), ("_0", "_3"), "its layers merge into a kernel of 3x3"),
         ((5, 5), ("nowhere",), "nowhere cannot be pruned, as it does not stand in it"),
         ((1, 1), ("_0", "_3", "_6"), "nothing is left to merge"),
-        ((5, 5), ("_2",), "_2 cannot be pruned, as only convolutions"),
+        ((5, 5), ("_2",), "2 cannot be pruned, as only convolutions"),
     ],
 )
 def test_what_cannot_be_pruned_is_refused_with_the_reason(kernel, pruned, reason):

@@ -114,5 +114,5 @@ def test_deep_plans_stay_finite_in_low_precision(dtype):
 def test_a_plan_whose_weights_leave_the_range_of_the_type_is_refused():
     plan = plan_of(("input_1", "_45", "merge", (1, 1)))
     merge(linearize(deep(2.0, torch.float32)[0], plan), plan)
-    with pytest.raises(PlanError, match=r"at _44 has weights up to \S+e\+06, and torch.float16 ends at 6.55e\+04"):
+    with pytest.raises(PlanError, match=r"at 0 to 44 has weights up to \S+e\+06, and torch.float16 ends at 6.55e\+04"):
         merge(linearize(deep(2.0, torch.float16)[0], plan), plan)

@@ -21,8 +21,8 @@ from fx_passes import (
     linearize,
     merge,
     random_plan,
-    structure_tree,
 )
+from fx_passes.module_paths import module_path
 from fx_passes.operators import called_module, image_shape
 from fx_passes.walker import SpanWalker
 
@@ -129,6 +129,12 @@ def run_between(gm, entry, names):
     return torch.no_grad()(function)
 
 
+def is_convolution_alone(gm, node):
+    """Say whether what a node computes of the one tensor that it reads is a convolution."""
+    (source,) = readings(node)
+    return is_convolution_to_the_border(run_between(gm, source.name, {node.name}), image_shape(source)[1])
+
+
 def compute(module, node, args, kwargs):
     if node.op == "call_method":
         return getattr(args[0], node.target)(*args[1:], **kwargs)
@@ -160,10 +166,9 @@ def agrees_with_the_judge(drawn):
             assert is_closed(flow, span.entry, span.exit), span
             assert max(span.piece.operator.kernel) > LARGEST_JUDGED or is_convolution(whole, shape[1:]), span
         elif is_closed(flow, span.entry, span.exit) and is_convolution(whole, shape[1:]):
-            culprit = nodes[span.refusal.partition(":")[0]]  # then one operator of it must be none
-            (source,) = readings(culprit)
-            alone = run_between(gm, source.name, {culprit.name})
-            assert not is_convolution_to_the_border(alone, image_shape(source)[1]), span
+            place = span.refusal.partition(":")[0]
+            named = [nodes[name] for name in span.nodes if module_path(nodes[name]) == place]
+            assert not all(is_convolution_alone(gm, node) for node in named), span  # then one operator must be none
         layers = any(is_layer(called_module(gm, nodes[name])) for name in span.nodes)
         assert (span.entry, span.exit) in listed or not layers, span
 
