@@ -24,6 +24,7 @@ from fx_passes import (
     merge,
     structure_tree,
 )
+from fx_passes.facts import nodes_by_name
 from fx_passes.module_paths import (
     ModuleNames,
     Place,
@@ -209,7 +210,7 @@ def test_free_merges_cover_what_they_merge():
 def test_a_merged_span_is_told_as_what_it_covers(exact_border):
     gm = captured(nn.Sequential(nn.Conv2d(5, 5, 1), Block(), nn.Conv2d(5, 3, 1)), image(5))
     (span,) = (s for s in enumerate_spans(gm) if (s.entry, s.exit) == ("_0", "_1_relu_1"))
-    assert ModuleNames(gm.graph).describe_names(span.nodes) == "1"
+    assert ModuleNames(nodes_by_name(gm)).describe_names(span.nodes) == "1"
     plan = plan_of(("_0", span.exit, "merge", (3, 3)))
     linearized = linearize(gm, plan, exact_border=exact_border)
     assert recorded(linearized)
@@ -264,7 +265,7 @@ def test_no_refusal_speaks_of_the_graphs_own_names(name):
     refusals = [span.refusal for span in spans if span.refusal]
     assert refusals
     assert not [refusal for refusal in refusals if OWN_NAME.search(refusal)]
-    words = ModuleNames(gm.graph)
+    words = ModuleNames(nodes_by_name(gm))
     assert not [span for span in spans if OWN_NAME.search(words.describe_names(span.nodes))]
     assert not [path for path in paths(gm) if ":" in path]
 

@@ -21,6 +21,7 @@ from fx_passes import (
     linearize,
     merge,
     random_plan,
+    structure_tree,
 )
 from fx_passes.module_paths import module_path
 from fx_passes.operators import called_module, image_shape
