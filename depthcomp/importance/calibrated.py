@@ -30,7 +30,7 @@ from depthcomp.pricing import Candidate
 from depthcomp.progress import Progress, silent
 from fx_passes import Plan, SpanChoice, linearize, merge
 from fx_passes.affine import AffineConv
-from latency_tables.work import Shard
+from latency_tables.fleet.work import Shard
 
 __all__ = [
     "calibrated",
