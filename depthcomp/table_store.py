@@ -10,8 +10,8 @@ from pathlib import Path
 
 from depthcomp.errors import DepthCompError, TableError
 from latency_tables import AnyBackend, Environment, LatencyTable, OperatorSignature, Progress, measure
-from latency_tables.table_file import require_writable_table
-from latency_tables.table_update import update_table
+from latency_tables.tables.table_file import require_writable_table
+from latency_tables.tables.table_update import update_table
 
 __all__ = ["TableStore"]
 

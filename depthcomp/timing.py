@@ -10,8 +10,8 @@ from depthcomp.export.onnx_model import to_onnx
 from depthcomp.progress import Progress, silent
 from fx_passes import Plan, merge
 from latency_tables import AnyBackend, Calibration, Timing, fit_affine
-from latency_tables.protocol import runner_of
-from latency_tables.timing import time_until_steady
+from latency_tables.backends.protocol import runner_of
+from latency_tables.measuring.timing import time_until_steady
 
 __all__ = ["LatencyPredictor", "Network", "NetworkTimer"]
 

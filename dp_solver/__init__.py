@@ -46,10 +46,10 @@ Labels hold real costs: they need no grid and keep every budget.
 
 from dp_solver.brute_force import enumerate_plans
 from dp_solver.frontier import Frontier, frontier
+from dp_solver.kim23.tables import extended_importance, normalized, optimal_latency
+from dp_solver.kim23.two_stage import TwoStageProblem, TwoStageResult, two_stage, two_stage_problem
 from dp_solver.problem import Chain, Choice, Parallel
 from dp_solver.solve import Solution, best_plans, solve
-from dp_solver.two_stage import TwoStageProblem, TwoStageResult, two_stage, two_stage_problem
-from dp_solver.two_stage_tables import extended_importance, normalized, optimal_latency
 
 __all__ = [
     "Chain",

@@ -14,15 +14,15 @@ Importing it loads no backend's library, and PyTorch is known only where a backe
 """
 
 from latency_tables.backends import as_backend, create_backend
-from latency_tables.calibrate import Calibration, fit_affine
-from latency_tables.entry import Entry, Method
-from latency_tables.environment import Environment
-from latency_tables.kim23 import NoisyRow, PublishedLatencies, import_kim23
-from latency_tables.measure import measure
-from latency_tables.protocol import AnyBackend, Backend, ModuleBackend, Progress, Runner
-from latency_tables.signature import OperatorSignature
-from latency_tables.table import LatencyTable
-from latency_tables.timing import Timing, time_interleaved
+from latency_tables.backends.protocol import AnyBackend, Backend, ModuleBackend, Progress, Runner
+from latency_tables.measuring.measure import measure
+from latency_tables.measuring.timing import Timing, time_interleaved
+from latency_tables.operators.signature import OperatorSignature
+from latency_tables.published.kim23 import NoisyRow, PublishedLatencies, import_kim23
+from latency_tables.tables.calibration import Calibration, fit_affine
+from latency_tables.tables.entry import Entry, Method
+from latency_tables.tables.environment import Environment
+from latency_tables.tables.table import LatencyTable
 
 __all__ = [
     "AnyBackend",

@@ -47,8 +47,8 @@ from depthcomp.methods import METHODS
 from depthcomp.training.finetune import FinetuneConfig
 from fx_passes import capture, fold_batch_norms
 from latency_tables import Timing, create_backend
-from latency_tables.environment import cpu_name
-from latency_tables.timing import time_until_steady
+from latency_tables.measuring.timing import time_until_steady
+from latency_tables.tables.environment import cpu_name
 
 ROOT = Path(__file__).parents[1]
 BUDGETS, MIDDLE, SEEDS = ("1.25x", "1.5x", "2x"), "1.5x", (0, 1, 2)

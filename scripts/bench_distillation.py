@@ -28,7 +28,7 @@ from depthcomp.results.loading import load_result
 from depthcomp.results.result import CompressionResult
 from depthcomp.training.config import FinetuneConfig
 from depthcomp.training.plan import finetune_plan
-from latency_tables.environment import cpu_name
+from latency_tables.tables.environment import cpu_name
 
 LEARNING_RATES = (1e-4, 1e-5)
 

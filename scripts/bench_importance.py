@@ -36,7 +36,7 @@ from depthcomp.preparation import Prepared, prepare
 from depthcomp.pricing import Candidate
 from fx_passes import Plan, SpanChoice
 from latency_tables import LatencyTable
-from latency_tables.environment import cpu_name
+from latency_tables.tables.environment import cpu_name
 
 MOST_CHOICES = 6  # of a random plan
 COMPARED_BATCHES = 12  # that plans are refitted and judged on

@@ -36,7 +36,7 @@ from depthcomp.preparation import OFFERED
 from depthcomp.pricing import Pricing
 from fx_passes import Plan, capture, enumerate_spans, fold_batch_norms, linearize, merge, random_plan
 from latency_tables import Backend, OperatorSignature, create_backend, fit_affine, measure, time_interleaved
-from latency_tables.environment import cpu_name
+from latency_tables.tables.environment import cpu_name
 
 ROOT = Path(__file__).parents[1]
 NETWORKS: dict[str, Callable[[], nn.Module]] = {

@@ -32,11 +32,11 @@ import numpy as np
 from kim23_tables import ANSWERS, read_answers, read_json, read_latencies, refuse
 
 from depthcomp.errors import DepthCompError, TableError
-from depthcomp.importance.paper_tables import import_importance
 from dp_solver import Chain, Choice, Parallel, frontier, two_stage_problem
 from dp_solver.grid import Grid
 from dp_solver.labels import solve_labels
 from dp_solver.pareto import nondominated
+from latency_tables.published.importances import import_importance
 
 ROOT = Path(__file__).parents[1]
 NET = "mbv2_1.0"

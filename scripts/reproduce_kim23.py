@@ -25,8 +25,8 @@ from pathlib import Path
 from kim23_tables import Answer, read_answers, read_latencies, refuse
 
 from depthcomp.errors import BudgetInfeasibleError, DepthCompError, ProblemError, TableError
-from depthcomp.importance.paper_tables import import_importance
 from dp_solver import Frontier, TwoStageProblem, TwoStageResult, frontier, optimal_latency, two_stage_problem
+from latency_tables.published.importances import import_importance
 
 TOLERANCE = 1e-9  # of values and of latencies in ms
 Solved = tuple[Mapping[tuple[Hashable, ...], float], TwoStageProblem, Frontier]

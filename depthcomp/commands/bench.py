@@ -12,10 +12,10 @@ from depthcomp.commands.bench_entries import MODEL, BenchEntry, named, read_entr
 from depthcomp.errors import ArtifactError, BackendUnavailableError, EngineError, TableError
 from depthcomp.progress import Progress, silent
 from latency_tables import AnyBackend, Environment, Runner, Timing
+from latency_tables.backends.capabilities import DeviceState, device_state
+from latency_tables.backends.protocol import runner_of
 from latency_tables.backends.tensorrt.backend import TensorRtBackend
-from latency_tables.extras import DeviceState, device_state
-from latency_tables.protocol import runner_of
-from latency_tables.timing import STABLE_SPREAD, time_until_steady
+from latency_tables.measuring.timing import STABLE_SPREAD, time_until_steady
 
 __all__ = ["BenchRow", "Comparison", "bench", "compare"]
 

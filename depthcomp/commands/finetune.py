@@ -24,7 +24,7 @@ from depthcomp.tuned_result import CHECKPOINTS, is_first_process, tuned
 from fx_passes.graph_edit import attach_attributes
 from latency_tables import AnyBackend, Environment
 from latency_tables.backends import BACKEND_NAMES, create_backend
-from latency_tables.environment import require_same_environment
+from latency_tables.tables.environment import require_same_environment
 
 __all__ = ["TuningRequest", "configured", "run", "statistics"]
 

@@ -50,7 +50,7 @@ def importance(
         from depthcomp.importance.scoring import JOURNAL
         from depthcomp.importance.shard import score_shard
         from latency_tables import LatencyTable
-        from latency_tables.work import Shard
+        from latency_tables.fleet.work import Shard
 
         part, known = Shard.parse(shard), LatencyTable.load(table)
         torch.manual_seed(seed)

@@ -246,7 +246,7 @@ def bench(
     with plain_words():
         from depthcomp.commands.bench import bench as compared
         from depthcomp.commands.console import Progress
-        from latency_tables.own_backend import find_backend
+        from latency_tables.backends.own_backend import find_backend
 
         with Progress() as progress, redirect_stdout(sys.stderr):
             runtime = find_backend(backend, threads=threads)

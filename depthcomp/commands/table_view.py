@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from depthcomp.results.wording import milliseconds
 from latency_tables import Calibration, Entry, LatencyTable
-from latency_tables.quality import Inversion, Quality
-from latency_tables.roofline import RooflineEstimate
+from latency_tables.operators.roofline import RooflineEstimate
+from latency_tables.tables.quality import Inversion, Quality
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -22,8 +22,8 @@ from depthcomp.errors import TableError
 
 if TYPE_CHECKING:
     from latency_tables import Environment, LatencyTable
-    from latency_tables.roofline import Device
-    from latency_tables.work import Work
+    from latency_tables.fleet.work import Work
+    from latency_tables.operators.roofline import Device
 
 __all__ = ["tables"]
 
@@ -64,7 +64,7 @@ def plan(
 ) -> None:
     """List the operators that compressions of these models need; nothing is measured and no device is used."""
     with plain_words():
-        from latency_tables.work import Work
+        from latency_tables.fleet.work import Work
         from latency_tables.writable_file import require_writable_file
 
         require_writable_file(out, "work file", "choose another")
@@ -83,7 +83,7 @@ def _planned(spec: str, batch: int) -> Work:
     from depthcomp.commands.models import load_model
     from depthcomp.export.engine import with_batch
     from depthcomp.preparation import needed_operators
-    from latency_tables.work import Origin, Work
+    from latency_tables.fleet.work import Origin, Work
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*random weights")  # operators do not depend on them
@@ -111,8 +111,8 @@ def run(
     with plain_words():
         from depthcomp.commands.console import Progress
         from depthcomp.results.wording import where
-        from latency_tables.run_work import run_work
-        from latency_tables.work import Shard, Work
+        from latency_tables.fleet.run_work import run_work
+        from latency_tables.fleet.work import Shard, Work
 
         signatures = Work.load(work).signatures(Shard.parse(shard))
         if not signatures:
@@ -149,26 +149,26 @@ def merge(
     with plain_words():
         from latency_tables import LatencyTable
         from latency_tables.locking import locked
-        from latency_tables.table_file import require_writable_table
-        from latency_tables.union import unite
+        from latency_tables.tables.merge_tables import merge_tables
+        from latency_tables.tables.table_file import require_writable_table
 
         require_writable_table(out)
         with locked(out, "latency table"):
             several = dict.fromkeys([*paths, *([out] if out.exists() else [])])
-            union = unite({str(path): LatencyTable.load(path) for path in several})
-            union.table.save(out)
-        worst = max(union.disagreements.values(), default=0.0)
-        shared = len(union.disagreements)
-        text = f"wrote {out}, {len(union.table)} entries, {len(union.table.failures)} failed"
+            merged = merge_tables({str(path): LatencyTable.load(path) for path in several})
+            merged.table.save(out)
+        worst = max(merged.disagreements.values(), default=0.0)
+        shared = len(merged.disagreements)
+        text = f"wrote {out}, {len(merged.table)} entries, {len(merged.table.failures)} failed"
         if shared:
             text += f"; {shared} stood in several tables, at most {100 * worst:.1f} % apart"
-        if union.calibrations > 1:
+        if merged.calibrations > 1:
             warnings.warn(
-                f"the {union.calibrations} fits to whole networks of these tables differ, so none is kept; the next "
+                f"the {merged.calibrations} fits to whole networks of these tables differ, so none is kept; the next "
                 "compression that uses the table stores its own",
                 stacklevel=1,
             )
-        counts = {"entries": len(union.table), "failed": len(union.table.failures), "shared": shared}
+        counts = {"entries": len(merged.table), "failed": len(merged.table.failures), "shared": shared}
         _print(as_json, {**counts, "largest_disagreement": worst, "file": str(out)}, text)
 
 
@@ -177,7 +177,7 @@ def check(table: TableFile, as_json: AsJson = False) -> None:
     """Say how far a table can be trusted; exits with 1 where an entry failed or never became steady."""
     with plain_words():
         from latency_tables import LatencyTable
-        from latency_tables.quality import quality_of
+        from latency_tables.tables.quality import quality_of
 
         quality = quality_of(LatencyTable.load(table))
         if as_json:
@@ -232,8 +232,8 @@ def import_(
     """Take in measurements of another tool: trtexec's go into a table, Kim et al.'s rows into a list of their own."""
     with plain_words():
         from latency_tables import LatencyTable
-        from latency_tables.table_file import require_writable_table
-        from latency_tables.table_update import update_table
+        from latency_tables.tables.table_file import require_writable_table
+        from latency_tables.tables.table_update import update_table
 
         require_writable_table(out)
         named = {"device": device, "backend_version": backend_version, "precision": precision}
@@ -266,7 +266,7 @@ def _refuse_options(given: Mapping[str, Any]) -> None:
 
 def _from_trtexec(file: Path, key: str | None, environment: Environment) -> LatencyTable:
     from latency_tables import OperatorSignature
-    from latency_tables.import_trtexec import import_trtexec
+    from latency_tables.measuring.import_trtexec import import_trtexec
 
     if key is None:
         raise TableError(f"{file} does not say what was timed; give the operator's key with --key.")
@@ -287,7 +287,7 @@ def _new_place(given: Mapping[str, Any]) -> Environment:
 
 def _same_place(known: Environment, given: Mapping[str, Any], file: Path, out: Path) -> Environment:
     """Return where a table was measured, unless that is not where trtexec ran."""
-    from latency_tables.environment import require_same_environment
+    from latency_tables.tables.environment import require_same_environment
 
     claimed = replace(known, backend=_TRTEXEC_BACKEND, **given)
     require_same_environment(claimed, known, what=str(file), place=f"in {out}", remedy="give another --table")
@@ -297,7 +297,7 @@ def _same_place(known: Environment, given: Mapping[str, Any], file: Path, out: P
 def _by_position(file: Path, out: Path) -> int:
     """Write the latencies of a CSV file of Kim et al. 2023 or of LayerMerge, and return how many there are."""
     from latency_tables import import_kim23
-    from latency_tables.position_file import write_positions
+    from latency_tables.published.positions import write_positions
 
     published = import_kim23(file)
     write_positions(out, published)
@@ -315,8 +315,8 @@ def estimate(
 ) -> None:
     """Estimate the least that operators can take on a device that is not at hand; nothing is measured."""
     with plain_words():
-        from latency_tables.roofline import estimate_roofline
-        from latency_tables.work import Work
+        from latency_tables.fleet.work import Work
+        from latency_tables.operators.roofline import estimate_roofline
 
         peaks = _device(device, tflops, bandwidth)
         found = estimate_roofline(Work.load(work).signatures(), peaks)
@@ -333,7 +333,7 @@ def estimate(
 
 
 def _device(name: str, tflops: float | None, bandwidth: float | None) -> Device:
-    from latency_tables.roofline import Device, find_device
+    from latency_tables.operators.roofline import Device, find_device
 
     if tflops is None and bandwidth is None:
         return find_device(name)
@@ -345,7 +345,7 @@ def _device(name: str, tflops: float | None, bandwidth: float | None) -> Device:
 @tables.command()
 def schema() -> None:
     """Print the JSON schema of the table format."""
-    from latency_tables.table_file import published_schema
+    from latency_tables.tables.table_file import published_schema
 
     typer.echo(published_schema(), nl=False)
 

@@ -29,7 +29,7 @@ from depthcomp.pricing import Candidate
 from depthcomp.progress import Progress, silent
 from fx_passes import CapturedNetwork, SpanChoice
 from fx_passes.affine import AffineConv
-from latency_tables.work import Shard
+from latency_tables.fleet.work import Shard
 
 __all__ = [
     "calibrated",

@@ -27,7 +27,7 @@ from depthcomp.preparation import Prepared, measurable, prepare
 from depthcomp.pricing import Candidate
 from depthcomp.progress import Progress, silent
 from latency_tables import LatencyTable
-from latency_tables.work import Shard
+from latency_tables.fleet.work import Shard
 
 __all__ = ["score_shard"]
 

@@ -13,7 +13,7 @@ from torch import fx
 
 from depthcomp.results.frontier_plot import frontier_svg
 from depthcomp.results.wording import deed, line_residual, milliseconds, percent, place, tuning, verdict
-from latency_tables.timing import DRIFT_LIMIT
+from latency_tables.measuring.timing import DRIFT_LIMIT
 
 if TYPE_CHECKING:
     from depthcomp.preparation import Refusal

@@ -9,10 +9,10 @@ from depthcomp_errors import BackendUnavailableError, MissingPackageError
 from latency_tables.backends.onnxruntime import FLAVOURS as ONNXRUNTIME_FLAVOURS
 from latency_tables.backends.onnxruntime import OnnxRuntimeBackend
 from latency_tables.backends.openvino import OpenVinoBackend
+from latency_tables.backends.protocol import AnyBackend, ModuleBackend
 from latency_tables.backends.tensorrt.backend import TensorRtBackend
 from latency_tables.backends.tensorrt.library import FLAVOURS as TENSORRT_FLAVOURS
 from latency_tables.backends.tensorrt.library import gpu_is_visible
-from latency_tables.protocol import AnyBackend, ModuleBackend
 
 __all__ = ["BACKEND_NAMES", "as_backend", "create_backend"]
 

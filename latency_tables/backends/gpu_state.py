@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from latency_tables.extras import DeviceState
+from latency_tables.backends.capabilities import DeviceState
 
 __all__ = ["DeviceState", "read_device_state", "slowdowns"]
 

@@ -16,8 +16,8 @@ from latency_tables.backends.gpu import cuda, gpu_driver, gpu_name
 from latency_tables.backends.layout_share import Profile, profiled_runs, share_of_changes
 from latency_tables.backends.part import PartRunner
 from latency_tables.backends.tensors import FLOAT32, require_measurable
-from latency_tables.environment import Environment, cpu_name
-from latency_tables.operators import call_overhead_model
+from latency_tables.operators.models import call_overhead_model
+from latency_tables.tables.environment import Environment, cpu_name
 
 if TYPE_CHECKING:
     import onnxruntime

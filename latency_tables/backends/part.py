@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from latency_tables.protocol import Runner
+from latency_tables.backends.protocol import Runner
 
 __all__ = ["SWEPT_BYTES", "ArrayRunner", "PartRunner"]
 

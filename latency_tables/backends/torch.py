@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from depthcomp_errors import BackendUnavailableError, TableError
 from latency_tables.backends.gpu import gpu_driver, gpu_name
 from latency_tables.backends.tensors import require_measurable
-from latency_tables.environment import Environment, cpu_name
+from latency_tables.tables.environment import Environment, cpu_name
 
 __all__ = ["TorchBackend", "TorchRunner"]
 

@@ -1,7 +1,5 @@
 """The one call, end to end, with the backends that really run networks."""
 
-from importlib import import_module
-
 import pytest
 import torch
 from tiny_network import EXAMPLE, images, tiny_net
@@ -19,10 +17,9 @@ SIZE = 96  # large enough that convolutions, not calls, take the time
 @pytest.fixture
 def short_samples(monkeypatch):
     """Measurements that are coarse and quick."""
-    monkeypatch.setattr("latency_tables.timing.time_interleaved", short)
-    operators = import_module("latency_tables.measure")  # as an attribute, it is the function of that name
-    monkeypatch.setattr(operators, "SAMPLE_MS", 1.0)
-    monkeypatch.setattr(operators, "WARMUP_MS", 2.0)
+    monkeypatch.setattr("latency_tables.measuring.timing.time_interleaved", short)
+    monkeypatch.setattr("latency_tables.measuring.measure.SAMPLE_MS", 1.0)
+    monkeypatch.setattr("latency_tables.measuring.measure.WARMUP_MS", 2.0)
 
 
 def short(runners, **arguments):

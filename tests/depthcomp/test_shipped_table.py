@@ -10,7 +10,7 @@ import torchvision
 import latency_tables
 from depthcomp.preparation import needed_operators
 from latency_tables import LatencyTable
-from latency_tables.quality import quality_of
+from latency_tables.tables.quality import quality_of
 
 TABLE = Path(latency_tables.__file__).parent / "data" / "onnxruntime_epyc.json"
 

@@ -8,7 +8,7 @@ import pytest
 from depthcomp.errors import TableError, TableMismatchError
 from depthcomp.table_store import TableStore
 from latency_tables import Calibration, LatencyTable, OperatorSignature
-from latency_tables.measure import CHUNK_ENTRIES
+from latency_tables.measuring.measure import CHUNK_ENTRIES
 
 
 def conv(out_channels):

@@ -13,7 +13,7 @@ from depthcomp.export.precision import in_half
 from depthcomp.preparation import needed_operators
 from fx_passes import capture
 from latency_tables.backends.tensorrt import BuildSpec, build_engine
-from latency_tables.operators import operator_model
+from latency_tables.operators.models import operator_model
 
 pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx-cu13 is not installed")
 SIZE = 64

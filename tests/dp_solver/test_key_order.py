@@ -4,7 +4,7 @@ from collections.abc import Hashable
 import pytest
 
 from dp_solver import frontier, two_stage, two_stage_problem
-from dp_solver.key_order import key_order
+from dp_solver.kim23.key_order import key_order
 
 IN_ORDER = [
     None,

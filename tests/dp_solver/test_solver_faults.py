@@ -44,7 +44,7 @@ def test_tables_are_joined_by_key_and_not_by_row_order(seed: int) -> None:
 
 
 def test_no_exit_eval_exec_or_pickle() -> None:
-    for path in sorted(Path(dp_solver.__file__).parent.glob("*.py")):
+    for path in sorted(Path(dp_solver.__file__).parent.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call):
                 name = getattr(node.func, "id", getattr(node.func, "attr", None))

@@ -8,7 +8,7 @@ import pytest
 import dp_solver
 
 MODULES = ["problem", "quantities", "pareto", "labels", "grid", "frontier", "solve", "brute_force"]
-MODULES += ["two_stage", "two_stage_tables", "key_order"]
+MODULES += ["kim23.two_stage", "kim23.tables", "kim23.key_order"]
 
 
 @pytest.mark.parametrize("name", ["dp_solver", *(f"dp_solver.{module}" for module in MODULES)])

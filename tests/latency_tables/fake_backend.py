@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from latency_tables import Environment, OperatorSignature
-from latency_tables.operators import call_overhead_model, operator_model
+from latency_tables.operators.models import call_overhead_model, operator_model
 
 ENVIRONMENT = Environment(
     backend="fake",

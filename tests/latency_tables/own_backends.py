@@ -10,7 +10,7 @@ import onnx
 from fake_backend import FakeBackend, FakeRunner
 
 from depthcomp_errors import TableError
-from latency_tables.operators import call_overhead_model
+from latency_tables.operators.models import call_overhead_model
 
 BUILD_SECONDS = 0.002
 FOREVER_SECONDS = 3600

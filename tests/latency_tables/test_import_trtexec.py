@@ -7,7 +7,7 @@ import pytest
 from fake_backend import ENVIRONMENT, conv
 
 from depthcomp_errors import TableError
-from latency_tables.import_trtexec import import_trtexec
+from latency_tables.measuring.import_trtexec import import_trtexec
 
 
 def inference(compute_ms: float, start_ms: float = 0.0) -> dict[str, float]:

@@ -13,8 +13,8 @@ from fake_backend import ENVIRONMENT, FakeBackend, conv
 
 from depthcomp_errors import TableError, TableMismatchError
 from latency_tables import Entry, measure
-from latency_tables.journal import Journal
-from latency_tables.measure import CHUNK_ENTRIES
+from latency_tables.measuring.journal import Journal
+from latency_tables.measuring.measure import CHUNK_ENTRIES
 
 SIGNATURES = [conv(3, channels) for channels in range(1, 3 * CHUNK_ENTRIES)]
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from depthcomp_errors import TableError, TableMismatchError
 from latency_tables import Calibration, Entry, LatencyTable, Method
-from latency_tables.table_file import require_writable_table
-from latency_tables.table_update import update_table
+from latency_tables.tables.table_file import require_writable_table
+from latency_tables.tables.table_update import update_table
 
 METHOD = Method(
     estimator="minimum of round medians",

@@ -7,9 +7,9 @@ import pytest
 from fake_backend import FakeBackend, conv, net_ms
 
 from latency_tables import OperatorSignature, create_backend, measure
+from latency_tables.backends.capabilities import layout_share
 from latency_tables.backends.layout_share import share_of_changes
-from latency_tables.extras import layout_share
-from latency_tables.operators import call_overhead_model, operator_model
+from latency_tables.operators.models import call_overhead_model, operator_model
 
 WIDE = OperatorSignature(op="conv", batch=1, in_channels=32, out_channels=64, in_size=(40, 40), kernel=(1, 1))
 BACKENDS = pytest.mark.parametrize("name", ["onnxruntime", "openvino"])

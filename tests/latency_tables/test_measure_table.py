@@ -1,4 +1,3 @@
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -7,8 +6,8 @@ from fake_backend import FakeBackend, FakeRunner, Machine, conv, model_ms, net_m
 
 from depthcomp_errors import TableError, TableMismatchError
 from latency_tables import OperatorSignature, Timing, measure
-from latency_tables.measure import CHUNK_ENTRIES, measure_chunk, measured_method
-from latency_tables.operators import call_overhead_model, operator_model
+from latency_tables.measuring.measure import CHUNK_ENTRIES, measure_chunk, measured_method
+from latency_tables.operators.models import call_overhead_model, operator_model
 
 SIGNATURES = [conv(3, channels) for channels in range(2, 8)]
 OVERHEAD = call_overhead_model()
@@ -107,8 +106,9 @@ def test_an_entry_without_a_round_at_one_speed_is_flagged_however_small_its_spre
     monkeypatch: pytest.MonkeyPatch, drifted: int
 ) -> None:
     timing = Timing((1.0, 1.0, 1.0), 9, drifted=drifted)
-    module = sys.modules["latency_tables.measure"]  # the package's attribute of that name is the function
-    monkeypatch.setattr(module, "time_interleaved", lambda runners, **_: dict.fromkeys(runners, timing))
+    monkeypatch.setattr(
+        "latency_tables.measuring.measure.time_interleaved", lambda runners, **_: dict.fromkeys(runners, timing)
+    )
     (entry,) = measure([conv()], FakeBackend()).entries.values()
     assert (entry.drifted, entry.unstable) == (drifted, drifted == 3)
 

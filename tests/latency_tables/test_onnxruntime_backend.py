@@ -19,7 +19,7 @@ from latency_tables import as_backend, create_backend, measure, time_interleaved
 from latency_tables.backends import onnxruntime as ort_backend
 from latency_tables.backends.onnxruntime import FLAVOURS, OnnxRuntimeBackend
 from latency_tables.backends.tensorrt import gpu_is_visible
-from latency_tables.operators import operator_model
+from latency_tables.operators.models import operator_model
 
 
 def relu_model(dtype: int = TensorProto.FLOAT, shape: tuple[int | str, ...] = (1, 3), opset: int = 20) -> bytes:

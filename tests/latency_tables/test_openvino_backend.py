@@ -15,8 +15,8 @@ from test_onnxruntime_backend import relu_model
 from depthcomp_errors import BackendUnavailableError, MissingPackageError, TableError
 from latency_tables import create_backend, measure
 from latency_tables.backends.openvino import OpenVinoBackend
-from latency_tables.measure import measured_method
-from latency_tables.operators import operator_model
+from latency_tables.measuring.measure import measured_method
+from latency_tables.operators.models import operator_model
 
 
 def test_a_table_is_measured_and_comes_back_from_disk(tmp_path: Path) -> None:

@@ -5,14 +5,14 @@ import onnxruntime
 import pytest
 import torch
 from fake_backend import ENVIRONMENT, FakeBackend, FakeRunner, conv
-from test_operators import SIGNATURES
+from test_operator_models import SIGNATURES
 
 from latency_tables import OperatorSignature, as_backend, measure
-from latency_tables.activations import ACTIVATIONS
-from latency_tables.operator_modules import ACTIVATION_MODULES, call_overhead_module, example_inputs, operator_module
-from latency_tables.operators import operator_model
-from latency_tables.protocol import ModuleBackend, runner_of
-from latency_tables.subjects import CallOverhead, Operator
+from latency_tables.backends.protocol import ModuleBackend, runner_of
+from latency_tables.operators.activations import ACTIVATIONS
+from latency_tables.operators.models import operator_model
+from latency_tables.operators.modules import ACTIVATION_MODULES, call_overhead_module, example_inputs, operator_module
+from latency_tables.operators.subjects import CallOverhead, Operator
 
 
 @pytest.mark.parametrize("signature", SIGNATURES, ids=lambda signature: signature.key)

@@ -10,7 +10,7 @@ from latency_tables import OperatorSignature, create_backend, time_interleaved
 from latency_tables.backends import part as part_module
 from latency_tables.backends.layout_share import profiled_runs
 from latency_tables.backends.part import SWEPT_BYTES, PartRunner
-from latency_tables.operators import operator_model
+from latency_tables.operators.models import operator_model
 
 ADDING = OperatorSignature(
     op="conv", batch=1, in_channels=16, out_channels=24, in_size=(12, 12), kernel=(1, 1), residual=True

@@ -2,8 +2,8 @@ import pytest
 from fake_backend import ENVIRONMENT, conv
 
 from latency_tables import Calibration, Entry, LatencyTable, Method, OperatorSignature
-from latency_tables.quality import quality_of
-from latency_tables.size import multiply_adds, traffic_bytes
+from latency_tables.operators.size import multiply_adds, traffic_bytes
+from latency_tables.tables.quality import quality_of
 
 METHOD = Method(
     estimator="by hand", rounds=3, samples_per_round=3, sample_ms=3.0, warmup_ms=20.0, seed=0, overhead_ms=0.004

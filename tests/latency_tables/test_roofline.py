@@ -7,8 +7,8 @@ from fake_backend import ENVIRONMENT, conv
 
 from depthcomp_errors import TableError
 from latency_tables import LatencyTable, Method
-from latency_tables.roofline import DEVICES, Device, RooflineEstimate, estimate_roofline, find_device
-from latency_tables.size import multiply_adds, traffic_bytes
+from latency_tables.operators.roofline import DEVICES, Device, RooflineEstimate, estimate_roofline, find_device
+from latency_tables.operators.size import multiply_adds, traffic_bytes
 
 METHOD = Method(
     estimator="by hand", rounds=3, samples_per_round=3, sample_ms=3.0, warmup_ms=20.0, seed=0, overhead_ms=0.0

@@ -8,8 +8,8 @@ from fake_backend import ENVIRONMENT, FakeBackend, conv, net_ms
 
 from depthcomp_errors import BackendUnavailableError, TableError, TableMismatchError
 from latency_tables import LatencyTable, OperatorSignature, measure
-from latency_tables.journal import Journal
-from latency_tables.run_work import Run, journal_path, run_work
+from latency_tables.fleet.run_work import Run, journal_path, run_work
+from latency_tables.measuring.journal import Journal
 
 SIGNATURES = [conv(3, channels) for channels in range(10, 30)]
 Counted = Callable[[], list[int]]
@@ -110,7 +110,7 @@ def test_what_hangs_costs_only_itself(tmp_path: Path) -> None:
 
 
 def test_a_process_that_never_begins_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("latency_tables.run_work.find_backend", lambda name, threads: FakeBackend())
+    monkeypatch.setattr("latency_tables.fleet.run_work.find_backend", lambda name, threads: FakeBackend())
     sentence = r"own_backends:stuck could not measure anything: its process hung and was killed: .* for 0\.5 s"
     with pytest.raises(TableError, match=sentence):
         run(tmp_path / "t.json", backend="stuck", timeout_s=0.5)
@@ -165,7 +165,7 @@ def test_a_backend_that_cannot_be_made_is_named(tmp_path: Path, backend: str, se
 
 @pytest.mark.usefixtures("built")
 def test_a_process_that_cannot_begin_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("latency_tables.run_work.find_backend", lambda name, threads: FakeBackend())
+    monkeypatch.setattr("latency_tables.fleet.run_work.find_backend", lambda name, threads: FakeBackend())
     with pytest.raises(
         TableError, match=r"own_backends:dead could not measure anything: its process died of exit code 3"
     ):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from depthcomp_errors import TableError
 from latency_tables import OperatorSignature
-from latency_tables.activations import ACTIVATIONS
+from latency_tables.operators.activations import ACTIVATIONS
 
 small = st.integers(1, 7)
 pairs = st.tuples(small, small)

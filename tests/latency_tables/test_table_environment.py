@@ -8,7 +8,7 @@ from fake_backend import ENVIRONMENT
 
 from depthcomp_errors import TableMismatchError
 from latency_tables import Environment
-from latency_tables.environment import KEY_FIELDS, SOFT_FIELDS, cpu_name, require_same_environment
+from latency_tables.tables.environment import KEY_FIELDS, SOFT_FIELDS, cpu_name, require_same_environment
 
 
 def compare(changed: Environment) -> None:
@@ -83,8 +83,8 @@ def test_two_macs_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert command[1:] == ["-n", "machdep.cpu.brand_string"]
         return CompletedProcess(command, 0, stdout="Apple M2 Pro\n")
 
-    monkeypatch.setattr("latency_tables.environment.platform.system", lambda: "Darwin")
-    monkeypatch.setattr("latency_tables.environment.subprocess.run", sysctl)
+    monkeypatch.setattr("latency_tables.tables.environment.platform.system", lambda: "Darwin")
+    monkeypatch.setattr("latency_tables.tables.environment.subprocess.run", sysctl)
     assert cpu_name(tmp_path / "absent") == "Apple M2 Pro"
 
 
@@ -95,6 +95,6 @@ def test_a_mac_that_does_not_tell_its_name_has_one_all_the_same(
     def sysctl(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr("latency_tables.environment.platform.system", lambda: "Darwin")
-    monkeypatch.setattr("latency_tables.environment.subprocess.run", sysctl)
+    monkeypatch.setattr("latency_tables.tables.environment.platform.system", lambda: "Darwin")
+    monkeypatch.setattr("latency_tables.tables.environment.subprocess.run", sysctl)
     assert cpu_name(tmp_path / "absent")

@@ -19,13 +19,13 @@ from fake_backend import ENVIRONMENT, FakeBackend, conv
 
 from depthcomp_errors import TableError
 from latency_tables import LatencyTable, measure
-from latency_tables import run_work as run_work_module
-from latency_tables.chunk_process import ChunkRequest, Outcome
-from latency_tables.journal import Journal
-from latency_tables.measure import measure_chunk, measured_method
-from latency_tables.run_work import journal_path, run_work
-from latency_tables.signature import OperatorSignature
-from latency_tables.work import Origin, Work
+from latency_tables.fleet import run_work as run_work_module
+from latency_tables.fleet.run_work import journal_path, run_work
+from latency_tables.fleet.work import Origin, Work
+from latency_tables.measuring.chunk_process import ChunkRequest, Outcome
+from latency_tables.measuring.journal import Journal
+from latency_tables.measuring.measure import measure_chunk, measured_method
+from latency_tables.operators.signature import OperatorSignature
 
 KILLS = 30
 SIGNATURES = [conv(3, channels) for channels in range(10, 70)]
@@ -103,7 +103,7 @@ def test_thirty_kills_lose_nothing_that_was_finished(tmp_path: Path) -> None:
 
 def program(table: Path, low: int = 10, high: int = 70) -> list[str]:
     code = (
-        "from pathlib import Path; from fake_backend import conv; from latency_tables.run_work import run_work;"
+        "from pathlib import Path; from fake_backend import conv; from latency_tables.fleet.run_work import run_work;"
         f"operators = [conv(3, n) for n in range({low}, {high})];"
         f"run_work(operators, Path({str(table)!r}), backend='own_backends:slow', chunk=15)"
     )
@@ -164,7 +164,7 @@ def test_a_full_disk_is_a_sentence_and_the_journal_keeps_what_it_had(
     journal = Journal(tmp_path / "journal.jsonl", ENVIRONMENT)
     journal.append(measure(SIGNATURES[:2], FakeBackend()).entries)
     before = journal.path.read_bytes()
-    monkeypatch.setattr("latency_tables.journal.os.fsync", full)
+    monkeypatch.setattr("latency_tables.measuring.journal.os.fsync", full)
     with pytest.raises(TableError, match=r"cannot write the journal .*: No space left on device; make room or give"):
         journal.append(measure(SIGNATURES[2:4], FakeBackend()).entries)
     assert journal.path.read_bytes() == before

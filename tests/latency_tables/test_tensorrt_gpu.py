@@ -8,7 +8,7 @@ from depthcomp_errors import BackendUnavailableError
 from latency_tables import create_backend, measure, time_interleaved
 from latency_tables.backends.gpu_state import read_device_state
 from latency_tables.backends.tensorrt import FLAVOURS, BuildSpec, build_engine, gpu_is_visible
-from latency_tables.operators import operator_model
+from latency_tables.operators.models import operator_model
 
 pytestmark = [
     pytest.mark.gpu,

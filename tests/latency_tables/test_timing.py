@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from depthcomp_errors import TableError
 from latency_tables import Timing, time_interleaved
-from latency_tables.timing import DRIFT_LIMIT, SAMPLES_PER_ROUND
+from latency_tables.measuring.timing import DRIFT_LIMIT, SAMPLES_PER_ROUND
 
 
 def side_by_side(machine: Machine, *, names: str = "ab", true_ms: float = 0.4) -> dict[str, FakeRunner]:

@@ -6,7 +6,7 @@ import pytest
 from fake_backend import FakeBackend, Machine, conv, model_ms
 
 from latency_tables import OperatorSignature, measure
-from latency_tables.operators import operator_model
+from latency_tables.operators.models import operator_model
 
 
 def nodes(signature: OperatorSignature) -> list[str]:

@@ -13,8 +13,8 @@ from depthcomp_errors import BackendUnavailableError, MissingPackageError, Table
 from latency_tables import OperatorSignature, create_backend, measure, time_interleaved
 from latency_tables.backends.tensorrt import gpu_is_visible
 from latency_tables.backends.torch import TorchBackend
-from latency_tables.measure import measured_method
-from latency_tables.operator_modules import example_inputs, operator_module
+from latency_tables.measuring.measure import measured_method
+from latency_tables.operators.modules import example_inputs, operator_module
 
 ROUNDING = (
     torch.backends.cudnn.conv, torch.backends.cuda.matmul, torch.backends.mkldnn.conv, torch.backends.mkldnn.matmul,

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from depthcomp_errors import TableError
 from latency_tables import LatencyTable, Method
-from latency_tables.table_file import PUBLISHED_SCHEMA, published_schema
-from latency_tables.work import Origin, Shard, Work
+from latency_tables.fleet.work import Origin, Shard, Work
+from latency_tables.tables.table_file import PUBLISHED_SCHEMA, published_schema
 
 METHOD = Method(
     estimator="by hand", rounds=3, samples_per_round=3, sample_ms=3.0, warmup_ms=20.0, seed=0, overhead_ms=0.0

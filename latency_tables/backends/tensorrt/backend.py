@@ -11,7 +11,7 @@ from latency_tables.backends.tensorrt.library import load_library
 from latency_tables.backends.tensorrt.onnx_check import precision_of, shapes_of, sound_model
 from latency_tables.backends.tensorrt.runner import TensorRtRunner
 from latency_tables.backends.tensorrt.spec import BuildSpec, shapes_option
-from latency_tables.environment import Environment
+from latency_tables.tables.environment import Environment
 
 __all__ = ["TensorRtBackend"]
 

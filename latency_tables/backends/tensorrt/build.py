@@ -9,13 +9,13 @@ from typing import Any
 from onnx import ModelProto
 
 from depthcomp_errors import EngineError
+from latency_tables.backends.protocol import Progress
 from latency_tables.backends.tensorrt.fused_plan import FusedPlan, read_plan
 from latency_tables.backends.tensorrt.library import create_builder, load_library, new_log, version_of
 from latency_tables.backends.tensorrt.monitor import Stop, new_monitor, stopped_by_interrupt
 from latency_tables.backends.tensorrt.onnx_check import checked_model, parse_into, shapes_of
 from latency_tables.backends.tensorrt.spec import BuildSpec
 from latency_tables.backends.tensorrt.timing_cache import TimingCache
-from latency_tables.protocol import Progress
 
 __all__ = ["Engine", "build_engine", "require_buildable"]
 

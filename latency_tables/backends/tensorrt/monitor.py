@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from latency_tables.protocol import Progress
+from latency_tables.backends.protocol import Progress
 
 __all__ = ["Stop", "new_monitor", "stopped_by_interrupt"]
 

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from latency_tables import LatencyTable, OperatorSignature
-from latency_tables.work import Work
+from latency_tables.fleet.work import Work
 
 REPOSITORY = Path(__file__).parents[3]
 FLEET = REPOSITORY / "scripts" / "fleet"

@@ -13,9 +13,9 @@ from typer.testing import CliRunner
 from depthcomp.commands.main import app
 from depthcomp.errors import TableError
 from latency_tables import Calibration, Entry, Environment, LatencyTable, Method, OperatorSignature
-from latency_tables.chunk_process import TIMEOUT_S
-from latency_tables.table_file import published_schema
-from latency_tables.work import Work
+from latency_tables.fleet.work import Work
+from latency_tables.measuring.chunk_process import TIMEOUT_S
+from latency_tables.tables.table_file import published_schema
 
 REPOSITORY = Path(__file__).parents[3]
 MODULE = """
@@ -153,7 +153,7 @@ def test_the_limit_for_a_build_that_hangs_is_passed_on(monkeypatch):
         seen.append(timeout_s)
         raise TableError("that is all.")
 
-    monkeypatch.setattr("latency_tables.run_work.run_work", recorded)
+    monkeypatch.setattr("latency_tables.fleet.run_work.run_work", recorded)
     Work({KEYS[0]: ()}).save("work.json")
     for options in ((), ("--timeout-s", "12.5")):
         assert refused("run", "work.json", "--table", "t.json", *RUN, *options) == "error: that is all."

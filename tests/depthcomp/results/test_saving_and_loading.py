@@ -20,7 +20,7 @@ from depthcomp.results.stored_numbers import result_json
 from depthcomp.training.finetune import FinetuneRecord
 from fx_passes import Plan, Merge
 from latency_tables import Calibration, Environment, LatencyTable, Timing
-from latency_tables.entry import Method
+from latency_tables.tables.entry import Method
 
 
 def images(*shape):

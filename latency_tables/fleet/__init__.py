@@ -1,0 +1,1 @@
+"""Lists of operators to measure, shared by several machines or processes."""

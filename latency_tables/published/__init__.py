@@ -1,0 +1,1 @@
+"""Tables that the papers' authors published: latencies and importances by position in one network."""
