@@ -13,11 +13,11 @@ from torch.utils._pytree import tree_leaves
 from depthcomp.data.batches import Data, enough_images, labelled_images, synthetic_batches
 from depthcomp.data.calibration import CalibrationSet, Layout, cross_validated, layouts, separate
 from depthcomp.data.example import infer_example
-from depthcomp.data.numbering import foreign_labels
+from depthcomp.data.label_check import foreign_labels
 from depthcomp.data.randomness import entered, own_randomness
 from depthcomp.data.unlabelled import labelled_alone
 from depthcomp.errors import CaptureError, DataError, TableError
-from depthcomp.pricing import Candidate, Pricing
+from depthcomp.latency.pricing import Candidate, Pricing
 from fx_passes import (
     Level,
     Plan,

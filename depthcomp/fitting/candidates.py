@@ -15,7 +15,7 @@ from depthcomp.data.calibration import CalibrationSet
 from depthcomp.fitting.execution import Tail, record
 from depthcomp.fitting.memory import FitMemory
 from depthcomp.fitting.ridge import Design, RidgeSystem, design_of, sample_positions, starting_point
-from depthcomp.pricing import Candidate
+from depthcomp.latency.pricing import Candidate
 from depthcomp.progress import Progress, silent
 from fx_passes import SpanChoice
 from fx_passes.affine import AffineConv, Pair

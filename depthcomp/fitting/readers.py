@@ -20,7 +20,7 @@ from depthcomp.fitting.compensation import STRENGTHS, KeptConvolution, as_images
 from depthcomp.fitting.execution import Tail
 from depthcomp.fitting.memory import FitMemory
 from depthcomp.fitting.ridge import RidgeSystem, sample_positions
-from depthcomp.pricing import Candidate
+from depthcomp.latency.pricing import Candidate
 from depthcomp.progress import Progress
 from fx_passes import SpanChoice
 from fx_passes.affine import AffineConv

@@ -26,7 +26,7 @@ from depthcomp.fitting.execution import Tail
 from depthcomp.fitting.memory import FitMemory
 from depthcomp.fitting.readers import refit_readers
 from depthcomp.importance.journal import ScoreJournal
-from depthcomp.pricing import Candidate
+from depthcomp.latency.pricing import Candidate
 from depthcomp.progress import Progress, silent
 from fx_passes import Plan, SpanChoice, linearize, merge
 from fx_passes.affine import AffineConv

@@ -19,8 +19,8 @@ from depthcomp.importance.config import PRESETS, CalibratedImportance, Finetuned
 from depthcomp.importance.journal import ScoreJournal
 from depthcomp.importance.table import ImportanceTable
 from depthcomp.importance.trained import finetuned, losses_of
+from depthcomp.latency.pricing import Candidate
 from depthcomp.preparation import Prepared
-from depthcomp.pricing import Candidate
 from depthcomp.progress import Progress, silent
 from fx_passes import SpanChoice
 

@@ -26,7 +26,7 @@ from depthcomp.fingerprint import seed_of
 from depthcomp.fitting.divergence import divergence, divergence_of, is_scores, require_finite
 from depthcomp.importance.config import FinetunedImportance
 from depthcomp.importance.journal import ScoreJournal
-from depthcomp.pricing import Candidate
+from depthcomp.latency.pricing import Candidate
 from depthcomp.progress import Progress, silent
 from fx_passes import Plan, SpanChoice, linearize
 from fx_passes.operators import NORMS, known_layer

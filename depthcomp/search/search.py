@@ -14,9 +14,9 @@ from depthcomp.data.calibration import CalibrationSet
 from depthcomp.errors import BudgetInfeasibleError
 from depthcomp.fitting.memory import MEMORY_MIB
 from depthcomp.fitting.refit import Kept, Refitter, Unfitted
-from depthcomp.ladders import Ladder
+from depthcomp.latency.timing import LatencyPredictor
+from depthcomp.methods.baselines import BaselineFrontier
 from depthcomp.progress import Progress, silent
-from depthcomp.timing import LatencyPredictor
 from dp_solver import Chain, Frontier, frontier, solve
 from fx_passes import Plan, SpanChoice, linearize, merge
 from fx_passes.affine import AffineConv
@@ -81,9 +81,9 @@ class Search:
         predictor: measures whole networks and predicts them.
         calibration: images to refit on, and to rank plans on by their true loss; the plan that is returned is
             refitted on all of them.
-        ladder: the plans to choose among; None for the frontier of the problem.
+        baseline: the plans to choose among; None for the frontier of the problem.
         fits: whether a plan's convolutions are solved for, and a frontier's plans ranked by their true loss; those of
-            a ladder are taken as they come.
+            a baseline are taken as they come.
         seed: of the sampled pixels.
         progress: called as (what, done, total).
         refit_kept: whether the kept convolutions behind a change are refitted, too, where that lowers the loss; not
@@ -98,7 +98,7 @@ class Search:
         predictor: LatencyPredictor,
         calibration: CalibrationSet,
         *,
-        ladder: Ladder | None = None,
+        baseline: BaselineFrontier | None = None,
         fits: bool = True,
         seed: int = 0,
         progress: Progress | None = None,
@@ -107,10 +107,10 @@ class Search:
     ) -> None:
         self._refits_kept = refit_kept and fits
         self.predictor = predictor
-        self.frontier: Frontier | Ladder = frontier(problem(frozenset())) if ladder is None else ladder
+        self.frontier: Frontier | BaselineFrontier = frontier(problem(frozenset())) if baseline is None else baseline
         self._problem = problem
         self._network = network
-        self._ranks = fits and ladder is None
+        self._ranks = fits and baseline is None
         refitter = Refitter if fits else Unfitted
         self._refitter = refitter(network, calibration, seed=seed, memory_mib=memory_mib)
         compared = calibration.thinned(COMPARED_BATCHES)
@@ -200,7 +200,7 @@ class Search:
 
         Importance only adds up approximately. So frontier neighbours are compared by their true loss, and then
         each choice of the best plan is given up in turn, the solver's answer without it taking its place where
-        that is truly better. A plan of a ladder, or one without fits, stands as the method gave it.
+        that is truly better. A plan of a baseline, or one without fits, stands as the method gave it.
         """
         if not self._ranks or sum_ms < self.frontier.costs[0]:
             return self.option(self._at(sum_ms))

@@ -19,7 +19,7 @@ from depthcomp.results.loading import load_result, load_trainable
 from depthcomp.results.result import CompressionResult
 from depthcomp.results.saving import TRAINABLE
 from depthcomp.results.stored_network import save_network
-from depthcomp.tuned_result import CHECKPOINTS, UNFINISHED
+from depthcomp.runs.tuned_result import CHECKPOINTS, UNFINISHED
 from latency_tables import Environment
 
 __all__ = ["SavedCompression", "settings_hash"]
