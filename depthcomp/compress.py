@@ -15,17 +15,17 @@ from depthcomp.errors import DepthCompError, TrainingError
 from depthcomp.files import require_writable
 from depthcomp.importance.scoring import Importance, most_images, parse_importance
 from depthcomp.importance.table import ImportanceTable
-from depthcomp.methods import find_method
-from depthcomp.pipeline import Pipeline
+from depthcomp.latency.table_store import TableStore
+from depthcomp.latency.timing import NetworkTimer
+from depthcomp.methods.registry import find_method
 from depthcomp.preparation import measurable, prepare
 from depthcomp.progress import Progress, Stages
 from depthcomp.results.result import CompressionResult
-from depthcomp.saved_compression import SavedCompression, settings_hash
-from depthcomp.table_store import TableStore
-from depthcomp.timing import NetworkTimer
+from depthcomp.runs.pipeline import Pipeline
+from depthcomp.runs.resume import SavedCompression, settings_hash
+from depthcomp.runs.tuned_result import CHECKPOINTS, completed, require_tunable, trained
 from depthcomp.training.config import FinetuneConfig
 from depthcomp.training.finetune import rehearse
-from depthcomp.tuned_result import CHECKPOINTS, completed, require_tunable, trained
 from latency_tables import AnyBackend, LatencyTable, as_backend
 
 __all__ = ["compress_depth"]
@@ -65,8 +65,8 @@ def compress_depth(
         table: a latency table of this machine, or its path; what it lacks is measured and, given a path, added, as is
             the line from sums of its entries to the whole networks that are measured here.
         precision: "fp32".
-        method: how the plan is chosen, one of `depthcomp.methods.METHODS`: "depthcomp", or for comparison "kim23",
-            "layermerge" or "depthshrinker", which fit nothing, so train what they return, "uniform" or "random".
+        method: how the plan is chosen, one of `depthcomp.methods.registry.METHODS`: "depthcomp", or for comparison
+            "kim23", "layermerge" or "depthshrinker", which fit nothing, so train what they return; "uniform"; "random".
         importance: what a choice costs in loss, whatever the method: "calibrated", by closed-form fits, no training;
             "kim23" or "layermerge", by a little training of each choice; settings, such as
             `FinetunedImportance(steps=100)`; or the path of an importance.json that an earlier run left in its
@@ -114,9 +114,9 @@ def compress_depth(
             prepare(model, example_inputs, data, val_data, seed, most=most_images(scoring), limits=chosen.limits),
             store.failures,
         )
-        prepared = replace(prepared, candidates=chosen.candidates(prepared.network, prepared.candidates))
+        prepared = replace(prepared, candidates=chosen.candidates(prepared.network.gm, prepared.candidates))
         if finetune is not None:
-            rehearse(prepared.captured, data, val_data, finetune)
+            rehearse(prepared.captured.gm, data, val_data, finetune)
     for note in prepared.notes:
         warnings.warn(note, stacklevel=2)
     saved = None
@@ -142,7 +142,7 @@ def compress_depth(
     stages, checkpoints = Stages(progress, dict(result.seconds)), None if folder is None else folder / CHECKPOINTS
     try:
         result = trained(
-            result, prepared.network, data, val_data, finetune, stages,
+            result, prepared.network.gm, data, val_data, finetune, stages,
             checkpoints=checkpoints, calibration=prepared.calibration.batches, anew=True,
         )  # fmt: skip
         return completed(result, timer, stages, checkpoints=checkpoints, out=folder)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,13 +13,13 @@ from torch.utils._pytree import tree_leaves
 from depthcomp.data.batches import Data, enough_images, labelled_images, synthetic_batches
 from depthcomp.data.calibration import CalibrationSet, Layout, cross_validated, layouts, separate
 from depthcomp.data.example import infer_example
-from depthcomp.data.numbering import foreign_labels
+from depthcomp.data.label_check import foreign_labels
 from depthcomp.data.randomness import entered, own_randomness
 from depthcomp.data.unlabelled import labelled_alone
 from depthcomp.errors import CaptureError, DataError, TableError
-from depthcomp.pricing import Candidate, Pricing
+from depthcomp.latency.pricing import Candidate, Pricing
 from fx_passes import (
-    Level,
+    CapturedNetwork,
     Plan,
     Span,
     SpanLimits,
@@ -29,8 +29,8 @@ from fx_passes import (
     fold_batch_norms,
     free_merges,
     linearize,
-    structure_tree,
 )
+from fx_passes.module_paths import module_path
 from fx_passes.preconditions import require_capturable
 from latency_tables import OperatorSignature
 
@@ -58,12 +58,21 @@ class Refusal:
     Attributes:
         entry: node whose tensor the span reads.
         exit: node whose tensor the span produces.
-        reason: why, as a sentence.
+        modules: the user's modules that it covers, in words.
+        why: the reason, as a sentence.
+        at: the module that the reason is about, where that is one of them.
     """
 
     entry: str
     exit: str
-    reason: str
+    modules: str
+    why: str
+    at: str = ""
+
+    @property
+    def reason(self) -> str:
+        """The reason with the module that it is about."""
+        return f"{self.at}: {self.why}" if self.at else self.why
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,25 +81,25 @@ class Prepared:
 
     Attributes:
         original: the canonical graph of the model, its norms folded, as runtimes run it.
+        original_pricing: the signatures of its operators.
         free: the merges that change nothing but the latency; all that follows builds on them.
         captured: the canonical graph with the free merges carried out.
         network: the same with its norms folded.
         example: the example input (n, c, h, w), at whose shape latency is measured.
         calibration: the images to fit and to judge on.
-        tree: the structure of `network`.
-        pricing: the signatures of its operators.
+        pricing: the signatures of the operators of `network`.
         candidates: the rewrites that can be tried.
         refusals: the spans that cannot be rewritten, or not in every way.
         notes: what the user should know.
     """
 
     original: fx.GraphModule
+    original_pricing: Pricing
     free: Plan
-    captured: fx.GraphModule
-    network: fx.GraphModule
+    captured: CapturedNetwork
+    network: CapturedNetwork
     example: Tensor
     calibration: CalibrationSet
-    tree: Level
     pricing: Pricing
     candidates: list[Candidate]
     refusals: tuple[Refusal, ...]
@@ -126,15 +135,15 @@ def prepare(
     with own_randomness(_CPU), entered(data, seed, 0):
         example, data, guess = infer_example(model, example_inputs, data)
     original, free, captured = _networks(model, example, guess)
-    network = _folded(captured)
+    network = CapturedNetwork(_folded(captured.gm))
     images, note = _calibration(
-        network, data, val_data, example, seed, enough_images(example) if most is None else most
+        network.gm, data, val_data, example, seed, enough_images(example) if most is None else most
     )
-    calibration, foreign = _with_known_classes(network, images)
+    calibration, foreign = _with_known_classes(network.gm, images)
     pricing = Pricing(network)
     candidates, refusals = _rewrites(network, pricing, limits)
     return Prepared(
-        original, free, captured, network, example, calibration, structure_tree(network), pricing, candidates,
+        original.gm, Pricing(original), free, captured, network, example, calibration, pricing, candidates,
         refusals, notes=tuple(text for text in (guess, note, foreign) if text),
     )  # fmt: skip
 
@@ -149,7 +158,7 @@ def measurable(prepared: Prepared, failures: Mapping[str, str]) -> Prepared:
     Raises:
         TableError: the network itself has such an operator.
     """
-    for signature in sorted({*Pricing(prepared.original).kept.values(), *prepared.pricing.kept.values()}):
+    for signature in sorted({*prepared.original_pricing.kept.values(), *prepared.pricing.kept.values()}):
         if signature.key in failures:
             raise TableError(
                 f"the latency table says that {signature.key!r}, which the network has, could not be measured: "
@@ -158,10 +167,11 @@ def measurable(prepared: Prepared, failures: Mapping[str, str]) -> Prepared:
             )
     kept, refused = [], []
     for candidate in prepared.candidates:
-        key = "" if candidate.signature is None else candidate.signature.key
-        if key in failures:
-            reason = f"the latency table says that {key!r} could not be measured: {failures[key]}"
-            refused.append(Refusal(candidate.span.entry, candidate.span.exit, reason))
+        failed = [signature.key for signature in candidate.signatures if signature.key in failures]
+        if failed:
+            reason = f"the latency table says that {failed[0]!r} could not be measured: {failures[failed[0]]}"
+            span = candidate.span
+            refused.append(Refusal(span.entry, span.exit, prepared.network.words(span.nodes), reason))
         else:
             kept.append(candidate)
     return replace(prepared, candidates=kept, refusals=(*prepared.refusals, *refused))
@@ -182,35 +192,31 @@ def needed_operators(model: nn.Module, example: Tensor) -> dict[OperatorSignatur
     """
     require_capturable(model)
     original, _, captured = _networks(model, example)
-    network = _folded(captured)
+    network = CapturedNetwork(_folded(captured.gm))
     pricing = Pricing(network)
     places: dict[OperatorSignature, set[str]] = {}
-    for kept in (Pricing(original).kept, pricing.kept):
-        for name, signature in kept.items():
-            places.setdefault(signature, set()).add(name)
+    for built, prices in ((original, Pricing(original)), (network, pricing)):
+        for name, signature in prices.kept.items():
+            places.setdefault(signature, set()).add(module_path(built.nodes[name]))
     for candidate in _rewrites(network, pricing)[0]:
-        if candidate.signature is not None:
-            places.setdefault(candidate.signature, set()).add(_place(candidate))
+        for signature in candidate.signatures:
+            places.setdefault(signature, set()).add(f"{candidate.choice.kind} {network.words(candidate.span.nodes)}")
     return {signature: sorted(places[signature]) for signature in sorted(places)}
 
 
-def _place(candidate: Candidate) -> str:
-    return f"{candidate.choice.kind} {candidate.span.entry} to {candidate.span.exit}"
-
-
-def _networks(model: nn.Module, example: Tensor, guess: str = "") -> tuple[fx.GraphModule, Plan, fx.GraphModule]:
+def _networks(model: nn.Module, example: Tensor, guess: str = "") -> tuple[CapturedNetwork, Plan, CapturedNetwork]:
     """Return the network as runtimes run it, the free merges, and the captured network with them carried out."""
-    captured = _captured(model, example, guess)
-    original, free = _folded(captured), free_merges(captured)
-    return original, free, collapse_spans(linearize(captured, free), free)
+    captured = CapturedNetwork(_captured(model, example, guess))
+    original, free = CapturedNetwork(_folded(captured.gm)), free_merges(captured)
+    return original, free, CapturedNetwork(collapse_spans(linearize(captured, free), free))
 
 
 def _rewrites(
-    network: fx.GraphModule, pricing: Pricing, limits: SpanLimits = OFFERED
+    network: CapturedNetwork, pricing: Pricing, limits: SpanLimits = OFFERED
 ) -> tuple[list[Candidate], tuple[Refusal, ...]]:
     """Return the rewrites that can be tried, and the spans that cannot be rewritten, or not in every way."""
     spans = enumerate_spans(network, limits)
-    return pricing.candidates(spans), tuple(_refusals(spans))
+    return pricing.candidates(spans), tuple(_refusals(network, spans))
 
 
 def _captured(model: nn.Module, example: Tensor, guess: str) -> fx.GraphModule:
@@ -317,5 +323,15 @@ def _folded(captured: fx.GraphModule) -> fx.GraphModule:
     return network
 
 
-def _refusals(spans: Iterable[Span]) -> list[Refusal]:
-    return [Refusal(s.entry, s.exit, s.refusal) for s in spans if s.refusal and s.exit != "output"]
+def _refusals(network: CapturedNetwork, spans: Iterable[Span]) -> Iterator[Refusal]:
+    for span in spans:
+        if span.refusal and span.exit != "output":
+            at, why = _parted(network, span)
+            yield Refusal(span.entry, span.exit, network.words(span.nodes), why, at)
+
+
+def _parted(network: CapturedNetwork, span: Span) -> tuple[str, str]:
+    """Return the module that a refusal begins with, where it does, and the rest of the sentence."""
+    modules = {network.words(span.nodes), *(module_path(network.nodes[name]) for name in span.nodes)}
+    at, colon, why = span.refusal.partition(": ")
+    return (at, why) if colon and at in modules else ("", span.refusal)

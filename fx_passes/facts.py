@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cached_property
 
 from torch import fx, nn
@@ -41,9 +42,12 @@ class GraphFacts:
         """The role of each node, by name."""
         return {name: role(self.gm, node) for name, node in self.nodes.items()}
 
+    def words(self, names: Iterable[str]) -> str:
+        """Return a short description of the user's modules that some nodes stand for."""
+        return self._module_names.describe_names(names)
+
     @cached_property
-    def module_names(self) -> ModuleNames:
-        """Words for the user's modules that nodes stand for."""
+    def _module_names(self) -> ModuleNames:
         return ModuleNames(self.nodes)
 
     def layer(self, name: str) -> nn.Module | None:

@@ -138,7 +138,7 @@ class SpanWalker:
     def _refusal(self, piece: Piece) -> str:
         """Return the sentence why there is no choice for a piece."""
         height, width = piece.operator.kernel
-        where = self._graph.module_names.describe_names(piece.nodes)
+        where = self._graph.words(piece.nodes)
         if piece.layers == 0:
             return f"{where}: there is no convolution between these cuts"
         if piece.layers == 1 and (height, width) == (1, 1):

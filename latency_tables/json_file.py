@@ -2,8 +2,9 @@
 
 import json
 import os
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -24,10 +25,11 @@ class JsonFormat(Generic[Document]):
         what: what such a file is called, also the value of its field `kind`; tables, the oldest kind, have none.
         schema: checks the content.
         version_field: the field that holds the version.
-        version: the one version that is read and written.
+        version: the version that is written.
         remedy: how a user comes by a sound file.
         has_kind: whether the file says what it is in its field `kind`.
         error: what is raised.
+        upgrades: what brings the content of earlier versions to this one, by their version; others are not read.
     """
 
     what: str
@@ -37,6 +39,7 @@ class JsonFormat(Generic[Document]):
     remedy: str
     has_kind: bool = True
     error: type[DepthCompError] = TableError
+    upgrades: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = field(default_factory=dict)
 
     def read(self, path: Path) -> Document:
         """Return the checked content of a file.
@@ -48,7 +51,9 @@ class JsonFormat(Generic[Document]):
         self._check_kind(raw, path)
         self._check_version(raw, path)
         try:
-            return self.schema.model_validate_json(text)
+            return self.schema.model_validate_json(self._current(text, raw))
+        except (AttributeError, KeyError, TypeError) as error:
+            raise self.error(f"{path} is not a {self.what} of an earlier version; {self.remedy}.") from error
         except ValidationError as error:
             raise self.error(
                 f"{path} is not a {self.what}: {first_fault(error)}; check the path, or {self.remedy}."
@@ -96,9 +101,15 @@ class JsonFormat(Generic[Document]):
         if found is not None and found != self.what:
             raise self.error(f"{path} holds a {found}, and a {self.what} is needed; check the path, or {self.remedy}.")
 
+    def _current(self, text: str, raw: dict[str, Any]) -> str:
+        """Return the text of a document in the current version."""
+        if raw[self.version_field] == self.version:
+            return text
+        return json.dumps({**self.upgrades[raw[self.version_field]](raw), self.version_field: self.version})
+
     def _check_version(self, raw: Any, path: Path) -> None:
         version = raw.get(self.version_field) if isinstance(raw, dict) else None
-        if version != self.version:
+        if type(version) is not int or version not in (self.version, *self.upgrades):
             raise self.error(
                 f"{path} has {self.version_field.replace('_', ' ')} {version!r}, but this depthcomp reads version"
                 f" {self.version}; {self.remedy}, or use the depthcomp that wrote it."

@@ -25,7 +25,7 @@ from depthcomp import Budget, compress_depth
 from depthcomp.errors import BudgetInfeasibleError
 from depthcomp.export.onnx_model import to_onnx
 from depthcomp.files import write_atomically
-from depthcomp.methods import METHODS
+from depthcomp.methods.registry import METHODS
 from depthcomp.results.result import CompressionResult
 from depthcomp.training.finetune import FinetuneConfig, finetune
 from depthcomp.training.plan import finetune_plan

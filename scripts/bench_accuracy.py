@@ -43,7 +43,7 @@ from fashion_nets import Recipe, accuracy, trained
 from torch import nn
 
 from depthcomp.export.onnx_model import to_onnx
-from depthcomp.methods import METHODS
+from depthcomp.methods.registry import METHODS
 from depthcomp.training.finetune import FinetuneConfig
 from fx_passes import capture, fold_batch_norms
 from latency_tables import Timing, create_backend

@@ -23,9 +23,9 @@ import torch
 import torchvision
 from torch import fx, nn
 
-from depthcomp.depth import convolution_depth
 from depthcomp.export.precision import onnx_in_precision
 from fx_passes import capture, linearize, merge, random_plan
+from fx_passes.depth import convolution_depth
 from latency_tables.backends.tensorrt import BuildSpec, build_engine
 
 TARGET = Path(__file__).parents[1] / "docs" / "engines.json"

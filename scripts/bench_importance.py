@@ -31,9 +31,9 @@ from depthcomp.commands.console import Progress
 from depthcomp.fitting.refit import Refitter
 from depthcomp.importance.config import CalibratedImportance
 from depthcomp.importance.scoring import score_choices
-from depthcomp.offer import worthwhile
+from depthcomp.latency.pricing import Candidate
+from depthcomp.methods.candidates import worthwhile
 from depthcomp.preparation import Prepared, prepare
-from depthcomp.pricing import Candidate
 from fx_passes import Plan, SpanChoice
 from latency_tables import LatencyTable
 from latency_tables.tables.environment import cpu_name
@@ -42,12 +42,12 @@ MOST_CHOICES = 6  # of a random plan
 COMPARED_BATCHES = 12  # that plans are refitted and judged on
 
 
-def offered(prepared: Prepared) -> tuple[list[Candidate], dict[SpanChoice, float]]:
+def candidates_of(prepared: Prepared) -> tuple[list[Candidate], dict[SpanChoice, float]]:
     """Return the choices in the table that save enough to be scored, and what each saves in ms."""
     table = LatencyTable.load(str(files("latency_tables") / "data" / "onnxruntime_epyc.json"))
     known = [c for c in prepared.candidates if c.signature is None or c.signature in table]
-    offer = worthwhile(replace(prepared, candidates=known), table)
-    return offer.candidates, offer.savings_ms
+    priced = worthwhile(replace(prepared, candidates=known), table)
+    return priced.candidates, priced.savings_ms
 
 
 def random_plan(candidates: Sequence[Candidate], generator: np.random.Generator) -> Plan:
@@ -81,7 +81,7 @@ def measured(
     per_photo = -(-images // len(CALIBRATION))
     data = crops(CALIBRATION, per_photo, smallest=0.15, seed=seed, jitter=True, **PIXELS)[:images]
     prepared = prepare(pretrained(), None, data, None, seed)
-    candidates, savings = offered(prepared)
+    candidates, savings = candidates_of(prepared)
     wall, cpu = time.perf_counter(), time.process_time()
     with Progress() as progress:
         scored = score_choices(prepared, candidates, savings, CalibratedImportance(), seed=seed, progress=progress)

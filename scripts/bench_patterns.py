@@ -22,8 +22,8 @@ from depthcomp.data.calibration import CalibrationSet
 from depthcomp.fitting.candidates import samples_per_batch
 from depthcomp.fitting.execution import record
 from depthcomp.fitting.ridge import RidgeSystem, design_of, sample_positions, starting_point
+from depthcomp.latency.pricing import Candidate
 from depthcomp.preparation import prepare
-from depthcomp.pricing import Candidate
 from fx_passes.affine import AffineConv
 
 SHARES = (1, 2 / 3, 1 / 2, 1 / 3, 1 / 5)  # of the unknowns

@@ -32,8 +32,8 @@ from scipy import stats
 from torch import fx, nn
 
 from depthcomp.export.onnx_model import to_onnx
+from depthcomp.latency.pricing import Pricing
 from depthcomp.preparation import OFFERED
-from depthcomp.pricing import Pricing
 from fx_passes import Plan, capture, enumerate_spans, fold_batch_norms, linearize, merge, random_plan
 from latency_tables import Backend, OperatorSignature, create_backend, fit_affine, measure, time_interleaved
 from latency_tables.tables.environment import cpu_name

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from depthcomp import Budget
 from depthcomp.errors import BudgetInfeasibleError
-from depthcomp.timing import NetworkTimer
+from depthcomp.latency.timing import NetworkTimer
 from fx_passes import capture, fold_batch_norms
 from latency_tables import AnyBackend
 

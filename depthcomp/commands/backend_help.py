@@ -19,7 +19,7 @@ class BackendHelp(typer.core.TyperCommand):
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Print the help."""
-        from depthcomp.methods import METHODS
+        from depthcomp.methods.registry import METHODS
         from latency_tables.backends import BACKEND_NAMES
 
         for option in self.params:

@@ -14,7 +14,7 @@ from depthcomp.errors import ArtifactError, EngineError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from depthcomp.timing import Network
+    from depthcomp.latency.timing import Network
 
 __all__ = ["MODEL", "BenchEntry", "named", "read_entry", "require_same_inputs"]
 
@@ -183,9 +183,9 @@ def _exported_anew(folder: Path, batch: int) -> Any:
 
 def _saved(folder: Path, batch: int) -> Network:
     from depthcomp.export.engine import with_batch
+    from depthcomp.latency.timing import Network
     from depthcomp.results.loading import saved_inputs
     from depthcomp.results.stored_network import load
-    from depthcomp.timing import Network
     from fx_passes import capture
 
     inputs = with_batch(saved_inputs(folder), batch)
@@ -206,7 +206,7 @@ def _model(name: str, spec: str, batch: int | None) -> BenchEntry:
 
     from depthcomp.commands.models import load_model
     from depthcomp.export.engine import with_batch
-    from depthcomp.timing import Network
+    from depthcomp.latency.timing import Network
     from fx_passes import capture
 
     with warnings.catch_warnings():

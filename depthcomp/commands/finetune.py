@@ -13,14 +13,14 @@ from torch import nn
 from depthcomp.commands.data_specs import load_data, names_function, pretrained_cfg
 from depthcomp.commands.models import load_model
 from depthcomp.errors import ArtifactError, BackendUnavailableError, DataError, DepthCompError
+from depthcomp.latency.timing import NetworkTimer
 from depthcomp.progress import Progress, Stages
 from depthcomp.results.loading import load_result
 from depthcomp.results.result import CompressionResult
 from depthcomp.results.saving import ORIGINAL
-from depthcomp.timing import NetworkTimer
+from depthcomp.runs.tuned_result import CHECKPOINTS, is_first_process, tuned
 from depthcomp.training.config import FinetuneConfig
 from depthcomp.training.sources import set_apart
-from depthcomp.tuned_result import CHECKPOINTS, is_first_process, tuned
 from fx_passes.graph_edit import attach_attributes
 from latency_tables import AnyBackend, Environment
 from latency_tables.backends import BACKEND_NAMES, create_backend

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from depthcomp.commands.plain_words import plain_words
+from depthcomp.commands.error_reporting import reported_errors
 
 __all__ = ["importance"]
 
@@ -41,7 +41,7 @@ def importance(
     table, data, importance and seed, `--out` that folder and as many threads (OMP_NUM_THREADS) then takes the scores
     from there.
     """
-    with plain_words(kept=out):
+    with reported_errors(kept=out):
         import torch
 
         from depthcomp.commands.console import Progress

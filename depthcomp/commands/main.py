@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from depthcomp.commands.backend_help import BACKENDS, METHOD_NAMES, BackendHelp
+from depthcomp.commands.error_reporting import reported_errors
 from depthcomp.commands.importance import importance as score
-from depthcomp.commands.plain_words import plain_words
 from depthcomp.commands.printed_result import print_result, stamps, written_since
 from depthcomp.commands.tables import tables
 
@@ -98,15 +98,15 @@ def compress(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Make a trained CNN shallower until it meets a latency budget when measured."""
-    with plain_words(kept=out):
+    with reported_errors(kept=out):
         import torch
 
         from depthcomp import Budget, compress_depth
         from depthcomp.commands.console import Progress
         from depthcomp.commands.data_specs import calibration_data
         from depthcomp.commands.models import load_model
-        from depthcomp.methods import find_method
-        from depthcomp.table_store import TableStore
+        from depthcomp.latency.table_store import TableStore
+        from depthcomp.methods.registry import find_method
         from latency_tables import create_backend
 
         find_method(method)
@@ -168,7 +168,7 @@ def finetune(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Train a compressed network on data, with the original as teacher; an interrupted run goes on where it was."""
-    with plain_words(kept=directory):
+    with reported_errors(kept=directory):
         from depthcomp.commands.console import Progress
         from depthcomp.commands.finetune import TuningRequest, configured, run, statistics
 
@@ -217,7 +217,7 @@ def export(
     """Write a compressed network as ONNX, or build a TensorRT engine of it."""
     from depthcomp.commands.export import Request, run
 
-    with plain_words():
+    with reported_errors():
         for line in run(Request.parse(directory, to, sm, precision, batch, data, out, tf32, timing_cache)):
             typer.echo(line)
 
@@ -243,7 +243,7 @@ def bench(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Time artefacts side by side, in turns, on one backend."""
-    with plain_words():
+    with reported_errors():
         from depthcomp.commands.bench import bench as compared
         from depthcomp.commands.console import Progress
         from latency_tables.backends.own_backend import find_backend

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from depthcomp.commands.backend_help import BACKENDS, BackendHelp
-from depthcomp.commands.plain_words import plain_words
+from depthcomp.commands.error_reporting import reported_errors
 from depthcomp.errors import TableError
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """List the operators that compressions of these models need; nothing is measured and no device is used."""
-    with plain_words():
+    with reported_errors():
         from latency_tables.fleet.work import Work
         from latency_tables.writable_file import require_writable_file
 
@@ -108,7 +108,7 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Measure what a table lacks of a work file; a run that was killed goes on where it was."""
-    with plain_words():
+    with reported_errors():
         from depthcomp.commands.console import Progress
         from depthcomp.results.wording import where
         from latency_tables.fleet.run_work import run_work
@@ -146,7 +146,7 @@ def merge(
     as_json: AsJson = False,
 ) -> None:
     """Make one table of several; of two entries the steady one is kept, then the faster one."""
-    with plain_words():
+    with reported_errors():
         from latency_tables import LatencyTable
         from latency_tables.locking import locked
         from latency_tables.tables.merge_tables import merge_tables
@@ -175,7 +175,7 @@ def merge(
 @tables.command()
 def check(table: TableFile, as_json: AsJson = False) -> None:
     """Say how far a table can be trusted; exits with 1 where an entry failed or never became steady."""
-    with plain_words():
+    with reported_errors():
         from latency_tables import LatencyTable
         from latency_tables.tables.quality import quality_of
 
@@ -199,7 +199,7 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Print the entries of a table."""
-    with plain_words():
+    with reported_errors():
         from depthcomp.commands.table_view import selected, table_view
         from latency_tables import LatencyTable
 
@@ -230,7 +230,7 @@ def import_(
     as_json: AsJson = False,
 ) -> None:
     """Take in measurements of another tool: trtexec's go into a table, Kim et al.'s rows into a list of their own."""
-    with plain_words():
+    with reported_errors():
         from latency_tables import LatencyTable
         from latency_tables.tables.table_file import require_writable_table
         from latency_tables.tables.table_update import update_table
@@ -314,7 +314,7 @@ def estimate(
     as_json: AsJson = False,
 ) -> None:
     """Estimate the least that operators can take on a device that is not at hand; nothing is measured."""
-    with plain_words():
+    with reported_errors():
         from latency_tables.fleet.work import Work
         from latency_tables.operators.roofline import estimate_roofline
 

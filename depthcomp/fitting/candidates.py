@@ -16,7 +16,7 @@ from depthcomp.fitting.execution import Tail, record
 from depthcomp.fitting.leaning import prior_of, strengths_of
 from depthcomp.fitting.memory import FitMemory
 from depthcomp.fitting.ridge import Design, RidgeSystem, design_of, sample_positions
-from depthcomp.pricing import Candidate
+from depthcomp.latency.pricing import Candidate
 from depthcomp.progress import Progress, silent
 from fx_passes import CapturedNetwork, Slot, SpanChoice
 from fx_passes.affine import AffineConv, Pair

@@ -20,7 +20,7 @@ from depthcomp.fitting.kept_slots import as_images, consumers_of
 from depthcomp.fitting.leaning import prior_of, strengths_of
 from depthcomp.fitting.memory import FitMemory
 from depthcomp.fitting.ridge import RidgeSystem, sample_positions
-from depthcomp.pricing import Candidate
+from depthcomp.latency.pricing import Candidate
 from depthcomp.progress import Progress
 from fx_passes import CapturedNetwork, Slot, SpanChoice
 from fx_passes.affine import AffineConv

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from depthcomp.fitting.ridge import RidgeSystem, design_of
-from depthcomp.pricing import Candidate
+from depthcomp.latency.pricing import Candidate
 from fx_passes import Slot
 from fx_passes.affine import AffineConv, Pair
 

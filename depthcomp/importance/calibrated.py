@@ -25,7 +25,7 @@ from depthcomp.fitting.execution import Tail
 from depthcomp.fitting.kept_slots import run_operator
 from depthcomp.fitting.memory import FitMemory
 from depthcomp.importance.journal import ScoreJournal
-from depthcomp.pricing import Candidate
+from depthcomp.latency.pricing import Candidate
 from depthcomp.progress import Progress, silent
 from fx_passes import CapturedNetwork, SpanChoice
 from fx_passes.affine import AffineConv
@@ -134,7 +134,7 @@ def _sharing(candidates: Sequence[Candidate]) -> list[list[Candidate]]:
     """Return candidates in groups, no two of which share sums or read one tensor."""
     flow: nx.Graph[object] = nx.Graph()
     for index, candidate in enumerate(candidates):
-        shared = [design_of_slot(slot) for slot in candidate.slots] or [candidate.choice.entry]
+        shared: list[object] = [design_of_slot(slot) for slot in candidate.slots] or [candidate.choice.entry]
         flow.add_edges_from((index, key) for key in shared)
     groups = (sorted(key for key in group if isinstance(key, int)) for group in nx.connected_components(flow))
     return [[candidates[index] for index in group] for group in sorted(groups)]

@@ -19,8 +19,8 @@ from depthcomp.importance.config import PRESETS, CalibratedImportance, Finetuned
 from depthcomp.importance.journal import ScoreJournal
 from depthcomp.importance.table import ImportanceTable
 from depthcomp.importance.trained import finetuned, losses_of
+from depthcomp.latency.pricing import Candidate
 from depthcomp.preparation import Prepared
-from depthcomp.pricing import Candidate
 from depthcomp.progress import Progress, silent
 from fx_passes import SpanChoice
 
@@ -132,7 +132,7 @@ def score_choices(
     candidates, notes = memory.fitting(candidates)
     if isinstance(importance, ImportanceTable):
         same = importance.algorithm == _algorithm(importance.method, refit_kept)
-        return _from_table(importance, candidates, network_hash(prepared.network), notes, same_rules=same)
+        return _from_table(importance, candidates, network_hash(prepared.network.gm), notes, same_rules=same)
     journal = journal_of(prepared, candidates, importance, folder, seed, refit_kept=refit_kept)
     if isinstance(importance, FinetunedImportance):
         finetuned(
@@ -149,7 +149,7 @@ def score_choices(
         losses,
         method,
         asdict(importance),
-        network_hash(prepared.network),
+        network_hash(prepared.network.gm),
         calibration_hash(prepared.calibration),
         seed,
         journal.seconds,
@@ -170,7 +170,7 @@ def journal_of(
     """Return the journal in a folder of the scores that depend on all this."""
     parts = [
         f"{ALGORITHM} torch {torch.__version__} threads {torch.get_num_threads()}",
-        network_hash(prepared.captured), calibration_hash(prepared.calibration), repr(config), str(seed),
+        network_hash(prepared.captured.gm), calibration_hash(prepared.calibration), repr(config), str(seed),
     ]  # fmt: skip
     if isinstance(config, CalibratedImportance):
         parts += [f"readers refitted: {refit_kept}", *(str(c.choice) for c in candidates)]  # these share sums

@@ -22,9 +22,9 @@ from depthcomp.importance.config import CalibratedImportance
 from depthcomp.importance.scoring import Importance, fit_memory, journal_of, most_images, parse_importance
 from depthcomp.importance.table import ImportanceTable
 from depthcomp.importance.trained import entries_of, finetuned
-from depthcomp.offer import operators_of, worthwhile
+from depthcomp.latency.pricing import Candidate
+from depthcomp.methods.candidates import operators_of, worthwhile
 from depthcomp.preparation import Prepared, measurable, prepare
-from depthcomp.pricing import Candidate
 from depthcomp.progress import Progress, silent
 from latency_tables import LatencyTable
 from latency_tables.fleet.work import Shard

@@ -16,7 +16,9 @@ from pydantic import BaseModel, ConfigDict
 
 from depthcomp.errors import PlanError, TableError
 from depthcomp.importance.config import PRESETS
-from fx_passes import Plan, SpanChoice
+from fx_passes import SpanChoice
+from fx_passes.kinds import decode_choice, encode_choice
+from fx_passes.kinds.codec import from_version_1
 from latency_tables.json_file import JsonFormat
 
 __all__ = ["ImportanceTable"]
@@ -25,12 +27,7 @@ __all__ = ["ImportanceTable"]
 class _Choice(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
-    entry: str
-    exit: str
-    kind: Literal["merge", "fit", "drop"]
-    kernel: tuple[int, int] | None
-    end: Literal["original", "inserted", "none"]
-    pruned: list[str]
+    choice: dict[str, Any]
     loss: float | None
 
 
@@ -38,7 +35,7 @@ class _Document(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     kind: Literal["importance table"]
-    version: Literal[1]
+    version: Literal[2]
     method: str
     settings: dict[str, int | float | str | None]
     algorithm: str = ""
@@ -49,12 +46,22 @@ class _Document(BaseModel):
     choices: list[_Choice]
 
 
+def _from_version_1(content: dict[str, Any]) -> dict[str, Any]:
+    """Return the content of a version 1 file, where a loss stood among the fields of its choice, as it is now."""
+    choices = [
+        {"choice": from_version_1({k: v for k, v in stored.items() if k != "loss"}), "loss": stored["loss"]}
+        for stored in content["choices"]
+    ]
+    return {**content, "choices": choices}
+
+
 _FORMAT = JsonFormat(
     what="importance table",
     schema=_Document,
     version_field="version",
-    version=1,
+    version=2,
     remedy="score the choices anew with compress_depth(..., output_dir=...)",
+    upgrades={1: _from_version_1},
 )
 
 
@@ -98,7 +105,8 @@ class ImportanceTable:
             TableError: the path cannot be written, or holds something else.
         """
         choices = [
-            {**asdict(choice), "loss": loss if math.isfinite(loss) else None} for choice, loss in self.losses.items()
+            {"choice": encode_choice(choice), "loss": loss if math.isfinite(loss) else None}
+            for choice, loss in self.losses.items()
         ]
         content: dict[str, Any] = {
             "method": self.method, "settings": dict(self.settings), "algorithm": self.algorithm,
@@ -128,9 +136,7 @@ class ImportanceTable:
 def _losses(choices: Iterable[_Choice]) -> dict[SpanChoice, float]:
     losses: dict[SpanChoice, float] = {}
     for stored in choices:
-        pruned = tuple(stored.pruned)
-        choice = SpanChoice(stored.entry, stored.exit, stored.kind, stored.kernel, stored.end, pruned)
-        Plan.from_json(Plan((choice,)).to_json())  # the checks of a plan's choices
+        choice = decode_choice(stored.choice)
         if choice in losses:
             raise PlanError(f"{choice} stands there twice; remove one")
         losses[choice] = math.nan if stored.loss is None else stored.loss

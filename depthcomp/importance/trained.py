@@ -26,16 +26,16 @@ from depthcomp.fingerprint import seed_of
 from depthcomp.fitting.divergence import divergence, divergence_of, is_scores, require_finite
 from depthcomp.importance.config import FinetunedImportance
 from depthcomp.importance.journal import ScoreJournal
-from depthcomp.pricing import Candidate
+from depthcomp.latency.pricing import Candidate
 from depthcomp.progress import Progress, silent
-from fx_passes import Plan, SpanChoice, linearize
+from fx_passes import CapturedNetwork, Plan, SpanChoice, linearize
 from fx_passes.operators import NORMS, known_layer
 
 __all__ = ["entries_of", "finetuned", "layers_of", "losses_of"]
 
 
 def finetuned(
-    captured: fx.GraphModule,
+    captured: CapturedNetwork,
     candidates: Sequence[Candidate],
     calibration: CalibrationSet,
     config: FinetunedImportance,
@@ -48,7 +48,7 @@ def finetuned(
     """Train and score what the journal lacks, and put it there.
 
     Args:
-        captured: the captured graph with its norms; it is not changed.
+        captured: the captured network with its norms; it is not changed.
         candidates: the choices.
         calibration: images; those of the first judging fold are held out, the others trained on.
         config: how to train and score.
@@ -60,18 +60,18 @@ def finetuned(
     report = progress or silent
     nets = entries_of(captured, candidates, config)
     wanted = list(nets) if entries is None else list(entries)
-    protocol = _Protocol(captured, calibration, config)
+    protocol = _Protocol(captured.gm, calibration, config)
     for done, entry in enumerate(wanted):
         if entry not in journal:
             start = time.perf_counter()
-            with _seeded(captured, seed_of("importance", seed, entry)):
+            with _seeded(captured.gm, seed_of("importance", seed, entry)):
                 change = protocol.change(nets[entry]())
             journal.add(entry, change, time.perf_counter() - start)
         report("training choices", done + 1, len(wanted))
 
 
 def entries_of(
-    captured: fx.GraphModule, candidates: Sequence[Candidate], config: FinetunedImportance
+    captured: CapturedNetwork, candidates: Sequence[Candidate], config: FinetunedImportance
 ) -> dict[str, Callable[[], fx.GraphModule]]:
     """Return what is to be trained: the name of each entry, and a function that makes its network."""
     layers = _all_layers(captured, candidates)
@@ -80,12 +80,12 @@ def entries_of(
         for candidate in candidates
     }
     if config.score != "change":
-        entries |= {_layer_entry(name): lambda name=name: _reinitialised(captured, name) for name in layers}  # type: ignore[misc]
+        entries |= {_layer_entry(name): lambda name=name: _reinitialised(captured.gm, name) for name in layers}  # type: ignore[misc]
     return entries
 
 
 def losses_of(
-    captured: fx.GraphModule,
+    captured: CapturedNetwork,
     candidates: Sequence[Candidate],
     config: FinetunedImportance,
     changes: Mapping[str, float],
@@ -118,13 +118,13 @@ def _layer_entry(name: str) -> str:
     return _LAYER + name
 
 
-def layers_of(captured: fx.GraphModule, candidate: Candidate) -> list[str]:
+def layers_of(captured: CapturedNetwork, candidate: Candidate) -> list[str]:
     """Return the nodes of a span's convolutions; where norms were folded, those of the norms behind them."""
-    nodes = {node.name: node for node in captured.graph.nodes}
-    return [name for name in candidate.span.nodes if name in nodes and _convolution(captured, nodes[name]) is not None]
+    nodes = captured.nodes
+    return [name for name in candidate.span.nodes if name in nodes and _convolution(captured.gm, nodes[name])]
 
 
-def _all_layers(captured: fx.GraphModule, candidates: Sequence[Candidate]) -> list[str]:
+def _all_layers(captured: CapturedNetwork, candidates: Sequence[Candidate]) -> list[str]:
     return sorted({name for candidate in candidates for name in layers_of(captured, candidate)})
 
 

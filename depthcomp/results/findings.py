@@ -37,6 +37,7 @@ class SpanRecord:
 
     Attributes:
         choice: the choice.
+        modules: the user's modules that stood there, in words.
         convolutions: how many convolutions stood there.
         kept_ms: latency of the span as it was, by the table.
         new_ms: latency of what takes its place, by the table; 0 for a dropped span.
@@ -44,6 +45,7 @@ class SpanRecord:
     """
 
     choice: SpanChoice
+    modules: str
     convolutions: int
     kept_ms: float
     new_ms: float

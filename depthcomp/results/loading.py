@@ -57,11 +57,13 @@ def load_result(directory: str | os.PathLike[str]) -> CompressionResult:
         original_depth=numbers.original_depth,
         depth=numbers.depth,
         spans=tuple(
-            SpanRecord(span.choice(), span.convolutions, span.kept_ms, span.new_ms, _number(span.loss))
+            SpanRecord(span.choice, span.modules, span.convolutions, span.kept_ms, span.new_ms, _number(span.loss))
             for span in numbers.spans
         ),
         refusals=tuple(
-            Refusal(span.entry, span.exit, group.reason) for group in numbers.refusals for span in group.spans
+            Refusal(span.entry, span.exit, span.modules, group.reason, span.at)
+            for group in numbers.refusals
+            for span in group.spans
         ),
         warnings=tuple(numbers.warnings),
         environment=numbers.environment,

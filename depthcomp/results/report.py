@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,6 @@ __all__ = ["write_report"]
 
 TEMPLATE = "report.html.jinja"
 NOT_KNOWN = "—"
-_NAMED_NODE = re.compile(r"(\w+): (.+)", re.DOTALL)  # a refusal often begins with the node that causes it
 
 
 def write_report(result: Findings, directory: Path) -> None:
@@ -187,10 +185,9 @@ def _free(result: Findings) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _SpanRow:
-    """A row of the table of spans, its numbers ready to print; `entry` and `exit` are names of nodes."""
+    """A row of the table of spans, its numbers ready to print."""
 
-    entry: str
-    exit: str
+    modules: str
     deed: str
     convolutions: int
     kept: str
@@ -205,9 +202,8 @@ def _in_plan_order(result: Findings) -> list[SpanRecord]:
 
 
 def _span_row(record: SpanRecord) -> _SpanRow:
-    choice = record.choice
     numbers = _numbers(record.kept_ms, record.new_ms, record.loss)
-    return _SpanRow(choice.entry, choice.exit, deed(choice), record.convolutions, *numbers)
+    return _SpanRow(record.modules, deed(record.choice), record.convolutions, *numbers)
 
 
 def _totals(records: Iterable[SpanRecord]) -> _SpanRow:
@@ -216,7 +212,7 @@ def _totals(records: Iterable[SpanRecord]) -> _SpanRow:
         math.fsum(getattr(record, name) for record in found) for name in ("kept_ms", "new_ms", "loss")
     )
     convolutions = sum(record.convolutions for record in found)
-    return _SpanRow("", "", "", convolutions, *_numbers(kept_ms, new_ms, loss))
+    return _SpanRow("", "", convolutions, *_numbers(kept_ms, new_ms, loss))
 
 
 def _numbers(kept_ms: float, new_ms: float, loss: float) -> tuple[str, str, str, str]:
@@ -235,8 +231,7 @@ def _grouped(refusals: Iterable[Refusal]) -> list[_RefusalGroup]:
     """Return the refusals by reason, the most frequent first."""
     groups: dict[str, list[str]] = {}
     for refusal in refusals:
-        named = _NAMED_NODE.fullmatch(refusal.reason)
-        where = f"{refusal.entry} → {refusal.exit}" + (f" (at {named[1]})" if named else "")
-        groups.setdefault(named[2] if named else refusal.reason, []).append(where)
+        inside = f" (at {refusal.at})" if refusal.at not in ("", refusal.modules) else ""
+        groups.setdefault(refusal.why, []).append(f"{refusal.modules}{inside}")
     ordered = sorted(groups.items(), key=lambda group: -len(group[1]))
     return [_RefusalGroup(reason, tuple(spans)) for reason, spans in ordered]

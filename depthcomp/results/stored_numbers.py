@@ -8,12 +8,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, InstanceOf
 from torch import Tensor
 
 from depthcomp.errors import ArtifactError
 from depthcomp.training.finetune import FinetuneRecord
 from fx_passes import SpanChoice
+from fx_passes.kinds import decode_choice, encode_choice
+from fx_passes.kinds.codec import from_version_1
 from latency_tables import Calibration, Environment, Timing
 from latency_tables.json_file import JsonFormat
 
@@ -24,7 +26,11 @@ if TYPE_CHECKING:
 
 __all__ = ["StoredNumbers", "read_numbers", "result_json"]
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+
+
+StoredChoice = Annotated[SpanChoice, BeforeValidator(decode_choice), InstanceOf[SpanChoice]]
+"""A choice of any kind, as `fx_passes.kinds` stores it."""
 
 
 class _Stored(BaseModel):
@@ -63,31 +69,25 @@ class _Importance(_Stored):
 class StoredSpan(_Stored):
     """What the plan does with one span."""
 
-    entry: str
-    exit: str
-    kind: Literal["merge", "fit", "drop"]
-    kernel: tuple[int, int] | None
-    end: Literal["original", "inserted", "none"]
-    pruned: tuple[str, ...]
+    choice: StoredChoice
+    modules: str
     convolutions: int
     kept_ms: float
     new_ms: float
     loss: float | None
 
-    def choice(self) -> SpanChoice:
-        """Return the choice that was stored."""
-        return SpanChoice(self.entry, self.exit, self.kind, self.kernel, self.end, self.pruned)
 
-
-class _Ends(_Stored):
+class _RefusedSpan(_Stored):
     entry: str
     exit: str
+    modules: str
+    at: str
 
 
 class _Refusals(_Stored):
     reason: str
     count: int
-    spans: list[_Ends]
+    spans: list[_RefusedSpan]
 
 
 class _FrontierPoint(_Stored):
@@ -107,7 +107,7 @@ class StoredNumbers(_Stored):
     The plans of the frontier share their choices, so each is a list of places in `frontier_choices`.
     """
 
-    schema_version: Literal[2]
+    schema_version: Literal[3]
     method: str
     budget: _Budget
     budget_ms: float
@@ -122,10 +122,10 @@ class StoredNumbers(_Stored):
     importance: _Importance
     original_depth: int
     depth: int
-    free_merges: list[SpanChoice]
+    free_merges: list[StoredChoice]
     spans: list[StoredSpan]
     refusals: list[_Refusals]
-    frontier_choices: list[SpanChoice]
+    frontier_choices: list[StoredChoice]
     frontier: list[_FrontierPoint]
     finetuned: FinetuneRecord | None
     tuned_before: list[FinetuneRecord]
@@ -136,9 +136,35 @@ class StoredNumbers(_Stored):
     seconds: dict[str, float]
 
 
+def _from_version_2(content: dict[str, Any]) -> dict[str, Any]:
+    """Return the content of a version 2 file, where choices had all fields and nobody told modules, as it is now."""
+    numbers = ("convolutions", "kept_ms", "new_ms", "loss")
+    return {
+        **content,
+        "free_merges": [from_version_1(choice) for choice in content["free_merges"]],
+        "frontier_choices": [from_version_1(choice) for choice in content["frontier_choices"]],
+        "spans": [
+            {
+                "choice": from_version_1({name: value for name, value in span.items() if name not in numbers}),
+                "modules": _nodes(span),
+                **{name: span[name] for name in numbers},
+            }
+            for span in content["spans"]
+        ],
+        "refusals": [
+            {**group, "spans": [{**span, "modules": _nodes(span), "at": ""} for span in group["spans"]]}
+            for group in content["refusals"]
+        ],
+    }
+
+
+def _nodes(span: dict[str, Any]) -> str:
+    return f"after {span['entry']}, up to {span['exit']}"
+
+
 _FORMAT = JsonFormat(
     "result", StoredNumbers, "schema_version", SCHEMA_VERSION, "compress the model anew", has_kind=False,
-    error=ArtifactError,
+    error=ArtifactError, upgrades={2: _from_version_2},
 )  # fmt: skip
 
 
@@ -171,10 +197,10 @@ def result_json(result: Findings) -> dict[str, Any]:
         "importance": _importance(result.importance),
         "original_depth": result.original_depth,
         "depth": result.depth,
-        "free_merges": [asdict(choice) for choice in result.free_merges],
+        "free_merges": [encode_choice(choice) for choice in result.free_merges],
         "spans": [_span(record) for record in result.spans],
         "refusals": _refusals_by_reason(result.refusals),
-        "frontier_choices": [asdict(choice) for choice in choices],
+        "frontier_choices": [encode_choice(choice) for choice in choices],
         "frontier": [_frontier_point(point, places) for point in result.frontier],
         "finetuned": None if result.finetuned is None else asdict(result.finetuned),
         "tuned_before": [asdict(record) for record in result.tuned_before],
@@ -210,14 +236,21 @@ def _timing(timing: Timing) -> dict[str, Any]:
 
 
 def _span(record: SpanRecord) -> dict[str, Any]:
-    fields = asdict(record)
-    return {**fields.pop("choice"), **fields}
+    return {
+        "choice": encode_choice(record.choice),
+        "modules": record.modules,
+        "convolutions": record.convolutions,
+        "kept_ms": record.kept_ms,
+        "new_ms": record.new_ms,
+        "loss": record.loss,
+    }
 
 
 def _refusals_by_reason(refusals: Iterable[Refusal]) -> list[dict[str, Any]]:
     grouped: dict[str, list[dict[str, str]]] = {}
     for refusal in refusals:
-        grouped.setdefault(refusal.reason, []).append({"entry": refusal.entry, "exit": refusal.exit})
+        span = {"entry": refusal.entry, "exit": refusal.exit, "modules": refusal.modules, "at": refusal.at}
+        grouped.setdefault(refusal.why, []).append(span)
     return [{"reason": reason, "count": len(spans), "spans": spans} for reason, spans in grouped.items()]
 
 

@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from fx_passes.kinds import kind_of, kinds
+
 if TYPE_CHECKING:
     from depthcomp.results.findings import Findings, SpanRecord
     from depthcomp.training.finetune import FinetuneRecord
@@ -24,7 +26,6 @@ _BACKENDS = {
     "tensorrt": "TensorRT",
     "tensorrt_rtx": "TensorRT for RTX",
 }
-_PAST = {"fit": "fitted", "merge": "merged", "drop": "dropped"}
 
 
 def milliseconds(ms: float) -> str:
@@ -72,14 +73,13 @@ def verdict(result: Findings) -> str:
 
 def deed(choice: SpanChoice) -> str:
     """Return what a choice does with its span, in the past tense."""
-    size = "" if choice.kernel is None else f" {choice.kernel[0]}x{choice.kernel[1]}"
-    return f"{_PAST[choice.kind]}{size}"
+    return kind_of(choice).describe(choice)
 
 
 def deeds(spans: Iterable[SpanRecord]) -> str:
     """Return how many spans a plan did what with."""
-    counts = Counter[str](record.choice.kind for record in spans)
-    return ", ".join(f"{counts[kind]} {word}" for kind, word in _PAST.items() if counts[kind]) or "none"
+    counts = Counter(record.choice.kind for record in spans)
+    return ", ".join(f"{counts[kind.name]} {kind.done}" for kind in kinds() if counts[kind.name]) or "none"
 
 
 def tuning(record: FinetuneRecord) -> str:

@@ -14,18 +14,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from depthcomp.data.numbering import foreign_labels
+from depthcomp.data.label_check import foreign_labels
 from depthcomp.data.randomness import own_randomness
 from depthcomp.errors import TrainingError
 from depthcomp.progress import Progress, silent
 from depthcomp.training.batches import Source
 from depthcomp.training.checkpoint import optimizer_state
 from depthcomp.training.config import FinetuneConfig
+from depthcomp.training.feature_outputs import last_layer, with_feature_outputs
 from depthcomp.training.objective import Objective
 from depthcomp.training.processes import Processes, joined_processes
 from depthcomp.training.recipe import Recipe, require_timm
 from depthcomp.training.sources import sources
-from depthcomp.training.taps import last_layer, tapped
 from depthcomp.training.trainer import Trainer, Training
 
 __all__ = ["FinetuneRecord", "Finetuned", "finetune", "rehearse"]
@@ -124,7 +124,7 @@ def finetune(
         batches, judging = sources(train, val, config, processes, normed=_has_norms(student))
         compared = bool(config.features) and teacher is not None and config.loss is None
         pair = [
-            tapped(network, features) if compared and network else copy.deepcopy(network)
+            with_feature_outputs(network, features) if compared and network else copy.deepcopy(network)
             for network in (student, teacher)
         ]
         trained, frozen = pair
@@ -133,9 +133,9 @@ def finetune(
             memory = torch.channels_last if config.channels_last else torch.contiguous_format
             frozen.eval().requires_grad_(False).to(processes.device).to(memory_format=memory)
             if config.labels and config.distillation and config.loss is None:
-                config = _with_known_labels(config, frozen, batches, processes, tapped=compared)
+                config = _with_known_labels(config, frozen, batches, processes, returns_features=compared)
         training = Trainer(
-            trained, Objective(config, frozen, tapped=compared), batches, judging, config, processes,
+            trained, Objective(config, frozen, returns_features=compared), batches, judging, config, processes,
             None if folder is None else Path(folder), progress or silent, anew=anew,
         ).run()  # fmt: skip
     network = copy.deepcopy(student)
@@ -155,9 +155,11 @@ def rehearse(network: nn.Module, train: Any, val: Any, config: FinetuneConfig | 
     config = config or FinetuneConfig()
     with joined_processes(config.device) as processes, own_randomness(processes.device):
         compared = bool(config.features) and config.loss is None
-        whole = tapped(network, [last_layer(network)]) if compared else network  # of one node as of the ends of spans
+        names = [last_layer(network)] if compared else []  # one node stands for the ends of spans
+        whole = with_feature_outputs(network, names) if compared else network
         teacher, student = (copy.deepcopy(whole).eval().to(processes.device) for _ in range(2))
-        objective, recipe = Objective(config, teacher, tapped=compared), Recipe(student, config, 1, processes)
+        objective = Objective(config, teacher, returns_features=compared)
+        recipe = Recipe(student, config, 1, processes)
         weights = next(student.parameters())
         normed = config.fit_norms or _has_norms(network)
         training, judging = (
@@ -181,19 +183,19 @@ def rehearse(network: nn.Module, train: Any, val: Any, config: FinetuneConfig | 
 
 @torch.no_grad()
 def _with_known_labels(
-    config: FinetuneConfig, teacher: nn.Module, train: Source, processes: Processes, *, tapped: bool
+    config: FinetuneConfig, teacher: nn.Module, train: Source, processes: Processes, *, returns_features: bool
 ) -> FinetuneConfig:
     """Return the configuration, without labels where the teacher hardly ever gives the first images theirs."""
     weights = next(teacher.parameters(), torch.empty(0, device=processes.device))
     batches = [batch.to(weights, torch.contiguous_format) for batch in train.first(LABELLED_BATCHES)]
     if any(batch.labels is None or batch.labels.ndim != 1 or batch.labels.is_floating_point() for batch in batches):
         return config
-    objective = Objective(config, teacher, tapped=tapped)
+    objective = Objective(config, teacher, returns_features=returns_features)
     accuracy = objective.judge(teacher, batches, "accuracy", processes).metric
     if math.isnan(accuracy):
         return config  # none of them has a label that counts
     outputs = teacher(batches[0].images)
-    note = foreign_labels(accuracy, (outputs[0] if tapped else outputs).shape[1])
+    note = foreign_labels(accuracy, (outputs[0] if returns_features else outputs).shape[1])
     if not note:
         return config
     if processes.writes:

@@ -88,16 +88,16 @@ class Objective:
     Args:
         config: the weights of the loss, or functions.
         teacher: whose outputs the student's shall be like; None for none.
-        tapped: whether student and teacher return (outputs, tensors inside), to be compared one by one.
+        returns_features: whether student and teacher return (outputs, tensors inside), to be compared one by one.
 
     Attributes:
         teacher: the same.
     """
 
-    def __init__(self, config: FinetuneConfig, teacher: nn.Module | None, *, tapped: bool = False) -> None:
+    def __init__(self, config: FinetuneConfig, teacher: nn.Module | None, *, returns_features: bool = False) -> None:
         self._config = config
         self.teacher = teacher
-        self._tapped = tapped
+        self._returns_features = returns_features
 
     def metric_name(self, batch: Batch) -> str:
         """Return what decides which epoch is the best, for data like `batch`."""
@@ -188,7 +188,7 @@ class Objective:
     def _terms(self, found: Any, wanted: Any, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the mean over the labels that count of what hangs on them, and the mean over images of the rest."""
         by_label, rest = [], []
-        if self._tapped:
+        if self._returns_features:
             (found, found_inside), (wanted, wanted_inside) = found, wanted
             errors = [_error(a, b) for a, b in zip(wanted_inside, found_inside, strict=True)]
             rest.append(self._config.features * torch.stack(errors).mean())
@@ -216,7 +216,7 @@ class Objective:
         """Return the scores that stand beside a batch's labels."""
         labels = batch.labels
         assert labels is not None  # asked for with labels alone
-        outputs = outputs[0] if self._tapped and isinstance(outputs, tuple) else outputs
+        outputs = outputs[0] if self._returns_features and isinstance(outputs, tuple) else outputs
         if not isinstance(outputs, Tensor) or not _are_classes_of(outputs, labels):
             what = f"shape {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else f"type {type(outputs).__name__}"
             raise DataError(

@@ -19,7 +19,7 @@ from depthcomp.training.config import FinetuneConfig
 from depthcomp.training.finetune import FinetuneRecord, finetune
 from depthcomp.training.processes import Processes
 from depthcomp.training.sources import sources
-from fx_passes import Plan, fits_without_norm, insert_norms, merge
+from fx_passes import Plan, insert_norms, merge, solved_without_norm
 
 __all__ = ["FinetunedPlan", "finetune_plan", "with_norms_for_fits"]
 
@@ -109,15 +109,14 @@ def with_norms_for_fits(trainable: fx.GraphModule, plan: Plan, batches: Sequence
     """
     network = copy.deepcopy(trainable).eval()
     sums: dict[str, list[Tensor]] = {}
-    hooks = [
-        place.module.register_forward_hook(_summing(sums, place.core)) for place in fits_without_norm(network, plan)
-    ]
+    solved = solved_without_norm(network, plan)
+    hooks = [conv.register_forward_hook(_summing(sums, name)) for name, conv in solved.items()]
     for batch in batches if hooks else ():
         _run(network, batch)
     moments = {}
-    for core, (count, total, squares) in sums.items():
+    for name, (count, total, squares) in sums.items():
         mean = total / count
-        moments[core] = mean, (squares / count - mean.square()).clamp_min(0)
+        moments[name] = mean, (squares / count - mean.square()).clamp_min(0)
     return insert_norms(trainable, plan, moments)
 
 
@@ -132,13 +131,13 @@ def _run(network: nn.Module, images: Tensor) -> None:
         ) from error
 
 
-def _summing(sums: dict[str, list[Tensor]], core: str) -> Any:
+def _summing(sums: dict[str, list[Tensor]], name: str) -> Any:
     """Return a hook that adds up a convolution's outputs and their squares by channel, in float64."""
 
     def add(module: nn.Module, inputs: Any, output: Tensor) -> None:
         values = output.double()
         found = [torch.tensor(values.numel() / values.shape[1]), values.sum((0, 2, 3)), values.square().sum((0, 2, 3))]
-        sums[core] = [a + b for a, b in zip(sums[core], found, strict=True)] if core in sums else found
+        sums[name] = [a + b for a, b in zip(sums[name], found, strict=True)] if name in sums else found
 
     return add
 

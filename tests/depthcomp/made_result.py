@@ -7,7 +7,7 @@ from depthcomp.budget import Budget
 from depthcomp.preparation import Refusal
 from depthcomp.results.findings import FrontierPoint, SpanRecord
 from depthcomp.results.result import CompressionResult
-from fx_passes import Plan, Drop, Fit, Merge
+from fx_passes import Drop, Fit, Merge, Plan
 from latency_tables import Entry, Environment, LatencyTable, Method, Timing
 
 

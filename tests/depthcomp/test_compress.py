@@ -16,7 +16,6 @@ from torch import nn
 import depthcomp
 from depthcomp import Budget, CompressionResult, compress_depth
 from depthcomp.data.calibration import cross_validated, separate
-from depthcomp.depth import convolution_depth
 from depthcomp.errors import (
     BudgetError,
     BudgetInfeasibleError,
@@ -25,8 +24,9 @@ from depthcomp.errors import (
 from depthcomp.export.onnx_model import to_onnx
 from depthcomp.fitting.divergence import divergence
 from depthcomp.fitting.refit import Kept, Refitter
-from depthcomp.pricing import Pricing
+from depthcomp.latency.pricing import Pricing
 from fx_passes import Plan, capture, fold_batch_norms, merge
+from fx_passes.depth import convolution_depth
 from latency_tables import Calibration, LatencyTable
 
 

@@ -6,7 +6,7 @@ from tiny_network import EXAMPLE, images, tiny_net
 from torch import nn
 
 from depthcomp import compress_depth
-from depthcomp.timing import Network
+from depthcomp.latency.timing import Network
 from fx_passes import capture
 from fx_passes.operators import NORMS
 from latency_tables import create_backend, time_interleaved
@@ -61,7 +61,7 @@ def test_making_a_module_of_a_network_leaves_it_alone(captured):
 
 def test_a_network_is_exported_once(captured, monkeypatch):
     exported = []
-    monkeypatch.setattr("depthcomp.timing.to_onnx", lambda gm, inputs: exported.append(gm) or b"model")
+    monkeypatch.setattr("depthcomp.latency.timing.to_onnx", lambda gm, inputs: exported.append(gm) or b"model")
     network = Network(captured, (EXAMPLE,))
     assert network.onnx() == network.onnx() == b"model"
     assert exported == [captured]

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from depthcomp.fingerprint import fingerprint, network_hash, seed_of
-from fx_passes import Plan, Merge, capture, linearize
+from fx_passes import Merge, Plan, capture, linearize
 
 
 def network(activation=nn.ReLU, eps=1e-5, padding=1, **pooling):

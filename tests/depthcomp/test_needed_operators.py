@@ -18,7 +18,7 @@ def test_it_is_what_a_compression_measures(arithmetic_backend, monkeypatch):
         wanted.extend(signatures)
         raise TableError("that is enough")
 
-    monkeypatch.setattr("depthcomp.table_store.TableStore.complete", complete)
+    monkeypatch.setattr("depthcomp.latency.table_store.TableStore.complete", complete)
     model = tiny_net()
     with pytest.raises(TableError, match="that is enough"):
         compress_depth(model, "90%", example_inputs=EXAMPLE, backend=arithmetic_backend())

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from depthcomp.commands.console import Progress, summary
 from depthcomp.results.wording import deed, milliseconds, place, verdict
-from fx_passes import Plan, Drop, Merge
+from fx_passes import Drop, Merge, Plan
 from latency_tables import Calibration
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from depthcomp.errors import ArtifactError
 from depthcomp.export import onnx_model
-from fx_passes import Plan, Merge, capture, linearize, merge, random_plan
+from fx_passes import Merge, Plan, capture, linearize, merge, random_plan
 from fx_passes.channel_affine import ChannelAffine
 
 

@@ -4,14 +4,14 @@ import copy
 
 import pytest
 import torch
+from depthcomp.fitting.compensation import kept_behind, load_operator, readers_of, run_operator
 from torch import nn
 
 from depthcomp.data.calibration import cross_validated, separate
-from depthcomp.fitting.compensation import kept_behind, load_operator, readers_of, run_operator
 from depthcomp.fitting.refit import Refitter
 from fx_passes import (
-    Plan,
     Drop,
+    Plan,
     capture,
     enumerate_spans,
     fold_batch_norms,

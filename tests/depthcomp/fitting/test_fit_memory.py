@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from depthcomp.fitting.memory import FitMemory
-from depthcomp.pricing import Candidate
+from depthcomp.latency.pricing import Candidate
 from fx_passes import SpanChoice
 from fx_passes.affine import AffineConv
 

@@ -4,16 +4,16 @@ from dataclasses import replace
 
 import pytest
 import torch
+from depthcomp.fitting.compensation import readers_of
+from depthcomp.fitting.readers import refit_readers
 from two_readers import TwoReaders
 
 from depthcomp.data.calibration import cross_validated
 from depthcomp.fitting import readers
 from depthcomp.fitting.candidates import fit_candidates
-from depthcomp.fitting.compensation import readers_of
 from depthcomp.fitting.memory import FitMemory
-from depthcomp.fitting.readers import refit_readers
+from depthcomp.latency.pricing import Pricing
 from depthcomp.preparation import OFFERED
-from depthcomp.pricing import Pricing
 from depthcomp.progress import silent
 from fx_passes import capture, enumerate_spans
 

@@ -14,8 +14,8 @@ from depthcomp.fitting.divergence import divergence
 from depthcomp.fitting.memory import FitMemory
 from depthcomp.fitting.refit import Refitter
 from depthcomp.fitting.ridge import RidgeSystem, design_of, sample_positions, starting_point
+from depthcomp.latency.pricing import Pricing
 from depthcomp.preparation import OFFERED
-from depthcomp.pricing import Pricing
 from fx_passes import Plan, capture, enumerate_spans, linearize, merge, placed_convolutions
 
 

@@ -20,8 +20,8 @@ from depthcomp.fitting.memory import FitMemory
 from depthcomp.fitting.refit import Refitter
 from depthcomp.importance.calibrated import calibrated
 from depthcomp.importance.journal import ScoreJournal
+from depthcomp.latency.pricing import Pricing
 from depthcomp.preparation import OFFERED
-from depthcomp.pricing import Pricing
 from fx_passes import Plan, capture, enumerate_spans, linearize, merge, placed_convolutions
 from fx_passes.merge import fold_batch_norms
 

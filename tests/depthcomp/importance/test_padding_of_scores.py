@@ -11,8 +11,8 @@ from depthcomp.fitting.divergence import divergence
 from depthcomp.importance.calibrated import calibrated
 from depthcomp.importance.config import FinetunedImportance
 from depthcomp.importance.trained import entries_of
+from depthcomp.latency.pricing import Pricing
 from depthcomp.preparation import OFFERED
-from depthcomp.pricing import Pricing
 from fx_passes import Plan, capture, enumerate_spans, linearize, merge
 
 

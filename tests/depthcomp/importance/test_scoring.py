@@ -20,8 +20,8 @@ from depthcomp.importance.config import KIM23, CalibratedImportance, FinetunedIm
 from depthcomp.importance.scoring import parse_importance, score_choices
 from depthcomp.importance.shard import score_shard
 from depthcomp.importance.table import ImportanceTable
+from depthcomp.latency.pricing import Pricing
 from depthcomp.preparation import prepare
-from depthcomp.pricing import Pricing
 from fx_passes import Drop, Merge
 from latency_tables import measure
 

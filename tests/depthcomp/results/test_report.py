@@ -16,7 +16,7 @@ from depthcomp.results.findings import FrontierPoint, SpanRecord
 from depthcomp.results.frontier_plot import frontier_svg
 from depthcomp.results.report import write_report
 from depthcomp.training.finetune import FinetuneRecord
-from fx_passes import Plan, Drop, Merge
+from fx_passes import Drop, Merge, Plan
 from latency_tables import Calibration, Timing
 
 ATTACK = "<script>alert('x')</script>"

@@ -18,7 +18,7 @@ from depthcomp.results.loading import load_result
 from depthcomp.results.result import CompressionResult
 from depthcomp.results.stored_numbers import result_json
 from depthcomp.training.finetune import FinetuneRecord
-from fx_passes import Plan, Merge
+from fx_passes import Merge, Plan
 from latency_tables import Calibration, Environment, LatencyTable, Timing
 from latency_tables.tables.entry import Method
 

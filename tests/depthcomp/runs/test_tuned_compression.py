@@ -21,9 +21,9 @@ from depthcomp.fitting.execution import record
 from depthcomp.preparation import OFFERED
 from depthcomp.results.loading import load_result
 from depthcomp.results.stored_numbers import result_json
+from depthcomp.runs.tuned_result import CHECKPOINTS
 from depthcomp.training.finetune import finetune
 from depthcomp.training.plan import finetune_plan
-from depthcomp.tuned_result import CHECKPOINTS
 from fx_passes import Plan, capture, enumerate_spans, fold_batch_norms, linearize, merge
 
 

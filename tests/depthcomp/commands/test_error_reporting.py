@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from depthcomp.commands.plain_words import EXIT_MENDABLE, plain_words
+from depthcomp.commands.error_reporting import EXIT_MENDABLE, reported_errors
 from depthcomp.errors import TrainingError
 
 
@@ -22,7 +22,7 @@ from depthcomp.errors import TrainingError
     ],
 )
 def test_where_a_compression_is_whose_tuning_failed(result, kept, said, capsys):
-    with pytest.raises(typer.Exit) as caught, plain_words(kept=kept):
+    with pytest.raises(typer.Exit) as caught, reported_errors(kept=kept):
         raise TrainingError("the loss is nan", result=result)
     assert caught.value.exit_code == EXIT_MENDABLE
     assert capsys.readouterr().err == f"error: {said}\n"

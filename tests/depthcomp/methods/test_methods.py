@@ -14,9 +14,9 @@ from depthcomp.data.calibration import cross_validated
 from depthcomp.errors import BudgetInfeasibleError, DepthCompError
 from depthcomp.fitting.divergence import divergence
 from depthcomp.importance.calibrated import calibrated
-from depthcomp.ladders import Ladder, Materials, at_random, evenly_spread, whole_blocks
-from depthcomp.methods import METHODS, find_method
-from depthcomp.pricing import Pricing
+from depthcomp.latency.pricing import Pricing
+from depthcomp.methods.baselines import BaselineFrontier, Materials, at_random, evenly_spread, whole_blocks
+from depthcomp.methods.registry import METHODS, find_method
 from fx_passes import Plan, capture, enumerate_spans, fold_batch_norms, linearize, merge
 
 SLOW = ("kim23", "uniform")  # each takes ten seconds or so; the others go the same ways
@@ -48,7 +48,7 @@ def materials_of(gm, candidates, losses=None, seed=0):
     return Materials(gm, candidates, losses or {}, savings, 100.0, seed)
 
 
-def offered(gm, name):
+def candidates_of(gm, name):
     method = find_method(name)
     return method.candidates(gm, Pricing(gm).candidates(enumerate_spans(gm, method.limits)))
 
@@ -68,35 +68,35 @@ def test_choices_are_scored_as_the_method_carries_them_out(name, arithmetic_back
     def score(prepared, *arguments, refit_kept, **settings):
         raise ReachedError(refit_kept)
 
-    monkeypatch.setattr("depthcomp.pipeline.score_choices", score)
+    monkeypatch.setattr("depthcomp.runs.pipeline.score_choices", score)
     with pytest.raises(ReachedError, match=str(METHODS[name].fits)):
         compress_depth(tiny_net(), "80%", data=images(), method=name, backend=arithmetic_backend())
 
 
 def test_kim23_may_only_merge_all_convolutions_of_a_span(network):
-    choices = [candidate.choice for candidate in offered(network, "kim23")]
+    choices = [candidate.choice for candidate in candidates_of(network, "kim23")]
     assert {choice.kind for choice in choices} == {"merge"}
     assert {choice.end for choice in choices} == {"original", "inserted"}
     assert not any(choice.pruned for choice in choices)
 
 
 def test_layermerge_may_prune_but_not_fit(network):
-    choices = [candidate.choice for candidate in offered(network, "layermerge")]
+    choices = [candidate.choice for candidate in candidates_of(network, "layermerge")]
     assert {choice.kind for choice in choices} == {"merge", "drop"}
     assert any(choice.pruned for choice in choices)
     assert {choice.end for choice in choices} == {"original"}
 
 
 def test_layermerge_drops_no_block_whose_convolutions_change_the_width(network):
-    dropped = [c.span for c in offered(network, "layermerge") if c.choice.kind == "drop"]
-    everything = [c.span for c in offered(network, "depthcomp") if c.choice.kind == "drop"]
+    dropped = [c.span for c in candidates_of(network, "layermerge") if c.choice.kind == "drop"]
+    everything = [c.span for c in candidates_of(network, "depthcomp") if c.choice.kind == "drop"]
     assert dropped
     assert any(span.entry == "_1" and "add" in span.exit for span in everything)
     assert not any("add" in span.exit for span in dropped)
 
 
 def test_depthshrinker_takes_whole_blocks_in_the_order_of_their_loss(network):
-    candidates = offered(network, "depthshrinker")
+    candidates = candidates_of(network, "depthshrinker")
     rng = np.random.default_rng(0)
     losses = {candidate.choice: float(rng.random()) for candidate in candidates}
     plans = list(whole_blocks(materials_of(network, candidates, losses)))
@@ -107,7 +107,7 @@ def test_depthshrinker_takes_whole_blocks_in_the_order_of_their_loss(network):
 
 
 def test_even_plans_touch_all_parts_of_the_network(network):
-    candidates = offered(network, "uniform")
+    candidates = candidates_of(network, "uniform")
     order = {node.name: position for position, node in enumerate(network.graph.nodes)}
     plans = list(evenly_spread(materials_of(network, candidates)))
     largest = max(map(len, plans))
@@ -120,7 +120,7 @@ def test_even_plans_touch_all_parts_of_the_network(network):
 
 
 def test_random_plans_come_from_the_seed_and_do_not_overlap(network):
-    candidates = offered(network, "random")
+    candidates = candidates_of(network, "random")
     plans = list(at_random(materials_of(network, candidates, seed=3)))
     for plan in plans[::7]:
         nodes = [name for candidate in plan for name in candidate.span.nodes]
@@ -134,20 +134,20 @@ def test_random_plans_come_from_the_seed_and_do_not_overlap(network):
     assert {choice.kind for plan in drawn(3) for choice in plan} == {"merge", "fit", "drop"}
 
 
-def test_a_ladder_gives_the_slowest_plan_within_a_sum(network):
-    candidates = offered(network, "random")
+def test_a_baseline_frontier_gives_the_slowest_plan_within_a_sum(network):
+    candidates = candidates_of(network, "random")
     materials = materials_of(network, candidates)
-    ladder = Ladder(at_random(materials), materials)
-    assert (np.diff(ladder.costs) > 0).all()
-    assert ladder.costs[-1] == 100.0
-    assert ladder.plan(len(ladder) - 1) == ()
-    for k in (0, len(ladder) // 2, len(ladder) - 1):
-        plan = ladder.plan(k)
-        assert 100.0 - sum(materials.savings_ms[choice] for choice in plan) == pytest.approx(ladder.costs[k])
-        assert ladder.at(ladder.costs[k]) == k
-        assert ladder.at(ladder.costs[k] + 1e-9) == k
+    baseline = BaselineFrontier(at_random(materials), materials)
+    assert (np.diff(baseline.costs) > 0).all()
+    assert baseline.costs[-1] == 100.0
+    assert baseline.plan(len(baseline) - 1) == ()
+    for k in (0, len(baseline) // 2, len(baseline) - 1):
+        plan = baseline.plan(k)
+        assert 100.0 - sum(materials.savings_ms[choice] for choice in plan) == pytest.approx(baseline.costs[k])
+        assert baseline.at(baseline.costs[k]) == k
+        assert baseline.at(baseline.costs[k] + 1e-9) == k
     with pytest.raises(BudgetInfeasibleError, match=r"the fastest plan sums to .* ask for more time"):
-        ladder.at(ladder.costs[0] - 1)
+        baseline.at(baseline.costs[0] - 1)
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +188,7 @@ def test_the_papers_methods_start_from_merged_weights_not_from_fits(results, nam
     assert differs_from_merged_weights(results(name)) < 1e-5
 
 
-def test_fits_on_a_ladder_are_solved_for(results):
+def test_fits_of_a_baseline_are_solved_for(results):
     assert differs_from_merged_weights(results("random")) > 1e-3
 
 
@@ -200,7 +200,7 @@ def test_what_asks_for_no_loss_gets_none(results):
 @pytest.mark.parametrize("name", ["kim23", "layermerge"])
 def test_calibrated_importance_is_that_of_the_merge_with_its_own_end_and_prunings(network, name):
     data = cross_validated(torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(4)), seed=0)
-    candidates = offered(network, name)
+    candidates = candidates_of(network, name)
     special = [c for c in candidates if c.choice.pruned or c.choice.end == "inserted"]
     losses = calibrated(network, candidates, data, {candidate.choice: 1.0 for candidate in candidates})
     checked = 0

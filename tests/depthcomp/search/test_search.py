@@ -12,10 +12,10 @@ from depthcomp.data.calibration import cross_validated
 from depthcomp.errors import BudgetInfeasibleError
 from depthcomp.fitting.refit import Refitter
 from depthcomp.importance.calibrated import calibrated
+from depthcomp.latency.pricing import Pricing
+from depthcomp.latency.timing import LatencyPredictor, NetworkTimer
 from depthcomp.preparation import OFFERED
-from depthcomp.pricing import Pricing
-from depthcomp.search import Option, Search
-from depthcomp.timing import LatencyPredictor, NetworkTimer
+from depthcomp.search.search import Option, Search
 from fx_passes import Plan, capture, enumerate_spans, structure_tree
 from fx_passes.merge import fold_batch_norms
 from latency_tables import Timing, fit_affine
@@ -47,7 +47,7 @@ def price(signature):
 
 
 @pytest.fixture(scope="module")
-def offered(network, calibration):
+def choosable(network, calibration):
     """What the search chooses from: the pricing, the candidates that save time, and their losses; and the images."""
     pricing = Pricing(network)
     candidates = [c for c in pricing.candidates(enumerate_spans(network, OFFERED)) if pricing.saving_ms(c, price) > 0]
@@ -85,8 +85,8 @@ class ScriptedPredictor:
         return fit_affine(*zip(*self._points, strict=True)).invert(target_ms)
 
 
-def search_for(network, offered, measured=lambda sum_ms: sum_ms + 0.3):
-    pricing, candidates, losses, calibration = offered
+def search_for(network, choosable, measured=lambda sum_ms: sum_ms + 0.3):
+    pricing, candidates, losses, calibration = choosable
 
     def problem(without):
         kept = {choice: loss for choice, loss in losses.items() if choice not in without}
@@ -97,8 +97,8 @@ def search_for(network, offered, measured=lambda sum_ms: sum_ms + 0.3):
 
 
 @pytest.mark.parametrize("budget", ["90%", "70%", "1.8x", "3ms"])
-def test_an_honest_machine(network, offered, budget):
-    search, predictor = search_for(network, offered)
+def test_an_honest_machine(network, choosable, budget):
+    search, predictor = search_for(network, choosable)
     found = search.meet(Budget.parse(budget))
     assert found.measured.ms <= Budget.parse(budget).target_ms(predictor.original.ms)
     assert found.predicted_ms == pytest.approx(found.measured.ms, rel=0.02)
@@ -117,14 +117,14 @@ def test_an_honest_machine(network, offered, budget):
         lambda s: 3 + 0.4 * s,
     ],
 )
-def test_a_machine_that_breaks_its_promises(network, offered, measured):
-    search, predictor = search_for(network, offered, measured)
+def test_a_machine_that_breaks_its_promises(network, choosable, measured):
+    search, predictor = search_for(network, choosable, measured)
     found = search.meet(Budget(80, "%"))
     assert found.measured.ms <= 0.8 * predictor.original.ms
 
 
-def test_a_budget_out_of_reach_names_the_fastest(network, offered):
-    search, predictor = search_for(network, offered, lambda sum_ms: 2.5 + sum_ms)
+def test_a_budget_out_of_reach_names_the_fastest(network, choosable):
+    search, predictor = search_for(network, choosable, lambda sum_ms: 2.5 + sum_ms)
     with pytest.raises(
         BudgetInfeasibleError, match=r"budget 3x.* below what any plan reaches: the fastest was"
     ) as caught:
@@ -133,30 +133,30 @@ def test_a_budget_out_of_reach_names_the_fastest(network, offered):
 
 
 @pytest.mark.parametrize("budget", [Budget(50, "x"), Budget(0.001, "ms")])
-def test_a_budget_below_what_a_call_costs(network, offered, budget):
+def test_a_budget_below_what_a_call_costs(network, choosable, budget):
     """The sum that it leaves for the operators is negative."""
-    search, _ = search_for(network, offered)
+    search, _ = search_for(network, choosable)
     with pytest.raises(BudgetInfeasibleError, match="is below what any plan reaches") as caught:
         search.meet(budget)
     assert caught.value.best_ms > 0.3
 
 
-def test_a_larger_budget_loses_no_more(network, offered):
-    losses = [search_for(network, offered)[0].meet(Budget(share, "%")).loss for share in (50, 70, 90)]
+def test_a_larger_budget_loses_no_more(network, choosable):
+    losses = [search_for(network, choosable)[0].meet(Budget(share, "%")).loss for share in (50, 70, 90)]
     assert losses[0] >= losses[2]
     assert all(loss >= 0 for loss in losses)
 
 
-def test_the_search_repeats(network, offered):
-    one, two = (search_for(network, offered)[0].meet(Budget(70, "%")) for _ in range(2))
+def test_the_search_repeats(network, choosable):
+    one, two = (search_for(network, choosable)[0].meet(Budget(70, "%")) for _ in range(2))
     assert one.plan == two.plan
     assert one.loss == two.loss
     states = one.linearized.state_dict(), two.linearized.state_dict()
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
 
 
-def test_the_rank_correlation_needs_three_plans(network, offered):
-    search, _ = search_for(network, offered)
+def test_the_rank_correlation_needs_three_plans(network, choosable):
+    search, _ = search_for(network, choosable)
     assert search.rank_correlation() is None
     for share in (85, 75, 65, 55):
         search.meet(Budget(share, "%"))
@@ -168,24 +168,24 @@ def test_the_rank_correlation_needs_three_plans(network, offered):
 
 
 @pytest.mark.parametrize("importances", [(0.5, 0.5, 0.5, 1.0), (0.0, 0.0, 0.2, 0.2), (0.3, 0.1, 0.2, 0.3)])
-def test_the_rank_correlation_where_importances_are_equal(network, offered, importances):
-    search, _ = search_for(network, offered)
+def test_the_rank_correlation_where_importances_are_equal(network, choosable, importances):
+    search, _ = search_for(network, choosable)
     true = (0.3, 0.2, 0.1, 0.4)
     for number, (importance, loss) in enumerate(zip(importances, true, strict=True)):
         search._true_losses[Option(Plan(), float(number), importance)] = {"none": loss}
     assert search.rank_correlation() == pytest.approx(scipy.stats.spearmanr(importances, true).statistic)
 
 
-def test_scores_that_are_all_equal_rank_nothing(network, offered):
-    search, _ = search_for(network, offered)
+def test_scores_that_are_all_equal_rank_nothing(network, choosable):
+    search, _ = search_for(network, choosable)
     for number in range(4):
         search._true_losses[Option(Plan(), float(number), 0.0)] = {"none": 0.1 * number}
     assert search.rank_correlation() is None
 
 
-def test_a_plan_whose_outputs_are_nan_is_not_chosen(network, offered, monkeypatch):
+def test_a_plan_whose_outputs_are_nan_is_not_chosen(network, choosable, monkeypatch):
     """Where a plan overflows unless its kept convolutions are refitted, only these refits count."""
-    search, _ = search_for(network, offered)
+    search, _ = search_for(network, choosable)
     honest = Refitter.carry_out
 
     def overflowing(self, plan, *, kept="none", **options):
@@ -207,9 +207,9 @@ def half(network):
     return capture(nn.Sequential(*body).eval(), EXAMPLE)
 
 
-def test_the_predictor_measures_and_predicts(network, half, offered, arithmetic_backend):
+def test_the_predictor_measures_and_predicts(network, half, choosable, arithmetic_backend):
     backend = arithmetic_backend()
-    sum_ms = total_ms(offered[0])
+    sum_ms = total_ms(choosable[0])
     timer = NetworkTimer(network, (EXAMPLE,), backend)
     predictor = LatencyPredictor(timer, sum_ms)
     assert predictor.predict(sum_ms) == pytest.approx(timer.original.ms)  # one point: through it, slope 1 in shares
@@ -225,7 +225,7 @@ def test_the_predictor_measures_and_predicts(network, half, offered, arithmetic_
     assert backend.live == 0
 
 
-def test_the_line_is_learnt_in_shares_and_given_in_ms(network, half, offered, arithmetic_backend):
+def test_the_line_is_learnt_in_shares_and_given_in_ms(network, half, choosable, arithmetic_backend):
     """Sums may be far from what networks take; a share saved of the sum is a share of the whole until more is known."""
     predictor = LatencyPredictor(NetworkTimer(network, (EXAMPLE,), arithmetic_backend()), 100.0)
     whole_ms = predictor.original.median_ms

@@ -2,7 +2,7 @@
 
 import pytest
 
-from depthcomp.data.numbering import foreign_labels
+from depthcomp.data.label_check import foreign_labels
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from torch import fx, nn
 
 from depthcomp.errors import TrainingError
 
-__all__ = ["last_layer", "tapped"]
+__all__ = ["last_layer", "with_feature_outputs"]
 
 
 def last_layer(network: nn.Module) -> str:
@@ -18,7 +18,7 @@ def last_layer(network: nn.Module) -> str:
     return nodes[-1].name if nodes else "output"
 
 
-def tapped(network: nn.Module, names: Sequence[str]) -> fx.GraphModule:
+def with_feature_outputs(network: nn.Module, names: Sequence[str]) -> fx.GraphModule:
     """Return a copy of a captured graph that returns (its output, the tensors at the nodes called `names`).
 
     Raises:

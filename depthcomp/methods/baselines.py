@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from torch import fx
 
 from depthcomp.errors import BudgetInfeasibleError
-from depthcomp.pricing import Candidate
+from depthcomp.latency.pricing import Candidate
 from fx_passes import Level, SpanChoice, Unit, structure_tree
 from fx_passes.operators import Role, role
 
-__all__ = ["Draw", "Ladder", "Materials", "at_random", "evenly_spread", "whole_blocks"]
+__all__ = ["BaselineFrontier", "Draw", "Materials", "at_random", "evenly_spread", "whole_blocks"]
 
 WALKS = 30  # random orders; their plans lie close enough together to come near any budget
 SHIFTS = 4  # of evenly spread places, by parts of the distance between them
@@ -42,7 +42,7 @@ class Materials:
     seed: int
 
 
-class Ladder:
+class BaselineFrontier:
     """Plans by the sum of their latencies, as a solver's frontier gives them, but of no least loss.
 
     The slowest keeps everything.

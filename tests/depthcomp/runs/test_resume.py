@@ -5,7 +5,7 @@ from tiny_network import EXAMPLE, images, tiny_net
 from depthcomp.budget import Budget
 from depthcomp.importance.config import PRESETS
 from depthcomp.preparation import prepare
-from depthcomp.saved_compression import settings_hash
+from depthcomp.runs.resume import settings_hash
 
 
 def test_all_that_decides_is_in_the_hash(arithmetic_backend):

@@ -11,8 +11,8 @@ from torch import nn
 from torchvision.models.mobilenetv2 import InvertedResidual
 from torchvision.models.resnet import BasicBlock
 
+from depthcomp.latency.pricing import Pricing
 from depthcomp.preparation import OFFERED
-from depthcomp.pricing import Pricing
 from dp_solver import frontier
 from fx_passes import capture, enumerate_spans, structure_tree
 from fx_passes.merge import fold_batch_norms

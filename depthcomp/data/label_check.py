@@ -1,8 +1,8 @@
-"""Whether labels are in a network's own numbering of the classes."""
+"""A check whether labels are in a network's own numbering of the classes."""
 
 __all__ = ["foreign_labels"]
 
-LEAST_ABOVE_CHANCE = 1.5  # times the odds of guessing right; with fewer right, the labels are another numbering's
+LEAST_ABOVE_CHANCE = 1.5  # times the odds of guessing right; with fewer right, the classes are numbered otherwise
 
 
 def foreign_labels(accuracy: float, classes: int) -> str:

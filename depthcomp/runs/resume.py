@@ -19,7 +19,7 @@ from depthcomp.results.loading import load_result, load_trainable
 from depthcomp.results.result import CompressionResult
 from depthcomp.results.saving import TRAINABLE
 from depthcomp.results.stored_network import save_network
-from depthcomp.tuned_result import CHECKPOINTS, UNFINISHED
+from depthcomp.runs.tuned_result import CHECKPOINTS, UNFINISHED
 from latency_tables import Environment
 
 __all__ = ["SavedCompression", "settings_hash"]
@@ -35,7 +35,7 @@ def settings_hash(
 ) -> str:
     """Return what is equal where a compression may stand for another, though measurements never repeat exactly."""
     return fingerprint(
-        network_hash(prepared.captured), calibration_hash(prepared.calibration), str(tuple(prepared.example.shape)),
+        network_hash(prepared.captured.gm), calibration_hash(prepared.calibration), str(tuple(prepared.example.shape)),
         repr(budget), method, repr(importance), str(seed), environment.fingerprint(), str(ALGORITHM),
     )  # fmt: skip
 

@@ -14,11 +14,11 @@ from depthcomp.data.calibration import CalibrationSet
 from depthcomp.errors import BudgetInfeasibleError
 from depthcomp.fitting.memory import MEMORY_MIB
 from depthcomp.fitting.refit import Kept, Refitter, Unfitted
-from depthcomp.ladders import Ladder
+from depthcomp.latency.timing import LatencyPredictor
+from depthcomp.methods.baselines import BaselineFrontier
 from depthcomp.progress import Progress, silent
-from depthcomp.timing import LatencyPredictor
 from dp_solver import Chain, Frontier, frontier, solve
-from fx_passes import Plan, SpanChoice, linearize, merge
+from fx_passes import CapturedNetwork, Plan, SpanChoice, linearize, merge
 from fx_passes.affine import AffineConv
 from latency_tables import Timing
 
@@ -56,7 +56,7 @@ class Found:
     Attributes:
         plan: the plan.
         linearized: its refitted graph.
-        kept: the operators of the kept convolutions that were refitted there, by node.
+        solved: the operators of its slots, by node.
         loss: true divergence on judging images, of refits whose weights have not seen them.
         predicted_ms: what was predicted before its refitted network was measured, at the original's speed in this run.
         original: the original's timing in the same run.
@@ -69,21 +69,21 @@ class Found:
     predicted_ms: float
     original: Timing
     measured: Timing
-    kept: Mapping[str, AffineConv] = field(default_factory=dict)
+    solved: Mapping[str, AffineConv] = field(default_factory=dict)
 
 
 class Search:
     """Chooses, refits, measures and corrects until the budget holds.
 
     Args:
-        network: the captured graph, norms folded.
+        network: the captured network, norms folded.
         problem: the solver's problem without the given choices.
         predictor: measures whole networks and predicts them.
         calibration: images to refit on, and to rank plans on by their true loss; the plan that is returned is
             refitted on all of them.
-        ladder: the plans to choose among; None for the frontier of the problem.
+        baseline: the plans to choose among; None for the frontier of the problem.
         fits: whether a plan's convolutions are solved for, and a frontier's plans ranked by their true loss; those of
-            a ladder are taken as they come.
+            a baseline are taken as they come.
         seed: of the sampled pixels.
         progress: called as (what, done, total).
         refit_kept: whether the kept convolutions behind a change are refitted, too, where that lowers the loss; not
@@ -93,12 +93,12 @@ class Search:
 
     def __init__(
         self,
-        network: fx.GraphModule,
+        network: CapturedNetwork,
         problem: Callable[[Set[SpanChoice]], Chain],
         predictor: LatencyPredictor,
         calibration: CalibrationSet,
         *,
-        ladder: Ladder | None = None,
+        baseline: BaselineFrontier | None = None,
         fits: bool = True,
         seed: int = 0,
         progress: Progress | None = None,
@@ -107,10 +107,10 @@ class Search:
     ) -> None:
         self._refits_kept = refit_kept and fits
         self.predictor = predictor
-        self.frontier: Frontier | Ladder = frontier(problem(frozenset())) if ladder is None else ladder
+        self.frontier: Frontier | BaselineFrontier = frontier(problem(frozenset())) if baseline is None else baseline
         self._problem = problem
         self._network = network
-        self._ranks = fits and ladder is None
+        self._ranks = fits and baseline is None
         refitter = Refitter if fits else Unfitted
         self._refitter = refitter(network, calibration, seed=seed, memory_mib=memory_mib)
         compared = calibration.thinned(COMPARED_BATCHES)
@@ -200,7 +200,7 @@ class Search:
 
         Importance only adds up approximately. So frontier neighbours are compared by their true loss, and then
         each choice of the best plan is given up in turn, the solver's answer without it taking its place where
-        that is truly better. A plan of a ladder, or one without fits, stands as the method gave it.
+        that is truly better. A plan of a baseline, or one without fits, stands as the method gave it.
         """
         if not self._ranks or sum_ms < self.frontier.costs[0]:
             return self.option(self._at(sum_ms))
@@ -255,7 +255,7 @@ class Search:
         refit = self._refitter.carry_out(plan, kept=kept, progress=self._report)
         original, measured = self.predictor.learn(merge(refit.linearized, plan), option.sum_ms)
         predicted_ms = predicted_share * original.median_ms
-        return Found(plan, refit.linearized, losses[kept], predicted_ms, original, measured, refit.kept)
+        return Found(plan, refit.linearized, losses[kept], predicted_ms, original, measured, refit.solved)
 
 
 def _used(found: Found, budget: Budget) -> float:

@@ -12,10 +12,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from depthcomp.errors import DataError, DepthCompError
+from depthcomp.latency.timing import NetworkTimer
 from depthcomp.progress import Stages
 from depthcomp.results.result import CompressionResult
 from depthcomp.results.saving import TRAINABLE
-from depthcomp.timing import NetworkTimer
 from depthcomp.training.config import FinetuneConfig
 from depthcomp.training.log import require_tensorboard
 from depthcomp.training.plan import finetune_plan

@@ -3,13 +3,14 @@
 import pytest
 import torch
 
-from depthcomp import Budget, search
+from depthcomp import Budget
 from depthcomp.data.calibration import cross_validated
 from depthcomp.errors import BudgetInfeasibleError
 from depthcomp.fitting.refit import Refit
-from depthcomp.search import Search
+from depthcomp.search import search
+from depthcomp.search.search import Search
 from dp_solver import Chain, Choice
-from fx_passes import Plan, Fit
+from fx_passes import Fit, Plan
 from latency_tables import Timing, fit_affine
 
 ORIGINAL_MS = 10.0

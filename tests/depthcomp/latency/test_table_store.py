@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from depthcomp.errors import TableError, TableMismatchError
-from depthcomp.table_store import TableStore
+from depthcomp.latency.table_store import TableStore
 from latency_tables import Calibration, LatencyTable, OperatorSignature
 from latency_tables.measuring.measure import CHUNK_ENTRIES
 

@@ -12,14 +12,14 @@ import typer
 
 from depthcomp.errors import DepthCompError, TrainingError
 
-__all__ = ["EXIT_INTERRUPTED", "EXIT_MENDABLE", "plain_words"]
+__all__ = ["EXIT_INTERRUPTED", "EXIT_MENDABLE", "reported_errors"]
 
 EXIT_MENDABLE = 2  # also what a wrong option exits with
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
 @contextmanager
-def plain_words(kept: Path | None = None) -> Iterator[None]:
+def reported_errors(kept: Path | None = None) -> Iterator[None]:
     """Say warnings and the errors of depthcomp in a line each on stderr; exit after an error or Ctrl-C.
 
     Args:

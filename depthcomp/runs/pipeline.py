@@ -10,25 +10,26 @@ from pathlib import Path
 from torch import fx
 
 from depthcomp.budget import Budget
-from depthcomp.depth import convolution_depth
 from depthcomp.errors import BudgetError, BudgetInfeasibleError
-from depthcomp.fitting.compensation import load_operator
 from depthcomp.importance.config import ImportanceConfig
 from depthcomp.importance.scoring import Scored, memory_mib, score_choices
 from depthcomp.importance.table import ImportanceTable
-from depthcomp.ladders import Ladder, Materials
-from depthcomp.methods import Method
-from depthcomp.offer import Offer, operators_of, worthwhile
+from depthcomp.latency.pricing import Candidate
+from depthcomp.latency.table_store import TableStore
+from depthcomp.latency.timing import LatencyPredictor, NetworkTimer
+from depthcomp.methods.baselines import BaselineFrontier, Materials
+from depthcomp.methods.candidates import PricedCandidates, operators_of, worthwhile
+from depthcomp.methods.registry import Method
 from depthcomp.preparation import Prepared
-from depthcomp.pricing import Candidate, Pricing
 from depthcomp.progress import Stages
 from depthcomp.results.findings import FrontierPoint, SpanRecord
 from depthcomp.results.result import CompressionResult
-from depthcomp.search import Found, Search
-from depthcomp.table_store import TableStore
-from depthcomp.timing import LatencyPredictor, NetworkTimer
+from depthcomp.search.search import Found, Search
 from dp_solver import Chain
-from fx_passes import SpanChoice, linearize, merge, placed_convolutions
+from fx_passes import CapturedNetwork, SpanChoice, linearize, merge
+from fx_passes.depth import convolution_depth
+from fx_passes.facts import GraphFacts
+from fx_passes.slot_layers import load_operator
 from latency_tables import AnyBackend, LatencyTable
 
 __all__ = ["Pipeline"]
@@ -80,18 +81,18 @@ class Pipeline:
         with self.stages("measuring the original"):
             self._require_room(self.prepared.candidates, _refusal(self.prepared))
         with self.stages("measuring operators"):
-            offer = worthwhile(self.prepared, self._complete_table())
-            self._require_room(offer.candidates, _TOO_LITTLE)
+            priced = worthwhile(self.prepared, self._complete_table())
+            self._require_room(priced.candidates, _TOO_LITTLE)
         with self.stages("scoring choices"):
-            scored = self._scored(offer)
+            scored = self._scored(priced)
         for note in scored.notes:
             warnings.warn(note, stacklevel=3)
         with self.stages("searching"):
-            search = self._search(offer, scored.losses)
+            search = self._search(priced, scored.losses)
             found = search.meet(self.budget)
-        offer = replace(offer, table=replace(offer.table, calibration=search.predictor.calibration))
-        self.store.keep_calibration(offer.table)
-        return self._result(offer, scored, search, found), scored
+        priced = replace(priced, table=replace(priced.table, calibration=search.predictor.calibration))
+        self.store.keep_calibration(priced.table)
+        return self._result(priced, scored, search, found), scored
 
     def _require_room(self, candidates: Sequence[Candidate], reason: str) -> None:
         original_ms = self.timer.original.median_ms
@@ -112,44 +113,46 @@ class Pipeline:
             progress=lambda done, total, key: self.stages.report("measuring operators", done, total),
         )  # fmt: skip
 
-    def _scored(self, offer: Offer) -> Scored:
+    def _scored(self, priced: PricedCandidates) -> Scored:
         """Return the losses of the rewrites; where the method asks for none, no loss for each."""
         if not self.method.scored:
-            losses = dict.fromkeys((candidate.choice for candidate in offer.candidates), 0.0)
+            losses = dict.fromkeys((candidate.choice for candidate in priced.candidates), 0.0)
             return Scored(ImportanceTable(losses, method="none"), losses)
         return score_choices(
-            self.prepared, offer.candidates, offer.savings_ms, self.importance,
+            self.prepared, priced.candidates, priced.savings_ms, self.importance,
             refit_kept=self.refit_kept and self.method.fits, folder=self.folder, seed=self.seed,
             progress=self.stages.report,
         )  # fmt: skip
 
-    def _search(self, offer: Offer, losses: Mapping[SpanChoice, float]) -> Search:
+    def _search(self, priced: PricedCandidates, losses: Mapping[SpanChoice, float]) -> Search:
         prepared = self.prepared
 
         def problem(without: Set[SpanChoice]) -> Chain:
             kept = {choice: loss for choice, loss in losses.items() if choice not in without}
-            return prepared.pricing.problem(prepared.tree, offer.candidates, kept, offer.table.ms)
+            return prepared.pricing.problem(prepared.network.tree, priced.candidates, kept, priced.table.ms)
 
         return Search(
-            prepared.network, problem, LatencyPredictor(self.timer, offer.total_ms), prepared.calibration,
-            ladder=self._ladder(offer, losses), fits=self.method.fits, seed=self.seed, progress=self.stages.report,
+            prepared.network, problem, LatencyPredictor(self.timer, priced.total_ms), prepared.calibration,
+            baseline=self._baseline(priced, losses), fits=self.method.fits, seed=self.seed, progress=self.stages.report,
             refit_kept=self.refit_kept, memory_mib=memory_mib(self.importance),
         )  # fmt: skip
 
-    def _ladder(self, offer: Offer, losses: Mapping[SpanChoice, float]) -> Ladder | None:
+    def _baseline(self, priced: PricedCandidates, losses: Mapping[SpanChoice, float]) -> BaselineFrontier | None:
         """Return the plans that a method chooses among where no solver does."""
         if self.method.draw is None:
             return None
         pricing = self.prepared.pricing
-        total_ms = pricing.kept_ms(pricing.kept, offer.table.ms)  # of the network with its free merges
-        materials = Materials(self.prepared.network, offer.candidates, losses, offer.savings_ms, total_ms, self.seed)
-        return Ladder(self.method.draw(materials), materials)
+        total_ms = pricing.kept_ms(pricing.kept, priced.table.ms)  # of the network with its free merges
+        materials = Materials(
+            self.prepared.network.gm, priced.candidates, losses, priced.savings_ms, total_ms, self.seed
+        )
+        return BaselineFrontier(self.method.draw(materials), materials)
 
-    def _result(self, offer: Offer, scored: Scored, search: Search, found: Found) -> CompressionResult:
+    def _result(self, priced: PricedCandidates, scored: Scored, search: Search, found: Found) -> CompressionResult:
         prepared = self.prepared
         trainable = _trainable(prepared.captured, found)
         model = merge(trainable, found.plan)
-        by_choice = {candidate.choice: candidate for candidate in offer.candidates}
+        by_choice = {candidate.choice: candidate for candidate in priced.candidates}
         return CompressionResult(
             model=model,
             trainable=trainable,
@@ -164,11 +167,11 @@ class Pipeline:
             rank_correlation=search.rank_correlation(),
             original_depth=convolution_depth(prepared.original),
             depth=convolution_depth(model),
-            spans=tuple(_record(by_choice[c], prepared.pricing, offer.table, scored.losses[c]) for c in found.plan),
+            spans=tuple(_record(by_choice[c], prepared, priced.table, scored.losses[c]) for c in found.plan),
             refusals=prepared.refusals,
             warnings=(*prepared.notes, *scored.notes),
             environment=self.store.environment,
-            table=offer.table,
+            table=priced.table,
             example_inputs=(prepared.example,),
             seed=self.seed,
             seconds=dict(self.stages.seconds),
@@ -184,17 +187,12 @@ def _refusal(prepared: Prepared) -> str:
     return f"for example, {prepared.refusals[0].reason}" if prepared.refusals else "it holds no span of convolutions"
 
 
-def _trainable(captured: fx.GraphModule, found: Found) -> fx.GraphModule:
+def _trainable(captured: CapturedNetwork, found: Found) -> fx.GraphModule:
     """Return the found plan's linearized graph with norms that are not folded, and with the weights found."""
-    trainable = linearize(captured, found.plan)
-    pairs = zip(
-        placed_convolutions(found.linearized, found.plan), placed_convolutions(trainable, found.plan), strict=True
-    )
-    for fitted, place in pairs:
-        place.load(fitted.operator)
-    for name, operator in found.kept.items():
+    trainable = GraphFacts(linearize(captured, found.plan))
+    for name, operator in found.solved.items():
         load_operator(trainable, name, operator)
-    return trainable
+    return trainable.gm
 
 
 def _frontier_points(search: Search) -> Iterator[FrontierPoint]:
@@ -202,7 +200,10 @@ def _frontier_points(search: Search) -> Iterator[FrontierPoint]:
         yield FrontierPoint(search.predictor.predict(option.sum_ms), option.importance, option.plan)
 
 
-def _record(candidate: Candidate, pricing: Pricing, table: LatencyTable, loss: float) -> SpanRecord:
-    kept_ms = pricing.kept_ms(candidate.span.nodes, table.ms)
-    saving_ms = pricing.saving_ms(candidate, table.ms)
-    return SpanRecord(candidate.choice, pricing.convolutions(candidate.span), kept_ms, kept_ms - saving_ms, loss)
+def _record(candidate: Candidate, prepared: Prepared, table: LatencyTable, loss: float) -> SpanRecord:
+    pricing, span = prepared.pricing, candidate.span
+    kept_ms, saving_ms = pricing.kept_ms(span.nodes, table.ms), pricing.saving_ms(candidate, table.ms)
+    return SpanRecord(
+        candidate.choice, prepared.network.words(span.nodes), pricing.convolutions(span), kept_ms, kept_ms - saving_ms,
+        loss,
+    )  # fmt: skip

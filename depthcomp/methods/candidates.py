@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from depthcomp.latency.pricing import Candidate
 from depthcomp.preparation import Prepared
-from depthcomp.pricing import Candidate, Pricing
 from fx_passes import SpanChoice
 from latency_tables import LatencyTable, OperatorSignature
 
-__all__ = ["Offer", "operators_of", "worthwhile"]
+__all__ = ["PricedCandidates", "operators_of", "worthwhile"]
 
 LEAST_SAVING = 0.005  # of the network's latency; what saves less is lost in the noise of measuring
 
 
 @dataclass(frozen=True, slots=True)
-class Offer:
+class PricedCandidates:
     """What the search may choose from, at the latencies of a table.
 
     Attributes:
@@ -33,13 +33,13 @@ class Offer:
 
 def operators_of(prepared: Prepared) -> set[OperatorSignature]:
     """Return every operator whose latency decides what is worthwhile, and what a plan takes."""
-    return {*prepared.pricing.signatures(prepared.candidates), *Pricing(prepared.original).kept.values()}
+    return {*prepared.pricing.signatures(prepared.candidates), *prepared.original_pricing.kept.values()}
 
 
-def worthwhile(prepared: Prepared, table: LatencyTable) -> Offer:
+def worthwhile(prepared: Prepared, table: LatencyTable) -> PricedCandidates:
     """Return what may be chosen from by a table that has all of `operators_of`."""
-    pricing, original = prepared.pricing, Pricing(prepared.original)
+    pricing, original = prepared.pricing, prepared.original_pricing
     total_ms = original.kept_ms(original.kept, table.ms)
     savings_ms = {candidate.choice: pricing.saving_ms(candidate, table.ms) for candidate in prepared.candidates}
     candidates = [c for c in prepared.candidates if savings_ms[c.choice] > LEAST_SAVING * total_ms]
-    return Offer(table, candidates, savings_ms, total_ms)
+    return PricedCandidates(table, candidates, savings_ms, total_ms)

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from torch import fx, nn
 
 from depthcomp.errors import DepthCompError
-from depthcomp.ladders import Draw, at_random, evenly_spread, whole_blocks
+from depthcomp.latency.pricing import Candidate
+from depthcomp.methods.baselines import Draw, at_random, evenly_spread, whole_blocks
 from depthcomp.preparation import OFFERED
-from depthcomp.pricing import Candidate
 from fx_passes import SpanLimits
 from fx_passes.operators import Role, image_shape, known_layer, role
 

@@ -1,0 +1,1 @@
+"""Latencies of operators and of whole networks: prices for the solver, the table's files, predictions."""
