@@ -12,6 +12,7 @@ from torch.fx.passes.shape_prop import _extract_tensor_metadata
 from torch.utils._pytree import tree_leaves
 
 from depthcomp_errors import CaptureError
+from depthcomp_errors.first_line import first_line
 from fx_passes.outputs import tensors_of
 
 __all__ = ["propagate_shapes", "run_with_shapes"]
@@ -47,8 +48,8 @@ def run_with_shapes(gm: fx.GraphModule, inputs: Sequence[Tensor]) -> list[Tensor
     except Exception as error:
         raise CaptureError(
             f"{type(gm).__name__} was traced, but its graph fails at {_readable(recorder.running)} "
-            f"({type(error).__name__}: {_first_line(error)}); its forward must compute the same for the same images "
-            "each time, so keep no counters or other state in it, or capture a part of the network"
+            f"({type(error).__name__}: {first_line(error, empty='no message')}); its forward must compute the same for "
+            "the same images each time, so keep no counters or other state in it, or capture a part of the network"
         ) from error
     return tensors_of(output)
 
@@ -87,7 +88,3 @@ def _readable(node: fx.Node | None) -> str:
     if node is None:
         return "its inputs"
     return f"node {node.name} ({getattr(node.target, '__name__', node.target)})"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or "no message").splitlines()[0]

@@ -133,14 +133,14 @@ class ConcreteShapeTracer(SymbolicTracer):
         for path in [path for path, proxy in self._fetched.items() if proxy.node in nodes]:
             del self._fetched[path]
 
-    def _evaluate(self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if kind == "placeholder":
+    def _evaluate(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if op == "placeholder":
             return next(self._inputs, args[0] if args else None)
-        if kind == "get_attr":
+        if op == "get_attr":
             return _fetch(self.root, target)
-        if kind == "call_module":
+        if op == "call_module":
             return self._evaluate_module(self.root.get_submodule(target), args, kwargs)
-        if kind == "call_method":
+        if op == "call_method":
             return getattr(args[0], target)(*args[1:], **kwargs)
         return target(*args, **kwargs)
 

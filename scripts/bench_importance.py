@@ -29,7 +29,7 @@ from scipy.stats import bootstrap, spearmanr
 
 from depthcomp.commands.console import Progress
 from depthcomp.fitting.refit import Refitter
-from depthcomp.importance.config import CalibratedImportance
+from depthcomp.importance.calibrated_importance import CalibratedImportance
 from depthcomp.importance.scoring import score_choices
 from depthcomp.latency.pricing import Candidate
 from depthcomp.methods.candidates import worthwhile

@@ -1,4 +1,4 @@
-"""Networks that also return tensors from inside, to be compared with a teacher's."""
+"""Feature outputs: copies of networks that also return inner tensors, to be compared with a teacher's."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import matplotlib
 import pytest
 from made_result import make_result
 
-from depthcomp.importance.config import KIM23
+from depthcomp.importance.finetuned_importance import KIM23
 from depthcomp.importance.table import ImportanceTable
 from depthcomp.preparation import Refusal
 from depthcomp.results.findings import FrontierPoint, SpanRecord
