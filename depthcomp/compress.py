@@ -1,11 +1,9 @@
-"""The call that does it all: capture, compress within the budget, save, fine-tune; resumed where it was killed."""
+"""Compression from one call: capture, compress within the budget, save, fine-tune; a killed run resumes."""
 
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Sequence
-from dataclasses import replace
 
 from torch import Tensor, nn
 
@@ -13,19 +11,18 @@ from depthcomp.budget import Budget
 from depthcomp.data.batches import Data
 from depthcomp.errors import DepthCompError, TrainingError
 from depthcomp.files import require_writable
-from depthcomp.importance.scoring import Importance, most_images, parse_importance
-from depthcomp.importance.table import ImportanceTable
+from depthcomp.importance.scoring import ImportanceLike
 from depthcomp.latency.table_store import TableStore
 from depthcomp.latency.timing import NetworkTimer
-from depthcomp.methods.registry import find_method
-from depthcomp.preparation import measurable, prepare
 from depthcomp.progress import Progress, Stages
 from depthcomp.results.result import CompressionResult
 from depthcomp.runs.pipeline import Pipeline
 from depthcomp.runs.resume import SavedCompression, settings_hash
+from depthcomp.runs.task import CompressionTask
 from depthcomp.runs.tuned_result import CHECKPOINTS, completed, require_tunable, trained
 from depthcomp.training.config import FinetuneConfig
 from depthcomp.training.finetune import rehearse
+from depthcomp.warning import warn_caller
 from latency_tables import AnyBackend, LatencyTable, as_backend
 
 __all__ = ["compress_depth"]
@@ -42,7 +39,7 @@ def compress_depth(
     table: LatencyTable | str | os.PathLike[str] | None = None,
     precision: str = "fp32",
     method: str = "depthcomp",
-    importance: Importance = "calibrated",
+    importance: ImportanceLike = "calibrated",
     finetune: FinetuneConfig | None = None,
     output_dir: str | os.PathLike[str] | None = None,
     seed: int = 0,
@@ -99,53 +96,61 @@ def compress_depth(
         >>> result = compress_depth(model, "75%", data=loader)             # doctest: +SKIP
         >>> result.original_ms, result.predicted_ms, result.measured_ms    # doctest: +SKIP
     """
-    wanted, chosen = Budget.parse(budget), find_method(method)
-    _require_supported(precision, seed)
-    scoring = parse_importance(importance)
-    if not chosen.scored:
-        scoring = ImportanceTable({})
+    wanted = Budget.parse(budget)
+    task = CompressionTask.of(
+        model, method, importance, example_inputs=example_inputs, data=data, val_data=val_data, seed=seed
+    )
+    _require_supported(precision)
     require_tunable(finetune, data, val_data)
     runtime = as_backend(backend)
     folder = None if output_dir is None else require_writable(output_dir)
     store, stages = TableStore.open(table, runtime.environment(), folder), Stages(progress)
-
     with stages("capturing"):
-        prepared = measurable(
-            prepare(model, example_inputs, data, val_data, seed, most=most_images(scoring), limits=chosen.limits),
-            store.failures,
-        )
-        prepared = replace(prepared, candidates=chosen.candidates(prepared.network.gm, prepared.candidates))
+        prepared = task.prepared(store.failures)
         if finetune is not None:
             rehearse(prepared.captured.gm, data, val_data, finetune)
     for note in prepared.notes:
-        warnings.warn(note, stacklevel=2)
-    saved = None
-    if folder is not None:
-        settings = settings_hash(prepared, wanted, chosen.name, scoring, seed, store.environment)
-        saved = SavedCompression(folder, settings)
+        warn_caller(note)
     timer = NetworkTimer(prepared.original, (prepared.example,), runtime, seed=seed, progress=stages.report)
+    pipeline = Pipeline(task, wanted, prepared, store, runtime, timer, folder, stages)
+    result = _compressed(pipeline, to_be_tuned=finetune is not None)
+    return result if finetune is None else _tuned(result, pipeline, finetune, Stages(progress, dict(result.seconds)))
 
-    result = None if saved is None or finetune is None else saved.unfinished(prepared)
-    if result is None:
-        pipeline = Pipeline(
-            chosen, wanted, prepared, store, runtime, timer, scoring,
-            refit_kept=data is not None, folder=folder, seed=seed, stages=stages,
-        )  # fmt: skip
-        result, scored = pipeline.run()
-        if saved is not None:
-            with stages("saving"):
-                result = saved.save(result, to_be_tuned=finetune is not None)
-                store.forget_journal()  # all of it stands in latency_table.json now
-                scored.journal.forget()  # and in importance.json
-    if finetune is None:
-        return result
-    stages, checkpoints = Stages(progress, dict(result.seconds)), None if folder is None else folder / CHECKPOINTS
+
+def _compressed(pipeline: Pipeline, *, to_be_tuned: bool) -> CompressionResult:
+    """Return what the pipeline finds, or what a run that was killed while it fine-tuned had found; it is saved."""
+    if pipeline.folder is None:
+        return pipeline.run()[0]
+    task = pipeline.task
+    settings = settings_hash(
+        pipeline.prepared, pipeline.budget, task.method.name, task.importance, task.seed, pipeline.store.environment
+    )
+    saved = SavedCompression(pipeline.folder, settings)
+    unfinished = saved.unfinished(pipeline.prepared) if to_be_tuned else None
+    if unfinished is not None:
+        return unfinished
+    result, scored = pipeline.run()
+    with pipeline.stages("saving"):
+        result = saved.save(result, to_be_tuned=to_be_tuned)
+        pipeline.store.forget_journal()  # all of it stands in latency_table.json now
+        scored.journal.forget()  # and in importance.json
+    return result
+
+
+def _tuned(result: CompressionResult, pipeline: Pipeline, config: FinetuneConfig, stages: Stages) -> CompressionResult:
+    """Return a result fine-tuned, measured anew and saved.
+
+    Raises:
+        TrainingError: whatever breaks off; its `result` is what was compressed, or fine-tuned, by then.
+    """
+    task, prepared, folder = pipeline.task, pipeline.prepared, pipeline.folder
+    checkpoints = None if folder is None else folder / CHECKPOINTS
     try:
         result = trained(
-            result, prepared.network.gm, data, val_data, finetune, stages,
+            result, prepared.network.gm, task.data, task.val_data, config, stages,
             checkpoints=checkpoints, calibration=prepared.calibration.batches, anew=True,
         )  # fmt: skip
-        return completed(result, timer, stages, checkpoints=checkpoints, out=folder)
+        return completed(result, pipeline.timer, stages, checkpoints=checkpoints, out=folder)
     except Exception as error:  # whatever it was, nothing is lost
         raise _with_result(
             TrainingError(str(error) or type(error).__name__, result=result), tuned=result.finetuned is not None
@@ -159,8 +164,6 @@ def _with_result(error: TrainingError, *, tuned: bool) -> TrainingError:
     return error
 
 
-def _require_supported(precision: str, seed: int) -> None:
+def _require_supported(precision: str) -> None:
     if precision != "fp32":
         raise DepthCompError(f"precision (={precision!r}) must be 'fp32', in which operators are timed")
-    if type(seed) is not int or not 0 <= seed < 2**63:
-        raise DepthCompError(f"seed (={seed!r}) must be a whole number, 0 or more")

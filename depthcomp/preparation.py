@@ -1,4 +1,4 @@
-"""What comes before any measurement: the captured network, its images, and the rewrites that can be tried."""
+"""Preparation before any measurement: the captured network, its images, and the rewrites that can be tried."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from depthcomp.data.randomness import entered, own_randomness
 from depthcomp.data.unlabelled import labelled_alone
 from depthcomp.errors import CaptureError, DataError, TableError
 from depthcomp.latency.pricing import Candidate, Pricing
+from depthcomp_errors.first_line import first_line
 from fx_passes import (
     CapturedNetwork,
     Plan,
@@ -177,7 +178,9 @@ def measurable(prepared: Prepared, failures: Mapping[str, str]) -> Prepared:
     return replace(prepared, candidates=kept, refusals=(*prepared.refusals, *refused))
 
 
-def needed_operators(model: nn.Module, example: Tensor) -> dict[OperatorSignature, list[str]]:
+def needed_operators(
+    model: nn.Module, example: Tensor, *, limits: SpanLimits = OFFERED
+) -> dict[OperatorSignature, list[str]]:
     """Return every operator that a compression of `model` measures, with the places where it stands.
 
     No data are needed and nothing is measured; the model is not changed. A place is the name of a layer, or the
@@ -186,6 +189,7 @@ def needed_operators(model: nn.Module, example: Tensor) -> dict[OperatorSignatur
     Args:
         model: the model.
         example: a batch of images (n, c, h, w), at whose shape latency will be measured.
+        limits: which choices the rewrites are of.
 
     Raises:
         CaptureError: the model or its example input is unusable.
@@ -198,7 +202,7 @@ def needed_operators(model: nn.Module, example: Tensor) -> dict[OperatorSignatur
     for built, prices in ((original, Pricing(original)), (network, pricing)):
         for name, signature in prices.kept.items():
             places.setdefault(signature, set()).add(module_path(built.nodes[name]))
-    for candidate in _rewrites(network, pricing)[0]:
+    for candidate in _rewrites(network, pricing, limits)[0]:
         for signature in candidate.signatures:
             places.setdefault(signature, set()).add(f"{candidate.choice.kind} {network.words(candidate.span.nodes)}")
     return {signature: sorted(places[signature]) for signature in sorted(places)}
@@ -212,7 +216,7 @@ def _networks(model: nn.Module, example: Tensor, guess: str = "") -> tuple[Captu
 
 
 def _rewrites(
-    network: CapturedNetwork, pricing: Pricing, limits: SpanLimits = OFFERED
+    network: CapturedNetwork, pricing: Pricing, limits: SpanLimits
 ) -> tuple[list[Candidate], tuple[Refusal, ...]]:
     """Return the rewrites that can be tried, and the spans that cannot be rewritten, or not in every way."""
     spans = enumerate_spans(network, limits)
@@ -304,9 +308,8 @@ def _layout(network: fx.GraphModule, images: Tensor) -> Layout:
         else:
             if all(many[1:] == single[1:] for single, many in zip(one, several, strict=True)):
                 return layout
-    why = str(reason).splitlines()[0]
     raise CaptureError(
-        f"the network was captured for a batch of a fixed size and takes no single image ({why}); "
+        f"the network was captured for a batch of a fixed size and takes no single image ({first_line(reason)}); "
         "pass example_inputs with one image, or reshape with x.shape[0] left symbolic"
     ) from reason
 

@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.infra.pass_base import PassBase
 
 from depthcomp_errors import CaptureError
+from depthcomp_errors.first_line import first_line
 from fx_passes.graph_edit import preserve_attributes, tidy
 from fx_passes.normalise.additions import UnifyAdditions
 from fx_passes.normalise.arguments import PositionalInputs
@@ -111,7 +112,7 @@ def _copy(model: nn.Module) -> nn.Module:
     except Exception as error:
         raise CaptureError(
             f"{type(model).__name__} cannot be copied ({type(error).__name__}: "
-            f"{(str(error).strip() or 'no message').splitlines()[0]}); take off hooks that compute its weights, as "
+            f"{first_line(error, empty='no message')}); take off hooks that compute its weights, as "
             "torch.nn.utils.remove_weight_norm does, and keep only parameters and buffers as its tensors"
         ) from error
 
@@ -126,7 +127,7 @@ def _normalise(gm: fx.GraphModule, passes: Sequence[PassBase]) -> None:
         except Exception as error:
             raise CaptureError(
                 f"{type(gm).__name__} was traced, but {type(normalise).__name__} could not bring its graph to the "
-                f"canonical form ({type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}); "
+                f"canonical form ({type(error).__name__}: {first_line(error, empty='no message')}); "
                 "this is a fault of depthcomp, so please report it with the model; capturing a part of the network "
                 "that leaves out the layer concerned gets around it"
             ) from error
@@ -141,7 +142,7 @@ def _run(module: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
         shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
         raise CaptureError(
             f"example_inputs of shape {shapes} do not fit {type(module).__name__}: its forward raised "
-            f"{type(error).__name__} ({(str(error).strip() or 'no message').splitlines()[0]}); "
+            f"{type(error).__name__} ({first_line(error, empty='no message')}); "
             "pass one tensor per forward argument, of the shape, dtype and device that the model takes"
         ) from error
     return tensors_of(output)

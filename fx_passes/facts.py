@@ -7,15 +7,11 @@ from functools import cached_property
 
 from torch import fx, nn
 
+from fx_passes.graph_edit import nodes_by_name
 from fx_passes.module_paths import ModuleNames
 from fx_passes.operators import Role, image_shape, known_layer, role
 
-__all__ = ["GraphFacts", "nodes_by_name"]
-
-
-def nodes_by_name(gm: fx.GraphModule) -> dict[str, fx.Node]:
-    """Return the nodes of a graph by their names, in the graph's order."""
-    return {node.name: node for node in gm.graph.nodes}
+__all__ = ["GraphFacts"]
 
 
 class GraphFacts:

@@ -11,6 +11,7 @@ from torch import fx, nn
 __all__ = [
     "add_module",
     "attach_attributes",
+    "nodes_by_name",
     "number_kind",
     "preserve_attributes",
     "preserved_attributes",
@@ -40,6 +41,11 @@ def number_kind(gm: fx.GraphModule, node: fx.Node) -> tuple[torch.device, torch.
         if tensor.is_floating_point():
             return tensor.device, tensor.dtype
     return torch.device("cpu"), node.meta["tensor_meta"].dtype
+
+
+def nodes_by_name(gm: fx.GraphModule) -> dict[str, fx.Node]:
+    """Return the nodes of a graph by their names, in the graph's order."""
+    return {node.name: node for node in gm.graph.nodes}
 
 
 def redirect(node: fx.Node, *, target: str, args: tuple[Any, ...]) -> None:

@@ -108,9 +108,9 @@ def _remedy(hook: object, where: str) -> str:
     """Return how to take off a hook and keep what it does to the weights."""
     if isinstance(hook, prune.BasePruningMethod):
         return f'make the pruning permanent with torch.nn.utils.prune.remove({where}, "{hook._tensor_name}")'
-    for kind in ("spectral_norm", "weight_norm"):
-        if type(hook).__module__ == f"torch.nn.utils.{kind}":
-            return f"fold it into the weights with torch.nn.utils.remove_{kind}({where})"
+    for norm in ("spectral_norm", "weight_norm"):
+        if type(hook).__module__ == f"torch.nn.utils.{norm}":
+            return f"fold it into the weights with torch.nn.utils.remove_{norm}({where})"
     return "take it off with handle.remove(), where handle is what registering it returned, or write it in a forward"
 
 

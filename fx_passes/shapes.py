@@ -12,6 +12,7 @@ from torch.fx.passes.shape_prop import _extract_tensor_metadata
 from torch.utils._pytree import tree_leaves
 
 from depthcomp_errors import CaptureError
+from depthcomp_errors.first_line import first_line
 from fx_passes.module_paths import module_path
 from fx_passes.outputs import tensors_of
 
@@ -49,8 +50,8 @@ def run_with_shapes(gm: fx.GraphModule, inputs: Sequence[Tensor]) -> list[Tensor
         place = "its inputs" if recorder.running is None else module_path(recorder.running)
         raise CaptureError(
             f"{type(gm).__name__} was traced, but its graph fails at {place} "
-            f"({type(error).__name__}: {_first_line(error)}); its forward must compute the same for the same images "
-            "each time, so keep no counters or other state in it, or capture a part of the network"
+            f"({type(error).__name__}: {first_line(error, empty='no message')}); its forward must compute the same for "
+            "the same images each time, so keep no counters or other state in it, or capture a part of the network"
         ) from error
     return tensors_of(output)
 
@@ -83,7 +84,3 @@ class _Recorder(fx.Interpreter):
 
 def _described(leaf: Any) -> Any:
     return _extract_tensor_metadata(leaf) if isinstance(leaf, Tensor) else leaf
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or "no message").splitlines()[0]

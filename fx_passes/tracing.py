@@ -72,9 +72,9 @@ class SymbolicTracer(fx.Tracer):
     def create_node(self, kind: str, target: Any, *rest: Any, **options: Any) -> fx.Node:
         """Return a new node, which remembers for which module of the user's it stands."""
         node = super().create_node(kind, target, *rest, **options)
-        if kind == "call_module":
+        if node.op == "call_module":
             set_places(node, [Place(target)])
-        elif kind in ("call_function", "call_method"):
+        elif node.op in ("call_function", "call_method"):
             set_places(node, [_place_of_call(self.scope, target)])
         return node
 
@@ -151,14 +151,14 @@ class ConcreteShapeTracer(SymbolicTracer):
         for path in [path for path, proxy in self._fetched.items() if proxy.node in nodes]:
             del self._fetched[path]
 
-    def _evaluate(self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if kind == "placeholder":
+    def _evaluate(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if op == "placeholder":
             return next(self._inputs, args[0] if args else None)
-        if kind == "get_attr":
+        if op == "get_attr":
             return _fetch(self.root, target)
-        if kind == "call_module":
+        if node.op == "call_module":
             return self._evaluate_module(self.root.get_submodule(target), args, kwargs)
-        if kind == "call_method":
+        if op == "call_method":
             return getattr(args[0], target)(*args[1:], **kwargs)
         return target(*args, **kwargs)
 

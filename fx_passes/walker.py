@@ -132,8 +132,8 @@ class SpanWalker:
         return before
 
     def _choices(self, piece: Piece) -> Iterator[SpanChoice]:
-        for kind in self._kinds:
-            yield from kind.enumerate(piece, self._limits)
+        for each in self._kinds:
+            yield from each.enumerate(piece, self._limits)
 
     def _refusal(self, piece: Piece) -> str:
         """Return the sentence why there is no choice for a piece."""

@@ -29,7 +29,7 @@ from scipy.stats import bootstrap, spearmanr
 
 from depthcomp.commands.console import Progress
 from depthcomp.fitting.refit import Refitter
-from depthcomp.importance.config import CalibratedImportance
+from depthcomp.importance.calibrated_importance import CalibratedImportance
 from depthcomp.importance.scoring import score_choices
 from depthcomp.latency.pricing import Candidate
 from depthcomp.methods.candidates import worthwhile
@@ -45,7 +45,7 @@ COMPARED_BATCHES = 12  # that plans are refitted and judged on
 def candidates_of(prepared: Prepared) -> tuple[list[Candidate], dict[SpanChoice, float]]:
     """Return the choices in the table that save enough to be scored, and what each saves in ms."""
     table = LatencyTable.load(str(files("latency_tables") / "data" / "onnxruntime_epyc.json"))
-    known = [c for c in prepared.candidates if c.signature is None or c.signature in table]
+    known = [c for c in prepared.candidates if all(signature in table for signature in c.signatures)]
     priced = worthwhile(replace(prepared, candidates=known), table)
     return priced.candidates, priced.savings_ms
 

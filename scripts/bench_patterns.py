@@ -24,49 +24,47 @@ from depthcomp.fitting.execution import record
 from depthcomp.fitting.ridge import RidgeSystem, design_of, sample_positions, starting_point
 from depthcomp.latency.pricing import Candidate
 from depthcomp.preparation import prepare
+from fx_passes import Slot
 from fx_passes.affine import AffineConv
 
 SHARES = (1, 2 / 3, 1 / 2, 1 / 3, 1 / 5)  # of the unknowns
 UNSEEN = 2  # the fold
 
 
-def chosen(candidates: Iterable[Candidate], least: int, most: int) -> list[Candidate]:
-    """Return one fit of several layers for each size and stride that has so many unknowns."""
-    found: dict[tuple[int, tuple[int, int]], list[Candidate]] = {}
+def chosen(candidates: Iterable[Candidate], least: int, most: int) -> list[Slot]:
+    """Return the slot of one fit of several layers for each size and stride that has so many unknowns."""
+    found: dict[tuple[int, tuple[int, int]], list[Slot]] = {}
     for candidate in candidates:
-        operator = candidate.operator
-        if candidate.choice.kind == "fit" and operator is not None and len(candidate.span.nodes) >= 4:
-            unknowns = operator.weight[0].numel()
-            if least <= unknowns <= most and operator.kernel[0] > 1:
-                found.setdefault((unknowns, operator.stride), []).append(candidate)
+        for slot in candidate.slots if len(candidate.span.nodes) >= 4 else ():
+            unknowns = slot.operator.weight[0].numel()
+            if least <= unknowns <= most and slot.operator.kernel[0] > 1:
+                found.setdefault((unknowns, slot.operator.stride), []).append(slot)
     return [several[len(several) // 2] for _, several in sorted(found.items())]
 
 
-def solved(
-    network: fx.GraphModule, data: CalibrationSet, candidate: Candidate, operator: AffineConv, count: int
-) -> tuple[AffineConv, float]:
+def solved(network: fx.GraphModule, data: CalibrationSet, slot: Slot, count: int) -> tuple[AffineConv, float]:
     """Return a fit for so many patterns that has not seen the fold, and the processor seconds of sums and solution."""
-    span, seconds = candidate.span, 0.0
-    system = RidgeSystem(design_of(span.entry, operator), operator.kernel, operator.in_channels, count=count)
+    operator, seconds = slot.operator, 0.0
+    system = RidgeSystem(design_of(slot.entry, operator), operator.kernel, operator.in_channels, count=count)
     for number, (batch, fold) in enumerate(zip(data.batches, data.folds, strict=True)):
-        tensors = record(network, batch, {span.entry, span.core})
+        tensors = record(network, batch, {slot.entry, slot.target})
         start = time.process_time()
         samples = samples_per_batch(system.unknowns, data.least_fitted)
-        positions = sample_positions(tensors[span.core], samples, torch.Generator().manual_seed(number))
-        pixels = positions.pixels(tensors[span.core])
-        system.accumulate(tensors[span.entry], {"core": pixels}, positions, fold=fold)
+        positions = sample_positions(tensors[slot.target], samples, torch.Generator().manual_seed(number))
+        pixels = positions.pixels(tensors[slot.target])
+        system.accumulate(tensors[slot.entry], {slot.target: pixels}, positions, fold=fold)
         seconds += time.process_time() - start
     start = time.process_time()
-    found = system.solve_without((UNSEEN,), ["core"], starting_point(operator), match_variance=())[UNSEEN][0]
+    found = system.solve_without((UNSEEN,), [slot.target], starting_point(operator), match_variance=())[UNSEEN][0]
     return found, seconds + time.process_time() - start
 
 
-def error(network: fx.GraphModule, batches: Iterable[Tensor], candidate: Candidate, operator: AffineConv) -> float:
+def error(network: fx.GraphModule, batches: Iterable[Tensor], slot: Slot, operator: AffineConv) -> float:
     """Return the squared error of a fit on images, relative to the target's variance."""
     wrong, wanted = [], []
     for batch in batches:
-        tensors = record(network, batch, {candidate.span.entry, candidate.span.core})
-        entry, target = tensors[candidate.span.entry], tensors[candidate.span.core]
+        tensors = record(network, batch, {slot.entry, slot.target})
+        entry, target = tensors[slot.entry], tensors[slot.target]
         wrong.append((operator.to(entry)(entry) - target).square().transpose(0, 1).flatten(1))
         wanted.append(target.transpose(0, 1).flatten(1))
     return float(
@@ -84,22 +82,21 @@ def main() -> None:
     options = parser.parse_args()
     images = crops(CALIBRATION, options.crops, smallest=0.15, seed=options.seed, jitter=True, **PIXELS)
     prepared = prepare(pretrained(), None, images, None, options.seed)
-    network, data = prepared.network, prepared.calibration
+    network, data = prepared.network.gm, prepared.calibration
     worse: dict[float, list[float]] = {share: [] for share in SHARES}
-    for candidate in chosen(prepared.candidates, options.least, options.most):
-        operator = candidate.operator
-        assert operator is not None
+    for slot in chosen(prepared.candidates, options.least, options.most):
+        operator = slot.operator
         pixels, cells, whole = math.prod(operator.kernel), [], math.nan
         for share in SHARES:
             count = max(round(share * pixels), 1)
-            fitted, seconds = solved(network, data, candidate, operator, count)
-            found = error(network, data.fold(UNSEEN), candidate, fitted)
+            fitted, seconds = solved(network, data, slot, count)
+            found = error(network, data.fold(UNSEEN), slot, fitted)
             whole = found if share == 1 else whole
             worse[share].append(found / whole)
             cells.append(f"{count:2} {found:.4f} {seconds:4.1f} s")
         size = f"{operator.in_channels:4} channels {operator.kernel[0]}x{operator.kernel[1]}"
         print(
-            f"{size}  {candidate.span.entry} to {candidate.span.core}: patterns, error, time " + " | ".join(cells),
+            f"{size}  {slot.entry} to {slot.target}: patterns, error, time " + " | ".join(cells),
             flush=True,
         )
     for share, ratios in worse.items():

@@ -29,12 +29,12 @@ import torch
 import torchvision
 from numpy.typing import NDArray
 from scipy import stats
-from torch import fx, nn
+from torch import nn
 
 from depthcomp.export.onnx_model import to_onnx
 from depthcomp.latency.pricing import Pricing
 from depthcomp.preparation import OFFERED
-from fx_passes import Plan, capture, enumerate_spans, fold_batch_norms, linearize, merge, random_plan
+from fx_passes import CapturedNetwork, Plan, capture, fold_batch_norms, linearize, merge, random_plan
 from latency_tables import Backend, OperatorSignature, create_backend, fit_affine, measure, time_interleaved
 from latency_tables.tables.environment import cpu_name
 
@@ -71,23 +71,23 @@ def network_of(create: Callable[[], nn.Module], seed: int) -> Network:
     example = torch.randn(1, 3, 224, 224)
     gm = capture(create().eval(), example)
     fold_batch_norms(gm)
-    pricing = Pricing(gm)
-    signatures = {c.choice: c.signature for c in pricing.candidates(enumerate_spans(gm, OFFERED))}
-    within = {c.choice: set(c.span.nodes) for c in pricing.candidates(enumerate_spans(gm, OFFERED))}
+    network = CapturedNetwork(gm)
+    pricing = Pricing(network)
+    candidates = {c.choice: c for c in pricing.candidates(network.spans(OFFERED))}
     models, operators = {}, {}
-    for name, plan in _plans(gm, seed).items():
-        models[name] = to_onnx(merge(linearize(gm, plan), plan), (example,))
-        replaced = set().union(*(within[choice] for choice in plan))
+    for name, plan in _plans(network, seed).items():
+        models[name] = to_onnx(merge(linearize(network, plan), plan), (example,))
+        replaced = set[str]().union(*(candidates[choice].span.nodes for choice in plan))
         operators[name] = [signature for node, signature in pricing.kept.items() if node not in replaced]
-        operators[name] += [found for choice in plan if (found := signatures[choice]) is not None]
+        operators[name] += [signature for choice in plan for signature in candidates[choice].signatures]
         print(f"  {name}: {len(operators[name])} operators", flush=True)
     return Network(models, operators)
 
 
-def _plans(gm: fx.GraphModule, seed: int) -> dict[str, Plan]:
+def _plans(network: CapturedNetwork, seed: int) -> dict[str, Plan]:
     rng = np.random.default_rng(seed)
     names = [*(f"learnt {i}" for i in range(LEARNT)), *(f"held out {i}" for i in range(HELD_OUT))]
-    return {ORIGINAL: Plan.of([]), **{name: random_plan(gm, rng, OFFERED) for name in names}}
+    return {ORIGINAL: Plan.of([]), **{name: random_plan(network, rng, OFFERED) for name in names}}
 
 
 def bench(network: Network, backend: Backend, rounds: int, seed: int) -> Record:

@@ -145,9 +145,9 @@ def _residual_block(rng: np.random.Generator) -> Parallel:
 def bench_scaling(rounds: int) -> list[Record]:
     """Return timings, labels and memory for growing chains, in order of length."""
     problems = {
-        (length, kind, resolution): mobilenet_like(length, seed=length, skips=kind == "parallels")
+        (length, shape, resolution): mobilenet_like(length, seed=length, skips=shape == "parallels")
         for length in LENGTHS
-        for kind in ("chain", "parallels")
+        for shape in ("chain", "parallels")
         for resolution in (None, RESOLUTION_MS)
     }
     tasks = {str(name): lambda c=chain, r=name[2]: frontier(c, resolution_ms=r) for name, chain in problems.items()}
@@ -201,10 +201,10 @@ def plot(records: Sequence[Record], path: Path) -> None:
     figure, panels = plt.subplots(1, 3, figsize=(12, 4))
     fields = (("median_ms", "median time (ms)"), ("labels", "labels"), ("peak_mb", "peak memory (MB)"))
     for axes, (field, label) in zip(panels, fields, strict=True):
-        for kind in ("chain", "parallels"):
+        for shape in ("chain", "parallels"):
             for resolution, style in ((None, "o-"), (RESOLUTION_MS, "s--")):
-                rows = [row for row in records if (row["kind"], row["resolution_ms"]) == (kind, resolution)]
-                name = f"{kind}, {'exact' if resolution is None else f'grid of {resolution} ms'}"
+                rows = [row for row in records if (row["kind"], row["resolution_ms"]) == (shape, resolution)]
+                name = f"{shape}, {'exact' if resolution is None else f'grid of {resolution} ms'}"
                 axes.loglog([row["cuts"] for row in rows], [row[field] for row in rows], style, label=name)
         axes.set(xlabel="cuts", ylabel=label)
     panels[0].legend()

@@ -24,7 +24,7 @@ import depthcomp
 from depthcomp.commands.console import Progress
 from depthcomp.fitting.divergence import divergence
 from depthcomp.results.result import CompressionResult
-from fx_passes import Plan, SpanChoice, capture, find_span, linearize, merge
+from fx_passes import Merge, Plan, SpanChoice, capture, find_span, linearize, merge
 from latency_tables import create_backend
 
 CROPS = 16  # of each photo
@@ -73,9 +73,8 @@ def fidelity(model: nn.Module, result: CompressionResult, held_out: Tensor) -> d
 def _identity_merge(captured: fx.GraphModule, choice: SpanChoice) -> list[SpanChoice]:
     """Return the choice that merges a planned span exactly; none for a lone convolution, which has nothing to merge."""
     span = find_span(captured, choice.entry, choice.exit)
-    return [
-        option for option in span.choices if option.kind == "merge" and option.end == "original" and not option.pruned
-    ]
+    merges = (option for option in span.choices if isinstance(option, Merge))
+    return [option for option in merges if option.end == "original" and not option.pruned]
 
 
 def tell(result: CompressionResult, scores: dict[str, float], seconds: float) -> None:

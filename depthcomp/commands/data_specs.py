@@ -20,6 +20,7 @@ from depthcomp.commands.models import normalization
 from depthcomp.data.batches import Data, enough_images
 from depthcomp.data.images import decode, image_batches, image_files, in_turns
 from depthcomp.errors import DataError, DepthCompError, MissingPackageError
+from depthcomp_errors.first_line import first_line
 
 __all__ = ["calibration_data", "load_data", "names_data", "names_function", "pretrained_cfg"]
 
@@ -152,7 +153,7 @@ def _made(spec: str) -> Iterable[Any]:
     except DepthCompError:
         raise
     except Exception as error:  # a user's module can fail in any way
-        reason = (str(error).strip() or "no message").splitlines()[0]
+        reason = first_line(error, empty="no message")
         raise DataError(
             f"data {spec} cannot be made ({type(error).__name__}: {reason}); give folder:PATH, torchvision:NAME or "
             "package.module:function, a function without arguments that returns a DataLoader or Dataset"
@@ -190,7 +191,7 @@ def _folder(folder: Path, transform: Any) -> Dataset[Any]:
     try:
         dataset: Dataset[Any] = ImageFolder(str(folder), transform)
     except (OSError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         what = "holds no folder of images for each class" if folder.is_dir() else "is no folder"
         raise DataError(
             f"{folder} {what} ({reason}); give folder:PATH of one that holds a folder of images for each class"
@@ -219,7 +220,7 @@ def _torchvision(spec: str, name: str, root: Path, download: bool, transform: An
     try:
         dataset: Dataset[Any] = kind(str(root), **options)
     except Exception as error:  # torchvision, the network or the files can fail in any way
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         remedy = "give the folder that holds its own with --data-root, or --download"
         if any((*root.glob("*.gz"), *(root / name / "raw").glob("*.gz"))):
             remedy = f"unpack the .gz files into DIR/{name}/raw, where torchvision looks, and give --data-root DIR"

@@ -1,4 +1,4 @@
-"""What every command of the command line says when something goes wrong, and how it exits."""
+"""Error reporting of the command line: one line for each error and warning, and the exit codes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 @contextmanager
 def reported_errors(kept: Path | None = None) -> Iterator[None]:
-    """Say warnings and the errors of depthcomp in a line each on stderr; exit after an error or Ctrl-C.
+    """Print each warning and each error of depthcomp as one line on stderr; exit after an error or Ctrl-C.
 
     Args:
         kept: a folder from which the same command goes on after Ctrl-C, or after fine-tuning has failed.

@@ -1,4 +1,4 @@
-"""The command line for shards of an importance: `depthcomp importance MODEL --table T --shard 0/4 --out DIR`."""
+"""Command for shards of an importance: `depthcomp importance MODEL --table T --shard 0/4 --out DIR`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from depthcomp.commands.backend_help import METHOD_NAMES
 from depthcomp.commands.error_reporting import reported_errors
 
 __all__ = ["importance"]
@@ -23,6 +24,9 @@ def importance(
     out: Annotated[Path, typer.Option(help="The folder that compress will be given; its importance.jsonl grows.")],
     shard: Annotated[str, typer.Option(help="Which part, INDEX/COUNT, counted from 0.")] = "0/1",
     method: Annotated[
+        str, typer.Option(help=f"How compress will choose, which decides what is scored: {METHOD_NAMES}.")
+    ] = "depthcomp",
+    scored_by: Annotated[
         str, typer.Option("--importance", help="calibrated, by closed-form fits, or kim23 or layermerge, by training.")
     ] = "calibrated",
     weights: Annotated[Path | None, typer.Option(help="A .safetensors file or a torch state dict.")] = None,
@@ -37,9 +41,9 @@ def importance(
 ) -> None:
     """Score a part of what compress would score; nothing is measured, and a run that was killed goes on.
 
-    The importance.jsonl of several machines are put together by `cat` in one folder. `compress` with the same model,
-    table, data, importance and seed, `--out` that folder and as many threads (OMP_NUM_THREADS) then takes the scores
-    from there.
+    Put the importance.jsonl of several machines together with `cat`, in one folder. `compress` takes the scores from
+    there if its model, table, data, method, importance, seed and number of threads (OMP_NUM_THREADS) are the same, and
+    `--out` is that folder.
     """
     with reported_errors(kept=out):
         import torch
@@ -47,8 +51,8 @@ def importance(
         from depthcomp.commands.console import Progress
         from depthcomp.commands.data_specs import calibration_data
         from depthcomp.commands.models import load_model
-        from depthcomp.importance.scoring import JOURNAL
-        from depthcomp.importance.shard import score_shard
+        from depthcomp.importance.context import JOURNAL
+        from depthcomp.runs.shard import score_shard
         from latency_tables import LatencyTable
         from latency_tables.fleet.work import Shard
 
@@ -61,7 +65,8 @@ def importance(
                 part,
                 out,
                 table=known,
-                importance=method,
+                method=method,
+                importance=scored_by,
                 example_inputs=example,
                 data=calibration_data(data, network, example, root=data_root, download=download, seed=seed),
                 val_data=calibration_data(val_data, network, example, root=data_root, download=download, seed=seed),

@@ -44,7 +44,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.add_typer(tables)
-app.command("importance")(score)
+app.command("importance", cls=BackendHelp)(score)
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from depthcomp.commands.backend_help import BACKENDS, BackendHelp
+from depthcomp.commands.backend_help import BACKENDS, METHOD_NAMES, BackendHelp
 from depthcomp.commands.error_reporting import reported_errors
 from depthcomp.errors import TableError
 
@@ -53,12 +53,15 @@ class Order(StrEnum):
     SPREAD = "spread"
 
 
-@tables.command()
+@tables.command(cls=BackendHelp)
 def plan(
     models: Annotated[
         list[str], typer.Argument(metavar="MODEL...", help="torchvision:NAME, timm:NAME or package.module:factory.")
     ],
     batch: Annotated[list[int], typer.Option(min=1, help="Images per inference; may be given several times.")] = [1],  # noqa: B006 (typer's way)
+    method: Annotated[
+        str, typer.Option(help=f"How compress will choose, which decides what is needed: {METHOD_NAMES}.")
+    ] = "depthcomp",
     out: Annotated[Path, typer.Option(help="The work file to write.")] = Path("work.json"),
     as_json: AsJson = False,
 ) -> None:
@@ -71,7 +74,7 @@ def plan(
         work = Work({})
         for spec in models:
             for size in batch:
-                planned = _planned(spec, size)
+                planned = _planned(spec, size, method)
                 new = len(work.merged(planned)) - len(work)
                 typer.echo(f"{spec}, batch {size}: {len(planned)} operators, {new} of them new", err=True)
                 work = work.merged(planned)
@@ -79,16 +82,19 @@ def plan(
         _print(as_json, {"operators": len(work), "file": str(out)}, f"wrote {out}, {len(work)} operators")
 
 
-def _planned(spec: str, batch: int) -> Work:
+def _planned(spec: str, batch: int, method: str) -> Work:
     from depthcomp.commands.models import load_model
     from depthcomp.export.engine import with_batch
+    from depthcomp.methods.registry import find_method
     from depthcomp.preparation import needed_operators
     from latency_tables.fleet.work import Origin, Work
+
+    limits = find_method(method).limits
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*random weights")  # operators do not depend on them
         model, example = load_model(spec)
-    needed = needed_operators(model, *with_batch((example,), batch))
+    needed = needed_operators(model, *with_batch((example,), batch), limits=limits)
     return Work({signature.key: (Origin(spec, batch, tuple(places)),) for signature, places in needed.items()})
 
 

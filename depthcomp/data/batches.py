@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from depthcomp.errors import DataError, DepthCompError
+from depthcomp_errors.first_line import first_line
 
 __all__ = [
     "Data",
@@ -181,7 +182,7 @@ def _items(data: Data, argument: str, most: int = MAX_IMAGES) -> Iterator[Any]:
     except DepthCompError:
         raise
     except (OSError, RuntimeError, ValueError, TypeError, LookupError) as error:  # of a file or a data set's own code
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise DataError(
             f"{argument} broke off with an error after {read} items ({reason}); mend the data first"
         ) from error

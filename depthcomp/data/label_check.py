@@ -6,7 +6,7 @@ LEAST_ABOVE_CHANCE = 1.5  # times the odds of guessing right; with fewer right, 
 
 
 def foreign_labels(accuracy: float, classes: int) -> str:
-    """Return what the user should know where a trained network's accuracy is hardly above chance; nothing elsewhere."""
+    """Return a note that labels are in another numbering if the accuracy is hardly above chance; else an empty text."""
     if accuracy * (classes - 1) > LEAST_ABOVE_CHANCE * (1 - accuracy):
         return ""
     return (

@@ -105,8 +105,8 @@ def relative_error(data: bytes, gm: nn.Module, inputs: tuple[Tensor, ...]) -> fl
     import onnx
 
     values = onnx.load_from_string(data).graph.input
-    kinds = [onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type) for value in values]
-    found = _evaluator(data)([x.detach().cpu().numpy().astype(kind) for x, kind in zip(inputs, kinds, strict=True)])
+    dtypes = [onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type) for value in values]
+    found = _evaluator(data)([x.detach().cpu().numpy().astype(dtype) for x, dtype in zip(inputs, dtypes, strict=True)])
     with torch.no_grad():
         leaves = [leaf for leaf in tree_leaves(_in_evaluation(gm)(*inputs)) if isinstance(leaf, Tensor)]
     wanted = np.concatenate([leaf.detach().double().cpu().numpy().ravel() for leaf in leaves])

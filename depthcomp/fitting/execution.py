@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fx_passes.facts import nodes_by_name
+from fx_passes.graph_edit import nodes_by_name
 
 __all__ = ["Stream", "Tail", "record"]
 

@@ -1,1 +1,1 @@
-"""What a choice costs in loss: by closed-form fits, by a little training, or from a file; journalled and shared out."""
+"""Importances of choices, one file each: by closed-form fits, by a little training, or from a file of losses."""

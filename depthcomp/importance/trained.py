@@ -1,4 +1,4 @@
-"""What a choice costs in loss by the protocol of the papers: train the network with it alone, and score it held out.
+"""Scores of choices by the protocol of the papers: the network with a choice alone is trained and scored held out.
 
 Each choice, and for two of the scores each layer, is one entry: the captured graph is linearized by the choice alone,
 or has the layer initialised anew, is trained for some steps and scored on images that the training has not seen. An
@@ -15,30 +15,77 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from depthcomp.data.calibration import CalibrationSet
+from depthcomp.errors import DepthCompError
 from depthcomp.fingerprint import seed_of
 from depthcomp.fitting.divergence import divergence, divergence_of, is_scores, require_finite
-from depthcomp.importance.config import FinetunedImportance
 from depthcomp.importance.journal import ScoreJournal
+from depthcomp.importance.settings import require_counts
 from depthcomp.latency.pricing import Candidate
 from depthcomp.progress import Progress, silent
 from fx_passes import CapturedNetwork, Plan, SpanChoice, linearize
 from fx_passes.operators import NORMS, known_layer
 
-__all__ = ["entries_of", "finetuned", "layers_of", "losses_of"]
+__all__ = ["TrainingSettings", "entries_of", "finetuned", "layers_of", "losses_of"]
+
+Score = Literal["change", "normalized", "exponential"]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingSettings:
+    """How the network of each choice is trained, and what the change of its accuracy is worth.
+
+    With d the change of accuracy that a trained network has on held-out images, a choice is worth d; a network with
+    one layer initialised anew and trained alike tells what that layer, kept, is worth. The loss of a choice is what
+    its span's layers are worth, kept, less what it is worth. Where outputs are no class scores, d is the change of the
+    (negative) divergence; where there are no labels, accuracy is agreement with the original network.
+
+    Attributes:
+        steps: of training, for each choice and each layer; the papers' one epoch is 5,000 of them.
+        images: of `data` that are read at most.
+        batch_size: images in a step.
+        lr: the learning rate at the start; it falls to zero along a cosine.
+        momentum: of SGD with Nesterov's momentum.
+        weight_decay: of SGD.
+        score: what a change d of accuracy is worth. "change": d itself, where kept layers are worth nothing and none is
+            trained. "normalized" (Kim et al.): d less `alpha` times the mean over the single layers. "exponential"
+            (LayerMerge): exp(d).
+        alpha: of "normalized".
+    """
+
+    steps: int = 20
+    images: int = 1024
+    batch_size: int = 64
+    lr: float = 0.01
+    momentum: float = 0.9
+    weight_decay: float = 1e-5
+    score: Score = "change"
+    alpha: float = 1.0
+
+    def __post_init__(self) -> None:
+        require_counts(self, "steps", "images", "batch_size")
+        for name in ("lr", "momentum", "weight_decay", "alpha"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+                raise DepthCompError(f"{name} (={value!r}) of an importance must be a finite number from 0 on")
+        if self.score not in get_args(Score):
+            raise DepthCompError(
+                f"score (={self.score!r}) of an importance must be one of {', '.join(get_args(Score))}"
+            )
 
 
 def finetuned(
     captured: CapturedNetwork,
     candidates: Sequence[Candidate],
     calibration: CalibrationSet,
-    config: FinetunedImportance,
+    config: TrainingSettings,
     journal: ScoreJournal,
     *,
     entries: Sequence[str] | None = None,
@@ -71,7 +118,7 @@ def finetuned(
 
 
 def entries_of(
-    captured: CapturedNetwork, candidates: Sequence[Candidate], config: FinetunedImportance
+    captured: CapturedNetwork, candidates: Sequence[Candidate], config: TrainingSettings
 ) -> dict[str, Callable[[], fx.GraphModule]]:
     """Return what is to be trained: the name of each entry, and a function that makes its network."""
     layers = _all_layers(captured, candidates)
@@ -87,7 +134,7 @@ def entries_of(
 def losses_of(
     captured: CapturedNetwork,
     candidates: Sequence[Candidate],
-    config: FinetunedImportance,
+    config: TrainingSettings,
     changes: Mapping[str, float],
 ) -> dict[SpanChoice, float]:
     """Return the loss of each choice from the changes of accuracy; NaN where one is not known or not finite.
@@ -162,7 +209,7 @@ def _seeded(gm: fx.GraphModule, seed: int) -> Iterator[None]:
 class _Protocol:
     """Trains networks alike, and says how far they are from the original on held-out images."""
 
-    def __init__(self, captured: fx.GraphModule, calibration: CalibrationSet, config: FinetunedImportance) -> None:
+    def __init__(self, captured: fx.GraphModule, calibration: CalibrationSet, config: TrainingSettings) -> None:
         held_out = calibration.judges[0] if calibration.judges else None
         folds = calibration.folds
         chosen = [index for index, fold in enumerate(folds) if fold != held_out]

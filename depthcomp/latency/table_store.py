@@ -1,14 +1,14 @@
-"""The latency table that a compression starts from, and the files that keep what it measures."""
+"""Store of latencies: the table that a compression starts from, and the files that keep what it measures."""
 
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from depthcomp.errors import DepthCompError, TableError
+from depthcomp.warning import warn_caller
 from latency_tables import AnyBackend, Environment, LatencyTable, OperatorSignature, Progress, measure
 from latency_tables.tables.table_file import require_writable_table
 from latency_tables.tables.table_update import update_table
@@ -110,7 +110,7 @@ class TableStore:
         try:
             update_table(self.path, replace(table, entries={}, failures={}))
         except DepthCompError as error:
-            warnings.warn(f"the line to whole networks was not added to the latency table: {error}", stacklevel=4)
+            warn_caller(f"the line to whole networks was not added to the latency table: {error}")
 
     def forget_journal(self) -> None:
         """Delete the journal of this environment; those of others stay."""

@@ -1,4 +1,4 @@
-"""Plans that no solver chooses: whole blocks in turn, evenly spread units, random spans; from slow to fast."""
+"""Plans of methods that choose without a solver, ordered from fast to slow like a solver's frontier."""
 
 from __future__ import annotations
 
@@ -7,18 +7,15 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import fx
 
 from depthcomp.errors import BudgetInfeasibleError
 from depthcomp.latency.pricing import Candidate
-from fx_passes import Level, SpanChoice, Unit, structure_tree
-from fx_passes.operators import Role, role
+from fx_passes import CapturedNetwork, SpanChoice
 
-__all__ = ["BaselineFrontier", "Draw", "Materials", "at_random", "evenly_spread", "whole_blocks"]
+__all__ = ["BaselineFrontier", "Draw", "Materials", "Rewrites", "disjoint", "growing", "in_order"]
 
-WALKS = 30  # random orders; their plans lie close enough together to come near any budget
-SHIFTS = 4  # of evenly spread places, by parts of the distance between them
-Steps = Sequence[Candidate]  # choices of one plan
+Rewrites = Sequence[Candidate]
+"""The choices of one plan."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +23,7 @@ class Materials:
     """What a plan may be made of.
 
     Attributes:
-        gm: the captured graph.
+        network: the captured network.
         candidates: the rewrites.
         losses: what each costs in loss, by its choice; empty for methods that do not ask.
         savings_ms: what each saves, by its choice.
@@ -34,7 +31,7 @@ class Materials:
         seed: of everything random.
     """
 
-    gm: fx.GraphModule
+    network: CapturedNetwork
     candidates: Sequence[Candidate]
     losses: Mapping[SpanChoice, float]
     savings_ms: Mapping[SpanChoice, float]
@@ -43,12 +40,12 @@ class Materials:
 
 
 class BaselineFrontier:
-    """Plans by the sum of their latencies, as a solver's frontier gives them, but of no least loss.
+    """Plans by the sum of their latencies, read like a solver's frontier; their losses need not be the least.
 
-    The slowest keeps everything.
+    The slowest plan keeps everything.
 
     Args:
-        plans: the choices of each of the others; among plans of equal sums the first stays.
+        plans: the choices of each other plan; of plans with equal sums the first stays.
         materials: their latencies and losses; a choice without a loss counts as none.
 
     Attributes:
@@ -56,10 +53,10 @@ class BaselineFrontier:
         losses: (n,) sums of losses.
     """
 
-    def __init__(self, plans: Iterable[Steps], materials: Materials) -> None:
+    def __init__(self, plans: Iterable[Rewrites], materials: Materials) -> None:
         by_cost: dict[float, tuple[SpanChoice, ...]] = {materials.total_ms: ()}
         for plan in plans:
-            choices = tuple(candidate.choice for candidate in _in_order(plan, materials.gm))
+            choices = tuple(candidate.choice for candidate in in_order(plan, materials.network))
             by_cost.setdefault(materials.total_ms - sum(materials.savings_ms[choice] for choice in choices), choices)
         self.costs: NDArray[np.float64] = np.array(sorted(by_cost))
         self._plans = [by_cost[cost] for cost in self.costs.tolist()]
@@ -88,65 +85,17 @@ class BaselineFrontier:
         return k
 
 
-Draw = Callable[[Materials], Iterator[Steps]]
+Draw = Callable[[Materials], Iterator[Rewrites]]
+"""Makes plans of what they may be made of."""
 
 
-def whole_blocks(materials: Materials) -> Iterator[Steps]:
-    """Yield the plans that merge the least important block, the two least important ones, and so on.
-
-    A block is a region of parallel branches, or the units between two tensors that no activation made or that join
-    such branches; what comes before the first of these tensors is none.
-    """
-    ends = {
-        (level, *block) for level in structure_tree(materials.gm).levels() for block in _blocks(level, materials.gm)
-    }
-    scored = [candidate for candidate in materials.candidates if candidate.choice in materials.losses]
-    blocks = [c for c in scored if (c.span.level, c.span.start, c.span.stop) in ends]
-    yield from _prefixes(_disjoint(sorted(blocks, key=lambda candidate: materials.losses[candidate.choice])))
-
-
-def _blocks(level: Level, gm: fx.GraphModule) -> Iterator[tuple[int, int]]:
-    """Yield the cuts around each block of a level."""
-    roles = {node.name: role(gm, node) for node in gm.graph.nodes}
-    start = None
-    for stop, unit in enumerate(level.units, start=1):
-        if unit.region:
-            yield stop - 1, stop
-        elif not _linear(unit, roles):
-            continue
-        elif start is not None:
-            yield start, stop
-        start = stop
-
-
-def _linear(unit: Unit, roles: Mapping[str, Role]) -> bool:
-    return Role.ACTIVATION not in {roles[name] for name in unit.nodes}
-
-
-def evenly_spread(materials: Materials) -> Iterator[Steps]:
-    """Yield the plans that rewrite some of the network's units, evenly spread, each as saves most by the table."""
-    units = [c for c in materials.candidates if c.span.stop == c.span.start + 1]
-    units.sort(key=lambda candidate: -materials.savings_ms[candidate.choice])
-    places = _in_order(_disjoint(units), materials.gm)
-    for count in range(1, len(places) + 1):
-        for shift in range(SHIFTS):
-            yield [places[int((k + shift / SHIFTS) * len(places) / count)] for k in range(count)]
-
-
-def at_random(materials: Materials) -> Iterator[Steps]:
-    """Yield plans that grow by one random rewrite after the other until no room is left, many times over."""
-    rng = np.random.default_rng(materials.seed)
-    for _ in range(WALKS):
-        order = rng.permutation(len(materials.candidates))
-        yield from _prefixes(_disjoint(materials.candidates[index] for index in order))
-
-
-def _prefixes(candidates: Steps) -> Iterator[Steps]:
+def growing(candidates: Rewrites) -> Iterator[Rewrites]:
+    """Yield the plans of the first candidate, the first two, and so on."""
     for count in range(1, len(candidates) + 1):
         yield candidates[:count]
 
 
-def _disjoint(candidates: Iterable[Candidate]) -> Steps:
+def disjoint(candidates: Iterable[Candidate]) -> Rewrites:
     """Return the candidates that overlap none before them."""
     taken: set[str] = set()
     chosen = []
@@ -157,7 +106,6 @@ def _disjoint(candidates: Iterable[Candidate]) -> Steps:
     return chosen
 
 
-def _in_order(candidates: Iterable[Candidate], gm: fx.GraphModule) -> Steps:
+def in_order(candidates: Iterable[Candidate], network: CapturedNetwork) -> Rewrites:
     """Return candidates in the order in which their spans run."""
-    order = {node.name: position for position, node in enumerate(gm.graph.nodes)}
-    return sorted(candidates, key=lambda candidate: order[candidate.span.exit])
+    return sorted(candidates, key=lambda candidate: network.order[candidate.span.exit])

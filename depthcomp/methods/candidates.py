@@ -1,4 +1,4 @@
-"""What a compression may choose from, at the latencies of a table: the rewrites that save enough to be tried."""
+"""Candidates of a compression at the latencies of a table: the rewrites that save enough to be tried."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LEAST_SAVING = 0.005  # of the network's latency; what saves less is lost in the
 
 @dataclass(frozen=True, slots=True)
 class PricedCandidates:
-    """What the search may choose from, at the latencies of a table.
+    """Rewrites that the search may choose from, with what they save by a table.
 
     Attributes:
         table: the latencies.
@@ -32,12 +32,12 @@ class PricedCandidates:
 
 
 def operators_of(prepared: Prepared) -> set[OperatorSignature]:
-    """Return every operator whose latency decides what is worthwhile, and what a plan takes."""
+    """Return every operator whose latency decides which rewrites are worthwhile and how long a plan takes."""
     return {*prepared.pricing.signatures(prepared.candidates), *prepared.original_pricing.kept.values()}
 
 
 def worthwhile(prepared: Prepared, table: LatencyTable) -> PricedCandidates:
-    """Return what may be chosen from by a table that has all of `operators_of`."""
+    """Return the rewrites that save enough by a table; it must have all of `operators_of`."""
     pricing, original = prepared.pricing, prepared.original_pricing
     total_ms = original.kept_ms(original.kept, table.ms)
     savings_ms = {candidate.choice: pricing.saving_ms(candidate, table.ms) for candidate in prepared.candidates}

@@ -21,6 +21,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 from torch import Tensor, fx, nn
 
+from depthcomp_errors.first_line import first_line
 from fx_passes.channel_affine import ChannelAffine
 from latency_tables.json_file import first_fault
 
@@ -209,13 +210,13 @@ def decode_value(stored: Any, nodes: Mapping[str, fx.Node]) -> Any:
         return stored
     if len(stored) != 1:
         raise ValueError(f"a value with the fields {sorted(stored)}, where one field is expected")
-    kind, content = next(iter(stored.items()))
-    if kind == "dict":
+    tag, content = next(iter(stored.items()))
+    if tag == "dict":
         return {_key(key, nodes): decode_value(item, nodes) for key, item in content}
-    if kind in ("tuple", "slice"):
+    if tag in ("tuple", "slice"):
         items = [decode_value(item, nodes) for item in content]
-        return tuple(items) if kind == "tuple" else slice(*items)
-    return _decode_constant(kind, content, nodes)
+        return tuple(items) if tag == "tuple" else slice(*items)
+    return _decode_constant(tag, content, nodes)
 
 
 def _key(stored: Any, nodes: Mapping[str, fx.Node]) -> Any:
@@ -225,20 +226,20 @@ def _key(stored: Any, nodes: Mapping[str, fx.Node]) -> Any:
     return key
 
 
-def _decode_constant(kind: str, content: Any, nodes: Mapping[str, fx.Node]) -> Any:
+def _decode_constant(tag: str, content: Any, nodes: Mapping[str, fx.Node]) -> Any:
     known: dict[str, Mapping[str, Any]] = {
         "node": nodes,
         "dtype": _DTYPES,
         "memory_format": _MEMORY_FORMATS,
         "float": {"inf": math.inf, "-inf": -math.inf, "nan": math.nan},
     }
-    if kind == "ellipsis":
+    if tag == "ellipsis":
         return ...
-    if kind == "device" and isinstance(content, str) and _DEVICE.fullmatch(content):
+    if tag == "device" and isinstance(content, str) and _DEVICE.fullmatch(content):
         return torch.device(content)
-    if kind in known and isinstance(content, str) and content in known[kind]:
-        return known[kind][content]
-    raise ValueError(f"the {kind} {content!r}, which is unknown here")
+    if tag in known and isinstance(content, str) and content in known[tag]:
+        return known[tag][content]
+    raise ValueError(f"the {tag} {content!r}, which is unknown here")
 
 
 def encode_graph(gm: fx.GraphModule) -> list[StoredNode]:
@@ -265,7 +266,7 @@ def _encode_node(node: fx.Node) -> StoredNode:
         _require_allowed(stored.op, stored.target, node.args, node.kwargs)
     except ValueError as error:
         raise ValueError(
-            f"node {node.name!r} ({node.op} {_readable(node.target)}) cannot be stored: {_first_line(error)}"
+            f"node {node.name!r} ({node.op} {_readable(node.target)}) cannot be stored: {_fault(error)}"
         ) from error
     return stored
 
@@ -369,7 +370,7 @@ def encode_module(module: nn.Module) -> StoredModule:
 
 def _arguments(module: nn.Module) -> dict[str, Any]:
     parameters = inspect.signature(type(module)).parameters.values()
-    plain = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    plain = [p for p in parameters if p.kind not in (p.POSITIONAL_ONLY, p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     return {
         p.name: _argument(getattr(module, p.name), p)
         for p in plain
@@ -409,7 +410,7 @@ def build_module(stored: StoredModule) -> nn.Module:
         with torch.device("meta"):
             return layer(**arguments).eval()
     except Exception as error:  # whatever the constructor objects to
-        raise ValueError(f"arguments that {stored.kind} does not take ({_first_line(error)})") from error
+        raise ValueError(f"arguments that {stored.kind} does not take ({_fault(error)})") from error
 
 
 def _layer(kind: str) -> type[nn.Module] | None:
@@ -423,7 +424,5 @@ def _readable(target: Any) -> str:
     return f"{getattr(target, '__module__', '')}.{getattr(target, '__qualname__', repr(target))}"
 
 
-def _first_line(error: Exception) -> str:
-    if isinstance(error, ValidationError):
-        return first_fault(error)
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def _fault(error: Exception) -> str:
+    return first_fault(error) if isinstance(error, ValidationError) else first_line(error)

@@ -88,9 +88,9 @@ def saved_inputs(directory: Path) -> tuple[Tensor, ...]:
     """
     path = directory / NUMBERS
     try:
-        kinds = json.loads(path.read_bytes())["example_inputs"]
+        stored = json.loads(path.read_bytes())["example_inputs"]
         generator = torch.Generator().manual_seed(_SEED)
-        return tuple(torch.randn(kind["shape"], generator=generator).to(_dtype(kind["dtype"])) for kind in kinds)
+        return tuple(torch.randn(each["shape"], generator=generator).to(_dtype(each["dtype"])) for each in stored)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise ArtifactError(
             f"{path} does not tell the shapes of the inputs ({type(error).__name__}: {error}); give the folder that "

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from torch import fx
 
+from depthcomp.importance.registry import preset_name
+from depthcomp.importance.table import NO_METHOD
 from depthcomp.results.frontier_plot import frontier_svg
 from depthcomp.results.wording import deed, line_residual, milliseconds, percent, place, tuning, verdict
 from latency_tables.measuring.timing import DRIFT_LIMIT
@@ -141,10 +143,10 @@ def _rounds(result: Findings) -> str:
 def _importance(result: Findings) -> str:
     """Say how the losses of choices were found, and how far they are to be trusted."""
     table = result.importance
-    if table.kind == "none":
+    if table.method == NO_METHOD:
         return "None, the method asks for no losses of choices"
     choices = "1 choice" if len(table.losses) == 1 else f"{len(table.losses)} choices"
-    found = f"{table.kind}, {choices} scored in {table.seconds:.0f} s"
+    found = f"{preset_name(table)}, {choices} scored in {table.seconds:.0f} s"
     return f"{found}: a surrogate that adds up over spans; {_agreement(result)}"
 
 

@@ -24,6 +24,7 @@ from depthcomp.errors import ArtifactError
 from depthcomp.files import require_writable, write_atomically, write_json
 from depthcomp.results import graph_json
 from depthcomp.results.graph_json import StoredModule, StoredNetwork, StoredTensor
+from depthcomp_errors.first_line import first_line
 from fx_passes.graph_edit import attach_attributes, preserved_attributes
 from latency_tables.json_file import JsonFormat
 
@@ -193,8 +194,7 @@ def load_network(directory: str | os.PathLike[str]) -> fx.GraphModule:
     try:
         return _decode(stored, values)
     except Exception as error:  # a foreign file can trip torch in any way
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ArtifactError(f"{structure} cannot be rebuilt: {reason}; save the network anew") from error
+        raise ArtifactError(f"{structure} cannot be rebuilt: {first_line(error)}; save the network anew") from error
 
 
 def load(directory: str | os.PathLike[str]) -> fx.GraphModule:

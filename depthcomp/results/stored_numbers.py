@@ -12,6 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, InstanceOf
 from torch import Tensor
 
 from depthcomp.errors import ArtifactError
+from depthcomp.importance.registry import preset_name
 from depthcomp.training.finetune import FinetuneRecord
 from fx_passes import SpanChoice
 from fx_passes.kinds import decode_choice, encode_choice
@@ -216,7 +217,7 @@ def result_json(result: Findings) -> dict[str, Any]:
 
 def _importance(table: ImportanceTable) -> dict[str, Any]:
     return {
-        "kind": table.kind,
+        "kind": preset_name(table),
         "method": table.method,
         "settings": dict(table.settings),
         "seconds": table.seconds,

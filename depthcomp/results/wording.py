@@ -79,7 +79,7 @@ def deed(choice: SpanChoice) -> str:
 def deeds(spans: Iterable[SpanRecord]) -> str:
     """Return how many spans a plan did what with."""
     counts = Counter(record.choice.kind for record in spans)
-    return ", ".join(f"{counts[kind.name]} {kind.done}" for kind in kinds() if counts[kind.name]) or "none"
+    return ", ".join(f"{counts[each.name]} {each.done}" for each in kinds() if counts[each.name]) or "none"
 
 
 def tuning(record: FinetuneRecord) -> str:

@@ -1,8 +1,7 @@
-"""From a prepared network to one within its budget: latencies, importance, frontier, plan, refit, measurement."""
+"""Pipeline from a prepared network to one within its budget: latencies, importance, search, measured result."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,20 +10,20 @@ from torch import fx
 
 from depthcomp.budget import Budget
 from depthcomp.errors import BudgetError, BudgetInfeasibleError
-from depthcomp.importance.config import ImportanceConfig
-from depthcomp.importance.scoring import Scored, memory_mib, score_choices
-from depthcomp.importance.table import ImportanceTable
+from depthcomp.importance.table import Scored
 from depthcomp.latency.pricing import Candidate
 from depthcomp.latency.table_store import TableStore
 from depthcomp.latency.timing import LatencyPredictor, NetworkTimer
 from depthcomp.methods.baselines import BaselineFrontier, Materials
 from depthcomp.methods.candidates import PricedCandidates, operators_of, worthwhile
-from depthcomp.methods.registry import Method
 from depthcomp.preparation import Prepared
 from depthcomp.progress import Stages
 from depthcomp.results.findings import FrontierPoint, SpanRecord
 from depthcomp.results.result import CompressionResult
-from depthcomp.search.search import Found, Search
+from depthcomp.runs.task import CompressionTask
+from depthcomp.search.plans import Found
+from depthcomp.search.search import Search
+from depthcomp.warning import warn_caller
 from dp_solver import Chain
 from fx_passes import CapturedNetwork, SpanChoice, linearize, merge
 from fx_passes.depth import convolution_depth
@@ -42,29 +41,23 @@ class Pipeline:
     """One compression, ready to run.
 
     Attributes:
-        method: how the plan is chosen.
+        task: what is compressed, by which method and importance.
         budget: what the network must meet when measured.
         prepared: the network, its images, and the rewrites that the method may take.
         store: what is known of latencies; it is completed.
         backend: what measures operators.
         timer: measures whole networks with the same backend.
-        importance: what a choice costs in loss.
-        refit_kept: whether kept convolutions behind a change are refitted, too; not to be done on images that are none.
         folder: where scores are kept until they are saved; None for nowhere.
-        seed: of everything random.
         stages: are named, reported and timed.
     """
 
-    method: Method
+    task: CompressionTask
     budget: Budget
     prepared: Prepared
     store: TableStore
     backend: AnyBackend
     timer: NetworkTimer
-    importance: ImportanceConfig | ImportanceTable
-    refit_kept: bool
     folder: Path | None
-    seed: int
     stages: Stages
 
     def run(self) -> tuple[CompressionResult, Scored]:
@@ -84,9 +77,10 @@ class Pipeline:
             priced = worthwhile(self.prepared, self._complete_table())
             self._require_room(priced.candidates, _TOO_LITTLE)
         with self.stages("scoring choices"):
-            scored = self._scored(priced)
+            context = self.task.scoring(self.prepared, priced, folder=self.folder, progress=self.stages.report)
+            scored = self.task.importance.score_all(context)
         for note in scored.notes:
-            warnings.warn(note, stacklevel=3)
+            warn_caller(note)
         with self.stages("searching"):
             search = self._search(priced, scored.losses)
             found = search.meet(self.budget)
@@ -109,23 +103,12 @@ class Pipeline:
     def _complete_table(self) -> LatencyTable:
         """Return a table with every operator that the plans may need."""
         return self.store.complete(
-            sorted(operators_of(self.prepared)), self.backend, seed=self.seed,
+            sorted(operators_of(self.prepared)), self.backend, seed=self.task.seed,
             progress=lambda done, total, key: self.stages.report("measuring operators", done, total),
         )  # fmt: skip
 
-    def _scored(self, priced: PricedCandidates) -> Scored:
-        """Return the losses of the rewrites; where the method asks for none, no loss for each."""
-        if not self.method.scored:
-            losses = dict.fromkeys((candidate.choice for candidate in priced.candidates), 0.0)
-            return Scored(ImportanceTable(losses, method="none"), losses)
-        return score_choices(
-            self.prepared, priced.candidates, priced.savings_ms, self.importance,
-            refit_kept=self.refit_kept and self.method.fits, folder=self.folder, seed=self.seed,
-            progress=self.stages.report,
-        )  # fmt: skip
-
     def _search(self, priced: PricedCandidates, losses: Mapping[SpanChoice, float]) -> Search:
-        prepared = self.prepared
+        prepared, task = self.prepared, self.task
 
         def problem(without: Set[SpanChoice]) -> Chain:
             kept = {choice: loss for choice, loss in losses.items() if choice not in without}
@@ -133,20 +116,19 @@ class Pipeline:
 
         return Search(
             prepared.network, problem, LatencyPredictor(self.timer, priced.total_ms), prepared.calibration,
-            baseline=self._baseline(priced, losses), fits=self.method.fits, seed=self.seed, progress=self.stages.report,
-            refit_kept=self.refit_kept, memory_mib=memory_mib(self.importance),
+            baseline=self._baseline(priced, losses), fits=task.method.fits, seed=task.seed,
+            progress=self.stages.report, refit_kept=task.refit_kept, memory_mib=task.importance.memory_mib,
         )  # fmt: skip
 
     def _baseline(self, priced: PricedCandidates, losses: Mapping[SpanChoice, float]) -> BaselineFrontier | None:
         """Return the plans that a method chooses among where no solver does."""
-        if self.method.draw is None:
+        if self.task.method.draw is None:
             return None
         pricing = self.prepared.pricing
+        candidates = [candidate for candidate in priced.candidates if candidate.choice in losses]
         total_ms = pricing.kept_ms(pricing.kept, priced.table.ms)  # of the network with its free merges
-        materials = Materials(
-            self.prepared.network.gm, priced.candidates, losses, priced.savings_ms, total_ms, self.seed
-        )
-        return BaselineFrontier(self.method.draw(materials), materials)
+        materials = Materials(self.prepared.network, candidates, losses, priced.savings_ms, total_ms, self.task.seed)
+        return BaselineFrontier(self.task.method.draw(materials), materials)
 
     def _result(self, priced: PricedCandidates, scored: Scored, search: Search, found: Found) -> CompressionResult:
         prepared = self.prepared
@@ -173,12 +155,12 @@ class Pipeline:
             environment=self.store.environment,
             table=priced.table,
             example_inputs=(prepared.example,),
-            seed=self.seed,
+            seed=self.task.seed,
             seconds=dict(self.stages.seconds),
             free_merges=prepared.free,
             importance=scored.table,
             original=prepared.original,
-            method=self.method.name,
+            method=self.task.method.name,
         )
 
 

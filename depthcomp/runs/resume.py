@@ -1,8 +1,7 @@
-"""A compression that was saved before its fine-tuning: what a run that was killed then goes on from."""
+"""Resumption of a run that was killed while it fine-tuned: the compression is saved before the fine-tuning begins."""
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,15 +10,14 @@ from depthcomp.data.calibration import calibration_hash
 from depthcomp.errors import DepthCompError
 from depthcomp.files import write_atomically
 from depthcomp.fingerprint import fingerprint, network_hash
-from depthcomp.importance.config import ImportanceConfig
-from depthcomp.importance.scoring import ALGORITHM
-from depthcomp.importance.table import ImportanceTable
+from depthcomp.importance.protocol import Importance
 from depthcomp.preparation import Prepared
 from depthcomp.results.loading import load_result, load_trainable
 from depthcomp.results.result import CompressionResult
 from depthcomp.results.saving import TRAINABLE
 from depthcomp.results.stored_network import save_network
 from depthcomp.runs.tuned_result import CHECKPOINTS, UNFINISHED
+from depthcomp.warning import warn_caller
 from latency_tables import Environment
 
 __all__ = ["SavedCompression", "settings_hash"]
@@ -29,20 +27,23 @@ def settings_hash(
     prepared: Prepared,
     budget: Budget,
     method: str,
-    importance: ImportanceConfig | ImportanceTable,
+    importance: Importance,
     seed: int,
     environment: Environment,
 ) -> str:
-    """Return what is equal where a compression may stand for another, though measurements never repeat exactly."""
+    """Hash the settings that decide whether a run may go on from a saved compression.
+
+    Latencies are left out: measurements never repeat exactly.
+    """
     return fingerprint(
         network_hash(prepared.captured.gm), calibration_hash(prepared.calibration), str(tuple(prepared.example.shape)),
-        repr(budget), method, repr(importance), str(seed), environment.fingerprint(), str(ALGORITHM),
+        repr(budget), method, repr(importance), str(seed), environment.fingerprint(), importance.rules(refit_kept=True),
     )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class SavedCompression:
-    """A folder of results; while their fine-tuning has not ended, with a mark and what that begins with.
+    """A folder of results; it also holds a mark and the fine-tuning's start until the fine-tuning has ended.
 
     Attributes:
         folder: the folder.
@@ -87,12 +88,9 @@ class SavedCompression:
             found = load_result(self.folder)
             trainable = load_trainable(self._mark.parent, found.example_inputs)
         except DepthCompError as error:
-            warnings.warn(f"an unfinished run cannot go on, and all is compressed anew: {error}", stacklevel=3)
+            warn_caller(f"an unfinished run cannot go on, and all is compressed anew: {error}")
             return None
-        warnings.warn(
-            f"{self.folder} holds this compression, not yet fine-tuned to the end; the run goes on from there",
-            stacklevel=3,
-        )
+        warn_caller(f"{self.folder} holds this compression, not yet fine-tuned to the end; the run goes on from there")
         return replace(
             found, trainable=trainable, original=prepared.original, example_inputs=(prepared.example,),
             finetuned=None, tuned_before=(),

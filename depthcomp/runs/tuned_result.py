@@ -1,4 +1,4 @@
-"""A compression's result after fine-tuning: trained, merged, measured again, and saved in the place of the first."""
+"""Result of a compression after fine-tuning: trained, merged, measured again, saved in place of the first result."""
 
 from __future__ import annotations
 

@@ -1,13 +1,11 @@
-"""From the frontier to a network that meets the budget when measured."""
+"""Search of the frontier for a network that meets the budget when measured."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence, Set
 
 import numpy as np
-from numpy.typing import NDArray
-from torch import fx
+from scipy.stats import spearmanr
 
 from depthcomp.budget import Budget
 from depthcomp.data.calibration import CalibrationSet
@@ -17,12 +15,11 @@ from depthcomp.fitting.refit import Kept, Refitter, Unfitted
 from depthcomp.latency.timing import LatencyPredictor
 from depthcomp.methods.baselines import BaselineFrontier
 from depthcomp.progress import Progress, silent
+from depthcomp.search.plans import Found, Option
 from dp_solver import Chain, Frontier, frontier, solve
 from fx_passes import CapturedNetwork, Plan, SpanChoice, linearize, merge
-from fx_passes.affine import AffineConv
-from latency_tables import Timing
 
-__all__ = ["Found", "Search"]
+__all__ = ["Search"]
 
 COMPARED_BATCHES = 20  # for plans that are only compared; the chosen one is refitted on all
 FINALISTS = 4  # frontier neighbours that are compared by their true loss
@@ -32,44 +29,6 @@ ATTEMPTS = 6
 LESS = 1 - 1e-9  # of the original: what sums to all of it is the original, what takes all of it is not faster
 UNUSED = 0.98  # of the budget: a plan that is faster than this leaves accuracy on the table
 CALIBRATION_SHARES = (0.5, 1.4)  # of the saving that the budget asks for: one plan on either side of it
-
-
-@dataclass(frozen=True, slots=True)
-class Option:
-    """A plan with what the solver knows of it.
-
-    Attributes:
-        plan: the plan.
-        sum_ms: sum of the table's latencies under the plan.
-        importance: sum of its choices' losses.
-    """
-
-    plan: Plan
-    sum_ms: float
-    importance: float
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """A plan that was measured and meets the budget.
-
-    Attributes:
-        plan: the plan.
-        linearized: its refitted graph.
-        solved: the operators of its slots, by node.
-        loss: true divergence on judging images, of refits whose weights have not seen them.
-        predicted_ms: what was predicted before its refitted network was measured, at the original's speed in this run.
-        original: the original's timing in the same run.
-        measured: the timing of the merged network.
-    """
-
-    plan: Plan
-    linearized: fx.GraphModule
-    loss: float
-    predicted_ms: float
-    original: Timing
-    measured: Timing
-    solved: Mapping[str, AffineConv] = field(default_factory=dict)
 
 
 class Search:
@@ -162,7 +121,7 @@ class Search:
         true = [min(losses.values()) for losses in self._true_losses.values()]
         if len(summed) < 3 or min(len(set(summed)), len(set(true))) == 1:
             return None
-        return float(np.corrcoef(_ranks(summed), _ranks(true))[0, 1])
+        return float(spearmanr(summed, true).statistic)
 
     def _fastest(self, budget: Budget) -> Found:
         """Return the fastest plan if it meets the budget, and say how far it gets where it does not."""
@@ -262,13 +221,6 @@ def _used(found: Found, budget: Budget) -> float:
     """Return which share a plan takes of what it may: of the budget, and of all but the original's own time."""
     original_ms = found.original.median_ms
     return found.measured.median_ms / min(budget.target_ms(original_ms), LESS * original_ms)
-
-
-def _ranks(values: Sequence[float]) -> NDArray[np.float64]:
-    """Return the rank of each value; equal ones share the mean of theirs."""
-    _, groups, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ranks: NDArray[np.float64] = (np.cumsum(counts) - (counts - 1) / 2)[groups]
-    return ranks
 
 
 def _plan_of(keys: Sequence[object]) -> Plan:

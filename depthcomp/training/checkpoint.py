@@ -170,8 +170,8 @@ class CheckpointFolder:
         return name
 
     def _leftovers(self, named: set[str | None]) -> Iterator[Path]:
-        for kind in ("state", "best"):
-            yield from (path for path in self.path.glob(f"{kind}-*.safetensors") if path.name not in named)
+        for part in ("state", "best"):
+            yield from (path for path in self.path.glob(f"{part}-*.safetensors") if path.name not in named)
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]], State]:

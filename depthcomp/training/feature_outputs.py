@@ -1,4 +1,4 @@
-"""Networks that also return tensors from inside, to be compared with a teacher's."""
+"""Feature outputs: copies of networks that also return inner tensors, to be compared with a teacher's."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from torch import fx, nn
 
 from depthcomp.errors import TrainingError
+from fx_passes.graph_edit import nodes_by_name
 
 __all__ = ["last_layer", "with_feature_outputs"]
 
@@ -34,7 +35,7 @@ def with_feature_outputs(network: nn.Module, names: Sequence[str]) -> fx.GraphMo
         )
     assert isinstance(network, fx.GraphModule)  # or the names are missing
     copied = copy.deepcopy(network)
-    found = {node.name: node for node in copied.graph.nodes}
+    found = nodes_by_name(copied)
     output = next(iter(copied.graph.find_nodes(op="output")))
     output.args = ((output.args[0], tuple(found[name] for name in names)),)
     copied.graph.lint()

@@ -19,6 +19,7 @@ from depthcomp.fitting.divergence import is_scores, power
 from depthcomp.training.batches import Batch
 from depthcomp.training.config import FinetuneConfig
 from depthcomp.training.processes import Processes
+from depthcomp_errors.first_line import first_line
 
 __all__ = ["Objective", "Score", "difference"]
 
@@ -237,7 +238,7 @@ def _explained(batch: Batch) -> Iterator[None]:
     except DepthCompError:
         raise
     except Exception as error:
-        reason = (str(error).strip() or "no reason given").splitlines()[0]
+        reason = first_line(error, empty="no message")
         raise TrainingError(
             f"loss or metric cannot be computed for a batch of images {tuple(batch.images.shape)} of "
             f"{batch.images.dtype} ({type(error).__name__}: {reason}); student, teacher and functions must take such "

@@ -19,6 +19,7 @@ from depthcomp.training.config import FinetuneConfig
 from depthcomp.training.finetune import FinetuneRecord, finetune
 from depthcomp.training.processes import Processes
 from depthcomp.training.sources import sources
+from depthcomp_errors.first_line import first_line
 from fx_passes import Plan, insert_norms, merge, solved_without_norm
 
 __all__ = ["FinetunedPlan", "finetune_plan", "with_norms_for_fits"]
@@ -124,7 +125,7 @@ def _run(network: nn.Module, images: Tensor) -> None:
     try:
         network(images)
     except Exception as error:  # layers refuse tensors by errors of many kinds
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise DataError(
             f"the network cannot be run on images {tuple(images.shape)} of {images.dtype} ({reason}); give images like "
             "those that it was compressed with"

@@ -15,6 +15,7 @@ from torch import Tensor, distributed, nn
 from torch.utils._pytree import tree_map
 
 from depthcomp.errors import TrainingError
+from depthcomp_errors.first_line import first_line
 
 __all__ = ["Processes", "joined_processes"]
 
@@ -123,6 +124,6 @@ def _device(name: str, local_rank: int) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise TrainingError(f"device (={name!r}) of FinetuneConfig cannot be used: {reason}; choose 'cpu'") from error
     return torch.device("cuda", local_rank) if device == torch.device("cuda") else device

@@ -142,7 +142,7 @@ class OnnxRuntimeBackend:
         for event in events:
             if event["cat"] == "Node" and event["name"].endswith("_kernel_time"):
                 samples.setdefault((event["name"], event["args"]["op_name"]), []).append(event["dur"])
-        return [(kind in LAYOUT_CHANGES, times) for (_, kind), times in samples.items()]
+        return [(operation in LAYOUT_CHANGES, times) for (_, operation), times in samples.items()]
 
     @cached_property
     def _idle(self) -> "OnnxRuntimeRunner":

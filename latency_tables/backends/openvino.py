@@ -138,7 +138,7 @@ class OpenVinoRunner:
             for operation in self._request.profiling_info:
                 name = (operation.node_name, operation.node_type)
                 samples.setdefault(name, []).append(operation.real_time.total_seconds())
-        return [(kind in LAYOUT_CHANGES, times) for (_, kind), times in samples.items()]
+        return [(operation in LAYOUT_CHANGES, times) for (_, operation), times in samples.items()]
 
     def close(self) -> None:
         """Release the request and its tensors."""

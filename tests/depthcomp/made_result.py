@@ -47,11 +47,14 @@ def make_result(**changes):
         "rank_correlation": 0.925,
         "original_depth": 52,
         "depth": 43,
-        "spans": (SpanRecord(fit, 6, 2.5, 0.9, 0.28), SpanRecord(merge, 3, 1.75, 0.271, 0.03)),
+        "spans": (
+            SpanRecord(fit, "features.3 to features.4", 6, 2.5, 0.9, 0.28),
+            SpanRecord(merge, "features.1", 3, 1.75, 0.271, 0.03),
+        ),
         "refusals": (
-            Refusal("a", "b", "pool_1: a max-pool is not affine"),
-            Refusal("c", "d", "pool_2: a max-pool is not affine"),
-            Refusal("e", "f", "it shares its weights with another part of the network"),
+            Refusal("stem_act", "pool_1", "stem.1 to pools.0", "a max-pool is not affine", "pools.0"),
+            Refusal("features_7_add", "pool_2", "pools.1", "a max-pool is not affine", "pools.1"),
+            Refusal("twin_1", "twin_2", "twins.1", "it shares its weights with another part of the network"),
         ),
         "warnings": ("No data was given, so importance rests on synthetic images.",),
         "environment": here,

@@ -8,7 +8,7 @@ import timm
 import torch
 import torch.nn.functional as F
 import torchvision
-from fx_passes.choices import SpanLimits
+from fx_passes import SpanLimits
 from torch import nn
 from toy_nets import captured, image, plan_of
 
@@ -24,7 +24,7 @@ from fx_passes import (
     merge,
     structure_tree,
 )
-from fx_passes.facts import nodes_by_name
+from fx_passes.graph_edit import nodes_by_name
 from fx_passes.module_paths import (
     ModuleNames,
     Place,

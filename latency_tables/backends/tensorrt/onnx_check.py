@@ -121,8 +121,8 @@ def _require_precision(model: ModelProto, precision: str) -> None:
     if precision not in _FLOATS:
         return
     for value in (*model.graph.input, *model.graph.output, *model.graph.initializer):
-        kind = value.data_type if isinstance(value, TensorProto) else value.type.tensor_type.elem_type
-        if kind in _FLOATS.values() and kind != _FLOATS[precision] and not _is_scalar(value):
+        number = value.data_type if isinstance(value, TensorProto) else value.type.tensor_type.elem_type
+        if number in _FLOATS.values() and number != _FLOATS[precision] and not _is_scalar(value):
             raise EngineError(f"precision is {precision}, but {value.name!r} is not; export the model in {precision}.")
 
 

@@ -44,6 +44,13 @@ def test_summary_says_what_was_gained_and_at_what_cost():
         assert re.search(row, text), row
 
 
+def test_summary_and_words_name_no_nodes():
+    result = make_result()
+    text = printed(summary(result)) + " ".join(deed(choice) for choice in result.plan)
+    places = (*result.plan, *result.refusals)
+    assert [name for place in places for name in (place.entry, place.exit) if name in text] == []
+
+
 def test_summary_tells_how_well_the_predicting_line_fits():
     table = replace(make_result().table, calibration=Calibration(0.1, 0.9, 0.1541, 5))
     result = make_result(table=table)

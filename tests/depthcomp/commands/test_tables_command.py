@@ -161,7 +161,7 @@ def test_the_limit_for_a_build_that_hangs_is_passed_on(monkeypatch):
 
 
 def test_a_plan_says_nothing_of_random_weights(monkeypatch):
-    monkeypatch.setattr("depthcomp.preparation.needed_operators", lambda model, example: {})
+    monkeypatch.setattr("depthcomp.preparation.needed_operators", lambda model, example, limits: {})
     assert "random weights" not in tables("plan", "torchvision:squeezenet1_1").stderr
 
 

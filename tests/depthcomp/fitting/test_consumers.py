@@ -1,21 +1,21 @@
-"""Readers of a change, refitted for one choice alone."""
+"""Consumers of a change, refitted for one choice alone."""
 
 from dataclasses import replace
 
 import pytest
 import torch
-from depthcomp.fitting.compensation import readers_of
-from depthcomp.fitting.readers import refit_readers
-from two_readers import TwoReaders
+from two_consumers import TwoConsumers
 
 from depthcomp.data.calibration import cross_validated
-from depthcomp.fitting import readers
+from depthcomp.fitting import leaning
 from depthcomp.fitting.candidates import fit_candidates
+from depthcomp.fitting.consumers import refit_consumers
+from depthcomp.fitting.kept_slots import consumers_of
 from depthcomp.fitting.memory import FitMemory
 from depthcomp.latency.pricing import Pricing
 from depthcomp.preparation import OFFERED
 from depthcomp.progress import silent
-from fx_passes import capture, enumerate_spans
+from fx_passes import CapturedNetwork, capture, enumerate_spans
 
 
 def images(count=12, seed=1):
@@ -25,7 +25,7 @@ def images(count=12, seed=1):
 @pytest.fixture(scope="module")
 def network():
     torch.manual_seed(0)
-    return capture(TwoReaders().double().eval(), images(1))
+    return CapturedNetwork(capture(TwoConsumers().double().eval(), images(1)))
 
 
 @pytest.fixture(scope="module")
@@ -39,13 +39,14 @@ def candidates(network):
 
 
 @pytest.fixture(scope="module")
-def operators(network, candidates, calibration):
+def weights(network, candidates, calibration):
+    """Return those of the bodies that have not seen the second fold."""
     return {choice: by_fold[1] for choice, by_fold in fit_candidates(network, candidates, calibration).items()}
 
 
-def refitted(network, candidates, operators, calibration, mib=64.0, progress=silent):
-    return refit_readers(
-        network, candidates, operators, calibration, 1, seed=0, memory=FitMemory(3, mib), progress=progress
+def refitted(network, candidates, weights, calibration, mib=64.0, progress=silent):
+    return refit_consumers(
+        network, candidates, weights, calibration, 1, seed=0, memory=FitMemory(3, mib), progress=progress
     )
 
 
@@ -53,60 +54,60 @@ def same(one, other):
     return torch.equal(one.weight, other.weight) and torch.equal(one.bias, other.bias)
 
 
-def test_every_reader_is_refitted_and_keeps_its_shape(network, candidates, operators, calibration):
-    found = refitted(network, candidates, operators, calibration)
-    assert found.keys() == operators.keys()
+def test_every_consumer_is_refitted_and_keeps_its_shape(network, candidates, weights, calibration):
+    found = refitted(network, candidates, weights, calibration)
+    assert found.keys() == weights.keys()
     exits = {choice.exit for choice in found}
-    assert max(len(readers_of(network, exit_)) for exit_ in exits) == 2
-    aimed = {c.choice for c in candidates if c.choice.kind == "fit" and c.span.core == c.span.exit}
+    assert max(len(consumers_of(network, exit_)) for exit_ in exits) == 2
+    aimed = {c.choice for c in candidates if c.choice.kind == "fit" and c.piece.pre_activation == c.span.exit}
     assert aimed
     assert not any(found[choice] for choice in aimed)
     for choice, by_node in found.items():
-        places = {place.core: place.operator for place in readers_of(network, choice.exit) if choice not in aimed}
-        assert by_node.keys() == places.keys()
+        kept = {slot.node: slot.operator for slot in consumers_of(network, choice.exit) if choice not in aimed}
+        assert by_node.keys() == kept.keys()
         for name, operator in by_node.items():
-            assert operator.weight.shape == places[name].weight.shape
-            assert operator.padding == places[name].padding
-            assert not torch.allclose(operator.weight, places[name].weight, atol=1e-6)
+            assert operator.weight.shape == kept[name].weight.shape
+            assert operator.padding == kept[name].padding
+            assert not torch.allclose(operator.weight, kept[name].weight, atol=1e-6)
 
 
 def test_a_summand_whose_other_summand_is_restored_aims_at_its_own_output(network):
-    one, two = readers_of(network, "act_1")
-    assert (one.core, one.target) == ("one", "one")
-    assert (two.core, two.target, two.other) == ("two", "two", None)
+    one, two = consumers_of(network, "act_1")
+    assert (one.node, one.target) == ("one", "one")
+    assert (two.node, two.target, two.other) == ("two", "two", None)
 
 
-def test_what_reads_values_that_are_not_finite_stays(network, candidates, operators, calibration):
+def test_what_reads_values_that_are_not_finite_stays(network, candidates, weights, calibration):
     """A dropped span may leave what the next layers have no finite value for."""
     broken = {
-        choice: None if operator is None else replace(operator, bias=operator.bias * float("nan"))
-        for choice, operator in operators.items()
+        choice: {name: replace(operator, bias=operator.bias * float("nan")) for name, operator in body.items()}
+        for choice, body in weights.items()
     }
     found = refitted(network, candidates, broken, calibration)
-    assert not any(found[choice] for choice, operator in broken.items() if operator is not None)
-    assert any(found[choice] for choice, operator in broken.items() if operator is None)
+    assert not any(found[choice] for choice, body in broken.items() if body)
+    assert any(found[choice] for choice, body in broken.items() if not body)
 
 
-def test_the_fold_that_is_left_out_does_not_show(network, candidates, operators, calibration, monkeypatch):
-    monkeypatch.setattr(readers, "STRENGTHS", (0.1,))  # what that fold judges is then decided
+def test_the_fold_that_is_left_out_does_not_show(network, candidates, weights, calibration, monkeypatch):
+    monkeypatch.setattr(leaning, "KEPT_STRENGTHS", (0.1,))  # what that fold judges is then decided
     found = {}
     for fold in (0, 1):
         batches = [3 * b + 1 if f == fold else b for f, b in zip(calibration.folds, calibration.batches, strict=True)]
-        found[fold] = refitted(network, candidates, operators, replace(calibration, batches=tuple(batches)))
-    wanted = refitted(network, candidates, operators, calibration)
+        found[fold] = refitted(network, candidates, weights, replace(calibration, batches=tuple(batches)))
+    wanted = refitted(network, candidates, weights, calibration)
     pairs = [(choice, name) for choice, by_node in wanted.items() for name in by_node]
     assert pairs
     assert all(same(wanted[choice][name], found[1][choice][name]) for choice, name in pairs)
     assert not any(same(wanted[choice][name], found[0][choice][name]) for choice, name in pairs)
 
 
-def test_neither_other_candidates_nor_several_passes_show(network, candidates, operators, calibration, monkeypatch):
+def test_neither_other_candidates_nor_several_passes_show(network, candidates, weights, calibration, monkeypatch):
     monkeypatch.setattr("depthcomp.fitting.memory.PARTS", 1)
-    calls, wanted = [], refitted(network, candidates, operators, calibration)
-    several = refitted(network, candidates, operators, calibration, 0.15, lambda *call: calls.append(call))
+    calls, wanted = [], refitted(network, candidates, weights, calibration)
+    several = refitted(network, candidates, weights, calibration, 0.15, lambda *call: calls.append(call))
     assert calls == [(calls[0][0], done, len(calls)) for done in range(1, len(calls) + 1)]
     assert len(calls) > len(calibration.batches)
-    alone = refitted(network, candidates[3:4], operators, calibration)
+    alone = refitted(network, candidates[3:4], weights, calibration)
     assert len(alone) == 1
     for found in (several, alone):
         for choice, by_node in found.items():
@@ -114,9 +115,9 @@ def test_neither_other_candidates_nor_several_passes_show(network, candidates, o
             assert all(same(operator, wanted[choice][name]) for name, operator in by_node.items())
 
 
-def test_a_reader_that_memory_has_no_room_for_stays(network, candidates, operators, calibration):
+def test_a_consumer_that_memory_has_no_room_for_stays(network, candidates, weights, calibration):
     found = refitted(
-        network, candidates, operators, calibration, 0.06
+        network, candidates, weights, calibration, 0.06
     )  # 18 unknowns; a 3x3 kernel over 5 channels has 45
     names = {name for by_node in found.values() for name in by_node}
     assert "one" in names

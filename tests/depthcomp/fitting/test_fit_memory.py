@@ -7,7 +7,7 @@ import torch
 
 from depthcomp.fitting.memory import FitMemory
 from depthcomp.latency.pricing import Candidate
-from fx_passes import SpanChoice
+from fx_passes import Drop, Fit, Merge, Slot
 from fx_passes.affine import AffineConv
 
 
@@ -17,8 +17,9 @@ def convolution(channels, kernel, groups=1):
 
 
 def candidate(channels, kernel, kind="fit", at="a"):
-    operator = None if kind == "drop" else convolution(channels, kernel)
-    return Candidate(None, SpanChoice(at, "b", kind, None if kind == "drop" else kernel), operator, None)
+    slot = Slot("b", at, "b", convolution(channels, kernel))
+    choices = {"fit": Fit(at, "b", kernel), "merge": Merge(at, "b", kernel), "drop": Drop(at, "b")}
+    return Candidate(None, choices[kind], None, (slot,) if kind == "fit" else (), ())
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,13 @@ import copy
 
 import pytest
 import torch
-from depthcomp.fitting.compensation import kept_behind, load_operator, readers_of, run_operator
 from torch import nn
 
 from depthcomp.data.calibration import cross_validated, separate
+from depthcomp.fitting.kept_slots import consumers_of, kept_behind, run_operator
 from depthcomp.fitting.refit import Refitter
 from fx_passes import (
+    CapturedNetwork,
     Drop,
     Plan,
     capture,
@@ -17,9 +18,11 @@ from fx_passes import (
     fold_batch_norms,
     linearize,
     merge,
-    placed_convolutions,
+    solved_without_norm,
 )
 from fx_passes.affine import AffineConv
+from fx_passes.facts import GraphFacts
+from fx_passes.slot_layers import load_operator
 
 
 class Residual(nn.Module):
@@ -66,34 +69,34 @@ def captured():
 def network(captured):
     folded = copy.deepcopy(captured)
     fold_batch_norms(folded)
-    return folded
+    return CapturedNetwork(folded)
 
 
 @pytest.fixture(scope="module")
 def dropped(network):
     """A plan without the first block."""
-    entry, exit_ = (n.name for n in network.graph.nodes if n.name in ("relu", "stem_2", "add"))
+    entry, exit_ = (name for name in network.nodes if name in ("relu", "stem_2", "add"))
     return Plan((Drop(entry, exit_),))
 
 
 def test_kept_convolutions_behind_a_dropped_block(network, dropped):
-    found = kept_behind(linearize(network, dropped), dropped)
+    found = kept_behind(GraphFacts(linearize(network, dropped)), dropped)
     assert len(found) == 4
     first, middle, last, head = found
-    assert (head.core, head.target, head.other) == ("head", "head", None)
-    assert (first.target, middle.target) == (first.core, middle.core)
+    assert (head.node, head.target, head.other) == ("head", "head", None)
+    assert (first.target, middle.target) == (first.node, middle.node)
     assert first.other is middle.other is None
     (choice,) = dropped
     assert last.other == choice.exit
-    assert last.target != last.core
+    assert last.target != last.node
 
 
 def test_the_nearest_are_those_that_nothing_refitted_comes_before(network, dropped):
     """Behind a dropped block that is the next block's first convolution; its others read what that one restores."""
-    linearized = linearize(network, dropped)
+    linearized = GraphFacts(linearize(network, dropped))
     (nearest,) = kept_behind(linearized, dropped, nearest=True)
     (choice,) = dropped
-    assert (nearest.core, nearest.entry) == ("two_1", choice.exit)
+    assert (nearest.node, nearest.entry) == ("two_1", choice.exit)
 
 
 def test_the_nearest_behind_several_changes(network):
@@ -103,24 +106,24 @@ def test_the_nearest_behind_several_changes(network):
     """
     plan = Plan(tuple(choice for choice in _drops(network) if choice.exit in ("one_5", "two_5")))
     assert len(plan) == 2
-    linearized = linearize(network, plan)
+    linearized = GraphFacts(linearize(network, plan))
     found = kept_behind(linearized, plan, nearest=True)
-    assert [(place.core, place.target, place.other) for place in found] == [
+    assert [(slot.node, slot.target, slot.other) for slot in found] == [
         ("one_7", "add", "stem_2"), ("two_7", "two_7", None)
     ]  # fmt: skip
-    assert [place.core for place in kept_behind(linearized, plan)] == ["one_7", "two_1", "two_7", "head"]
+    assert [slot.node for slot in kept_behind(linearized, plan)] == ["one_7", "two_1", "two_7", "head"]
 
 
 def _drops(network):
-    return [c for span in enumerate_spans(network) for c in span.choices if c.kind == "drop" and c.end == "original"]
+    return [c for span in enumerate_spans(network) for c in span.choices if c.kind == "drop"]
 
 
-def test_the_readers_of_a_tensor_of_the_original(network):
+def test_the_consumers_of_a_tensor_of_the_original(network):
     """Through the sum that a skip goes into, what reads it is behind the branch, which is refitted."""
-    assert [place.core for place in readers_of(network, "stem_2")] == ["one_1"]
-    assert readers_of(network, "head") == []
-    (head,) = readers_of(network, "add_1")
-    assert (head.core, head.target) == ("head", "head")
+    assert [slot.node for slot in consumers_of(network, "stem_2")] == ["one_1"]
+    assert consumers_of(network, "head") == []
+    (head,) = consumers_of(network, "add_1")
+    assert (head.node, head.target) == ("head", "head")
 
 
 @pytest.mark.parametrize("shape", [(4, 6), (4, 6, 5, 3)])
@@ -133,9 +136,9 @@ def test_an_operator_runs_on_vectors_and_on_images(shape):
 
 
 def test_nothing_is_changed_by_an_empty_plan(network):
-    assert kept_behind(linearize(network, Plan()), Plan()) == []
+    assert kept_behind(GraphFacts(linearize(network, Plan())), Plan()) == []
     for kept in ("nearest", "all"):
-        assert Refitter(network, cross_validated(images(6), seed=0)).carry_out(Plan(), kept=kept).kept == {}
+        assert Refitter(network, cross_validated(images(6), seed=0)).carry_out(Plan(), kept=kept).solved == {}
 
 
 def test_a_refit_with_kept_convolutions_is_nearer_to_the_original(network, dropped):
@@ -163,12 +166,13 @@ def test_a_projection_is_refitted_towards_what_the_branch_before_it_leaves():
     torch.manual_seed(0)
     gm = capture(Projected().double().eval(), images(1))
     fold_batch_norms(gm)
-    entry, exit_ = (n.name for n in gm.graph.nodes if n.name in ("stem_2", "add"))
+    network = CapturedNetwork(gm)
+    entry, exit_ = (name for name in network.nodes if name in ("stem_2", "add"))
     plan = Plan((Drop(entry, exit_),))
-    found = {place.core: place for place in kept_behind(linearize(gm, plan), plan)}
+    found = {slot.node: slot for slot in kept_behind(GraphFacts(linearize(network, plan)), plan)}
     assert (found["projection"].target, found["projection"].other) == ("add_1", "two_7")
-    refit = Refitter(gm, separate(images(24), images(12, seed=2), seed=0)).carry_out(plan, kept="all")
-    assert "projection" in refit.kept
+    refit = Refitter(network, separate(images(24), images(12, seed=2), seed=0)).carry_out(plan, kept="all")
+    assert "projection" in refit.solved
 
 
 @pytest.mark.parametrize("dead", [False, True])
@@ -176,7 +180,7 @@ def test_new_weights_in_a_graph_with_norms(captured, network, dead):
     """Where a channel's scale is zero, its weights do not show and stay out of it."""
     before, folded = copy.deepcopy(captured), copy.deepcopy(captured)
     generator = torch.Generator().manual_seed(5)
-    convolutions = [n.name for n in network.graph.nodes if _is_convolution(network, n)]
+    convolutions = [name for name, node in network.nodes.items() if _is_convolution(network.gm, node)]
     if dead:
         for gm in (before, folded):
             for module in gm.modules():
@@ -191,8 +195,8 @@ def test_new_weights_in_a_graph_with_norms(captured, network, dead):
         if dead:
             weight[1] = 0
         operator = AffineConv(weight, bias, conv.stride, (0, 0, 0, 0), conv.groups)
-        load_operator(before, name, operator)
-        load_operator(folded, name, operator)
+        for gm in (before, folded):
+            load_operator(GraphFacts(gm), name, operator)
         assert torch.allclose(conv.weight, weight)
         assert torch.allclose(conv.bias, bias)
     x = images(4)
@@ -207,17 +211,17 @@ def _is_convolution(gm, node):
 
 def test_the_trainable_form_computes_the_same(captured, network, dropped):
     refit = Refitter(network, cross_validated(images(12), seed=0)).carry_out(dropped, kept="all")
-    assert len(refit.kept) == 4
+    assert len(refit.solved) == 4
     trainable = linearize(captured, dropped)
-    for name, operator in refit.kept.items():
-        load_operator(trainable, name, operator)
+    for name, operator in refit.solved.items():
+        load_operator(GraphFacts(trainable), name, operator)
     x = images(5, seed=7)
     with torch.no_grad():
         wanted = merge(refit.linearized, dropped)(x)
         assert torch.allclose(trainable(x), wanted, atol=1e-9)
         assert torch.allclose(merge(trainable, dropped)(x), wanted, atol=1e-9)
         assert not torch.allclose(linearize(captured, dropped)(x), wanted, atol=1e-3)
-    assert not placed_convolutions(trainable, dropped)
+    assert not solved_without_norm(trainable, dropped)
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e-9])
@@ -234,6 +238,6 @@ def test_a_channel_that_a_norm_scales_to_nothing_shows_once_it_is_refitted(captu
         conv = folded.get_submodule(node.target)
         weight, bias = (torch.randn(part.shape, generator=generator).double() for part in (conv.weight, conv.bias))
         for gm in (before, folded):
-            load_operator(gm, node.name, AffineConv(weight, bias, conv.stride, (0, 0, 0, 0), conv.groups))
+            load_operator(GraphFacts(gm), node.name, AffineConv(weight, bias, conv.stride, (0, 0, 0, 0), conv.groups))
     with torch.no_grad():
         assert torch.allclose(before(images(4)), folded(images(4)), atol=1e-9)

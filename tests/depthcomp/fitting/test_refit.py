@@ -8,7 +8,7 @@ import torch
 from torch import fx, nn
 
 from depthcomp.data.calibration import Layout, cross_validated, separate
-from depthcomp.fitting import ridge
+from depthcomp.fitting import leaning, ridge
 from depthcomp.fitting.candidates import fit_candidates, whole_states
 from depthcomp.fitting.divergence import divergence
 from depthcomp.fitting.memory import FitMemory
@@ -16,7 +16,22 @@ from depthcomp.fitting.refit import Refitter
 from depthcomp.fitting.ridge import RidgeSystem, design_of, sample_positions, starting_point
 from depthcomp.latency.pricing import Pricing
 from depthcomp.preparation import OFFERED
-from fx_passes import Plan, capture, enumerate_spans, linearize, merge, placed_convolutions
+from fx_passes import (
+    CapturedNetwork,
+    Plan,
+    SpanLimits,
+    capture,
+    enumerate_spans,
+    linearize,
+    merge,
+    solved_without_norm,
+)
+from fx_passes.affine import from_conv
+from fx_passes.ends import pre_activation_of
+from fx_passes.facts import GraphFacts
+from fx_passes.kinds import kind_of
+from fx_passes.operators import Role, role
+from fx_passes.slot_layers import load_operator
 
 
 class Forked(nn.Module):
@@ -46,7 +61,7 @@ def network():
     for convolution in model.modules():
         if isinstance(convolution, nn.Conv2d):
             nn.init.kaiming_normal_(convolution.weight)
-    return capture(model, images(1))
+    return CapturedNetwork(capture(model, images(1)))
 
 
 @pytest.fixture(scope="module")
@@ -81,12 +96,19 @@ def forked(fits):
 @pytest.fixture
 def one_strength(monkeypatch):
     """What a fold judges is then decided."""
-    monkeypatch.setattr(ridge, "STRENGTHS", (0.03,))
+    monkeypatch.setattr(leaning, "STRENGTHS", (0.03,))
     monkeypatch.setattr(ridge, "UNJUDGED_STRENGTH", 0.03)
 
 
 def operators(linearized, plan):
-    return [place.operator for place in placed_convolutions(linearized, plan)]
+    """Return what the solved convolutions of a linearized graph compute, in order."""
+    return [from_conv(conv) for conv in solved_without_norm(linearized, plan).values()]
+
+
+def slots(network, plan):
+    """Return the slots of a plan's choices in the graph's order."""
+    found = [slot for choice in plan for slot in kind_of(choice).slots(choice, network.piece(choice))]
+    return sorted(found, key=lambda slot: network.order[slot.node])
 
 
 def largest_difference(one, other):
@@ -111,19 +133,19 @@ def value_at(gm, batch, name):
 def by_hand(network, plan, calibration, unseen=None):
     """Return the operators of a refit in as many whole forwards as it takes."""
     linearized = linearize(network, plan)
-    for place in placed_convolutions(linearized, plan):
-        shape = place.operator
-        system = RidgeSystem(design_of(place.entry, shape), shape.kernel, shape.in_channels)
+    for slot in slots(network, plan):
+        shape = slot.operator
+        system = RidgeSystem(design_of(slot.entry, shape), shape.kernel, shape.in_channels)
         for fold, batch in zip(calibration.folds, calibration.batches, strict=True):
-            entry, target = value_at(linearized, batch, place.entry), value_at(network, batch, place.core)
+            entry, target = value_at(linearized, batch, slot.entry), value_at(network.gm, batch, slot.target)
             everywhere = sample_positions(target, target.numel(), torch.Generator())
             system.accumulate(entry, {"y": everywhere.pixels(target)}, everywhere, fold=fold)
-        matched = {"y"} if whole_states(network, [place.core]) else set()
+        matched = {"y"} if whole_states(network, [slot.target]) else set()
         if unseen is None:
             (found,) = system.solve(["y"], starting_point(shape), judges=calibration.judges, match_variance=matched)
         else:
             ((found,),) = system.solve_without([unseen], ["y"], starting_point(shape), match_variance=matched).values()
-        place.load(found)
+        load_operator(GraphFacts(linearized), slot.node, found)
     return operators(linearized, plan)
 
 
@@ -145,7 +167,7 @@ def test_a_lone_refit_is_the_fit_that_was_scored(network, candidates, calibratio
     for choice in fits[::7]:
         for fold in calibration.judges:
             found = operators(refitter.carry_out(Plan((choice,)), unseen=fold).linearized, Plan((choice,)))
-            assert largest_difference(found, [scored[choice][fold]]) < 1e-8, choice
+            assert largest_difference(found, [*scored[choice][fold].values()]) < 1e-8, choice
 
 
 LITTLE = 0.15  # MiB: 28 unknowns, 4 patterns over 6 channels
@@ -156,12 +178,12 @@ def test_a_refit_has_the_memory_and_the_fallback_of_the_fit_that_was_scored(netw
     memory = FitMemory(3, LITTLE)
     scored = fit_candidates(network, candidates, calibration, seed=0, memory=memory)
     refitter = Refitter(network, calibration, memory_mib=LITTLE)
-    cut = [c.choice for c in candidates if c.choice.kind == "fit" and not memory.is_whole(c.operator)]
+    cut = [c.choice for c in candidates if c.choice.kind == "fit" and not memory.is_whole(c.slots[0].operator)]
     assert cut
     assert any(choice not in cut for choice in fits)
     for choice in (*cut[::3], *(choice for choice in fits[::9] if choice not in cut)):
         found = operators(refitter.carry_out(Plan((choice,)), unseen=1).linearized, Plan((choice,)))
-        assert largest_difference(found, [scored[choice][1]]) < 1e-8, choice
+        assert largest_difference(found, [*scored[choice][1].values()]) < 1e-8, choice
         kernels = found[0].weight.flatten(2).flatten(0, 1)
         few = int(torch.linalg.matrix_rank(kernels, rtol=1e-9)) < min(kernels.shape)
         assert few is (choice in cut)
@@ -169,7 +191,7 @@ def test_a_refit_has_the_memory_and_the_fallback_of_the_fit_that_was_scored(netw
 
 def mean_loss(network, changed, batches):
     with torch.no_grad():
-        return sum(divergence(network(batch), changed(batch)) for batch in batches) / len(batches)
+        return sum(divergence(network.gm(batch), changed(batch)) for batch in batches) / len(batches)
 
 
 def test_later_fits_make_up_for_earlier_ones(network, candidates, calibration, in_a_row):
@@ -181,10 +203,11 @@ def test_later_fits_make_up_for_earlier_ones(network, candidates, calibration, i
             linearize(network, in_a_row),
             Refitter(network, calibration).carry_out(in_a_row, unseen=unseen).linearized,
         )
-        for place, choice in zip(placed_convolutions(alone, in_a_row), in_a_row, strict=True):
-            place.load(scored[choice][unseen])
+        for choice in in_a_row:
+            for name, operator in scored[choice][unseen].items():
+                load_operator(GraphFacts(alone), name, operator)
         seen = torch.cat([batch for fold in {0, 1, 2} - {unseen} for batch in calibration.fold(fold)])
-        wanted, *found = (value_at(gm, seen, exit_) for gm in (network, together, alone))
+        wanted, *found = (value_at(gm, seen, exit_) for gm in (network.gm, together, alone))
         assert (found[0] - wanted).square().mean() < 0.95 * (found[1] - wanted).square().mean()
 
 
@@ -209,7 +232,7 @@ def test_the_loss_is_taken_on_each_fold_after_a_refit_without_it(network, in_a_r
         changed = merge(Refitter(network, calibration).carry_out(in_a_row, unseen=fold).linearized, in_a_row)
         with torch.no_grad():
             for image in torch.cat(calibration.fold(fold)).split(1):
-                total += divergence(network(image), changed(image))
+                total += divergence(network.gm(image), changed(image))
     assert Refitter(network, calibration).loss(in_a_row) == pytest.approx(total / count, rel=1e-9)
 
 
@@ -258,11 +281,11 @@ def test_what_is_not_fitted_stays(network, candidates, calibration):
 
 
 def test_the_network_and_the_images_are_not_changed(network, calibration, in_a_row):
-    text, state = str(network.graph), copy.deepcopy(network.state_dict())
+    text, state = str(network.gm.graph), copy.deepcopy(network.gm.state_dict())
     batches = [batch.clone() for batch in calibration.batches]
     Refitter(network, calibration).loss(in_a_row)
-    assert str(network.graph) == text
-    assert all(torch.equal(value, network.state_dict()[name]) for name, value in state.items())
+    assert str(network.gm.graph) == text
+    assert all(torch.equal(value, network.gm.state_dict()[name]) for name, value in state.items())
     assert all(torch.equal(kept, batch) for kept, batch in zip(batches, calibration.batches, strict=True))
 
 

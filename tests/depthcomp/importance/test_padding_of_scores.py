@@ -9,7 +9,7 @@ from torch import nn
 from depthcomp.data.calibration import cross_validated
 from depthcomp.fitting.divergence import divergence
 from depthcomp.importance.calibrated import calibrated
-from depthcomp.importance.config import FinetunedImportance
+from depthcomp.importance.finetuned_importance import FinetunedImportance
 from depthcomp.importance.trained import entries_of
 from depthcomp.latency.pricing import Pricing
 from depthcomp.preparation import OFFERED

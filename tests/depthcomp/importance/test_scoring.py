@@ -11,19 +11,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 from tiny_network import EXAMPLE, images, tiny_net
 
 from depthcomp import compress_depth
 from depthcomp.errors import DepthCompError, TableError
-from depthcomp.importance.config import KIM23, CalibratedImportance, FinetunedImportance
+from depthcomp.importance.calibrated_importance import CalibratedImportance
+from depthcomp.importance.finetuned_importance import KIM23, FinetunedImportance
 from depthcomp.importance.scoring import parse_importance, score_choices
-from depthcomp.importance.shard import score_shard
 from depthcomp.importance.table import ImportanceTable
-from depthcomp.latency.pricing import Pricing
 from depthcomp.preparation import prepare
-from fx_passes import Drop, Merge
-from latency_tables import measure
+from fx_passes import SpanChoice
 
 SAVINGS = defaultdict(lambda: 1.0)
 QUICK = FinetunedImportance(steps=1, batch_size=4)
@@ -119,7 +116,7 @@ def test_a_table_of_other_rules_is_said(prepared, some):
     assert score_choices(prepared, some, SAVINGS, table, refit_kept=False).notes == ()
     for other in (table, replace(table, algorithm="")):
         (note,) = score_choices(prepared, some, SAVINGS, other).notes
-        assert "was made by other rules than those that hold here" in note
+        assert "was scored by other rules" in note
     trained = score_choices(prepared, some, SAVINGS, QUICK).table
     assert all(score_choices(prepared, some, SAVINGS, trained, refit_kept=k).notes == () for k in (True, False))
 
@@ -129,14 +126,14 @@ def test_choices_that_a_table_lacks_are_left_out_and_said(prepared, some):
     found = score_choices(prepared, some, SAVINGS, table)
     assert dict(found.losses) == {some[0].choice: 0.25}
     assert found.notes == (
-        f"{len(some) - 1} of {len(some)} choices stand not in the importance table and were left out",
+        f"{len(some) - 1} of {len(some)} choices are missing in the importance table and were left out",
         "the importance table was made for a network with other weights",
     )
 
 
 def test_a_table_of_another_network_is_refused(prepared, some):
-    table = ImportanceTable({Drop("here", "there"): 0.25})
-    with pytest.raises(TableError, match=r"has 1 choices, and none of the .* that this network offers"):
+    table = ImportanceTable({SpanChoice("here", "there", "drop"): 0.25})
+    with pytest.raises(TableError, match=r"has 1 choices, and none of the .* of this network"):
         score_choices(prepared, some, SAVINGS, table)
 
 
@@ -181,91 +178,6 @@ def test_names_paths_and_settings(tmp_path):
             parse_importance(wrong)
 
 
-class _Shared:
-    """A complete latency table, and what a user would give."""
-
-    def __init__(self, backend):
-        model, x = tiny_net(), images(12)
-        with torch.no_grad():
-            self.given = {"example_inputs": EXAMPLE, "data": [(x, model(x).argmax(1))], "importance": QUICK}
-        self.model = model
-        prepared = prepare(model, EXAMPLE, self.given["data"], None, seed=0)
-        pricing = Pricing(prepared.original)
-        needed = {*prepared.pricing.signatures(prepared.candidates), *pricing.kept.values()}
-        self.table = measure(sorted(needed), backend)
-
-
-def test_shards_in_one_folder_are_what_one_process_finds(tmp_path, arithmetic_backend):
-    shared = _Shared(arithmetic_backend())
-    counts = [score_shard(shared.model, f"{i}/2", tmp_path, table=shared.table, **shared.given) for i in (1, 0)]
-    lines = (tmp_path / "importance.jsonl").read_text()
-    assert lines.count("\n") == sum(counts) > 2
-    alone, together = (
-        compress_depth(
-            shared.model, "80%", table=shared.table, backend=arithmetic_backend(), output_dir=folder, **shared.given
-        )
-        for folder in (None, tmp_path)
-    )
-    assert together.importance.losses == alone.importance.losses
-    assert together.plan == alone.plan
-    assert not (tmp_path / "importance.jsonl").exists()
-    assert ImportanceTable.load(tmp_path / "importance.json") == together.importance
-
-
-class _Counted:
-    """A progress that counts the passes of fits over the images."""
-
-    fits = 0
-
-    def __call__(self, what, done, total):
-        self.fits += what.startswith("fitting")
-
-
-def test_shards_of_fits_leave_nothing_to_fit_and_change_nothing(tmp_path, arithmetic_backend, monkeypatch):
-    """Fits that read one tensor stay together, so that each score has the bits that it has alone."""
-    monkeypatch.setattr("depthcomp.importance.calibrated.LEAST_SCORED", 5)  # so that some are passed over
-    shared, counted = _Shared(arithmetic_backend()), _Counted()
-    given = {**shared.given, "importance": "calibrated"}
-    folders = [tmp_path / f"{i}" for i in range(2)]
-    counts = [
-        score_shard(shared.model, f"{i}/2", folder, table=shared.table, **given) for i, folder in enumerate(folders)
-    ]
-    assert all(counts)
-    together = tmp_path / "together"
-    together.mkdir()
-    lines = "".join((folder / "importance.jsonl").read_text() for folder in folders)
-    (together / "importance.jsonl").write_text(lines)
-    assert lines.count("\n") == sum(counts)
-    alone, found = (
-        compress_depth(
-            shared.model, "80%", table=shared.table, backend=arithmetic_backend(), output_dir=folder,
-            progress=progress, **given,
-        )
-        for folder, progress in ((None, None), (together, counted))
-    )  # fmt: skip
-    assert counted.fits == 0
-    assert dict(found.importance.losses) == dict(alone.importance.losses)
-    assert found.plan == alone.plan
-    assert found.loss == alone.loss
-    assert not (together / "importance.jsonl").exists()
-
-
-def test_a_shard_that_was_interrupted_goes_on(tmp_path, arithmetic_backend):
-    shared = _Shared(arithmetic_backend())
-    given = {**shared.given, "importance": "calibrated", "table": shared.table}
-    with pytest.raises(KilledError):
-        score_shard(shared.model, "1/2", tmp_path, progress=killing(5), **given)
-    begun = (tmp_path / "importance.jsonl").read_text()
-    count = score_shard(shared.model, "1/2", tmp_path, **given)
-    assert (tmp_path / "importance.jsonl").read_text().startswith(begun)
-    assert begun.count("\n") == 2 * 5 < (tmp_path / "importance.jsonl").read_text().count("\n") == count
-
-
-def test_a_table_of_scores_has_no_shards(tmp_path):
-    with pytest.raises(DepthCompError, match="is a table of scores, of which nothing is left to share; give"):
-        score_shard(tiny_net(), "0/2", tmp_path, table="table.json", importance=ImportanceTable({}))
-
-
 def test_fits_that_memory_cuts_or_has_no_room_for_are_said(prepared):
     fits = [c for c in prepared.candidates if c.choice.kind == "fit"][::4]
     cut = score_choices(prepared, fits, SAVINGS, CalibratedImportance(memory_mib=1))
@@ -291,7 +203,7 @@ SCRIPT = """
 import sys, torch; from collections import defaultdict; from pathlib import Path
 sys.path.insert(0, sys.argv[1]); torch.set_num_threads(1)
 from tiny_network import EXAMPLE, images, tiny_net
-from depthcomp.importance.config import FinetunedImportance
+from depthcomp.importance.finetuned_importance import FinetunedImportance
 from depthcomp.preparation import prepare
 from depthcomp.importance.scoring import score_choices
 import os, signal

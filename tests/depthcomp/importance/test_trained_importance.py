@@ -10,8 +10,9 @@ from tiny_network import EXAMPLE, images, tiny_net
 from torch import nn
 
 from depthcomp.errors import DepthCompError
-from depthcomp.importance.config import KIM23, LAYERMERGE, PRESETS, FinetunedImportance
+from depthcomp.importance.finetuned_importance import KIM23, LAYERMERGE, FinetunedImportance
 from depthcomp.importance.journal import ScoreJournal
+from depthcomp.importance.registry import PRESETS
 from depthcomp.importance.trained import entries_of, finetuned, layers_of, losses_of
 from depthcomp.preparation import prepare
 

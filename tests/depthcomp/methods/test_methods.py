@@ -14,9 +14,13 @@ from depthcomp.data.calibration import cross_validated
 from depthcomp.errors import BudgetInfeasibleError, DepthCompError
 from depthcomp.fitting.divergence import divergence
 from depthcomp.importance.calibrated import calibrated
+from depthcomp.importance.calibrated_importance import CalibratedImportance
 from depthcomp.latency.pricing import Pricing
-from depthcomp.methods.baselines import BaselineFrontier, Materials, at_random, evenly_spread, whole_blocks
+from depthcomp.methods.baselines import BaselineFrontier, Materials
+from depthcomp.methods.depthshrinker import whole_blocks
+from depthcomp.methods.random_rewrites import at_random
 from depthcomp.methods.registry import METHODS, find_method
+from depthcomp.methods.uniform import evenly_spread
 from fx_passes import Plan, capture, enumerate_spans, fold_batch_norms, linearize, merge
 
 SLOW = ("kim23", "uniform")  # each takes ten seconds or so; the others go the same ways
@@ -54,7 +58,9 @@ def candidates_of(gm, name):
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones():
-    with pytest.raises(DepthCompError, match=r"method \(='depth'\) must be one of depthcomp, kim23, layermerge"):
+    with pytest.raises(
+        DepthCompError, match=r"method \(='depth'\) must be one of depthcomp, depthshrinker, kim23, layermerge"
+    ):
         compress_depth(tiny_net(), "80%", data=images(), method="depth")
 
 
@@ -65,10 +71,10 @@ def test_choices_are_scored_as_the_method_carries_them_out(name, arithmetic_back
     class ReachedError(Exception):
         pass
 
-    def score(prepared, *arguments, refit_kept, **settings):
-        raise ReachedError(refit_kept)
+    def score_all(importance, context):
+        raise ReachedError(context.refit_kept)
 
-    monkeypatch.setattr("depthcomp.runs.pipeline.score_choices", score)
+    monkeypatch.setattr(CalibratedImportance, "score_all", score_all)
     with pytest.raises(ReachedError, match=str(METHODS[name].fits)):
         compress_depth(tiny_net(), "80%", data=images(), method=name, backend=arithmetic_backend())
 

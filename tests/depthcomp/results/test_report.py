@@ -9,7 +9,7 @@ import matplotlib
 import pytest
 from made_result import make_result
 
-from depthcomp.importance.config import KIM23
+from depthcomp.importance.finetuned_importance import KIM23
 from depthcomp.importance.table import ImportanceTable
 from depthcomp.preparation import Refusal
 from depthcomp.results.findings import FrontierPoint, SpanRecord
@@ -98,7 +98,7 @@ def test_missed_budget_is_said(tmp_path):
 def test_spans_stand_in_plan_order_with_totals(tmp_path):
     merged, fitted, total = rows_after(page_of(make_result(), tmp_path), "Span")[:3]
     assert merged == [
-        "stem_act → features_1_project_bn",
+        "features.1",
         "merged 5x5",
         "3",
         "1.750",
@@ -106,15 +106,24 @@ def test_spans_stand_in_plan_order_with_totals(tmp_path):
         "1.479",
         "0.03",
     ]
-    assert fitted == ["features_2_add → features_4_add", "fitted 3x3", "6", "2.500", "0.900", "1.600", "0.28"]
+    assert fitted == ["features.3 to features.4", "fitted 3x3", "6", "2.500", "0.900", "1.600", "0.28"]
     assert total == ["Total of 2 spans", "9", "4.250", "1.171", "3.079", "0.31"]
 
 
-def test_refusals_are_grouped_by_reason_whatever_node_causes_them(tmp_path):
-    text = page_of(make_result(), tmp_path).text
-    assert "2 spans: a max-pool is not affine" in text
-    assert "a → b (at pool_1)" in text
-    assert "1 span: it shares its weights" in text
+def test_refusals_are_grouped_by_reason_whatever_module_causes_them(tmp_path):
+    page = page_of(make_result(), tmp_path)
+    assert "2 spans: a max-pool is not affine stem.1 to pools.0 (at pools.0) pools.1 1 span" in page.text
+    assert "1 span: it shares its weights with another part of the network twins.1" in page.text
+
+
+def test_spans_are_told_by_modules_and_not_by_nodes(tmp_path):
+    result = make_result()
+    page = page_of(result, tmp_path)
+    told = [span.modules for span in (*result.spans, *result.refusals)]
+    assert [modules for modules in told if modules not in page.text] == []
+    places = (*result.plan, *result.refusals)
+    nodes = {name for place in places for name in (place.entry, place.exit)}
+    assert [name for name in nodes if name in (tmp_path / "report.html").read_text(encoding="utf-8")] == []
 
 
 def test_provenance_and_loading(tmp_path):
@@ -200,8 +209,8 @@ def test_no_markup_comes_through_from_names_warnings_or_device(tmp_path):
     here = replace(make_result().environment, device=ATTACK, backend=ATTACK)
     result = make_result(
         plan=Plan((choice,)),
-        spans=(SpanRecord(choice, 1, 1.0, 0.0, 0.1),),
-        refusals=(Refusal(ATTACK, ATTACK, ATTACK),),
+        spans=(SpanRecord(choice, ATTACK, 1, 1.0, 0.0, 0.1),),
+        refusals=(Refusal("a", "b", f"{ATTACK} to b", ATTACK, ATTACK),),
         warnings=(ATTACK,),
         environment=here,
         seconds={ATTACK: 1.0},

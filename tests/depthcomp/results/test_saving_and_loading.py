@@ -10,7 +10,7 @@ from torch import fx, nn
 from depthcomp import load
 from depthcomp.budget import Budget
 from depthcomp.errors import ArtifactError
-from depthcomp.importance.config import KIM23
+from depthcomp.importance.finetuned_importance import KIM23
 from depthcomp.importance.table import ImportanceTable
 from depthcomp.preparation import Refusal
 from depthcomp.results.findings import FrontierPoint, SpanRecord

@@ -3,7 +3,7 @@
 from tiny_network import EXAMPLE, images, tiny_net
 
 from depthcomp.budget import Budget
-from depthcomp.importance.config import PRESETS
+from depthcomp.importance.registry import PRESETS
 from depthcomp.preparation import prepare
 from depthcomp.runs.resume import settings_hash
 

@@ -15,7 +15,8 @@ from depthcomp.importance.calibrated import calibrated
 from depthcomp.latency.pricing import Pricing
 from depthcomp.latency.timing import LatencyPredictor, NetworkTimer
 from depthcomp.preparation import OFFERED
-from depthcomp.search.search import Option, Search
+from depthcomp.search.plans import Option
+from depthcomp.search.search import Search
 from fx_passes import Plan, capture, enumerate_spans, structure_tree
 from fx_passes.merge import fold_batch_norms
 from latency_tables import Timing, fit_affine

@@ -3,10 +3,10 @@
 import torch
 from torch import nn
 
-__all__ = ["TwoReaders"]
+__all__ = ["TwoConsumers"]
 
 
-class TwoReaders(nn.Module):
+class TwoConsumers(nn.Module):
     """A chain whose end is read by both summands of a sum."""
 
     def __init__(self):

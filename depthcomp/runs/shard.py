@@ -1,4 +1,4 @@
-"""A part of the scores of an importance: many processes or machines share the work.
+"""Shard of the scores of an importance: many processes or machines share the work.
 
     score_shard(model, "0/4", "scores", table="desktop.json", data=loader)    # and 1/4, 2/4, 3/4
     compress_depth(model, "70%", table="desktop.json", data=loader, output_dir="scores")
@@ -17,15 +17,13 @@ from torch import Tensor, nn
 from depthcomp.data.batches import Data
 from depthcomp.errors import DepthCompError, TableError
 from depthcomp.files import require_writable
-from depthcomp.importance.calibrated import score_part
-from depthcomp.importance.config import CalibratedImportance
-from depthcomp.importance.scoring import Importance, fit_memory, journal_of, most_images, parse_importance
-from depthcomp.importance.table import ImportanceTable
-from depthcomp.importance.trained import entries_of, finetuned
-from depthcomp.latency.pricing import Candidate
-from depthcomp.methods.candidates import operators_of, worthwhile
-from depthcomp.preparation import Prepared, measurable, prepare
+from depthcomp.importance.registry import PRESETS
+from depthcomp.importance.scoring import ImportanceLike
+from depthcomp.methods.candidates import PricedCandidates, operators_of, worthwhile
+from depthcomp.methods.registry import METHODS
+from depthcomp.preparation import Prepared
 from depthcomp.progress import Progress, silent
+from depthcomp.runs.task import CompressionTask
 from latency_tables import LatencyTable
 from latency_tables.fleet.work import Shard
 
@@ -38,7 +36,8 @@ def score_shard(
     output_dir: str | os.PathLike[str],
     *,
     table: LatencyTable | str | os.PathLike[str],
-    importance: Importance = "calibrated",
+    method: str = "depthcomp",
+    importance: ImportanceLike = "calibrated",
     example_inputs: Tensor | Sequence[Tensor] | None = None,
     data: Data | None = None,
     val_data: Data | None = None,
@@ -61,7 +60,8 @@ def score_shard(
         shard: which part, INDEX/COUNT, counted from 0.
         output_dir: the folder that `compress_depth` will be given.
         table: a complete latency table, which decides what is worth scoring; nothing is measured.
-        importance: "calibrated", "kim23", "layermerge", or settings of either kind.
+        method: as for `compress_depth`; it decides which choices there are.
+        importance: how losses are found; not a table of scores.
         example_inputs: as for `compress_depth`, like the following.
         data: calibration images.
         val_data: images to score on.
@@ -70,39 +70,41 @@ def score_shard(
 
     Raises:
         TableError: there is no such shard, the table lacks an operator, or a file cannot be read or written.
-        DepthCompError: the importance is a table of scores, of which nothing is left to share.
+        DepthCompError: the method needs no losses, or the importance is a table of scores: nothing is left to share.
         CaptureError, DataError: as `compress_depth`.
     """
-    method, part = parse_importance(importance), shard if isinstance(shard, Shard) else Shard.parse(shard)
-    if isinstance(method, ImportanceTable):
-        raise DepthCompError(
-            f"importance (={importance!r}) is a table of scores, of which nothing is left to share; give 'calibrated', "
-            "'kim23', 'layermerge' or settings"
-        )
+    task = CompressionTask.of(
+        model, method, importance, example_inputs=example_inputs, data=data, val_data=val_data, seed=seed
+    )
+    part = shard if isinstance(shard, Shard) else Shard.parse(shard)
+    _require_shareable(task, importance)
     known = table if isinstance(table, LatencyTable) else LatencyTable.load(table)
     folder = require_writable(output_dir)
-    prepared = measurable(
-        prepare(model, example_inputs, data, val_data, seed, most=most_images(method)), known.failures
-    )  # fmt: skip
-    candidates, _ = fit_memory(prepared, method).fitting(_worthwhile(prepared, known))
-    refit_kept = data is not None
-    journal = journal_of(prepared, candidates, method, folder, seed, refit_kept=refit_kept)
-    if isinstance(method, CalibratedImportance):
-        memory = fit_memory(prepared, method)
-        return score_part(
-            prepared.network, candidates, prepared.calibration, journal, part,
-            refit_kept=refit_kept, seed=seed, progress=progress, memory=memory,
-        )  # fmt: skip
-    entries = sorted(entries_of(prepared.captured, candidates, method))[part.index :: part.count]
-    finetuned(
-        prepared.captured, candidates, prepared.calibration, method, journal,
-        entries=entries, seed=seed, progress=progress,
-    )  # fmt: skip
-    return len(entries)
+    prepared = task.prepared(known.failures)
+    context = task.scoring(prepared, _worthwhile(prepared, known), folder=folder, progress=progress)
+    return task.importance.score_part(context, part)
 
 
-def _worthwhile(prepared: Prepared, table: LatencyTable) -> list[Candidate]:
-    """Return the choices that `compress_depth` would score by a table."""
+def _require_shareable(task: CompressionTask, importance: ImportanceLike) -> None:
+    if not task.method.scored:
+        scored = ", ".join(name for name, method in METHODS.items() if method.scored)
+        raise DepthCompError(
+            f"method (={task.method.name!r}) needs no losses of choices, so there is nothing to share; give one of "
+            f"{scored}"
+        )
+    if task.importance.unshareable:
+        raise DepthCompError(
+            f"importance (={importance!r}) {task.importance.unshareable}; give one of {', '.join(map(repr, PRESETS))}, "
+            "or settings"
+        )
+
+
+def _worthwhile(prepared: Prepared, table: LatencyTable) -> PricedCandidates:
+    """Return the choices that `compress_depth` would score by a table.
+
+    Raises:
+        TableError: the table lacks an operator.
+    """
     needed = operators_of(prepared)
     missing = sorted(signature.key for signature in needed if signature not in table)
     if missing:
@@ -110,4 +112,4 @@ def _worthwhile(prepared: Prepared, table: LatencyTable) -> list[Candidate]:
             f"the latency table lacks {len(missing)} of {len(needed)} operators, such as {missing[0]!r}, and shards "
             "measure none; add them first, with `depthcomp tables plan` and `depthcomp tables run`"
         )
-    return worthwhile(prepared, table).candidates
+    return worthwhile(prepared, table)

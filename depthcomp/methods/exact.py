@@ -1,0 +1,12 @@
+"""Default method: fits, merges and drops, chosen by an exact solver."""
+
+from __future__ import annotations
+
+from depthcomp.methods.method import Method
+from depthcomp.methods.registry import METHODS
+from depthcomp.preparation import OFFERED
+
+METHODS.register(
+    "depthcomp",
+    Method("depthcomp", "fits, merges and drops, exact frontier, plans refitted", OFFERED, fits=True),
+)

@@ -1,0 +1,24 @@
+"""Method of Kim et al., ICML 2023 (arXiv 2301.12187).
+
+Activations become identity, and the convolutions between two kept activations merge exactly. An exact two-stage
+programme chooses by latency and importance. The end of a merge may get an activation where it had none.
+
+Deviations: no merge loses the activation at its end. Spans are bounded as for all methods. The measured search takes
+the place of rounding the table to a grid.
+"""
+
+from __future__ import annotations
+
+from depthcomp.methods.method import Method
+from depthcomp.methods.registry import METHODS
+from fx_passes import SpanLimits
+
+METHODS.register(
+    "kim23",
+    Method(
+        "kim23",
+        "exact merges, ends original or inserted, exact frontier",
+        SpanLimits(layer_pruning=False, other_ends=("inserted",), kinds=("merge",)),
+        importance="kim23",
+    ),
+)

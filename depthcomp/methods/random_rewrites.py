@@ -1,0 +1,37 @@
+"""Baseline method: random rewrites until the budget holds, without any importance."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from depthcomp.methods.baselines import Materials, Rewrites, disjoint, growing
+from depthcomp.methods.method import Method
+from depthcomp.methods.registry import METHODS
+from depthcomp.preparation import OFFERED
+
+__all__ = ["at_random"]
+
+WALKS = 30  # random orders; their plans lie close enough together to come near any budget
+
+
+def at_random(materials: Materials) -> Iterator[Rewrites]:
+    """Yield plans that grow by one random rewrite after the other until no room is left, many times over."""
+    rng = np.random.default_rng(materials.seed)
+    for _ in range(WALKS):
+        order = rng.permutation(len(materials.candidates))
+        yield from growing(disjoint(materials.candidates[index] for index in order))
+
+
+METHODS.register(
+    "random",
+    Method(
+        "random",
+        "random rewrites until the budget holds, refitted",
+        OFFERED,
+        draw=at_random,
+        scored=False,
+        fits=True,
+    ),
+)

@@ -1,0 +1,101 @@
+"""Task of a compression: the model, its images, the method and the importance, prepared alike for all who share it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from depthcomp.data.batches import Data
+from depthcomp.errors import DepthCompError
+from depthcomp.importance.context import ScoringContext
+from depthcomp.importance.protocol import Importance
+from depthcomp.importance.scoring import ImportanceLike, parse_importance, scoring_context
+from depthcomp.importance.unscored import Unscored
+from depthcomp.methods.candidates import PricedCandidates
+from depthcomp.methods.method import Method
+from depthcomp.methods.registry import find_method
+from depthcomp.preparation import Prepared, measurable, prepare
+from depthcomp.progress import Progress
+
+__all__ = ["CompressionTask"]
+
+
+@dataclass(frozen=True, slots=True)
+class CompressionTask:
+    """What `compress_depth` and the shards of its scores agree on.
+
+    Attributes:
+        model: a trained CNN; it is not changed.
+        method: how the plan is chosen.
+        importance: how the losses of choices are found.
+        example_inputs: a batch of images; None to take one from the data or guess.
+        data: calibration images; None for synthetic ones.
+        val_data: images to judge on; None to let the calibration images take turns.
+        seed: of everything random.
+    """
+
+    model: nn.Module
+    method: Method
+    importance: Importance
+    example_inputs: Tensor | Sequence[Tensor] | None
+    data: Data | None
+    val_data: Data | None
+    seed: int
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        method: str,
+        importance: ImportanceLike,
+        *,
+        example_inputs: Tensor | Sequence[Tensor] | None = None,
+        data: Data | None = None,
+        val_data: Data | None = None,
+        seed: int = 0,
+    ) -> CompressionTask:
+        """Return the task that a user's arguments stand for.
+
+        Raises:
+            DepthCompError: the method or the importance is unknown, or the seed is no such number.
+            TableError: the file of an importance cannot be read.
+        """
+        chosen = find_method(method)
+        if type(seed) is not int or not 0 <= seed < 2**63:
+            raise DepthCompError(f"seed (={seed!r}) must be a whole number, 0 or more")
+        known = parse_importance(importance)
+        return cls(model, chosen, known if chosen.scored else Unscored(), example_inputs, data, val_data, seed)
+
+    @property
+    def refit_kept(self) -> bool:
+        """Whether kept convolutions behind a change are refitted, too; never on images that are none."""
+        return self.data is not None and self.method.fits
+
+    def prepared(self, failures: Mapping[str, str]) -> Prepared:
+        """Return the captured model, its images, and the rewrites that the method may take.
+
+        Args:
+            failures: why an operator could not be measured, by its key; rewrites to such operators are refused.
+
+        Raises:
+            CaptureError, DataError: as `compress_depth`.
+            TableError: the network itself has an operator that could not be measured.
+        """
+        found = prepare(
+            self.model, self.example_inputs, self.data, self.val_data, self.seed,
+            most=self.importance.most_images, limits=self.method.limits,
+        )  # fmt: skip
+        found = measurable(found, failures)
+        return replace(found, candidates=self.method.candidates(found.network, found.candidates))
+
+    def scoring(
+        self, prepared: Prepared, priced: PricedCandidates, *, folder: Path | None, progress: Progress
+    ) -> ScoringContext:
+        """Return what the importance scores: the choices that save time by a table, and the journal's folder."""
+        return scoring_context(
+            prepared, priced.candidates, priced.savings_ms, self.importance,
+            refit_kept=self.refit_kept, folder=folder, seed=self.seed, progress=progress,
+        )  # fmt: skip
