@@ -17,7 +17,8 @@ __all__ = ["GraphFacts"]
 class GraphFacts:
     """The nodes of a graph by name, their order, roles, layers and shapes.
 
-    Names stay valid while nodes are redirected; roles, which are computed when they are first asked for, do not.
+    Names stay valid while nodes are redirected; roles and layers, which are computed when they are first asked for, do
+    not.
 
     Args:
         gm: the graph; it is not changed.
@@ -48,7 +49,11 @@ class GraphFacts:
 
     def layer(self, name: str) -> nn.Module | None:
         """Return the layer of a known kind that a node calls, or None."""
-        return known_layer(self.gm, self.nodes[name])
+        return self._layers[name]
+
+    @cached_property
+    def _layers(self) -> dict[str, nn.Module | None]:
+        return {name: known_layer(self.gm, node) for name, node in self.nodes.items()}
 
     def shape(self, name: str) -> tuple[int, int, int, int] | None:
         """Return the shape (n, c, h, w) of the images at a node, or None where there are none."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from torch import fx, nn
 
@@ -19,7 +20,7 @@ from fx_passes.structure import Level
 __all__ = ["Piece", "Span", "macs_of"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Piece:
     """The part of a graph between two tensors, which collapses into one convolution.
 
@@ -43,7 +44,7 @@ class Piece:
     prunings: Prunings | None
     graph: GraphFacts = field(repr=False, compare=False)
 
-    @property
+    @cached_property
     def inner(self) -> tuple[str, ...]:
         """Names of the nodes up to the pre-activation."""
         if self.pre_activation not in self.nodes:
@@ -55,19 +56,19 @@ class Piece:
         """The nodes up to the pre-activation."""
         return [self.graph.nodes[name] for name in self.inner]
 
-    @property
+    @cached_property
     def macs(self) -> int:
         """Multiply-adds of its convolutions as they are, for the whole batch."""
         return macs_of(self.graph, self.nodes)
 
-    @property
+    @cached_property
     def layers(self) -> int:
         """How many operators a runtime computes one after another; norms behind a convolution cost nothing."""
         modules = [self.graph.layer(name) for name in self.nodes]
         folded = sum(_follows_convolution(self.graph, name) for name in self.nodes)
         return sum(isinstance(module, (nn.Conv2d, nn.AvgPool2d, *NORMS)) for module in modules) - folded
 
-    @property
+    @cached_property
     def joins(self) -> bool:
         """Whether one of its nodes makes one tensor out of several."""
         return any(_joins(self.graph, name) for name in self.nodes)

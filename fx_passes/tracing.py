@@ -156,7 +156,7 @@ class ConcreteShapeTracer(SymbolicTracer):
             return next(self._inputs, args[0] if args else None)
         if op == "get_attr":
             return _fetch(self.root, target)
-        if node.op == "call_module":
+        if op == "call_module":
             return self._evaluate_module(self.root.get_submodule(target), args, kwargs)
         if op == "call_method":
             return getattr(args[0], target)(*args[1:], **kwargs)

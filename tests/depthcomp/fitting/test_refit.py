@@ -11,6 +11,7 @@ from depthcomp.data.calibration import Layout, cross_validated, separate
 from depthcomp.fitting import leaning, ridge
 from depthcomp.fitting.candidates import fit_candidates, whole_states
 from depthcomp.fitting.divergence import divergence
+from depthcomp.fitting.execution import Tail
 from depthcomp.fitting.memory import FitMemory
 from depthcomp.fitting.refit import Refitter
 from depthcomp.fitting.ridge import RidgeSystem, design_of, sample_positions, starting_point
@@ -27,11 +28,9 @@ from fx_passes import (
     solved_without_norm,
 )
 from fx_passes.affine import from_conv
-from fx_passes.ends import pre_activation_of
 from fx_passes.facts import GraphFacts
 from fx_passes.kinds import kind_of
-from fx_passes.operators import Role, role
-from fx_passes.slot_layers import load_operator
+from fx_passes.slot_layers import load_operator, operator_at
 
 
 class Forked(nn.Module):
@@ -111,6 +110,10 @@ def slots(network, plan):
     return sorted(found, key=lambda slot: network.order[slot.node])
 
 
+def same(one, other):
+    return torch.equal(one.weight, other.weight) and torch.equal(one.bias, other.bias)
+
+
 def largest_difference(one, other):
     pairs = [(getattr(a, p), getattr(b, p)) for a, b in zip(one, other, strict=True) for p in ("weight", "bias")]
     return max(float((a - b).abs().max()) for a, b in pairs)
@@ -168,6 +171,53 @@ def test_a_lone_refit_is_the_fit_that_was_scored(network, candidates, calibratio
         for fold in calibration.judges:
             found = operators(refitter.carry_out(Plan((choice,)), unseen=fold).linearized, Plan((choice,)))
             assert largest_difference(found, [*scored[choice][fold].values()]) < 1e-8, choice
+
+
+@pytest.fixture(scope="module")
+def other_ends(network):
+    """Fits with an activation inserted behind them, or with the original one removed."""
+    limits = SpanLimits(layer_pruning=False, skips_pixels=False, kinds=("fit",))
+    found = [c for c in Pricing(network).candidates(enumerate_spans(network, limits)) if c.choice.end != "original"]
+    assert {c.choice.end for c in found} == {"inserted", "none"}
+    return found
+
+
+def test_another_end_changes_what_follows_a_fit_and_not_the_fit(network, calibration, other_ends):
+    refitter, x = Refitter(network, calibration), images(2, seed=9)
+    for candidate in other_ends[::3]:
+        choice = candidate.choice
+        original = refitter.carry_out(Plan((replace(choice, end="original"),)), unseen=1)
+        found = refitter.carry_out(Plan((choice,)), unseen=1)
+        ((name, operator),) = found.solved.items()
+        assert same(operator, original.solved[name]), choice
+        computed = operator(value_at(network.gm, x, choice.entry))
+        wanted = computed.relu() if choice.end == "inserted" else computed
+        assert (computed < 0).any()  # or nobody could tell the ends apart
+        assert torch.allclose(value_at(found.linearized, x, choice.exit), wanted, atol=1e-9), choice
+        with torch.no_grad():
+            merged = merge(found.linearized, Plan((choice,)))(x)
+        assert torch.allclose(merged, Tail(network.gm, x).rerun(choice.exit, wanted), atol=1e-9), choice
+
+
+@pytest.mark.usefixtures("one_strength")
+def test_a_lone_refit_with_another_end_is_the_fit_that_was_scored(network, calibration, other_ends):
+    scored = fit_candidates(network, other_ends, calibration, seed=0)
+    refitter = Refitter(network, calibration)
+    for candidate in other_ends[::3]:
+        plan = Plan((candidate.choice,))
+        for fold in calibration.judges:
+            found = operators(refitter.carry_out(plan, unseen=fold).linearized, plan)
+            assert largest_difference(found, [*scored[candidate.choice][fold].values()]) < 1e-8, candidate.choice
+
+
+def test_solved_are_the_operators_that_stand_in_the_graph(network, calibration, in_a_row):
+    """Those of new and of kept layers alike."""
+    for kept, names in (("none", []), ("nearest", ["head"])):
+        refit = Refitter(network, calibration).carry_out(in_a_row, kept=kept)
+        graph = GraphFacts(refit.linearized)
+        assert list(refit.solved) == [*(slot.node for slot in slots(network, in_a_row)), *names]
+        for name, operator in refit.solved.items():
+            assert same(operator_at(graph.gm, graph.nodes[name]), operator), name
 
 
 LITTLE = 0.15  # MiB: 28 unknowns, 4 patterns over 6 channels

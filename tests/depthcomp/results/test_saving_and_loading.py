@@ -58,8 +58,12 @@ def result_of(gm, x):
         rank_correlation=None,
         original_depth=3,
         depth=1,
-        spans=(SpanRecord(plan.choices[0], 2, 1.5, 0.5, 0.1),),
-        refusals=(Refusal("a", "b", "because"), Refusal("b", "c", "because"), Refusal("a", "c", "other")),
+        spans=(SpanRecord(plan.choices[0], "the whole network", 2, 1.5, 0.5, 0.1),),
+        refusals=(
+            Refusal("a", "b", "0.one", "because", "0.one.pool"),
+            Refusal("b", "c", "0.two to 1", "because"),
+            Refusal("a", "c", "0 to 1", "other"),
+        ),
         warnings=("careful",),
         environment=environment,
         table=LatencyTable(environment, method, {}, {}, Calibration(0.1, 0.9, 0.05, 3)),
@@ -112,9 +116,25 @@ def test_the_numbers_of_a_result():
         {"predicted_ms": 1.0, "loss": 0.5, "plan": [0]},
         {"predicted_ms": 2.0, "loss": 0.0, "plan": []},
     ]
-    assert [choice["exit"] for choice in content["frontier_choices"]] == ["_1"]
-    assert content["refusals"][0]["count"] == 2
-    assert content["spans"][0]["kernel"] == [3, 3]
+    merge = {"kind": "merge", "entry": "x", "exit": "_1", "kernel": [3, 3], "end": "original", "pruned": []}
+    assert content["frontier_choices"] == [merge]
+    assert content["refusals"] == [
+        {
+            "reason": "because",
+            "count": 2,
+            "spans": [
+                {"entry": "a", "exit": "b", "modules": "0.one", "at": "0.one.pool"},
+                {"entry": "b", "exit": "c", "modules": "0.two to 1", "at": ""},
+            ],
+        },
+        {
+            "reason": "other",
+            "count": 1,
+            "spans": [{"entry": "a", "exit": "c", "modules": "0 to 1", "at": ""}],
+        },
+    ]
+    numbers = {"convolutions": 2, "kept_ms": 1.5, "new_ms": 0.5, "loss": 0.1}
+    assert content["spans"] == [{"choice": merge, "modules": "the whole network", **numbers}]
     assert content["example_inputs"] == [{"shape": [1, 3, 5, 7], "dtype": "float32"}]
     assert content["method"] == "layermerge"
     assert (content["importance"]["kind"], content["importance"]["method"]) == ("kim23", "finetuned")
@@ -158,7 +178,9 @@ def changed(**fields):
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
-        (changed(schema_version=1), "schema version 1, but this depthcomp reads version 2; compress the model anew"),
+        (changed(schema_version=1), "schema version 1, but this depthcomp reads version .*; compress the model anew"),
+        (changed(schema_version=4), "schema version 4, but this depthcomp reads version .*; compress the model anew"),
+        (changed(schema_version=2), "is not a result of an earlier version; compress the model anew"),
         (changed(method=3), "is not a result: method: Input should be a valid string"),
         (changed(surprise=3), "is not a result: surprise: Extra inputs"),
         (changed(frontier=[{"predicted_ms": 1.0, "loss": 0.5, "plan": [7]}]), "tells no choice number 7"),
