@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from depthcomp.budget import Budget
 from depthcomp.data.batches import Data
 from depthcomp.errors import DepthCompError, TrainingError
-from depthcomp.files import require_writable
 from depthcomp.importance.scoring import Importance, most_images, parse_importance
 from depthcomp.importance.table import ImportanceTable
 from depthcomp.methods import find_method
@@ -26,6 +25,7 @@ from depthcomp.timing import NetworkTimer
 from depthcomp.training.config import FinetuneConfig
 from depthcomp.training.finetune import rehearse
 from depthcomp.tuned_result import CHECKPOINTS, completed, require_tunable, trained
+from depthcomp_files import require_writable_folder as require_writable
 from latency_tables import AnyBackend, LatencyTable, as_backend
 
 __all__ = ["compress_depth"]

@@ -9,7 +9,6 @@ from pathlib import Path
 from depthcomp.budget import Budget
 from depthcomp.data.calibration import calibration_hash
 from depthcomp.errors import DepthCompError
-from depthcomp.files import write_atomically
 from depthcomp.fingerprint import fingerprint, network_hash
 from depthcomp.importance.config import ImportanceConfig
 from depthcomp.importance.scoring import ALGORITHM
@@ -20,6 +19,7 @@ from depthcomp.results.result import CompressionResult
 from depthcomp.results.saving import TRAINABLE
 from depthcomp.results.stored_network import save_network
 from depthcomp.tuned_result import CHECKPOINTS, UNFINISHED
+from depthcomp_files import write_atomically
 from latency_tables import Environment
 
 __all__ = ["SavedCompression", "settings_hash"]

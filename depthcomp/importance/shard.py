@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from depthcomp.data.batches import Data
 from depthcomp.errors import DepthCompError, TableError
-from depthcomp.files import require_writable
 from depthcomp.importance.calibrated import score_part
 from depthcomp.importance.config import CalibratedImportance
 from depthcomp.importance.scoring import Importance, fit_memory, journal_of, most_images, parse_importance
@@ -26,6 +25,7 @@ from depthcomp.offer import operators_of, worthwhile
 from depthcomp.preparation import Prepared, measurable, prepare
 from depthcomp.pricing import Candidate
 from depthcomp.progress import Progress, silent
+from depthcomp_files import require_writable_folder as require_writable
 from latency_tables import LatencyTable
 from latency_tables.fleet.work import Shard
 

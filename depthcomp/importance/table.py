@@ -16,8 +16,8 @@ from pydantic import BaseModel, ConfigDict
 
 from depthcomp.errors import PlanError, TableError
 from depthcomp.importance.config import PRESETS
+from depthcomp_files import JsonFormat
 from fx_passes import Plan, SpanChoice
-from latency_tables.json_file import JsonFormat
 
 __all__ = ["ImportanceTable"]
 
@@ -55,6 +55,7 @@ _FORMAT = JsonFormat(
     version_field="version",
     version=1,
     remedy="score the choices anew with compress_depth(..., output_dir=...)",
+    error=TableError,
 )
 
 

@@ -21,8 +21,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 from torch import Tensor, fx, nn
 
+from depthcomp_files import first_fault
 from fx_passes.channel_affine import ChannelAffine
-from latency_tables.json_file import first_fault
 
 __all__ = [
     "SCHEMA_VERSION",

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from depthcomp.errors import ArtifactError
 from depthcomp.training.finetune import FinetuneRecord
+from depthcomp_files import JsonFormat
 from fx_passes import SpanChoice
 from latency_tables import Calibration, Environment, Timing
-from latency_tables.json_file import JsonFormat
 
 if TYPE_CHECKING:
     from depthcomp.importance.table import ImportanceTable
