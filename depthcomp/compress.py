@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from depthcomp.budget import Budget
 from depthcomp.data.batches import Data
 from depthcomp.errors import DepthCompError, TrainingError
-from depthcomp.files import require_writable
 from depthcomp.importance.scoring import ImportanceLike
 from depthcomp.latency.table_store import TableStore
 from depthcomp.latency.timing import NetworkTimer
@@ -23,6 +22,7 @@ from depthcomp.runs.tuned_result import CHECKPOINTS, completed, require_tunable,
 from depthcomp.training.config import FinetuneConfig
 from depthcomp.training.finetune import rehearse
 from depthcomp.warning import warn_caller
+from depthcomp_files import require_writable_folder
 from latency_tables import AnyBackend, LatencyTable, as_backend
 
 __all__ = ["compress_depth"]
@@ -103,7 +103,7 @@ def compress_depth(
     _require_supported(precision)
     require_tunable(finetune, data, val_data)
     runtime = as_backend(backend)
-    folder = None if output_dir is None else require_writable(output_dir)
+    folder = None if output_dir is None else require_writable_folder(output_dir)
     store, stages = TableStore.open(table, runtime.environment(), folder), Stages(progress)
     with stages("capturing"):
         prepared = task.prepared(store.failures)

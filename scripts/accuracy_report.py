@@ -9,9 +9,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from filelock import FileLock
-
-from depthcomp.files import write_atomically
+from depthcomp_files import locked, write_atomically
 
 __all__ = ["Results", "changed", "plot", "read", "summary", "table", "write"]
 
@@ -37,7 +35,7 @@ def write(path: Path, results: Results) -> None:
 @contextmanager
 def changed(path: Path) -> Iterator[Results]:
     """Let a caller change the results, which are then written; processes that share a file take turns."""
-    with FileLock(f"{path}.lock"):
+    with locked(path, "results"):
         results = read(path)
         yield results
         write(path, results)

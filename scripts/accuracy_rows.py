@@ -24,11 +24,11 @@ from torch import Tensor, fx, nn
 from depthcomp import Budget, compress_depth
 from depthcomp.errors import BudgetInfeasibleError
 from depthcomp.export.onnx_model import to_onnx
-from depthcomp.files import write_atomically
 from depthcomp.methods.registry import METHODS
 from depthcomp.results.result import CompressionResult
 from depthcomp.training.finetune import FinetuneConfig, finetune
 from depthcomp.training.plan import finetune_plan
+from depthcomp_files import write_atomically
 from fx_passes import capture, fold_batch_norms, merge
 from latency_tables import AnyBackend
 

@@ -37,6 +37,8 @@ import torchvision
 from zoo_check import Record, check
 from zoo_nets import Net, timm_nets, torchvision_nets
 
+from depthcomp_files import write_atomically
+
 ROOT = Path(__file__).parents[1]
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 _FORK = multiprocessing.get_context("fork")  # the libraries are imported once
@@ -128,13 +130,11 @@ class Results:
         self.write()
 
     def write(self) -> None:
-        """Replace the file in one step, so that no reader or kill ever meets half of it."""
+        """Replace the file."""
         order = {f"{net['library']}:{net['name']}": i for i, net in enumerate(self.content["nets"])}
         self.content["records"] = sorted(self.records.values(), key=lambda record: order[record["key"]])
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text(_dump(self.content))
-        os.replace(temporary, self.path)
+        write_atomically(self.path, _dump(self.content).encode())
 
 
 def _dump(content: dict[str, Any]) -> str:

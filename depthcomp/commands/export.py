@@ -11,12 +11,11 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from depthcomp.errors import ArtifactError, EngineError
+from depthcomp.errors import EngineError
 from depthcomp.export.precision import PRECISIONS, onnx_in_precision
-from depthcomp.files import write_atomically
 from depthcomp.results.loading import saved_inputs
 from depthcomp.results.stored_network import load
-from latency_tables.writable_file import require_writable_file
+from depthcomp_files import require_writable_file, write_atomically
 
 __all__ = ["Request", "run"]
 
@@ -98,9 +97,7 @@ def run(request: Request) -> list[str]:
         BackendUnavailableError: TensorRT needs a GPU to build, and there is none.
     """
     network = load(request.directory)
-    require_writable_file(
-        request.out, "exported network", _ELSEWHERE, ArtifactError
-    )  # before a build that takes minutes
+    require_writable_file(request.out, "exported network", _ELSEWHERE)  # before a build that takes minutes
     example = saved_inputs(request.directory)
     data = _images(request.data, network, example)
     with redirect_stdout(sys.stderr):  # stdout carries the result alone

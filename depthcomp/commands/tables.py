@@ -67,10 +67,10 @@ def plan(
 ) -> None:
     """List the operators that compressions of these models need; nothing is measured and no device is used."""
     with reported_errors():
+        from depthcomp_files import require_writable_file
         from latency_tables.fleet.work import Work
-        from latency_tables.writable_file import require_writable_file
 
-        require_writable_file(out, "work file", "choose another")
+        require_writable_file(out, "work file", "choose another", error=TableError)
         work = Work({})
         for spec in models:
             for size in batch:
@@ -153,13 +153,13 @@ def merge(
 ) -> None:
     """Make one table of several; of two entries the steady one is kept, then the faster one."""
     with reported_errors():
+        from depthcomp_files import locked
         from latency_tables import LatencyTable
-        from latency_tables.locking import locked
         from latency_tables.tables.merge_tables import merge_tables
         from latency_tables.tables.table_file import require_writable_table
 
         require_writable_table(out)
-        with locked(out, "latency table"):
+        with locked(out, "latency table", error=TableError):
             several = dict.fromkeys([*paths, *([out] if out.exists() else [])])
             merged = merge_tables({str(path): LatencyTable.load(path) for path in several})
             merged.table.save(out)

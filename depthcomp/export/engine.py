@@ -17,8 +17,8 @@ from depthcomp.data.batches import calibration_batches
 from depthcomp.errors import EngineError
 from depthcomp.export.onnx_model import relative_error
 from depthcomp.export.precision import onnx_in_precision, random_inputs
-from depthcomp.files import write_atomically
 from depthcomp.progress import Progress, silent
+from depthcomp_files import write_atomically
 
 if TYPE_CHECKING:
     from latency_tables.backends.tensorrt import Engine

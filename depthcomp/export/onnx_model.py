@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from depthcomp.errors import ArtifactError
-from depthcomp.files import write_atomically
+from depthcomp_files import write_atomically
 
 __all__ = ["BATCH", "OPSET_VERSION", "export_onnx", "relative_error", "require_sound", "to_onnx"]
 

@@ -19,11 +19,11 @@ from depthcomp.fitting.memory import MEMORY_MIB
 from depthcomp.importance.context import ScoringContext
 from depthcomp.importance.journal import ScoreJournal
 from depthcomp.importance.settings import Settings
+from depthcomp_files import JsonFormat
 from fx_passes import SpanChoice
 from fx_passes.kinds import decode_choice, encode_choice
 from fx_passes.kinds.codec import from_version_1
 from latency_tables.fleet.work import Shard
-from latency_tables.json_file import JsonFormat
 
 __all__ = ["NO_METHOD", "TABLE", "ImportanceTable", "Scored", "scored"]
 
@@ -69,6 +69,7 @@ _FORMAT = JsonFormat(
     version=2,
     remedy="score the choices anew with compress_depth(..., output_dir=...)",
     upgrades={1: _from_version_1},
+    error=TableError,
 )
 
 

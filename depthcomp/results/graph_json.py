@@ -22,8 +22,8 @@ from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 from torch import Tensor, fx, nn
 
 from depthcomp_errors.first_line import first_line
+from depthcomp_files import first_fault
 from fx_passes.channel_affine import ChannelAffine
-from latency_tables.json_file import first_fault
 
 __all__ = [
     "SCHEMA_VERSION",

@@ -36,7 +36,7 @@ def write_report(result: Findings, directory: Path) -> None:
     Raises:
         ArtifactError: the folder cannot be written.
     """
-    from depthcomp.files import write_atomically
+    from depthcomp_files import write_atomically
 
     svg = frontier_svg(result)
     page = _page(result, svg, directory.resolve().name)

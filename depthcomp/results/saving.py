@@ -7,10 +7,10 @@ from pathlib import Path
 
 from depthcomp.errors import ArtifactError, TableError
 from depthcomp.export.onnx_model import export_onnx
-from depthcomp.files import write_atomically, write_json
 from depthcomp.results.findings import Findings
 from depthcomp.results.stored_network import save_network
 from depthcomp.results.stored_numbers import result_json
+from depthcomp_files import write_atomically, write_json
 
 __all__ = ["save_result"]
 

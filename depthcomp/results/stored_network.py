@@ -21,12 +21,11 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from depthcomp.errors import ArtifactError
-from depthcomp.files import require_writable, write_atomically, write_json
 from depthcomp.results import graph_json
 from depthcomp.results.graph_json import StoredModule, StoredNetwork, StoredTensor
 from depthcomp_errors.first_line import first_line
+from depthcomp_files import JsonFormat, require_writable_folder, write_atomically, write_json
 from fx_passes.graph_edit import attach_attributes, preserved_attributes
-from latency_tables.json_file import JsonFormat
 
 __all__ = ["load", "load_network", "save_network"]
 
@@ -52,7 +51,7 @@ def save_network(
         ArtifactError: a node or a layer cannot be stored (it is named), the rebuilt network differs, or the
             folder cannot be written.
     """
-    folder = require_writable(directory)
+    folder = require_writable_folder(directory)
     try:
         stored, values = _encode(gm)
         rebuilt = _decode(stored, values)

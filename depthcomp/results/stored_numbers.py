@@ -14,11 +14,11 @@ from torch import Tensor
 from depthcomp.errors import ArtifactError
 from depthcomp.importance.registry import preset_name
 from depthcomp.training.finetune import FinetuneRecord
+from depthcomp_files import JsonFormat
 from fx_passes import SpanChoice
 from fx_passes.kinds import decode_choice, encode_choice
 from fx_passes.kinds.codec import from_version_1
 from latency_tables import Calibration, Environment, Timing
-from latency_tables.json_file import JsonFormat
 
 if TYPE_CHECKING:
     from depthcomp.importance.table import ImportanceTable

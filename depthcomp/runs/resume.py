@@ -8,7 +8,6 @@ from pathlib import Path
 from depthcomp.budget import Budget
 from depthcomp.data.calibration import calibration_hash
 from depthcomp.errors import DepthCompError
-from depthcomp.files import write_atomically
 from depthcomp.fingerprint import fingerprint, network_hash
 from depthcomp.importance.protocol import Importance
 from depthcomp.preparation import Prepared
@@ -18,6 +17,7 @@ from depthcomp.results.saving import TRAINABLE
 from depthcomp.results.stored_network import save_network
 from depthcomp.runs.tuned_result import CHECKPOINTS, UNFINISHED
 from depthcomp.warning import warn_caller
+from depthcomp_files import write_atomically
 from latency_tables import Environment
 
 __all__ = ["SavedCompression", "settings_hash"]

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from depthcomp.data.batches import Data
 from depthcomp.errors import DepthCompError, TableError
-from depthcomp.files import require_writable
 from depthcomp.importance.registry import PRESETS
 from depthcomp.importance.scoring import ImportanceLike
 from depthcomp.methods.candidates import PricedCandidates, operators_of, worthwhile
@@ -24,6 +23,7 @@ from depthcomp.methods.registry import METHODS
 from depthcomp.preparation import Prepared
 from depthcomp.progress import Progress, silent
 from depthcomp.runs.task import CompressionTask
+from depthcomp_files import require_writable_folder
 from latency_tables import LatencyTable
 from latency_tables.fleet.work import Shard
 
@@ -79,7 +79,7 @@ def score_shard(
     part = shard if isinstance(shard, Shard) else Shard.parse(shard)
     _require_shareable(task, importance)
     known = table if isinstance(table, LatencyTable) else LatencyTable.load(table)
-    folder = require_writable(output_dir)
+    folder = require_writable_folder(output_dir)
     prepared = task.prepared(known.failures)
     context = task.scoring(prepared, _worthwhile(prepared, known), folder=folder, progress=progress)
     return task.importance.score_part(context, part)

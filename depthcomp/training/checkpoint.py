@@ -19,8 +19,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from depthcomp.errors import ArtifactError
-from depthcomp.files import require_writable, write_atomically
-from latency_tables.json_file import first_fault
+from depthcomp_files import first_fault, require_writable_folder, write_atomically
 
 __all__ = ["BestSoFar", "Checkpoint", "CheckpointFolder", "optimizer_state", "restore_optimizer"]
 
@@ -108,7 +107,7 @@ class CheckpointFolder:
     """
 
     def __init__(self, folder: Path, *, writes: bool) -> None:
-        self.path = require_writable(folder) if writes else folder
+        self.path = require_writable_folder(folder) if writes else folder
         self._writes = writes
 
     def read(self) -> Checkpoint | None:

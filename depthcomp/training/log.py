@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import Any
 
 from depthcomp.errors import MissingPackageError
-from depthcomp.files import write_atomically
+from depthcomp_files import write_atomically
 
 __all__ = ["TrainingLog", "require_tensorboard"]
 

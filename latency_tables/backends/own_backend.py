@@ -5,8 +5,8 @@ import os
 import sys
 
 from depthcomp_errors import BackendUnavailableError, DepthCompError
-from latency_tables.backends import as_backend, create_backend
 from latency_tables.backends.protocol import AnyBackend
+from latency_tables.backends.registry import as_backend, create_backend
 
 __all__ = ["find_backend"]
 

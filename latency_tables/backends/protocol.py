@@ -28,6 +28,7 @@ class Runner(Protocol):
         ...
 
 
+@runtime_checkable
 class Backend(Protocol):
     """A library that runs ONNX models on a device."""
 

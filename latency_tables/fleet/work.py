@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from depthcomp_errors import TableError
-from latency_tables.json_file import JsonFormat
+from depthcomp_files import JsonFormat
 from latency_tables.operators.signature import OperatorSignature
 
 __all__ = ["Origin", "Shard", "Work"]
@@ -139,7 +139,9 @@ class _WorkFile(BaseModel):
     operators: dict[str, tuple[Origin, ...]] = Field(description="where each operator is needed, by its key")
 
 
-_FORMAT = JsonFormat("work file", _WorkFile, "work_version", WORK_VERSION, "plan anew with `depthcomp tables plan`")
+_FORMAT = JsonFormat(
+    "work file", _WorkFile, "work_version", WORK_VERSION, "plan anew with `depthcomp tables plan`", TableError
+)
 
 
 def _all_origins(first: tuple[Origin, ...], second: tuple[Origin, ...]) -> tuple[Origin, ...]:

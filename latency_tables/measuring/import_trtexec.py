@@ -6,7 +6,7 @@ from statistics import median
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from depthcomp_errors import TableError
-from latency_tables.json_file import first_fault
+from depthcomp_files import first_fault
 from latency_tables.measuring.timing import STABLE_SPREAD, Timing
 from latency_tables.operators.signature import OperatorSignature
 from latency_tables.tables.entry import Entry, Method

@@ -17,7 +17,7 @@ from typing import ClassVar, Literal
 from pydantic import BaseModel, ConfigDict
 
 from depthcomp_errors import TableError
-from latency_tables.json_file import JsonFormat
+from depthcomp_files import JsonFormat
 from latency_tables.operators.signature import OperatorSignature
 from latency_tables.operators.size import multiply_adds, traffic_bytes
 
@@ -110,7 +110,9 @@ class _EstimateFile(BaseModel):
     bounds_ms: dict[str, float]
 
 
-_FORMAT = JsonFormat("roofline estimate", _EstimateFile, "estimate_version", ESTIMATE_VERSION, "estimate anew")
+_FORMAT = JsonFormat(
+    "roofline estimate", _EstimateFile, "estimate_version", ESTIMATE_VERSION, "estimate anew", TableError
+)
 
 
 def find_device(name: str) -> Device:

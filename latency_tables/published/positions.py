@@ -6,7 +6,8 @@ from typing import Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict
 
-from latency_tables.json_file import JsonFormat
+from depthcomp_errors import TableError
+from depthcomp_files import JsonFormat
 from latency_tables.published.kim23 import MergedKernel, PublishedLatencies
 
 __all__ = ["PositionFile", "PositionRow", "read_positions", "write_positions"]
@@ -40,7 +41,7 @@ class PositionFile(BaseModel):
 
 
 _FORMAT = JsonFormat(
-    "list of latencies by position", PositionFile, "positions_version", POSITIONS_VERSION, "import it anew"
+    "list of latencies by position", PositionFile, "positions_version", POSITIONS_VERSION, "import it anew", TableError
 )
 
 

@@ -10,11 +10,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from latency_tables.json_file import JsonFormat
+from depthcomp_errors import TableError
+from depthcomp_files import JsonFormat, require_writable_file
 from latency_tables.tables.calibration import Calibration
 from latency_tables.tables.entry import Entry, Method
 from latency_tables.tables.environment import Environment
-from latency_tables.writable_file import require_writable_file
 
 __all__ = [
     "PUBLISHED_SCHEMA",
@@ -42,7 +42,9 @@ class TableFile(BaseModel):
     calibration: Calibration | None = Field(default=None, description="from sums of entries to whole networks")
 
 
-_FORMAT = JsonFormat("latency table", TableFile, "schema_version", SCHEMA_VERSION, "measure anew", has_kind=False)
+_FORMAT = JsonFormat(
+    "latency table", TableFile, "schema_version", SCHEMA_VERSION, "measure anew", TableError, has_kind=False
+)
 
 
 def read_table_file(path: Path) -> TableFile:
@@ -79,4 +81,4 @@ def require_writable_table(path: Path) -> None:
     Raises:
         TableError: the path is a folder, or its own folder does not exist or cannot be written to.
     """
-    require_writable_file(path, "latency table", _ELSEWHERE)
+    require_writable_file(path, "latency table", _ELSEWHERE, error=TableError)

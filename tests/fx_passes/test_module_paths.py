@@ -8,12 +8,12 @@ import timm
 import torch
 import torch.nn.functional as F
 import torchvision
-from fx_passes import SpanLimits
 from torch import nn
 from toy_nets import captured, image, plan_of
 
 from depthcomp_errors import PlanError
 from fx_passes import (
+    SpanLimits,
     capture,
     enumerate_spans,
     find_span,

@@ -2,12 +2,22 @@
 
 from dataclasses import dataclass, field
 
-from fake_backend import FakeBackend, conv
+from fake_backend import FakeBackend, FakeRunner, conv
 from onnx import TensorProto
 from onnx_models import residual_model
 
-from latency_tables import measure
-from latency_tables.backends.capabilities import device_state, keep_timings_beside, part_runner_of
+from latency_tables import create_backend, measure
+from latency_tables.backends.capabilities import (
+    KeepsTimings,
+    KnowsLayoutShare,
+    ReadsDeviceState,
+    RestoresCaches,
+    RunsParts,
+    device_state,
+    keep_timings_beside,
+    part_runner_of,
+)
+from latency_tables.backends.part import PartRunner
 from latency_tables.backends.tensorrt import build as building
 from latency_tables.measuring.journal import Journal
 from latency_tables.measuring.measure import measured_method
@@ -49,6 +59,20 @@ def test_a_backend_without_capabilities_lacks_nothing(tmp_path):
     assert measured_method(backend).device_state is None
     part_runner_of(Operator(conv()), backend)
     assert len(backend.built) == 2, "the call overhead and the part"
+
+
+def capabilities_of(something):
+    known = (RunsParts, RestoresCaches, KnowsLayoutShare, ReadsDeviceState, KeepsTimings)
+    return {capability for capability in known if isinstance(something, capability)}
+
+
+def test_capabilities_are_those_of_the_methods_that_a_class_defines():
+    assert capabilities_of(FakeBackend()) == capabilities_of(FakeRunner("whole", 1.0)) == set()
+    assert capabilities_of(DeviceBackend()) == {RunsParts, ReadsDeviceState, KeepsTimings}
+    assert capabilities_of(create_backend("tensorrt")) == {RunsParts, ReadsDeviceState, KeepsTimings}
+    assert capabilities_of(create_backend("onnxruntime")) == capabilities_of(create_backend("openvino")) == {RunsParts}
+    part = PartRunner(FakeRunner("part", 1.0), FakeRunner("idle", 1.0))
+    assert capabilities_of(part) == {RestoresCaches, KnowsLayoutShare}
 
 
 def test_tensorrt_gives_parts_their_own_layouts_and_whole_networks_their_users(monkeypatch):

@@ -1,10 +1,11 @@
+import json
 import multiprocessing
 import os
 import subprocess
 import sys
 import warnings
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
@@ -33,6 +34,17 @@ def test_what_was_appended_is_read(journal: Journal) -> None:
     journal.append(entries(1, 2))
     journal.append(entries(3))
     assert journal.read() == entries(1, 2, 3)
+
+
+def test_the_format_is_that_of_earlier_releases(journal: Journal) -> None:
+    journal.append({conv().key: Entry(ms=1e-05, spread=0.0, n=9)}, failures={conv(7).key: "no kernel for é"})
+    environment = ", ".join(f'"{name}": {json.dumps(value)}' for name, value in asdict(ENVIRONMENT).items())
+    entry = '{"ms": 1e-05, "spread": 0.0, "n": 9, "unstable": false, "drifted": 0, "layout_share": 0.0}'
+    assert journal.path.read_text().splitlines() == [
+        f'{{"journal_version": 2, "environment": {{{environment}}}}}',
+        f'{{"key": "{conv().key}", "entry": {entry}}}',
+        f'{{"key": "{conv(7).key}", "failure": "no kernel for \\u00e9"}}',
+    ]
 
 
 def test_the_last_of_two_entries_counts(journal: Journal) -> None:
@@ -95,14 +107,14 @@ def test_a_foreign_journal_is_neither_read_nor_continued(journal: Journal) -> No
 
 def test_a_file_that_is_no_journal_is_refused(journal: Journal) -> None:
     journal.path.write_text("# notes\n")
-    with pytest.raises(TableError, match=r"line 1 of the journal .* is broken"):
+    with pytest.raises(TableError, match=r"is no journal of latencies; move it away, or give another journal path"):
         journal.read()
 
 
 @pytest.mark.parametrize("text", ["# notes", '{"results": [1, 2, 3]}', '{"journal_vision"'])
 def test_a_file_of_one_unfinished_line_that_is_no_journal_is_not_overwritten(journal: Journal, text: str) -> None:
     journal.path.write_text(text)
-    with pytest.raises(TableError, match=r"is no journal of latencies; give another journal path"):
+    with pytest.raises(TableError, match=r"is no journal of latencies; move it away"):
         journal.read()
     with pytest.raises(TableError, match=r"is no journal of latencies"):
         journal.append(entries(1))

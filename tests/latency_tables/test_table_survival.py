@@ -164,7 +164,7 @@ def test_a_full_disk_is_a_sentence_and_the_journal_keeps_what_it_had(
     journal = Journal(tmp_path / "journal.jsonl", ENVIRONMENT)
     journal.append(measure(SIGNATURES[:2], FakeBackend()).entries)
     before = journal.path.read_bytes()
-    monkeypatch.setattr("latency_tables.measuring.journal.os.fsync", full)
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(TableError, match=r"cannot write the journal .*: No space left on device; make room or give"):
         journal.append(measure(SIGNATURES[2:4], FakeBackend()).entries)
     assert journal.path.read_bytes() == before
@@ -176,7 +176,7 @@ def test_a_full_disk_leaves_the_old_table_and_the_journal(tmp_path: Path, monkey
     before = table.read_bytes()
     measure(SIGNATURES[3:6], FakeBackend(), journal=journal_path(table))
     with monkeypatch.context() as disk:
-        disk.setattr("latency_tables.json_file.os.fsync", full)
+        disk.setattr("os.fsync", full)
         with pytest.raises(TableError, match=r"cannot write the latency table .*: No space left on device; choose"):
             run_work(SIGNATURES[:6], table, backend="own_backends:slow")
     assert table.read_bytes() == before
@@ -232,7 +232,7 @@ def test_a_folder_that_cannot_be_written_to_is_named(tmp_path: Path, monkeypatch
     def refuse(self: object, *_: object, **__: object) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
-    monkeypatch.setattr("latency_tables.locking.FileLock.acquire", refuse)
+    monkeypatch.setattr("filelock.FileLock.acquire", refuse)
     with pytest.raises(TableError, match=r"cannot write the journal .*: Permission denied; choose a folder that is wr"):
         Journal(tmp_path / "journal.jsonl", ENVIRONMENT).append({})
 
@@ -241,7 +241,7 @@ def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytes
     def refuse(self: object, *_: object, **__: object) -> None:
         raise NotImplementedError("FileSystem does not appear to support flock")
 
-    monkeypatch.setattr("latency_tables.locking.FileLock.acquire", refuse)
+    monkeypatch.setattr("filelock.FileLock.acquire", refuse)
     with pytest.raises(TableError, match=r"cannot lock the journal .*: its file system knows no locks; choose a f"):
         Journal(tmp_path / "journal.jsonl", ENVIRONMENT).append({})
 
@@ -263,7 +263,7 @@ def test_a_truncated_journal_costs_its_last_line(tmp_path: Path, share: float) -
 def test_what_is_no_journal_is_refused_and_stays(tmp_path: Path, content: bytes) -> None:
     table = tmp_path / "table.json"
     journal_path(table).write_bytes(content)
-    with pytest.raises(TableError, match=r"the journal .*table.json.journal.jsonl"):
+    with pytest.raises(TableError, match=r"table.json.journal.jsonl is no journal of latencies; move it away"):
         run_work(SIGNATURES[:3], table, backend="own_backends:slow")
     assert journal_path(table).read_bytes() == content
     assert not table.exists()

@@ -126,11 +126,11 @@ def test_a_driver_that_is_missing_counts_none():
 
 
 def test_auto_takes_tensorrt_where_a_gpu_and_the_package_are(monkeypatch):
-    monkeypatch.setattr("latency_tables.backends.gpu_is_visible", lambda: True)
-    monkeypatch.setattr("latency_tables.backends.find_spec", lambda name: name == "tensorrt_rtx" or None)
+    monkeypatch.setattr("latency_tables.backends.registry.gpu_is_visible", lambda: True)
+    monkeypatch.setattr("latency_tables.backends.registry.find_spec", lambda name: name == "tensorrt_rtx" or None)
     assert create_backend("auto").name == "tensorrt_rtx"
     assert create_backend("auto", threads=2).name == "onnxruntime"
-    monkeypatch.setattr("latency_tables.backends.gpu_is_visible", lambda: False)
+    monkeypatch.setattr("latency_tables.backends.registry.gpu_is_visible", lambda: False)
     assert create_backend("auto").name == "onnxruntime"
 
 

@@ -5,15 +5,13 @@ condition: one that is broken, foreign or cannot be written is left aside with a
 this is a no-op, and no file is touched.
 """
 
-import os
-import threading
 import warnings
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from depthcomp_errors import TableError
-from latency_tables.locking import locked
+from depthcomp_errors import DepthCompError
+from depthcomp_files import locked, write_atomically
 
 __all__ = ["TimingCache"]
 
@@ -64,9 +62,9 @@ class TimingCache:
                         cache.combine(config.create_timing_cache(meanwhile), False)
                 data = bytes(cache.serialize())
                 if data != meanwhile:
-                    _write(self._path, data)
-        except (OSError, TableError) as error:
-            reason = getattr(error, "strerror", None) or error
+                    write_atomically(self._path, data, what="timing cache")
+        except (OSError, DepthCompError) as error:
+            reason = getattr(error.__cause__ or error, "strerror", None) or error
             _warn(f"the timing cache {self._path} is not kept ({reason}); the engine is not affected.")
 
     def _stored(self, path: Path, config: Any) -> Any:
@@ -99,18 +97,6 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except FileNotFoundError:
         return b""
-
-
-def _write(path: Path, data: bytes) -> None:
-    draft = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
-    try:
-        with draft.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def _warn(sentence: str) -> None:

@@ -24,6 +24,16 @@ def test_what_was_added_is_there_again(tmp_path):
     assert again.seconds == 3.5
 
 
+def test_the_format_is_that_of_earlier_releases(tmp_path):
+    path = tmp_path / "importance.jsonl"
+    journal = ScoreJournal(path, "run")
+    journal.add("a@0", 0.25, 1.5)
+    journal.add("b@0", math.nan, 0.0)
+    assert path.read_text() == (
+        '{"run":"run","entry":"a@0","score":0.25,"seconds":1.5}\n{"run":"run","entry":"b@0","score":null,"seconds":0.0}\n'
+    )
+
+
 @pytest.mark.parametrize("score", [math.nan, math.inf, -math.inf])
 def test_a_score_that_is_not_finite_comes_back_as_nan(tmp_path, score):
     path = tmp_path / "importance.jsonl"

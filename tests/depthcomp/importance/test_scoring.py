@@ -20,7 +20,7 @@ from depthcomp.importance.finetuned_importance import KIM23, FinetunedImportance
 from depthcomp.importance.scoring import parse_importance, score_choices
 from depthcomp.importance.table import ImportanceTable
 from depthcomp.preparation import prepare
-from fx_passes import SpanChoice
+from fx_passes import Drop, Fit, Merge
 
 SAVINGS = defaultdict(lambda: 1.0)
 QUICK = FinetunedImportance(steps=1, batch_size=4)
@@ -132,7 +132,7 @@ def test_choices_that_a_table_lacks_are_left_out_and_said(prepared, some):
 
 
 def test_a_table_of_another_network_is_refused(prepared, some):
-    table = ImportanceTable({SpanChoice("here", "there", "drop"): 0.25})
+    table = ImportanceTable({Drop("here", "there"): 0.25})
     with pytest.raises(TableError, match=r"has 1 choices, and none of the .* of this network"):
         score_choices(prepared, some, SAVINGS, table)
 
@@ -149,10 +149,19 @@ def test_losses_that_are_not_finite_are_left_out_and_said(prepared, some, tmp_pa
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        (lambda d: d.update(version=2), "has version 2, but this depthcomp reads version 1"),
+        (lambda d: d.update(version=3), "has version 3, but this depthcomp reads version"),
+        (lambda d: d.update(version=0), "has version 0, but this depthcomp reads version"),
+        (lambda d: d.update(version=1), "is not a importance table of an earlier version; score the choices anew"),
         (lambda d: d.pop("seed"), "is not a importance table: seed: Field required"),
         (lambda d: d["choices"].append(d["choices"][0]), "stands there twice; remove one"),
-        (lambda d: d["choices"][0].update(kernel=[3, 3, 3]), "is not a importance table: choices.0.kernel"),
+        (lambda d: d["choices"][0]["choice"].update(kernel=[3, 3, 3]), r"kernel \(=\[3, 3, 3\]\) .* must be two sizes"),
+        (lambda d: d["choices"][0]["choice"].update(kind="widen"), r"kind \(='widen'\) .* must be one of drop, fit"),
+        (
+            lambda d: d["choices"][0]["choice"].update(alpha=1),
+            "is no choice of a plan: a 'merge' choice needs the fields",
+        ),
+        (lambda d: d["choices"][0].update(kernel=[3, 3]), "is not a importance table: choices.0.kernel: Extra inputs"),
+        (lambda d: d["choices"][0].pop("choice"), "is not a importance table: choices.0.choice: Field required"),
         (lambda d: d["choices"][0].update(loss="NaN"), "choices.0.loss: Input should be a valid number"),
     ],
 )
@@ -164,6 +173,51 @@ def test_a_broken_file_is_refused(tmp_path, change, match):
     path.write_text(json.dumps(content))
     with pytest.raises(TableError, match=match):
         ImportanceTable.load(path)
+
+
+def first_version():
+    """Return an importance.json of version 1, where each choice had all fields, its loss among them."""
+    return {
+        "kind": "importance table", "version": 1, "method": "finetuned", "settings": {"steps": 7}, "algorithm": "2",
+        "network": "n", "data": "d", "seed": 3, "seconds": 2.5,
+        "choices": [
+            {"entry": "a", "exit": "c", "kind": "merge", "kernel": [3, 5], "end": "none", "pruned": ["b"], "loss": 0.5},
+            {"entry": "a", "exit": "b", "kind": "fit", "kernel": [1, 3], "end": "inserted", "pruned": [], "loss": 0.25},
+            {"entry": "c", "exit": "d", "kind": "drop", "kernel": None, "end": "original", "pruned": [], "loss": 0},
+        ],
+    }  # fmt: skip
+
+
+def test_the_first_version_is_read(tmp_path):
+    path = tmp_path / "importance.json"
+    path.write_text(json.dumps(first_version()))
+    merge, fit, drop = Merge("a", "c", (3, 5), "none", ("b",)), Fit("a", "b", (1, 3), "inserted"), Drop("c", "d")
+    found = ImportanceTable.load(path)
+    losses = {merge: 0.5, fit: 0.25, drop: 0.0}
+    assert found == ImportanceTable(losses, "finetuned", {"steps": 7}, "n", "d", 3, 2.5, "2")
+    assert ImportanceTable.load(found.save(path)) == found
+    assert json.loads(path.read_text())["version"] == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda d: d.pop("choices"), "is not a importance table of an earlier version; score the choices anew"),
+        (lambda d: d["choices"][0].pop("loss"), "is not a importance table of an earlier version"),
+        (lambda d: d["choices"].append(d["choices"][0]), "stands there twice; remove one"),
+        (lambda d: d["choices"][2].update(kernel=[3, 3]), "a 'drop' choice needs the fields"),
+        (lambda d: d["choices"][1].update(pruned=["b"]), "a 'fit' choice needs the fields"),
+        (lambda d: d["choices"][1].update(kernel=None), "a 'fit' choice needs the fields"),
+        (lambda d: d["choices"][0].update(kind="widen"), r"kind \(='widen'\) .* must be one of drop, fit"),
+        (lambda d: d["choices"][0].update(loss="NaN"), "choices.0.loss: Input should be a valid number"),
+    ],
+)
+def test_a_broken_file_of_the_first_version_is_refused(tmp_path, change, match):
+    content = first_version()
+    change(content)
+    (tmp_path / "importance.json").write_text(json.dumps(content))
+    with pytest.raises(TableError, match=match):
+        ImportanceTable.load(tmp_path / "importance.json")
 
 
 def test_names_paths_and_settings(tmp_path):

@@ -14,7 +14,7 @@ from torchvision.models.resnet import BasicBlock
 from depthcomp.latency.pricing import Pricing
 from depthcomp.preparation import OFFERED
 from dp_solver import frontier
-from fx_passes import capture, enumerate_spans, structure_tree
+from fx_passes import CapturedNetwork, capture, enumerate_spans
 from fx_passes.merge import fold_batch_norms
 from fx_passes.operators import ACTIVATIONS, Role, called_module, role
 
@@ -24,7 +24,7 @@ def network_of(model, *shape):
     gm = capture(model.eval(), torch.zeros(*shape))
     fold_batch_norms(gm)
     gm.recompile()
-    return gm
+    return CapturedNetwork(gm)
 
 
 def traced_convolutions(model, *shape):
@@ -103,8 +103,7 @@ def test_mobilenet_activates_and_adds_only_where_it_does(mobilenet):
 
 
 def test_resnet_activates_and_adds_only_where_it_does(resnet):
-    gm = network_of(resnet, 1, 3, 64, 64)
-    kept = Pricing(gm).kept
+    kept = Pricing(network_of(resnet, 1, 3, 64, 64)).kept
     blocks = [block for block in resnet.modules() if isinstance(block, BasicBlock)]
     second = [s for name, s in kept.items() if name.endswith("bn2")]
     first = [s for name, s in kept.items() if name.endswith("bn1")]
@@ -119,9 +118,9 @@ def test_resnet_activates_and_adds_only_where_it_does(resnet):
 
 @pytest.mark.parametrize("name", ["mobilenet", "resnet"])
 def test_each_sum_is_priced_once(name, request):
-    gm = network_of(request.getfixturevalue(name), 1, 3, 64, 64)
-    sums = sum(role(gm, node) is Role.ADD for node in gm.graph.nodes)
-    assert sum(s.residual for s in Pricing(gm).kept.values()) == sums > 0
+    network = network_of(request.getfixturevalue(name), 1, 3, 64, 64)
+    sums = sum(role(network.gm, node) is Role.ADD for node in network.nodes.values())
+    assert sum(s.residual for s in Pricing(network).kept.values()) == sums > 0
 
 
 class Scaled(nn.Module):
@@ -139,32 +138,31 @@ class Scaled(nn.Module):
 
 def test_a_scale_costs_nothing_behind_a_convolution_and_as_much_as_a_norm_alone():
     gm = capture(Scaled(), torch.zeros(2, 3, 9, 11))
-    conv, alone = Pricing(gm).kept.values()
+    conv, alone = Pricing(CapturedNetwork(gm)).kept.values()
     assert (conv.op, conv.activation) == ("conv", "relu")
     assert (alone.op, alone.in_channels, alone.in_size) == ("scale", 5, (3, 4))
     fold_batch_norms(gm)
-    assert list(Pricing(gm).kept.values()) == [conv, alone]
+    assert list(Pricing(CapturedNetwork(gm)).kept.values()) == [conv, alone]
 
 
 def test_norms_cost_nothing_whether_folded_or_not(mobilenet):
-    captured = capture(mobilenet.eval(), torch.zeros(1, 3, 64, 64))
+    captured = CapturedNetwork(capture(mobilenet.eval(), torch.zeros(1, 3, 64, 64)))
     folded = network_of(mobilenet, 1, 3, 64, 64)
     assert sorted(Pricing(captured).kept.values()) == sorted(Pricing(folded).kept.values())
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_every_activation_that_the_passes_know_has_a_price(activation):
-    gm = network_of(nn.Sequential(nn.Conv2d(3, 5, 3), activation()), 1, 3, 7, 7)
-    signature = Pricing(gm).kept["_0"]
+    signature = Pricing(network_of(nn.Sequential(nn.Conv2d(3, 5, 3), activation()), 1, 3, 7, 7)).kept["_0"]
     assert signature.activation is not None
     assert not signature.residual
 
 
 def test_a_subclass_of_an_activation_costs_what_its_parent_does():
-    gm = network_of(nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU()), 1, 3, 7, 7)
-    wanted = Pricing(gm).kept["_0"]
-    gm.set_submodule("1", type("Special", (nn.ReLU,), {})())
-    assert Pricing(gm).kept["_0"] == wanted
+    network = network_of(nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU()), 1, 3, 7, 7)
+    wanted = Pricing(network).kept["_0"]
+    network.gm.set_submodule("1", type("Special", (nn.ReLU,), {})())
+    assert Pricing(CapturedNetwork(network.gm)).kept["_0"] == wanted
 
 
 class Tails(nn.Module):
@@ -229,15 +227,15 @@ def priced(toy):
 
 
 def test_candidates_have_the_sizes_of_the_spans_that_they_replace(toy, priced):
-    shapes = {node.name: tuple(node.meta["tensor_meta"].shape) for node in toy.graph.nodes if node.op != "output"}
+    shapes = {name: tuple(node.meta["tensor_meta"].shape) for name, node in toy.nodes.items() if node.op != "output"}
     _, candidates = priced
     for candidate in candidates:
         entry, exit_ = shapes[candidate.span.entry], shapes[candidate.span.exit]
         if candidate.choice.kind == "drop":
-            assert candidate.signature is None
+            assert candidate.signatures == ()
             assert entry == exit_
             continue
-        s = candidate.signature
+        (s,) = candidate.signatures
         assert (s.batch, s.in_channels) == entry[:2]
         assert (s.batch, s.out_channels, *s.out_size) == exit_
         assert s.kernel == candidate.choice.kernel
@@ -246,12 +244,11 @@ def test_candidates_have_the_sizes_of_the_spans_that_they_replace(toy, priced):
 
 def test_a_candidate_has_the_epilogue_of_its_end(toy, priced):
     _, candidates = priced
-    nodes = {node.name: node for node in toy.graph.nodes}
     for candidate in candidates:
-        if candidate.signature is not None and role(toy, nodes[candidate.span.exit]) is Role.ACTIVATION:
-            kind = type(called_module(toy, nodes[candidate.span.exit])).__name__.lower()
-            assert candidate.signature.activation == kind
-    by_span = {(c.span.entry, c.span.exit): c.signature for c in candidates if c.signature is not None}
+        if candidate.signatures and toy.roles[candidate.span.exit] is Role.ACTIVATION:
+            kind = type(called_module(toy.gm, toy.nodes[candidate.span.exit])).__name__.lower()
+            assert [s.activation for s in candidate.signatures] == [kind]
+    by_span = {(c.span.entry, c.span.exit): s for c in candidates for s in c.signatures}
     inside = next(s for (_, exit_), s in by_span.items() if exit_ == "inverted_conv_3")
     assert inside.residual  # the whole branch becomes one convolution, and the skip is added to it
     whole = next(s for (_, exit_), s in by_span.items() if exit_ == "add")
@@ -262,16 +259,15 @@ def test_what_must_be_measured_each_once(priced):
     pricing, candidates = priced
     wanted = pricing.signatures(candidates)
     assert wanted == sorted(set(wanted))
-    assert set(wanted) == {*pricing.kept.values(), *(c.signature for c in candidates if c.signature is not None)}
+    assert set(wanted) == {*pricing.kept.values(), *(s for c in candidates for s in c.signatures)}
 
 
 def test_kept_sums_and_savings(toy, priced):
     pricing, candidates = priced
-    everything = [node.name for node in toy.graph.nodes]
-    assert pricing.kept_ms(everything, price) == pytest.approx(sum(price(s) for s in pricing.kept.values()), rel=1e-12)
+    assert pricing.kept_ms(toy.nodes, price) == pytest.approx(sum(price(s) for s in pricing.kept.values()), rel=1e-12)
     for candidate in candidates:
         kept = sum(price(pricing.kept[name]) for name in candidate.span.nodes if name in pricing.kept)
-        new = 0.0 if candidate.signature is None else price(candidate.signature)
+        new = sum(map(price, candidate.signatures))
         assert pricing.saving_ms(candidate, price) == pytest.approx(kept - new, abs=1e-12)
 
 
@@ -286,7 +282,7 @@ def test_convolutions_are_counted(toy, priced):
 def problem(toy, priced):
     pricing, candidates = priced
     losses = {c.choice: 0.01 + zlib.crc32(repr(c.choice).encode()) / 2**32 for c in candidates}
-    return losses, frontier(pricing.problem(structure_tree(toy), candidates, losses, price))
+    return losses, frontier(pricing.problem(toy.tree, candidates, losses, price))
 
 
 def assert_plans_add_up(pricing, candidates, losses, plans):
@@ -297,7 +293,7 @@ def assert_plans_add_up(pricing, candidates, losses, plans):
         chosen = [key for key in plans.plan(index) if key is not None]
         covered = Counter(name for choice in chosen for name in by_choice[choice].span.nodes)
         assert not covered or max(covered.values()) == 1
-        new = [by_choice[choice].signature for choice in chosen if by_choice[choice].signature is not None]
+        new = [s for choice in chosen for s in by_choice[choice].signatures]
         kept = [s for name, s in pricing.kept.items() if name not in covered]
         assert plans.costs[index] == pytest.approx(sum(map(price, [*new, *kept])), rel=1e-9)
         assert plans.losses[index] == pytest.approx(sum(losses[choice] for choice in chosen), abs=1e-9)
@@ -317,19 +313,19 @@ def test_the_dearest_plan_keeps_everything(priced, problem):
 
 def test_choices_without_a_loss_are_not_offered(toy, priced):
     pricing, candidates = priced
-    plans = frontier(pricing.problem(structure_tree(toy), candidates, {}, price))
+    plans = frontier(pricing.problem(toy.tree, candidates, {}, price))
     assert len(plans) == 1
     one = next(c for c in candidates if pricing.saving_ms(c, price) > 0)
-    plans = frontier(pricing.problem(structure_tree(toy), candidates, {one.choice: 0.3}, price))
+    plans = frontier(pricing.problem(toy.tree, candidates, {one.choice: 0.3}, price))
     assert [key for key in plans.plan(0) if key is not None] == [one.choice]
     assert plans.costs[1] - plans.costs[0] == pytest.approx(pricing.saving_ms(one, price), abs=1e-9)
 
 
 @pytest.mark.parametrize("name", ["mobilenet", "resnet"])
 def test_whole_networks_add_up(name, request):
-    gm = network_of(request.getfixturevalue(name), 1, 3, 64, 64)
-    pricing = Pricing(gm)
-    plans = frontier(pricing.problem(structure_tree(gm), [], {}, price))
+    network = network_of(request.getfixturevalue(name), 1, 3, 64, 64)
+    pricing = Pricing(network)
+    plans = frontier(pricing.problem(network.tree, [], {}, price))
     assert plans.costs.tolist() == [pytest.approx(math.fsum(map(price, pricing.kept.values())), rel=1e-9)]
 
 
@@ -360,18 +356,17 @@ def pyramid():
 
 
 def test_tangled_levels_hold_parallel_regions_and_each_operator_once(pyramid):
-    tree = structure_tree(pyramid)
-    tangled = [unit for level in tree.levels() for unit in level.units if unit.tangled]
+    tangled = [unit for level in pyramid.levels for unit in level.units if unit.tangled]
     assert any(inner.branches for unit in tangled for branch in unit.branches for inner in branch.units)
     entries = Counter(branch.entry for unit in tangled for branch in unit.branches)
     assert max(entries.values()) > 1  # several levels start at one tensor
     pricing = Pricing(pyramid)
-    plans = frontier(pricing.problem(tree, [], {}, price))
+    plans = frontier(pricing.problem(pyramid.tree, [], {}, price))
     assert plans.costs.tolist() == [pytest.approx(math.fsum(map(price, pricing.kept.values())), rel=1e-12)]
 
 
 def test_each_choice_of_a_tangled_network_saves_what_it_says(pyramid):
-    pricing, tree = Pricing(pyramid), structure_tree(pyramid)
+    pricing, tree = Pricing(pyramid), pyramid.tree
     candidates = pricing.candidates(enumerate_spans(pyramid))
     assert {c.span.nodes[-1] for c in candidates} >= {"stages_2_0_relu_1", "smooth_1_1"}
     whole = math.fsum(map(price, pricing.kept.values()))
@@ -379,7 +374,7 @@ def test_each_choice_of_a_tangled_network_saves_what_it_says(pyramid):
         plans = frontier(pricing.problem(tree, candidates, {candidate.choice: -1.0}, price))
         (index,) = [i for i in range(len(plans)) if plans.plan(i).count(candidate.choice) == 1]
         covered = [price(pricing.kept[name]) for name in candidate.span.nodes if name in pricing.kept]
-        new = 0.0 if candidate.signature is None else price(candidate.signature)
+        new = sum(map(price, candidate.signatures))
         assert pricing.saving_ms(candidate, price) == pytest.approx(math.fsum(covered) - new, abs=1e-12)
         assert plans.costs[index] == pytest.approx(whole - math.fsum(covered) + new, rel=1e-9)
 
@@ -388,5 +383,5 @@ def test_every_plan_of_a_tangled_network_costs_what_its_operators_cost(pyramid):
     pricing = Pricing(pyramid)
     candidates = pricing.candidates(enumerate_spans(pyramid))
     losses = {c.choice: 0.01 + zlib.crc32(repr(c.choice).encode()) / 2**32 for c in candidates}
-    plans = frontier(pricing.problem(structure_tree(pyramid), candidates, losses, price))
+    plans = frontier(pricing.problem(pyramid.tree, candidates, losses, price))
     assert_plans_add_up(pricing, candidates, losses, plans)

@@ -1,20 +1,21 @@
-"""Files of one JSON document: written whole or not at all, and read behind a strict schema."""
+"""JSON documents: a file holds one, written whole or not at all and read behind a strict schema."""
 
 import json
-import os
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from depthcomp_errors import DepthCompError, TableError
+from depthcomp_errors import DepthCompError
+from depthcomp_files.faults import first_fault
+from depthcomp_files.writing import write_atomically
 
-__all__ = ["JsonFormat", "first_fault"]
+__all__ = ["JsonFormat"]
 
 Document = TypeVar("Document", bound=BaseModel)
+_OLDEST_KIND = ("schema_version", "latency table")  # its files have this version field, and no field `kind`
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,13 +23,13 @@ class JsonFormat(Generic[Document]):
     """A kind of file.
 
     Attributes:
-        what: what such a file is called, also the value of its field `kind`; tables, the oldest kind, have none.
+        what: what such a file is called, also the value of its field `kind`.
         schema: checks the content.
         version_field: the field that holds the version.
         version: the version that is written.
         remedy: how a user comes by a sound file.
+        error: the error to raise.
         has_kind: whether the file says what it is in its field `kind`.
-        error: what is raised.
         upgrades: what brings the content of earlier versions to this one, by their version; others are not read.
     """
 
@@ -37,8 +38,8 @@ class JsonFormat(Generic[Document]):
     version_field: str
     version: int
     remedy: str
+    error: type[DepthCompError]
     has_kind: bool = True
-    error: type[DepthCompError] = TableError
     upgrades: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = field(default_factory=dict)
 
     def read(self, path: Path) -> Document:
@@ -76,7 +77,7 @@ class JsonFormat(Generic[Document]):
             text = json.dumps(document, indent=1, sort_keys=True, allow_nan=False)
         except ValueError as error:
             raise self.error(f"the {self.what} holds a number that is not finite ({error}); {self.remedy}.") from error
-        self._write_whole(path, f"{text}\n")
+        write_atomically(path, f"{text}\n".encode(), what=self.what, error=self.error)
 
     def _parsed(self, path: Path) -> tuple[str, Any]:
         try:
@@ -96,8 +97,9 @@ class JsonFormat(Generic[Document]):
 
     def _check_kind(self, raw: Any, path: Path) -> None:
         found = raw.get("kind") if isinstance(raw, dict) else None
-        if found is None and self.has_kind and isinstance(raw, dict) and "schema_version" in raw:
-            found = "latency table"
+        field, oldest = _OLDEST_KIND
+        if found is None and self.has_kind and isinstance(raw, dict) and field in raw:
+            found = oldest
         if found is not None and found != self.what:
             raise self.error(f"{path} holds a {found}, and a {self.what} is needed; check the path, or {self.remedy}.")
 
@@ -115,30 +117,6 @@ class JsonFormat(Generic[Document]):
                 f" {self.version}; {self.remedy}, or use the depthcomp that wrote it."
             )
 
-    def _write_whole(self, path: Path, text: str) -> None:
-        target = Path(os.path.realpath(path))
-        draft = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-        try:
-            with draft.open("w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            draft.replace(target)
-        except OSError as error:
-            with suppress(OSError):
-                draft.unlink()
-            raise self.error(
-                f"cannot write the {self.what} {path}: {error.strerror}; choose a folder that exists, is writable and"
-                " has room."
-            ) from error
-
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not a JSON number")
-
-
-def first_fault(error: ValidationError) -> str:
-    """Return the first fault that pydantic found, on one line."""
-    fault = error.errors()[0]
-    where = ".".join(map(str, fault["loc"]))
-    return f"{where}: {fault['msg']}" if where else fault["msg"]
