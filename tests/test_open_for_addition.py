@@ -9,10 +9,10 @@ import pytest
 from depthcomp.importance.registry import PRESETS
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("depthcomp", "depthcomp_errors", "dp_solver", "fx_passes", "latency_tables")
+PACKAGES = ("depthcomp", "depthcomp_errors", "depthcomp_files", "dp_solver", "fx_passes", "latency_tables")
 KINDS = ROOT / "fx_passes" / "kinds"
 ASKS_KIND = re.compile(r"\bkind (==|!=|in) |\.kind (==|!=|in) ")
-SLOTS = {"Slot", "PlacedConvolution", "KeptConvolution"}
+SLOTS = {"Slot"}
 IMPORTANCES = {"CalibratedImportance", "FinetunedImportance", "ImportanceTable", "Unscored"}
 
 
@@ -58,7 +58,6 @@ def test_no_file_asks_which_importance_a_thing_is(trees):
     assert faults(trees, IMPORTANCES | registered) == []
 
 
-@pytest.mark.xfail(strict=False, reason="some files still ask for the classes of slots")
 def test_no_file_asks_which_slot_a_thing_is(trees):
     assert faults(trees, SLOTS) == []
 
@@ -71,7 +70,6 @@ def test_the_check_sees_what_it_forbids():
     assert faults({"own.py": ast.parse("class Slot: ...\nisinstance(x, Slot)")}, {"Slot"}) == []
 
 
-@pytest.mark.xfail(strict=False, reason="some files still compare the kinds of choices")
 def test_no_file_asks_what_kind_a_choice_is():
     hits = [
         f"{path.relative_to(ROOT)}:{number}"

@@ -179,5 +179,5 @@ def _parsed(text: bytes) -> _Line:
         raw = json.loads(text)
     except (ValueError, RecursionError):
         raw = None
-    kinds = [kind for name, kind in _LINES.items() if isinstance(raw, dict) and name in raw]
+    kinds = [line for name, line in _LINES.items() if isinstance(raw, dict) and name in raw]
     return (kinds[0] if kinds else _Measured).model_validate_json(text)

@@ -43,28 +43,35 @@ def norms(gm):
 
 def test_norms_are_folded_in_the_network_and_not_in_the_captured_graph():
     prepared = prepare(net(), None, [images(8)], None, seed=0)
-    assert (norms(prepared.captured), norms(prepared.network)) == (1, 0)
+    assert (norms(prepared.captured.gm), norms(prepared.network.gm)) == (1, 0)
     with torch.no_grad():
-        wanted, found = prepared.captured(images(8)), prepared.network(images(8))
+        wanted, found = prepared.captured.gm(images(8)), prepared.network.gm(images(8))
     assert torch.allclose(wanted, found, atol=1e-5)
 
 
 def test_candidates_and_refusals():
     prepared = prepare(net(), None, [images(8)], None, seed=0)
     assert prepared.candidates
-    assert any("MaxPool2d" in refusal.reason for refusal in prepared.refusals)
+    refused = {refusal.modules: refusal for refusal in prepared.refusals if "MaxPool2d" in refusal.reason}
+    assert refused
+    assert all(refusal.at == "4" and refusal.reason == f"4: {refusal.why}" for refusal in refused.values())
+    assert all(modules == "4" or modules.endswith(" to 4") for modules in refused)
     assert prepared.notes == ()
     assert prepared.example.shape == (1, 3, 7, 11)
 
 
 def test_a_rewrite_whose_operator_failed_before_is_refused_with_the_reason():
     prepared = prepare(net(), None, [images(8)], None, seed=0)
-    failed = prepared.candidates[0].signature.key
+    (signature,) = prepared.candidates[0].signatures
+    failed = signature.key
     left = measurable(prepared, {failed: "its process died", "another operator": "no kernel"})
     assert len(left.candidates) < len(prepared.candidates)
-    assert failed not in [candidate.signature.key for candidate in left.candidates if candidate.signature]
-    (refusal,) = {refusal.reason for refusal in left.refusals[len(prepared.refusals) :]}
-    assert refusal == f"the latency table says that {failed!r} could not be measured: its process died"
+    assert [c for c in left.candidates if signature in c.signatures] == []
+    assert len(left.candidates) == sum(signature not in c.signatures for c in prepared.candidates)
+    added = left.refusals[len(prepared.refusals) :]
+    (reason,) = {refusal.reason for refusal in added}
+    assert reason == f"the latency table says that {failed!r} could not be measured: its process died"
+    assert {refusal.modules for refusal in added} == {"0 to 3"}
     untouched = measurable(prepared, {})
     assert (untouched.candidates, untouched.refusals) == (prepared.candidates, prepared.refusals)
 
@@ -92,11 +99,11 @@ def test_free_merges_come_before_everything_else():
     prepared = prepare(Branches(net()), None, [images(8)], None, seed=0)
     (choice,) = prepared.free
     assert choice.kind == "merge"
-    graphs = prepared.original, prepared.captured, prepared.network
+    graphs = prepared.original, prepared.captured.gm, prepared.network.gm
     assert [called(gm, nn.Conv2d) for gm in graphs] == [4, 3, 3]
     assert [norms(gm) for gm in graphs] == [0, 1, 0]
     with torch.no_grad():
-        assert torch.allclose(prepared.original(images(8)), prepared.network(images(8)), atol=1e-5)
+        assert torch.allclose(prepared.original(images(8)), prepared.network.gm(images(8)), atol=1e-5)
 
 
 def test_a_fit_is_offered_however_large_it_is():
@@ -104,7 +111,7 @@ def test_a_fit_is_offered_however_large_it_is():
     torch.manual_seed(0)
     layers = [nn.Conv2d(3, 512, 3), nn.ReLU(), nn.Conv2d(512, 512, 3), nn.ReLU(), nn.Conv2d(512, 5, 3)]
     prepared = prepare(nn.Sequential(*layers).eval(), torch.zeros(1, 3, 7, 9), [images(3)[..., :9]], None, seed=0)
-    fits = [c.operator for c in prepared.candidates if c.choice.kind == "fit"]
+    fits = [slot.operator for c in prepared.candidates if c.choice.kind == "fit" for slot in c.slots]
     assert max(operator.weight[0].numel() for operator in fits) == 512 * 5 * 5
 
 

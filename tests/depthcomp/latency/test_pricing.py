@@ -3,6 +3,7 @@
 import math
 import zlib
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from torchvision.models.resnet import BasicBlock
 from depthcomp.latency.pricing import Pricing
 from depthcomp.preparation import OFFERED
 from dp_solver import frontier
-from fx_passes import CapturedNetwork, capture, enumerate_spans
+from fx_passes import CapturedNetwork, Plan, SpanLimits, capture, enumerate_spans, linearize, merge
 from fx_passes.merge import fold_batch_norms
 from fx_passes.operators import ACTIVATIONS, Role, called_module, role
 
@@ -255,6 +256,68 @@ def test_a_candidate_has_the_epilogue_of_its_end(toy, priced):
     assert not whole.residual  # the skip is part of the convolution
 
 
+@pytest.fixture(scope="module")
+def with_other_ends(toy):
+    """All candidates, by their choices: with layers pruned and with other ends, too."""
+    candidates = Pricing(toy).candidates(enumerate_spans(toy, SpanLimits()))
+    return {candidate.choice: candidate for candidate in candidates}
+
+
+def test_candidates_are_priced_as_the_merged_network_is(toy, with_other_ends):
+    """The oracle merges the plan of this choice alone, and prices the operators that are there then."""
+    kept = Pricing(toy).kept
+    for choice, candidate in with_other_ends.items():
+        plan = Plan((choice,))
+        merged = CapturedNetwork(merge(linearize(toy, plan), plan))
+        rest = [signature for name, signature in kept.items() if name not in candidate.span.nodes]
+        assert Counter(Pricing(merged).kept.values()) == Counter([*rest, *candidate.signatures]), choice
+
+
+@pytest.mark.parametrize("kind", ["merge", "fit"])
+def test_an_inserted_activation_is_priced(toy, with_other_ends, kind):
+    inserted = [c for c in with_other_ends if c.kind == kind and c.end == "inserted"]
+    assert inserted
+    for choice in inserted:
+        candidate = with_other_ends[choice]
+        inside = [name for name in candidate.span.nodes if toy.roles[name] is Role.ACTIVATION]
+        wanted = type(called_module(toy.gm, toy.nodes[inside[-1]])).__name__.lower()
+        (signature,), (plain,) = candidate.signatures, with_other_ends[replace(choice, end="original")].signatures
+        assert plain.activation is None
+        assert signature == replace(plain, activation=wanted, residual=False)  # a sum behind it is not fused
+
+
+@pytest.mark.parametrize("kind", ["merge", "fit"])
+def test_a_removed_activation_is_not_priced(with_other_ends, kind):
+    removed = [c for c in with_other_ends if c.kind == kind and c.end == "none"]
+    assert removed
+    for choice in removed:
+        (signature,) = with_other_ends[choice].signatures
+        (plain,) = with_other_ends[replace(choice, end="original")].signatures
+        assert plain.activation is not None
+        assert signature == replace(plain, activation=None)
+
+
+class Gap(nn.Module):
+    """Behind the first activation stands a skip's sum, and behind that another activation."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.one, self.two = (nn.Conv2d(n, 5, 3, padding=1) for n in (3, 5, 5))
+        self.inner, self.outer = nn.ReLU6(), nn.Hardswish()
+
+    def forward(self, x):
+        x = self.stem(x)
+        return self.outer(self.inner(self.two(self.inner(self.one(x)))) + x)
+
+
+def test_a_convolution_without_its_activation_is_fused_with_what_follows_that():
+    network = network_of(Gap(), 2, 3, 7, 9)
+    candidates = Pricing(network).candidates(enumerate_spans(network, SpanLimits(kinds=("merge",))))
+    by_end = {c.choice.end: c.signatures[0] for c in candidates if c.choice.exit == "inner_1" and not c.choice.pruned}
+    assert (by_end["original"].activation, by_end["original"].residual) == ("relu6", False)
+    assert (by_end["none"].activation, by_end["none"].residual) == ("hardswish", True)
+
+
 def test_what_must_be_measured_each_once(priced):
     pricing, candidates = priced
     wanted = pricing.signatures(candidates)
@@ -281,7 +344,7 @@ def test_convolutions_are_counted(toy, priced):
 @pytest.fixture(scope="module")
 def problem(toy, priced):
     pricing, candidates = priced
-    losses = {c.choice: 0.01 + zlib.crc32(repr(c.choice).encode()) / 2**32 for c in candidates}
+    losses = {c.choice: 0.01 + zlib.crc32(str(c.choice).encode()) / 2**32 for c in candidates}
     return losses, frontier(pricing.problem(toy.tree, candidates, losses, price))
 
 
@@ -382,6 +445,6 @@ def test_each_choice_of_a_tangled_network_saves_what_it_says(pyramid):
 def test_every_plan_of_a_tangled_network_costs_what_its_operators_cost(pyramid):
     pricing = Pricing(pyramid)
     candidates = pricing.candidates(enumerate_spans(pyramid))
-    losses = {c.choice: 0.01 + zlib.crc32(repr(c.choice).encode()) / 2**32 for c in candidates}
+    losses = {c.choice: 0.01 + zlib.crc32(str(c.choice).encode()) / 2**32 for c in candidates}
     plans = frontier(pricing.problem(pyramid.tree, candidates, losses, price))
     assert_plans_add_up(pricing, candidates, losses, plans)

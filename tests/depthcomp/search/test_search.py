@@ -17,7 +17,7 @@ from depthcomp.latency.timing import LatencyPredictor, NetworkTimer
 from depthcomp.preparation import OFFERED
 from depthcomp.search.plans import Option
 from depthcomp.search.search import Search
-from fx_passes import Plan, capture, enumerate_spans, structure_tree
+from fx_passes import CapturedNetwork, Plan, capture, enumerate_spans
 from fx_passes.merge import fold_batch_norms
 from latency_tables import Timing, fit_affine
 
@@ -38,7 +38,7 @@ def network():
     gm = capture(model.eval(), EXAMPLE)
     fold_batch_norms(gm)
     gm.recompile()
-    return gm
+    return CapturedNetwork(gm)
 
 
 def price(signature):
@@ -91,7 +91,7 @@ def search_for(network, choosable, measured=lambda sum_ms: sum_ms + 0.3):
 
     def problem(without):
         kept = {choice: loss for choice, loss in losses.items() if choice not in without}
-        return pricing.problem(structure_tree(network), candidates, kept, price)
+        return pricing.problem(network.tree, candidates, kept, price)
 
     predictor = ScriptedPredictor(total_ms(pricing), measured)
     return Search(network, problem, predictor, calibration), predictor
@@ -204,14 +204,14 @@ def test_a_plan_whose_outputs_are_nan_is_not_chosen(network, choosable, monkeypa
 
 @pytest.fixture(scope="module")
 def half(network):
-    body = list(network.children())[:5]
+    body = list(network.gm.children())[:5]
     return capture(nn.Sequential(*body).eval(), EXAMPLE)
 
 
 def test_the_predictor_measures_and_predicts(network, half, choosable, arithmetic_backend):
     backend = arithmetic_backend()
     sum_ms = total_ms(choosable[0])
-    timer = NetworkTimer(network, (EXAMPLE,), backend)
+    timer = NetworkTimer(network.gm, (EXAMPLE,), backend)
     predictor = LatencyPredictor(timer, sum_ms)
     assert predictor.predict(sum_ms) == pytest.approx(timer.original.ms)  # one point: through it, slope 1 in shares
     assert predictor.invert(predictor.predict(0.4 * sum_ms)) == pytest.approx(0.4 * sum_ms)
@@ -228,7 +228,7 @@ def test_the_predictor_measures_and_predicts(network, half, choosable, arithmeti
 
 def test_the_line_is_learnt_in_shares_and_given_in_ms(network, half, choosable, arithmetic_backend):
     """Sums may be far from what networks take; a share saved of the sum is a share of the whole until more is known."""
-    predictor = LatencyPredictor(NetworkTimer(network, (EXAMPLE,), arithmetic_backend()), 100.0)
+    predictor = LatencyPredictor(NetworkTimer(network.gm, (EXAMPLE,), arithmetic_backend()), 100.0)
     whole_ms = predictor.original.median_ms
     assert (predictor.calibration.n, predictor.calibration.residual_ms) == (1, pytest.approx(0.0, abs=1e-12))
     assert predictor.calibration.slope == pytest.approx(whole_ms / 100)
@@ -244,7 +244,7 @@ def test_the_line_is_learnt_in_shares_and_given_in_ms(network, half, choosable, 
 
 def test_the_timer_closes_what_it_built_when_measuring_fails(network, arithmetic_backend):
     backend = arithmetic_backend(hidden=lambda model, ms: -1.0)
-    timer = NetworkTimer(network, (EXAMPLE,), backend)
+    timer = NetworkTimer(network.gm, (EXAMPLE,), backend)
     with pytest.raises(Exception, match="a time is finite and positive"):
         _ = timer.original
     assert backend.live == 0
@@ -271,8 +271,8 @@ def test_an_unsteady_machine_is_measured_longer(network, arithmetic_backend):
             return Drifting(super().build(onnx_model), self.drift)
 
     backend = DriftingBackend()
-    timer = NetworkTimer(network, (EXAMPLE,), backend)
-    assert [len(timing.rounds_ms) for timing in timer.compare(network, rounds=5)] == [5, 5]
+    timer = NetworkTimer(network.gm, (EXAMPLE,), backend)
+    assert [len(timing.rounds_ms) for timing in timer.compare(network.gm, rounds=5)] == [5, 5]
     backend.drift = 0.1
-    assert [len(timing.rounds_ms) for timing in timer.compare(network, rounds=5)] == [15, 15]
+    assert [len(timing.rounds_ms) for timing in timer.compare(network.gm, rounds=5)] == [15, 15]
     assert backend.live == 0

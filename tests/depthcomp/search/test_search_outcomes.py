@@ -98,7 +98,7 @@ def test_of_plans_that_fit_the_one_of_least_true_loss_is_returned(known_search):
 def test_kept_convolutions_are_refitted_as_far_as_that_lowers_the_loss(known_search, best):
     rises = [(kept, 0.0 if kept == best else 0.1) for kept in ("none", "nearest", "all")]
     found = known_search([(7.9, 0.1, 0.9), (3.0, 5.0, 5.0)], {}, rises)[0].meet(Budget(8, "ms"))
-    assert (found.loss, list(found.kept)) == (0.9, [best])
+    assert (found.loss, list(found.solved)) == (0.9, [best])
 
 
 def test_sums_that_overstate_savings_are_corrected(known_search):
