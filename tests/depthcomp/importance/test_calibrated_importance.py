@@ -141,21 +141,24 @@ def test_a_loss_is_that_of_the_really_rewritten_network(network, calibration, lo
         assert losses[choice] == pytest.approx(wanted, rel=1e-6, abs=1e-9), choice
 
 
+WAYS = {
+    ("fit", "inserted", False), ("fit", "none", False), ("merge", "inserted", False), ("merge", "none", False),
+    ("merge", "inserted", True), ("merge", "none", True), ("merge", "original", True),
+}  # fmt: skip
+
+
+def ways_of(candidates):
+    """Return the kinds of candidates, what follows them, and whether layers are pruned."""
+    return {(c.choice.kind, c.choice.end, bool(getattr(c.choice, "pruned", ()))) for c in candidates}
+
+
 @pytest.fixture(scope="module")
 def others(network):
     """What OFFERED leaves out: merges with layers pruned, and merges and fits with another end."""
     found = Pricing(network).candidates(enumerate_spans(network, SpanLimits(skips_pixels=False)))
-    some = [c for c in found if c.choice.kind != "drop" and (c.choice.end != "original" or _pruned(c.choice))]
-    ways = {(c.choice.kind, c.choice.end, _pruned(c.choice)) for c in some}
-    assert ways == {
-        ("merge", "original", True), ("merge", "inserted", False), ("merge", "none", False),
-        ("merge", "inserted", True), ("merge", "none", True), ("fit", "inserted", False), ("fit", "none", False),
-    }  # fmt: skip
+    some = [c for c in found if c.choice.kind != "drop" and ways_of([c]) <= WAYS]
+    assert ways_of(some) == WAYS
     return some
-
-
-def _pruned(choice):
-    return choice.kind == "merge" and bool(choice.pruned)
 
 
 def test_pruned_layers_and_other_ends_are_scored_as_they_will_be(network, others, calibration):
@@ -166,6 +169,17 @@ def test_pruned_layers_and_other_ends_are_scored_as_they_will_be(network, others
     assert len(found) == len(others)
     for choice, loss in found.items():
         assert loss == pytest.approx(true_loss(network, choice, weights, judging), rel=1e-6, abs=1e-9), choice
+
+
+@pytest.mark.usefixtures("one_strength")
+def test_behind_pruned_layers_and_other_ends_consumers_are_refitted_as_they_will_be(network, others, calibration):
+    """Behind an activation, inserted or removed, a consumer makes up for what a fit misses there."""
+    refitter = Refitter(network, calibration)
+    some = others[::4]
+    assert ways_of(some) == WAYS
+    for choice, loss in calibrated(network, some, calibration, EQUAL_SAVINGS).items():
+        wanted = min(refitter.loss(Plan((choice,)), kept=kept) for kept in ("none", "nearest"))
+        assert loss == pytest.approx(wanted, rel=1e-6, abs=1e-9), choice
 
 
 @pytest.fixture

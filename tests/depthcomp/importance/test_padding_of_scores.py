@@ -13,7 +13,7 @@ from depthcomp.importance.finetuned_importance import FinetunedImportance
 from depthcomp.importance.trained import entries_of
 from depthcomp.latency.pricing import Pricing
 from depthcomp.preparation import OFFERED
-from fx_passes import Plan, capture, enumerate_spans, linearize, merge
+from fx_passes import CapturedNetwork, Plan, capture, enumerate_spans, linearize, merge
 
 
 class Bordered(nn.Module):
@@ -32,7 +32,7 @@ class Bordered(nn.Module):
 @pytest.fixture(scope="module")
 def network():
     torch.manual_seed(0)
-    return capture(Bordered().double().eval(), torch.zeros(1, 3, 6, 6, dtype=torch.float64))
+    return CapturedNetwork(capture(Bordered().double().eval(), torch.zeros(1, 3, 6, 6, dtype=torch.float64)))
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +48,8 @@ def images():
 
 def identity_inside(network, images):
     """Return the outputs with the inner activation as identity and the padding where it was."""
-    (features,) = [network.get_submodule(name) for name in ("one",)]
-    tensor = network.get_submodule("two")(features(images)).relu()
-    return network.get_submodule("head")(tensor.mean((2, 3)))
+    one, two, head = map(network.gm.get_submodule, ("one", "two", "head"))
+    return head(two(one(images)).relu().mean((2, 3)))
 
 
 def test_calibrated_scores_the_merged_network(network, merged, images):
@@ -58,8 +57,8 @@ def test_calibrated_scores_the_merged_network(network, merged, images):
     final = merge(linearize(network, plan), plan)
     calibration = cross_validated(images, seed=0)
     with torch.no_grad():
-        losses = [divergence(network(batch), final(batch)) for _, batch in calibration.judging()]
-        inside = [divergence(network(b), identity_inside(network, b)) for _, b in calibration.judging()]
+        losses = [divergence(network.gm(batch), final(batch)) for _, batch in calibration.judging()]
+        inside = [divergence(network.gm(b), identity_inside(network, b)) for _, b in calibration.judging()]
     found = calibrated(network, [merged], calibration, defaultdict(lambda: 1.0), refit_kept=False)[merged.choice]
     assert found == pytest.approx(sum(losses) / len(losses), rel=1e-9)
     assert abs(found - sum(inside) / len(inside)) > 0.01 * found

@@ -60,11 +60,11 @@ def test_shards_add_up_and_resume_bitwise(prepared, few, tmp_path):
 
 
 def test_neither_the_network_nor_the_users_random_numbers_change(prepared, few):
-    before, state = copy.deepcopy(prepared.captured.state_dict()), torch.get_rng_state()
+    before, state = copy.deepcopy(prepared.captured.gm.state_dict()), torch.get_rng_state()
     scored(prepared, few, replace(LAYERMERGE, steps=1, batch_size=4))
-    assert all(torch.equal(before[name], value) for name, value in prepared.captured.state_dict().items())
+    assert all(torch.equal(before[name], value) for name, value in prepared.captured.gm.state_dict().items())
     assert torch.equal(torch.get_rng_state(), state)
-    assert not prepared.captured.training
+    assert not prepared.captured.gm.training
 
 
 def test_without_a_rate_a_change_is_what_the_choice_alone_does(prepared, few):
@@ -79,7 +79,7 @@ def test_without_a_rate_a_change_is_what_the_choice_alone_does(prepared, few):
     ((name, network),) = entries_of(plain.captured, [drop], config).items()
     judging = torch.cat(plain.calibration.fold(plain.calibration.judges[0]))
     with torch.no_grad():
-        agreed = (network()(judging).argmax(1) == plain.network(judging).argmax(1)).double().mean()
+        agreed = (network()(judging).argmax(1) == plain.network.gm(judging).argmax(1)).double().mean()
     assert scored(plain, [drop], config)[name] == pytest.approx(float(agreed) - 1)
 
 
@@ -147,14 +147,10 @@ def test_what_is_not_finite_makes_no_loss(prepared, few):
 
 def test_layers_are_the_convolutions_of_the_span_each_once(prepared):
     network = prepared.network
-    convolutions = {n.name for n in network.graph.nodes if isinstance(_module(network, n), nn.Conv2d)}
+    convolutions = {name for name in network.nodes if isinstance(network.layer(name), nn.Conv2d)}
     for candidate in prepared.candidates:
         wanted = [name for name in candidate.span.nodes if name in convolutions]
         assert layers_of(prepared.captured, candidate) == wanted
-
-
-def _module(gm, node):
-    return gm.get_submodule(node.target) if node.op == "call_module" else None
 
 
 @pytest.mark.parametrize(
