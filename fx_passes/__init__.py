@@ -1,9 +1,9 @@
-"""Graph in, graph out: capture a network, understand its structure, rewrite it by a plan.
+"""Graph rewriting of CNNs: capture a network, analyse its structure, rewrite it by a plan.
 
-`capture` makes a canonical graph of any traceable network, `structure_tree` and `enumerate_spans` say what
-can be compressed and why the rest cannot, `free_merges` finds what collapses at no price, `linearize` carries a
-plan out in trainable form and `merge` collapses the result into a shallower network that computes the same
-function. What may be done with a span is one file each in `fx_passes.kinds`.
+`capture` turns a traceable network into a canonical graph. `structure_tree` and `enumerate_spans` say which parts can
+be compressed, and why the others cannot. `free_merges` finds the merges that change no output. `linearize` carries out
+a plan in trainable form, and `merge` collapses the result into a shallower network with equal outputs. Each kind of
+choice has one file in `fx_passes.kinds`.
 """
 
 from fx_passes.body import Body

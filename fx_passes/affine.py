@@ -137,8 +137,8 @@ def from_padding(channels: int, padding: Sides, *, device: str = "cpu") -> Affin
 def from_conv(conv: nn.Conv2d, *, device: str = "cpu", largest_kernel: Pair | None = None) -> AffineConv:
     """Return zero-padded `conv` as an operator in float64, its dilated taps spread over a dense kernel.
 
-    With `largest_kernel`, a dilated kernel's taps outside a window of that size in its middle are left out, as by
-    `crop_kernel` but without ever holding the dense kernel: of dilation 36 and size 3 that has 73 x 73 taps.
+    With `largest_kernel`, only the taps in a central window of that size are kept, as by `crop_kernel`. Only a dilated
+    kernel is cropped, and its dense form is never built: with dilation 36 and size 3 it has 73 x 73 taps.
     """
     spread = [d * (k - 1) + 1 for d, k in zip(_pair(conv.dilation), conv.kernel_size, strict=True)]
     if largest_kernel is not None and _pair(conv.dilation) != (1, 1):
@@ -219,7 +219,7 @@ def compose(first: AffineConv, second: AffineConv, *, largest_kernel: Pair | Non
     The result equals the chain where no inner operator pads; where one does, it equals the chain whose
     padding was moved to the entry. Source: Kim et al. 2023, equation 1, extended to strides and groups.
 
-    With `largest_kernel`, only taps in the middle of the result are computed, those that `crop_kernel` would leave.
+    With `largest_kernel`, only the central taps of the result are computed, as `crop_kernel` would leave them.
     """
     groups = math.gcd(first.groups, second.groups)
     inner = widen_groups(first.weight, first.groups, groups)  # (m, i/g, k1h, k1w)
@@ -254,7 +254,7 @@ def add(terms: Sequence[AffineConv]) -> AffineConv:
 
 
 def concat(parts: Sequence[AffineConv]) -> AffineConv:
-    """Return the operator whose output channels are those of `parts`, one after another.
+    """Return the operator that concatenates the output channels of `parts`.
 
     Raises:
         NotAffineError: strides differ, so that no single convolution has this output.
@@ -266,7 +266,7 @@ def concat(parts: Sequence[AffineConv]) -> AffineConv:
 
 
 def align(terms: Sequence[AffineConv]) -> list[AffineConv]:
-    """Return the same operators, all written with one kernel size, padding and number of groups.
+    """Return the operators rewritten with one kernel size, padding and number of groups.
 
     Raises:
         NotAffineError: the strides differ.
@@ -289,7 +289,8 @@ def align(terms: Sequence[AffineConv]) -> list[AffineConv]:
 def crop_kernel(operator: AffineConv, kernel: Pair) -> AffineConv:
     """Return `operator` with only the central `kernel` taps, its output size unchanged.
 
-    A size larger than the operator's own on an axis is refused with a ValueError.
+    Raises:
+        ValueError: `kernel` is larger than the operator's own on an axis.
     """
     height, width = operator.kernel
     if kernel[0] > height or kernel[1] > width:
@@ -329,7 +330,7 @@ def _ungrouped(operator: AffineConv) -> AffineConv:
 
 def _compose_biases(first: AffineConv, second: AffineConv) -> Tensor:
     """Return the bias of `second` after `first`, (c_out,)."""
-    if second.weight.is_meta:  # a bias has the shape of a bias: nothing to compute
+    if second.weight.is_meta:  # only the shape counts
         return second.bias
     taps = second.weight.sum(dim=(2, 3)).reshape(second.groups, second.out_channels // second.groups, -1)
     moved = taps @ first.bias.reshape(second.groups, -1, 1)  # taps: (g2, o/g2, m/g2)
@@ -358,7 +359,7 @@ def _compose_weights(first: Tensor, second: Tensor, groups: int, stride: Pair, s
 
 
 def _overlap(offset: int, length: int, size: int) -> tuple[slice, slice]:
-    """Return which of `length` taps, the first laid at `offset`, fall into a window of `size`, and where in it."""
+    """Return which of `length` taps, starting at `offset`, fall into a window of `size`, and where in the window."""
     low, high = max(offset, 0), min(offset + length, size)
     return slice(low - offset, high - offset), slice(low, high)
 
@@ -378,7 +379,7 @@ def _spread_taps(weight: Tensor, dilation: Pair, start: Pair, size: Pair) -> Ten
     """Return the window of `size` that begins at tap `start` of a dilated kernel, zeros between the taps."""
     if dilation == (1, 1):
         return weight
-    first = [-(-s // d) for s, d in zip(start, dilation, strict=True)]  # of the kernel's taps, the first in the window
+    first = [-(-s // d) for s, d in zip(start, dilation, strict=True)]  # the first tap inside the window
     row, column = (d * f - s for d, f, s in zip(dilation, first, start, strict=True))
     dense = weight.new_zeros(*weight.shape[:2], *size)
     places = dense[:, :, row :: dilation[0], column :: dilation[1]]

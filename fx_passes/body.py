@@ -1,4 +1,4 @@
-"""What a choice puts in its span's place: a small graph whose new convolutions have a shape and no weights yet."""
+"""Body of a choice: the small graph that takes a span's place, its new convolutions still without weights."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Body:
     A new convolution is a node that calls an `AffineConv` on the meta device. Other nodes call layers of the network.
 
     Attributes:
-        graph: the operators, with one input and one output; nothing between them where the span is dropped.
+        graph: the operators between one input and one output; there are none where the span is dropped.
         at: name of the node of the network whose tensor the body computes.
     """
 
@@ -52,7 +52,7 @@ class Body:
 class BodyBuilder:
     """Builds the body of one choice, node by node.
 
-    Its nodes bear the names of nodes of the network.
+    Its nodes have the names of the network's nodes.
 
     Args:
         entry: name of the node whose tensor the span reads.
@@ -76,19 +76,19 @@ class BodyBuilder:
         return node
 
     def layer(self, source: fx.Node, original: fx.Node) -> fx.Node:
-        """Return a call of the layer that a node of the network calls, which keeps the shape of what it reads."""
+        """Return a call of the layer that a network's node calls; the layer must keep the shape of its input."""
         node = self._graph.create_node("call_module", original.target, (source,), name=original.name)
         node.meta["tensor_meta"] = source.meta["tensor_meta"]
         return node
 
     def build(self, result: fx.Node, at: str) -> Body:
-        """Return the body whose last node is `result`, to stand at a node of the network."""
+        """Return the body that ends at `result` and computes the tensor at the network's node `at`."""
         self._graph.output(result)
         return Body(self._graph, at)
 
 
 class _Run(fx.Interpreter):
-    """Runs a body with other convolutions in the place of those without weights."""
+    """Runs a body with the given convolutions in place of its own, which have no weights."""
 
     def __init__(self, gm: fx.GraphModule, graph: fx.Graph, weights: Mapping[str, AffineConv]) -> None:
         super().__init__(gm, graph=graph)

@@ -1,9 +1,8 @@
-"""What lies beyond the frame of a tensor inside a span, where padding adds zeros.
+"""Borders of the tensors inside a span: which of them are zero beyond their frame, and may be padded.
 
-A span merges exactly where zeros are only added to tensors that are zero beyond their frame once the span's entry
-is: the entry itself, what pads it, and 1x1 convolutions of it. A 1x1 convolution with a bias is zero there only if
-the bias is read from an input channel that is 1 inside the frame and 0 beyond: one constant channel carries the
-biases of all of them.
+A span merges exactly if it pads only tensors that are zero beyond their frame: its entry, padded forms of it, and 1x1
+convolutions of it. A 1x1 convolution with a bias is zero there only if it reads the bias from an input channel, 1
+inside the frame and 0 beyond. One constant channel carries the biases of all convolutions.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ def zero_beyond_frame(
 
 
 def border_needed(gm: fx.GraphModule, node: fx.Node, border: Sides) -> Sides:
-    """Return the border that `node` reads beyond its input's frame to have `border` beyond its own."""
+    """Return the border beyond its input's frame that `node` reads to compute `border` beyond its own frame."""
     module = known_layer(gm, node)
     if role(gm, node) is not Role.AFFINE or isinstance(module, NORMS):
         return border
@@ -66,7 +65,7 @@ def border_needed(gm: fx.GraphModule, node: fx.Node, border: Sides) -> Sides:
 
 
 def _keeps_zeros(gm: fx.GraphModule, node: fx.Node, carry_biases: bool) -> bool:
-    """Say whether a node's tensor is zero beyond its frame where all tensors that it reads are."""
+    """Say whether a node's tensor is zero beyond its frame if all tensors that it reads are."""
     module, padding = known_layer(gm, node), border_needed(gm, node, NO_BORDER)
     if isinstance(module, nn.Conv2d):
         return module.kernel_size == (1, 1) and not any(padding) and (carry_biases or module.bias is None)

@@ -1,7 +1,7 @@
-"""nn.Module -> canonical GraphModule: evaluation mode, layers as modules, shapes at every node.
+"""Capture of an nn.Module as a canonical GraphModule: evaluation mode, layers as modules, shapes at every node.
 
-The input model is copied first and never changed. The result computes the same function, which is checked on
-random inputs of the example's shapes, or on the example where the model does not take random ones.
+The model is copied first and never changed. The graph's outputs are compared with the model's on random inputs of the
+example's shapes, or on the example itself if the model does not take random inputs.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ __all__ = ["capture"]
 _PASSES = (
     DropAsserts(),
     PositionalInputs(),
-    DropIdentities(),  # first, as what they return is the tensor itself, which may be overwritten
+    DropIdentities(),  # before DropInplace, as an identity returns its input itself, which may be overwritten
     DropInplace(),
     UnifyAdditions(),
     FoldLayerConstants(),
@@ -53,9 +53,9 @@ _SHAPED_PASSES = (
     ChannelArithmetic(),
     PixelLinears(),
     CloneSharedTensors(),
-)  # these read the shapes and types that a run leaves at the nodes
+)  # these passes read the shapes and types at the nodes
 _TOLERANCE = 1e-5  # relative to the largest output; most of the graph runs the same kernels in the same order
-_ROUNDINGS = 8  # but layers that changed kind round elsewhere: by 1.3 eps of the output in half precision networks
+_ROUNDINGS = 8  # in eps of the type: layers that changed kind round differently, in half precision by 1.3 eps
 
 
 def capture(model: nn.Module, example_inputs: Tensor | Sequence[Tensor]) -> fx.GraphModule:
@@ -89,9 +89,9 @@ def capture(model: nn.Module, example_inputs: Tensor | Sequence[Tensor]) -> fx.G
 
 
 def _reference(model: nn.Module, inputs: Sequence[Tensor]) -> tuple[Sequence[Tensor], list[Tensor]]:
-    """Return inputs to compare the graph on, and what the model makes of them.
+    """Return inputs to compare the graph on, and the model's outputs for them.
 
-    They are random where the model takes such as it takes images: an example of zeros would agree with any graph.
+    The inputs are random if the model takes random ones, because an example of zeros would agree with any graph.
     """
     noise = noise_like(inputs)
     try:
@@ -112,7 +112,7 @@ def _copy(model: nn.Module) -> nn.Module:
     except Exception as error:
         raise CaptureError(
             f"{type(model).__name__} cannot be copied ({type(error).__name__}: "
-            f"{first_line(error, empty='no message')}); take off hooks that compute its weights, as "
+            f"{first_line(error, empty='no message')}); remove hooks that compute its weights, as "
             "torch.nn.utils.remove_weight_norm does, and keep only parameters and buffers as its tensors"
         ) from error
 
@@ -149,19 +149,19 @@ def _run(module: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _require_tensors_taken(module: nn.Module, inputs: Sequence[Tensor]) -> None:
-    """Refuse a forward that takes a list of images where others take a batch."""
+    """Refuse a forward that takes a list of images instead of a batch."""
     try:
         with torch.no_grad():
             module([x.clone() for x in inputs])
     except Exception:
-        return  # then it is not that
+        return  # the cause is another
     raise CaptureError(
-        f"the forward of {type(module).__name__} takes a list of tensors, and only one that takes tensors can be "
-        f"captured; write one that does{suggest_part(module)}"
+        f"the forward of {type(module).__name__} takes a list of tensors, and capture needs one that takes tensors; "
+        f"write one that does{suggest_part(module)}"
     )
 
 
 def _tolerance(gm: fx.GraphModule) -> float:
-    """Return how far outputs may be apart, relative to the largest, given the coarsest type that `gm` computes in."""
+    """Return the allowed difference of outputs, relative to the largest value, for the coarsest type in `gm`."""
     found = [getattr(node.meta.get("tensor_meta"), "dtype", torch.bool) for node in gm.graph.nodes]
     return max([_TOLERANCE, *(_ROUNDINGS * torch.finfo(dtype).eps for dtype in found if dtype.is_floating_point)])

@@ -1,4 +1,4 @@
-"""The layer that stands for arithmetic with one number per channel."""
+"""Layer that scales and shifts each channel of images."""
 
 from __future__ import annotations
 

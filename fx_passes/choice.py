@@ -1,4 +1,4 @@
-"""What every choice for a span says: where it stands, and what kind it is."""
+"""Base class of the choices for a span: its place and its kind."""
 
 from __future__ import annotations
 

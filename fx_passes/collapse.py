@@ -1,4 +1,4 @@
-"""One convolution out of a piece of graph: evaluate its nodes in the algebra of affine operators.
+"""Collapse of a piece of graph into one convolution, by the algebra of affine operators.
 
 Activations and dropout inside the piece count as identity.
 """
@@ -37,8 +37,8 @@ def collapse(
         nodes: the piece's nodes in topological order, each reading only `entry` and earlier ones.
         channels: channels of the tensor at `entry`.
         device: where to compute; "meta" for shapes only.
-        largest_kernel: crop every operator on the way to this size at most. The result is then not the exact
-            collapse but a cheap first guess of it.
+        largest_kernel: crop every operator on the way to at most this size. The result is then a cheap first
+            guess, not the exact collapse.
         skipped: nodes of the piece that count as identity.
 
     Raises:
@@ -60,9 +60,9 @@ def collapse(
 def collapse_carrying_biases(
     gm: fx.GraphModule, entry: fx.Node, nodes: Sequence[fx.Node], channels: int
 ) -> dict[fx.Node, AffineConv]:
-    """Return what `collapse` does, as operators on the tensor at `entry` with a last channel of ones after its own.
+    """Return what `collapse` does, for a tensor at `entry` that has one more channel, of ones, after its own.
 
-    Tensors that padding must find zero beyond their frame read their bias from that channel.
+    Tensors that must be zero beyond their frame, because they are padded, read their bias from that channel.
     """
     values = {entry: affine.first_channels(channels, of=channels + 1)}
     zero = zero_beyond_frame(gm, entry, nodes, carry_biases=True)
@@ -80,9 +80,9 @@ def collapse_node(
     device: str = "cpu",
     largest_kernel: tuple[int, int] | None = None,
 ) -> AffineConv:
-    """Return the operator from the piece's entry to `node`, given those of the nodes that it reads.
+    """Return the operator from the piece's entry to `node`, given the operators of the nodes that it reads.
 
-    The last two arguments are those of `collapse`; of a join, the result itself is not cropped.
+    `device` and `largest_kernel` are as for `collapse`, but the result of a join is not cropped.
 
     Raises:
         NotAffineError: the node is no affine operator of the piece's entry; the message names it.
@@ -93,8 +93,8 @@ def collapse_node(
     read = operands(node, kind)
     missing = [operand for operand in read if operand not in values]
     if missing:
-        reader, other = module_path(node), module_path(missing[0])
-        raise NotAffineError(f"{reader}: it also reads {other}, which does not come from the span's entry")
+        consumer, other = module_path(node), module_path(missing[0])
+        raise NotAffineError(f"{consumer}: it also reads {other}, which does not come from the span's entry")
     terms = [values[operand] for operand in read]
     try:
         if kind is Role.AFFINE:

@@ -1,4 +1,4 @@
-"""What a graph computes from its model's own tensors alone: the same for every image, so computed once."""
+"""Constants of a graph: values that follow from the model's own tensors alone, computed once for all images."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Constants:
         module = called_module(self._gm, node)
         if module is not None:
             return module(*args, **kwargs)
-        assert callable(node.target)  # a function: fx knows no other nodes that compute
+        assert callable(node.target)  # a function: fx has no other nodes that compute
         return node.target(*args, **kwargs)
 
 

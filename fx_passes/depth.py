@@ -1,4 +1,4 @@
-"""How deep a network is: convolutions on the longest path from an input to an output."""
+"""Depth of a network: the convolutions on its longest path from an input to an output."""
 
 from torch import fx, nn
 

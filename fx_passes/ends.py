@@ -1,4 +1,4 @@
-"""What stands at the end of a span: its own activation, one that is inserted, or none."""
+"""Ends of spans: find the activation there, insert one, or remove it."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ def activation_to_insert(gm: fx.GraphModule, nodes: Sequence[fx.Node], pre_activ
 
 
 def set_end(gm: fx.GraphModule, end: End, inner: Sequence[fx.Node], exit_: fx.Node) -> list[fx.Node]:
-    """Change what follows the pre-activation of a span in place, and return the span's nodes up to there.
+    """Change the end of a span in place, and return the span's nodes up to its pre-activation.
 
     The span's exit keeps its name. Where an activation is inserted, the pre-activation's node becomes the activation,
     and the pre-activation moves to a new node before it.
 
     Args:
         gm: the graph to change.
-        end: what shall follow the pre-activation.
+        end: what is to follow the pre-activation.
         inner: the span's nodes up to its pre-activation.
         exit_: the node that produces the span's tensor.
     """

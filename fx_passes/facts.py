@@ -1,4 +1,4 @@
-"""A graph with what is asked of its nodes again and again, computed once."""
+"""Facts about the nodes of a graph, each computed once."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["GraphFacts"]
 class GraphFacts:
     """The nodes of a graph by name, their order, roles, layers and shapes.
 
-    Names stay valid while nodes are redirected; roles and layers, which are computed when they are first asked for, do
+    Roles and layers are computed at the first request. Names stay valid when nodes are redirected; roles and layers do
     not.
 
     Args:
@@ -40,7 +40,7 @@ class GraphFacts:
         return {name: role(self.gm, node) for name, node in self.nodes.items()}
 
     def words(self, names: Iterable[str]) -> str:
-        """Return a short description of the user's modules that some nodes stand for."""
+        """Return a short description of the user's modules that the named nodes stand for."""
         return self._module_names.describe_names(names)
 
     @cached_property

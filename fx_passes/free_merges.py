@@ -4,12 +4,12 @@ Networks trained with parallel branches or with linear convolutions in a row hol
 in every block. A merge is free where
 
 - no activation stands inside, so that nothing has to be given up;
-- no zeros are added to a tensor inside, so that the padding that a merge moves to the entry was there before.
-  Adding zeros to a tensor that is zero beyond its frame anyway changes nothing: so it is with the entry, with what
-  pads it, and with 1x1 convolutions of it that have no bias;
-- the one convolution takes no more multiply-adds than what it replaces.
+- no tensor inside is padded, so the padding that a merge moves to the entry was there before. Tensors that are zero
+  beyond their frame may be padded: the entry, padded forms of it, and 1x1 convolutions of it without bias;
+- the merged convolution takes no more multiply-adds than the span that it replaces.
 
-The first two make it exact at every pixel (Ding et al. 2021, RepVGG, section 3.3, for branches without inner layers).
+The first two conditions make it exact at every pixel (Ding et al. 2021, RepVGG, section 3.3, for branches without
+inner layers).
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def free_merges(gm: fx.GraphModule | CapturedNetwork) -> Plan:
 
 @dataclass(frozen=True, slots=True)
 class _Saving:
-    """Free merges and what they save together: multiply-adds, then operators."""
+    """Free merges, and the multiply-adds and operators that they save together."""
 
     macs: int = 0
     operators: int = 0
@@ -66,7 +66,7 @@ class _Saving:
 
     @property
     def rank(self) -> tuple[int, int]:
-        """By what two savings compare: multiply-adds first, then operators."""
+        """Sort key of a saving: multiply-adds first, then operators."""
         return self.macs, self.operators
 
 
@@ -87,7 +87,7 @@ class _Finder:
         return upto[len(level.units)]
 
     def _merged(self, level: Level, start: int) -> Iterator[tuple[int, _Saving]]:
-        """Yield where the free spans that begin at a cut end, and what each saves."""
+        """Yield, for each free span from a cut, the cut where it ends and its saving."""
         for span in self._walker.spans_from(level, start):
             piece = span.piece
             if piece is None or not self._is_exact(piece):
@@ -97,6 +97,6 @@ class _Finder:
                 yield span.stop, _Saving(piece.macs - macs, len(piece.inner) - 1, (choice,))
 
     def _is_exact(self, piece: Piece) -> bool:
-        """Say whether a piece's collapse computes the same, at the border too."""
+        """Say whether a piece's collapse is exact, also at the border."""
         active = any(self._network.roles[name] is Role.ACTIVATION for name in piece.inner)
         return not active and pads_only_zeros(self._network.gm, self._network.nodes[piece.entry], piece.inner_nodes)

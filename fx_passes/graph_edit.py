@@ -1,4 +1,4 @@
-"""Small edits that every pass needs: adding a module under a free name, and tidying up after a rewrite."""
+"""Graph edits that passes share: add a module, redirect a node, keep the user's attributes, tidy up."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Move all padding inside a span to its entry, where a merged convolution does it."""
+"""Hoisting of a span's padding to its entry, where the merged convolution pads."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ __all__ = ["hoist_padding", "pad"]
 def hoist_padding(gm: fx.GraphModule, entry: fx.Node, inner: list[fx.Node]) -> None:
     """Move all padding of a span to its entry, in place.
 
-    Walking backwards, each tensor learns the border that its readers need beyond its own frame; each edge is
-    cropped where its reader needs less than the tensor has.
+    A backward walk finds the border that the consumers of each tensor need beyond its frame. An edge is cropped where
+    its consumer needs less than the tensor has.
     """
     border: dict[fx.Node, Sides] = {inner[-1]: NO_BORDER}
     needed: dict[fx.Node, Sides] = {}
@@ -33,16 +33,16 @@ def hoist_padding(gm: fx.GraphModule, entry: fx.Node, inner: list[fx.Node]) -> N
     padded = entry if border[entry] == NO_BORDER else pad(gm, first, entry, border[entry])
     for node in inner:
         for source in node.all_input_nodes:
-            reader = padded if source is entry else source
+            enlarged = padded if source is entry else source
             crop = tuple(need - have for need, have in zip(needed[node], border[source], strict=True))
             if any(crop):
-                reader = pad(gm, node, reader, crop)  # type: ignore[arg-type]
-            node.replace_input_with(source, reader)
+                enlarged = pad(gm, node, enlarged, crop)  # type: ignore[arg-type]
+            node.replace_input_with(source, enlarged)
         _stop_padding(gm, node)
 
 
 def pad(gm: fx.GraphModule, before: fx.Node, source: fx.Node, sides: Sides) -> fx.Node:
-    """Return a new node, placed before another, that pads (where negative: crops) the tensor at `source`."""
+    """Return a new node before another that pads the tensor at `source`; negative sides crop."""
     top, bottom, left, right = sides
     with gm.graph.inserting_before(before):
         padded = gm.graph.call_function(F.pad, (source, (left, right, top, bottom)))
@@ -63,7 +63,7 @@ def _stop_padding(gm: fx.GraphModule, node: fx.Node) -> None:
 
 
 def _enlarge(node: fx.Node, sides: Sides) -> None:
-    """Record that the image at a node has become larger by a border (where negative: smaller)."""
+    """Record that the image at a node has grown by a border; negative sides shrink it."""
     meta, shape = node.meta.get("tensor_meta"), image_shape(node)
     if meta is not None and shape is not None:
         top, bottom, left, right = sides

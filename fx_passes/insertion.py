@@ -1,4 +1,4 @@
-"""One convolution put into a graph at a node that is there."""
+"""Insertion of one convolution into a graph, at an existing node."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ __all__ = ["insert_convolution"]
 def insert_convolution(
     gm: fx.GraphModule, node: fx.Node, source: fx.Node, operator: AffineConv, hint: str
 ) -> nn.Conv2d:
-    """Make `node` the convolution `operator` of the tensor at `source`, and return the new module.
+    """Turn `node` into the convolution `operator` of the tensor at `source`, and return the new module.
 
-    Padding that nn.Conv2d cannot express becomes a node of its own. The node keeps its name and users.
+    The node keeps its name and users. Padding that nn.Conv2d cannot express becomes a node of its own.
 
     Raises:
         PlanError: the weights are beyond the range of the graph's type.
@@ -47,6 +47,6 @@ def _require_finite(conv: nn.Conv2d, operator: AffineConv, node: fx.Node) -> Non
     if not all(bool(tensor.isfinite().all()) for tensor in conv.parameters()):
         largest = max(float(operator.weight.abs().max()), float(operator.bias.abs().max()))
         raise PlanError(
-            f"the one convolution at {module_path(node)} has weights up to {largest:.3g}, and {conv.weight.dtype} ends "
+            f"the new convolution at {module_path(node)} has weights up to {largest:.3g}, and {conv.weight.dtype} ends "
             f"at {torch.finfo(conv.weight.dtype).max:.3g}; plan shorter spans there, or merge in float32 first"
         )

@@ -1,13 +1,13 @@
-"""Which convolutions of a span become identity so that the others merge into one smaller kernel.
+"""Layer pruning: the convolutions of a span to make identity, so that the others merge into a smaller kernel.
 
-How far a merged kernel reaches from its output's pixel follows from the operators on its paths: reaches add up along
-a path, each times the stride before it, and of parallel paths the furthest counts. So, walking along a span, it is
-enough to remember for each reach the best set of pruned convolutions: as many sets as there are reaches, where subsets
-would be 2 to the number of convolutions. Between convolutions of one size this is sorting by weight.
+The reach of a merged kernel is the number of pixels that it reads beyond its output's pixel. Reaches add up along a
+path, each times the stride before it; of parallel paths the furthest counts. A walk along a span therefore keeps only
+the best set of pruned convolutions for each reach, instead of all 2^n subsets of n convolutions. Among convolutions of
+one size, this is sorting by weight.
 
-Source: LayerMerge (Kim et al., ICML 2024, arXiv 2406.12837), section 3: for each kernel size, those convolutions stay
-that have the largest sum of absolute weights. Ours are taken with the norms that follow folded in, so that a graph and
-its form with norms folded prune alike.
+Source: LayerMerge (Kim et al., ICML 2024, arXiv 2406.12837), section 3: for each kernel size, the convolutions with the
+largest sum of absolute weights stay. Here the norms that follow are folded into the weights first, so that pruning does
+not depend on whether the graph has its norms folded.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class Pruning:
     """Convolutions that become identity.
 
     Attributes:
-        kept: sum of the absolute weights of those that could be pruned too, and stay.
-        names: names of the nodes that call the pruned ones, in the graph's order.
+        kept: sum of the absolute weights of the prunable convolutions that stay.
+        names: names of the nodes that call the pruned convolutions, in the graph's order.
     """
 
     kept: float = 0.0
@@ -49,7 +49,7 @@ class Prunings:
 
     Attributes:
         stride: step on the piece's input per pixel of its output.
-        best: by the pixels that the kernel reaches beyond the output's own pixel at (top, bottom, left, right).
+        best: the pruning for each reach: pixels beyond the output's own at (top, bottom, left, right).
     """
 
     stride: Pair
@@ -87,7 +87,7 @@ UNPRUNED = Prunings((1, 1), {(0, 0, 0, 0): Pruning()})
 
 
 class LayerPruner:
-    """Finds the best prunings of the units of one graph, each once.
+    """Finds the best prunings of each unit of one graph; results are cached.
 
     Args:
         graph: a captured graph; it is not changed.
@@ -143,7 +143,7 @@ class LayerPruner:
 
 
 def with_norms(gm: fx.GraphModule, convolutions: Sequence[fx.Node]) -> list[fx.Node]:
-    """Return convolutions and the normalisations that follow them alone: these are pruned with them."""
+    """Return convolutions, each with the norms that follow as its only consumers; these are pruned with it."""
     found = []
     for node in convolutions:
         found.append(node)

@@ -1,4 +1,4 @@
-"""What is offered as a choice: how long a span may be, how large a kernel, which kinds."""
+"""Limits on the choices for spans: length, kernel size, cost, ends and kinds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["SpanLimits"]
 
 @dataclass(frozen=True, slots=True)
 class SpanLimits:
-    """What is offered as a choice; the number of candidates grows linearly with depth.
+    """Limits on the choices that are enumerated; their number grows linearly with depth.
 
     Attributes:
         longest_span: most units that one choice may replace.
@@ -20,8 +20,8 @@ class SpanLimits:
         largest_mac_growth: most multiply-adds of a new convolution, relative to those of its span.
         layer_pruning: whether convolutions may be pruned so that the others merge into a smaller kernel.
         other_ends: what may follow a new convolution besides what follows its span.
-        skips_pixels: whether a fitted or pruned kernel may be smaller than its stride, so that the layers before
-            compute pixels that nothing reads.
+        skips_pixels: whether a fitted or pruned kernel may be smaller than its stride, so that nothing reads some
+            pixels that the layers before compute.
         kinds: names of the kinds to choose from; None for all that are registered.
     """
 

@@ -1,7 +1,7 @@
-"""plan -> trainable graph: activations inside spans removed, padding moved to each span's entry.
+"""Linearization of a captured graph by a plan: the trainable form that merges exactly.
 
-In this form merging is exact everywhere: the entry of a span is padded once, inner operators are not, and
-where paths of different reach meet, the shorter one is cropped.
+Activations inside merged spans are removed. The entry of a span is padded once, inner operators are not padded, and
+where paths of different reach meet, the shorter one is cropped. Merging is then exact everywhere.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ __all__ = ["linearize"]
 def linearize(gm: fx.GraphModule | CapturedNetwork, plan: Plan, *, exact_border: bool = False) -> fx.GraphModule:
     """Return a copy of a captured graph in which `plan` is carried out, but nothing is merged yet.
 
-    Spans to merge keep their convolutions and norms, with nn.Identity in the place of pruned ones; spans to fit
-    hold one convolution, the centre of the merged kernel until a fit or training replaces it; dropped spans hold
-    nn.Identity. The names of the spans' entry and exit nodes stay. `gm` is not changed.
+    A merged span keeps its convolutions and norms, with nn.Identity for pruned ones. A fitted span holds one
+    convolution: the centre of the collapse, until a fit or training replaces it. A dropped span holds nn.Identity. The
+    entry and exit nodes of spans keep their names. `gm` is not changed.
 
     Args:
-        gm: what `capture` returned, or the network of it, which analyses the graph once for many plans.
-        plan: what to do.
-        exact_border: leave the padding of a merged span where it is, if only the entry and 1x1 convolutions of it
-            are padded. The span then computes at the border, too, what the network would with its activations as
-            identity; its merged convolution reads one constant channel more. Padding of other spans moves to their
-            entry all the same, and so does that of spans that merge into a grouped convolution.
+        gm: what `capture` returned, or a `CapturedNetwork` of it, which analyses the graph once for many plans.
+        plan: the choices to carry out.
+        exact_border: whether to leave the padding of a merged span in place if only the entry and 1x1 convolutions of
+            it are padded. The span then equals the network without the span's activations, also at the border, and
+            its merged convolution reads one more constant channel. The padding of other spans, and of spans that merge
+            into a grouped convolution, still moves to their entry.
 
     Raises:
-        PlanError: a span of the plan does not exist in the graph, cannot be rewritten so, or overlaps
+        PlanError: a span of the plan does not exist in the graph, cannot be rewritten as planned, or overlaps
             another.
     """
     require_plan(plan)

@@ -1,4 +1,4 @@
-"""Trainable graph -> shallow graph: a planned span becomes one convolution, the same function to rounding."""
+"""Merge of a linearized graph into a shallow graph with equal outputs, up to rounding."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ __all__ = ["collapse_spans", "fold_batch_norms", "merge"]
 def merge(linearized: fx.GraphModule, plan: Plan) -> fx.GraphModule:
     """Return the shallow network in evaluation mode; `linearized` is not changed.
 
-    Every span of `plan` collapses into one convolution, remaining norms fold into the convolutions before
-    them, and dropout goes. Derived in float64 and cast once to the model's type.
+    Every rewritten span takes its merged form, remaining norms fold into the convolutions before them, and dropout
+    is removed. Weights are derived in float64 and cast once to the model's type.
 
     Args:
         linearized: what `linearize` made of a captured graph with the same plan, trained or not.
@@ -42,7 +42,7 @@ def merge(linearized: fx.GraphModule, plan: Plan) -> fx.GraphModule:
 def collapse_spans(linearized: fx.GraphModule, plan: Plan) -> fx.GraphModule:
     """Return a copy in evaluation mode in which only the spans of `plan` collapse; norms and dropout elsewhere stay.
 
-    The result is a captured graph like any other. Arguments and errors are those of `merge`.
+    The result is a captured graph like any other. Arguments and errors are as for `merge`.
     """
     require_plan(plan)
     require_captured(linearized)
@@ -72,7 +72,7 @@ def fold_batch_norms(gm: fx.GraphModule) -> None:
 
 
 def _fold(conv: nn.Conv2d, norm: AffineConv) -> None:
-    """Let `conv` compute what a norm after it, one scale and shift per channel, makes of its output."""
+    """Fold the norm after `conv`, one scale and shift per channel, into its weights."""
     weight = conv.weight.detach().double() * norm.weight
     bias = norm.bias if conv.bias is None else norm.bias + norm.weight.flatten() * conv.bias.detach().double()
     conv.weight, conv.bias = (nn.Parameter(tensor.to(conv.weight.dtype)) for tensor in (weight, bias))

@@ -1,8 +1,8 @@
-"""The user's names: which modules of the captured model a node stands for, and words for nodes and spans.
+"""Users' names of nodes and spans: the paths of the captured model's modules.
 
 Plans and files know a node by its name in the graph (`batch_norm_17`). People know the paths of their own modules
-(`blocks.3.1.bn2`). Tracing records a place at each node that computes something; every pass hands it on. A node that
-takes the place of several nodes bears the places of all of them.
+(`blocks.3.1.bn2`). Tracing records a place at each node that computes something, and every pass hands it on. A node
+that replaces several nodes has the places of all of them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 PLACES = "user_places"
-"""Key of a node's `meta` under which its places stand, as a tuple."""
+"""Key of a node's `meta` that holds its places, as a tuple."""
 
 _WORDS = {
     "iadd": "add", "radd": "add", "isub": "sub", "rsub": "sub", "imul": "mul", "rmul": "mul",
@@ -50,7 +50,7 @@ class Place:
     def of_call(cls, path: str, called: str) -> Place:
         """Return the place of a function or method that is called in the forward of the module at `path`.
 
-        Spellings of one operation get one word.
+        All spellings of an operation get one word.
 
         Example:
             >>> str(Place.of_call("layer1.0", "__iadd__"))
@@ -76,12 +76,12 @@ def copy_places(source: fx.Node, node: fx.Node) -> None:
 
 
 def cover_places(node: fx.Node, covered: Iterable[fx.Node]) -> None:
-    """Let `node` stand for all that the nodes `covered` stand for."""
+    """Let `node` stand for everything that the nodes `covered` stand for."""
     set_places(node, [place for part in covered for place in places_of(part)])
 
 
 def places_of(node: fx.Node) -> tuple[Place, ...]:
-    """Return what `node` stands for; one place made of its target or name where tracing recorded nothing."""
+    """Return what `node` stands for; a place made from its target or name where tracing recorded none."""
     recorded: tuple[Place, ...] = node.meta.get(PLACES, ())
     return recorded or (Place(_unrecorded(node)),)
 
@@ -89,8 +89,8 @@ def places_of(node: fx.Node) -> tuple[Place, ...]:
 def module_path(node: fx.Node) -> str:
     """Return the path of the user's module that `node` stands for, or other words that the user understands.
 
-    These are "add in layer1.0" for an operation that a forward writes out, "the input x" for an input, and the
-    description of `describe_modules` for a node that stands for several modules. No description holds a colon.
+    An operation that a forward writes out is "add in layer1.0", an input is "the input x". A node that stands for
+    several modules gets the description of `describe_modules`. No description holds a colon.
     """
     places = places_of(node)
     return str(places[0]) if len(places) == 1 else describe_modules([node])
@@ -114,7 +114,7 @@ def describe_modules(nodes: Sequence[fx.Node]) -> str:
 
 
 class ModuleNames:
-    """Words for the spans of one graph, which is looked at once.
+    """Words for the spans of one graph; the graph is read once.
 
     Args:
         nodes: all nodes of the graph by name.
@@ -125,15 +125,15 @@ class ModuleNames:
         self._held = _held(filter(_computes, nodes.values()))
 
     def describe_names(self, names: Iterable[str]) -> str:
-        """Return what `describe` does for the nodes of these names, such as those of a span."""
+        """Return what `describe` does, for nodes given by name."""
         return self.describe([self._nodes[name] for name in names])
 
     def describe(self, nodes: Sequence[fx.Node]) -> str:
         """Return a short description of the user's modules that nodes stand for.
 
-        A module is covered where all nodes of the graph that stand for it, or for a part of it, are among `nodes`.
-        The description is the smallest module around all of them where that is covered ("layer1.0"). Otherwise it is
-        the first and the last part ("layer1.0 to layer1.1.bn1"), each the largest module that is covered.
+        A module is covered if `nodes` holds all nodes of the graph that stand for it or for a part of it. The
+        description is the smallest module around all nodes if that is covered ("layer1.0"). Otherwise it is the first
+        and the last part ("layer1.0 to layer1.1.bn1"), each the largest covered module.
         """
         shown = list(dict.fromkeys(filter(_computes, nodes))) or nodes
         places = [place for node in shown for place in places_of(node)]

@@ -1,4 +1,4 @@
-"""A captured network with all that follows from its graph, computed once: nodes, structure, spans, workload."""
+"""Captured network with the facts of its graph, each computed once: nodes, structure, spans, workload."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ __all__ = ["CapturedNetwork", "as_network"]
 
 
 class CapturedNetwork(GraphFacts):
-    """A captured graph, which is not to be changed any more, with what follows from it.
+    """A captured graph with its structure, spans and workload; the graph must not change any more.
 
     Args:
-        gm: what `capture` returned, or a graph made of it.
+        gm: what `capture` returned, or a graph made from it.
 
     Raises:
-        PlanError: it is no such graph.
+        PlanError: `gm` is no captured graph.
     """
 
     def __init__(self, gm: fx.GraphModule) -> None:
@@ -57,7 +57,7 @@ class CapturedNetwork(GraphFacts):
         return [span for span in found if span.choices or walker.concerns_convolutions(span)]
 
     def span(self, entry: str, exit_: str) -> Span:
-        """Return the span between two tensors, as `fx_passes.find_span` does; each is looked for once."""
+        """Return the span between two tensors, as `fx_passes.find_span` does; results are cached."""
         if (entry, exit_) not in self._found:
             self._found[entry, exit_] = self._find(entry, exit_)
         return self._found[entry, exit_]
@@ -93,9 +93,9 @@ class CapturedNetwork(GraphFacts):
 
 
 def as_network(gm: fx.GraphModule | CapturedNetwork) -> CapturedNetwork:
-    """Return the network of a captured graph; one that is given is returned as it is.
+    """Return the network of a captured graph; a network is returned as it is.
 
     Raises:
-        PlanError: it is no captured graph.
+        PlanError: `gm` is no captured graph.
     """
     return gm if isinstance(gm, CapturedNetwork) else CapturedNetwork(gm)

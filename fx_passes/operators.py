@@ -1,4 +1,4 @@
-"""What a node of the canonical graph is to depth compression: affine, an activation, a join, or a barrier.
+"""Roles of graph nodes in depth compression: affine, activation, join, pass-through or barrier.
 
 Nothing here knows an architecture; a node is judged by its operator alone.
 """
@@ -43,7 +43,7 @@ NORMS: tuple[type[nn.Module], ...] = (nn.BatchNorm2d, ChannelAffine)
 _LINEAR_LAYERS: tuple[type[nn.Module], ...] = (nn.Conv2d, *NORMS, nn.AvgPool2d, nn.ConstantPad2d)
 _PASSED: tuple[type[nn.Module], ...] = (nn.Dropout, nn.Dropout2d, nn.Identity)
 _KNOWN = frozenset((*ACTIVATIONS, *_LINEAR_LAYERS, *_PASSED))
-_ONLY_PER_CHANNEL = "{} with a constant is merged only where that is one fixed number per channel of an image"
+_ONLY_PER_CHANNEL = "{} with a constant merges only if the constant is one fixed number per channel of an image"
 _CONCATENATIONS = (torch.cat, torch.concat, torch.concatenate)
 _PRODUCTS = (operator.mul, torch.mul, torch.multiply, "mul", "multiply")
 _ARITHMETIC = (operator.add, operator.sub, operator.mul, operator.truediv)
@@ -66,10 +66,10 @@ def called_module(gm: fx.GraphModule, node: fx.Node) -> nn.Module | None:
 
 
 def known_layer(gm: fx.GraphModule, node: fx.Node) -> nn.Module | None:
-    """Return the layer that `node` calls if what it computes is known from its kind, else None.
+    """Return the layer that `node` calls if its class tells what it computes, else None.
 
-    A subclass of a known layer is one of its kind as long as it runs its parent's forward: with a forward of its own
-    it may compute anything.
+    A subclass of a known layer counts as known if it runs its parent's forward; with its own forward it may compute
+    anything.
     """
     module = called_module(gm, node)
     if module is None:
@@ -91,7 +91,7 @@ def role(gm: fx.GraphModule, node: fx.Node) -> Role:
 
 
 def follows_convolution(gm: fx.GraphModule, norm: fx.Node) -> bool:
-    """Say whether a norm reads a convolution, or norms of one: any runtime folds it away then."""
+    """Say whether a norm reads a convolution, directly or through norms; any runtime then folds it."""
     source = norm.args[0]
     while isinstance(source, fx.Node) and isinstance(known_layer(gm, source), NORMS):
         source = source.args[0]
@@ -101,7 +101,7 @@ def follows_convolution(gm: fx.GraphModule, norm: fx.Node) -> bool:
 
 
 def describe(gm: fx.GraphModule, node: fx.Node) -> str:
-    """Say in a sentence's second half why `node` ends every span; empty for a node that does not."""
+    """Return why `node` ends every span, as a clause; empty where it does not."""
     return _judge(gm, node)[1]
 
 
@@ -115,8 +115,8 @@ def affine_operator(
 ) -> AffineConv:
     """Return the float64 operator of an AFFINE node that reads `channels` channels.
 
-    It is computed on `device`; on "meta" only its shapes are. With `largest_kernel`, only taps in the middle of a
-    dilated kernel count.
+    It is computed on `device`; on "meta" it has shapes only. With `largest_kernel`, a dilated kernel keeps only its
+    central taps.
     """
     module = known_layer(gm, node)
     if isinstance(module, nn.Conv2d):
@@ -166,7 +166,7 @@ def _runs_forward_of(kind: type[nn.Module], module: nn.Module) -> bool:
 
 
 def _unknown(module: nn.Module) -> str:
-    """Say why a layer that is none of the known ones ends every span."""
+    """Return why an unknown layer ends every span."""
     name, kind = type(module).__name__, _kind(type(module))
     if kind is None:
         return f"{name} is not a convolution and cannot be merged into one"
@@ -174,7 +174,7 @@ def _unknown(module: nn.Module) -> str:
 
 
 def _obstacle(module: nn.Module | None, node: fx.Node) -> str:
-    """Return what keeps a node from being position-invariant and affine, or nothing."""
+    """Return why a node is not position-invariant and affine; empty where it is."""
     if isinstance(module, nn.Conv2d):
         if module.padding_mode != "zeros":
             return f"it pads with padding_mode={module.padding_mode!r}, and only zero padding can be moved"
@@ -189,7 +189,7 @@ def _obstacle(module: nn.Module | None, node: fx.Node) -> str:
         if module.padding not in (0, (0, 0)) and not module.count_include_pad:
             return "it averages fewer pixels at the border (count_include_pad=False)"
     elif _padding_arguments(module, node) is None:
-        return "only padding of height and width with zeros, by fixed numbers of pixels, can be moved"
+        return "only zero padding of height and width by fixed numbers of pixels can be moved"
     return ""
 
 
@@ -220,7 +220,7 @@ def zero_padding(module: nn.Module | None, node: fx.Node) -> affine.Sides:
 
 
 def _padding_arguments(module: nn.Module | None, node: fx.Node) -> tuple[int, int, int, int] | None:
-    """Return (left, right, top, bottom) of a padding with zeros, or None where it is something else."""
+    """Return (left, right, top, bottom) of a padding with zeros, or None for any other node."""
     if isinstance(module, nn.ConstantPad2d):  # nn.ZeroPad2d is one
         return module.padding if module.value == 0 else None
     names = ("input", "pad", "mode", "value")

@@ -1,4 +1,4 @@
-"""What a model returns, and whether a graph returns the same."""
+"""Comparison of a graph's outputs with its model's outputs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LEAST_SCALE = 1e-12  # outputs below it in size are compared as they are
 
 
 def tensors_of(output: Any) -> list[Tensor]:
-    """Return the tensors in whatever a forward returned, in order: through containers and dataclasses."""
+    """Return the tensors in a forward's output in order, also from containers and dataclasses."""
     found: list[Tensor] = []
     for leaf in tree_leaves(output):
         if isinstance(leaf, Tensor):
@@ -30,7 +30,7 @@ def tensors_of(output: Any) -> list[Tensor]:
 
 
 def noise_like(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Return random inputs of the same shapes and types, the same each time; what is not floating point stays.
+    """Return reproducible random inputs with the shapes and types of `inputs`; inputs that are not floating point stay.
 
     An example of zeros, passed through layers without biases, would agree with any graph.
     """
@@ -41,10 +41,10 @@ def noise_like(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
 
 
 def require_comparable(name: str, outputs: Sequence[Tensor]) -> None:
-    """Refuse outputs without any value, and values that are not finite.
+    """Refuse outputs that hold no values, or values that are not finite.
 
     Raises:
-        CaptureError: the model `name` returns nothing that its graph could be compared with.
+        CaptureError: the outputs of the model `name` cannot be compared with its graph's.
     """
     if not any(output.numel() for output in outputs):
         raise CaptureError(
@@ -61,7 +61,7 @@ def require_comparable(name: str, outputs: Sequence[Tensor]) -> None:
 
 
 def require_equal(name: str, expected: Sequence[Tensor], found: Sequence[Tensor], tolerance: float) -> None:
-    """Refuse a graph whose outputs are not those of its model.
+    """Refuse a graph whose outputs differ from its model's.
 
     Raises:
         CaptureError: outputs differ in number, in shape, or by more than `tolerance` relative to the largest value.

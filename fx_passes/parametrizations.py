@@ -1,4 +1,4 @@
-"""Weights that torch computes by a parametrization (weight or spectral normalisation) become plain ones."""
+"""Removal of torch parametrizations (weight or spectral normalisation): computed weights become plain."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["remove_parametrizations"]
 
 
 def remove_parametrizations(model: nn.Module) -> None:
-    """Give each parametrized layer the weight that it computes as a parameter of its own; in place.
+    """Turn the computed weight of each parametrized layer into a plain parameter, in place.
 
     Copies of `model` stay parametrized, unlike with torch's function of this name: copies of a parametrized layer
     share a class, and that function edits the class.

@@ -1,4 +1,4 @@
-"""Which part of a network to capture where the whole cannot be."""
+"""Suggestion of a part to capture where a whole network cannot be traced."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["suggest_part"]
 
 
 def suggest_part(model: nn.Module) -> str:
-    """Return a clause that names the part with most convolutions that torch.fx can trace; empty where there is none.
+    """Return a clause that names the traceable part with the most convolutions; empty where there is none.
 
     Example:
         >>> net = nn.ModuleDict({"backbone": nn.Sequential(nn.Conv2d(3, 8, 3)), "head": nn.Linear(8, 2)})

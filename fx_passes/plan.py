@@ -1,4 +1,4 @@
-"""A plan: which spans of a network are rewritten, and how. Frozen, and JSON both ways."""
+"""Plan of a compression: the choice for each span that is rewritten, and its JSON form."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Plan:
         return len(self.choices)
 
     def to_json(self) -> str:
-        """Return the plan as JSON text, the same text for the same plan."""
+        """Return the plan as JSON text; equal plans give equal text."""
         content = {"schema_version": SCHEMA_VERSION, "choices": [encode_choice(choice) for choice in self.choices]}
         return json.dumps(content, indent=2, sort_keys=True) + "\n"
 
@@ -79,6 +79,6 @@ def _version(content: Any) -> int:
 
 
 def require_plan(plan: object) -> None:
-    """Raise a PlanError where `plan` is something else."""
+    """Raise a PlanError unless `plan` is a Plan."""
     if not isinstance(plan, Plan):
         raise PlanError(f"a Plan is needed, and a {type(plan).__name__} was given; Plan.from_json reads JSON text")

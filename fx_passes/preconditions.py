@@ -1,4 +1,4 @@
-"""What can be captured at all: a bare nn.Module whose weights have finite values, and tensors to run it on."""
+"""Checks before a capture: the model is a bare nn.Module with finite weights, its example inputs are tensors."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _STATISTICS = ("running_mean", "running_var")  # buffers of every kind of norm, 
 def require_capturable(model: object) -> None:
     """Refuse what is no network, hides its network in a wrapper or hooks, or has weights without finite values.
 
-    NaN is refused everywhere; infinity in parameters and in the statistics of norms. Other buffers may hold it:
-    masks do.
+    NaN is refused everywhere, infinity in parameters and in the statistics of norms. Other buffers, for example
+    masks, may hold infinity.
 
     Raises:
         CaptureError: the model is unusable; the message names the module or tensor, and what to pass instead.
@@ -47,7 +47,7 @@ def as_tensors(example_inputs: object) -> tuple[Tensor, ...]:
     """Return example inputs as a tuple with one tensor per argument of the model's forward.
 
     Raises:
-        CaptureError: they are, or hold, something else than tensors; the message says how to make one of it.
+        CaptureError: they hold something that is no tensor; the message says how to convert it.
     """
     several = isinstance(example_inputs, Sequence) and not isinstance(example_inputs, str)
     items: tuple[Any, ...] = tuple(example_inputs) if several else (example_inputs,)  # type: ignore[arg-type]
@@ -89,15 +89,15 @@ def _require_bare(module: nn.Module, where: str) -> None:
 
 
 def _require_no_hooks(module: nn.Module, path: str) -> None:
-    """Refuse hooks that tracing does not see: those of the network itself, and of the layers of torch.nn.
+    """Refuse hooks of the network itself and of layers of torch.nn, which tracing does not see.
 
-    The hooks of other modules run while their forward is traced, and become a part of the graph.
+    Hooks of other modules run while their forward is traced, and become part of the graph.
     """
     if path and not fx.Tracer().is_leaf_module(module, path):
         return
     for kind, hooks in (("forward hook", module._forward_hooks), ("forward pre-hook", module._forward_pre_hooks)):
         for hook in hooks.values():
-            what = "the network itself, which tracing passes by," if not path else "a layer"
+            what = "the network itself, which tracing does not see," if not path else "a layer"
             raise CaptureError(
                 f"{_expression(path)} has a {kind} ({getattr(hook, '__name__', type(hook).__name__)}), and hooks of "
                 f"{what} would be lost in a merged network; {_remedy(hook, _expression(path))}"
@@ -105,17 +105,17 @@ def _require_no_hooks(module: nn.Module, path: str) -> None:
 
 
 def _remedy(hook: object, where: str) -> str:
-    """Return how to take off a hook and keep what it does to the weights."""
+    """Return how to remove a hook but keep its effect on the weights."""
     if isinstance(hook, prune.BasePruningMethod):
         return f'make the pruning permanent with torch.nn.utils.prune.remove({where}, "{hook._tensor_name}")'
     for norm in ("spectral_norm", "weight_norm"):
         if type(hook).__module__ == f"torch.nn.utils.{norm}":
             return f"fold it into the weights with torch.nn.utils.remove_{norm}({where})"
-    return "take it off with handle.remove(), where handle is what registering it returned, or write it in a forward"
+    return "remove it with handle.remove(), where its registration returned the handle, or write it in a forward"
 
 
 def _wrapped(module: nn.Module, where: str) -> str | None:
-    """Return what to use in a wrapper's place, or None for a module that is none."""
+    """Return what to use instead of a wrapper, or None for a module that is no wrapper."""
     if isinstance(module, torch.jit.ScriptModule):
         return "the original nn.Module that it was made from"
     if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):

@@ -1,6 +1,6 @@
-"""Which parts of a network, where they are refused, are worth a sentence.
+"""Selection of the refused parts that are worth a sentence in a report.
 
-Networks also compute sizes, read their inputs and return their outputs: nobody expects convolutions to merge there.
+Networks also compute sizes, read inputs and return outputs; nobody expects convolutions to merge there.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from fx_passes.structure import Level, Unit
 __all__ = ["holds_layers", "is_boundary"]
 
 _COMPRESSIBLE = (nn.Conv2d, nn.ConvTranspose2d, nn.AvgPool2d, *NORMS)
-"""Layers of which some merge: whose one does not, whatever its forward, wants to know why."""
+"""Layers that can merge; users want to know why one of theirs does not, whatever its forward."""
 
 
 def holds_layers(graph: GraphFacts, unit: Unit) -> bool:
@@ -26,9 +26,9 @@ def holds_layers(graph: GraphFacts, unit: Unit) -> bool:
 
 
 def is_boundary(graph: GraphFacts, level: Level, start: int) -> bool:
-    """Say whether images pass through the unit after a cut to or from a unit beside it that holds a convolution.
+    """Say whether the unit after a cut reads images and is a neighbour of a unit with a convolution, pooling or norm.
 
-    A size that is computed out of an image is no boundary, nor is the network's output.
+    A size that is computed from an image is no boundary, nor is the network's output.
     """
     unit, entry, nodes = level.units[start], level.cuts[start], graph.nodes
     if nodes[unit.nodes[0]].op in ("placeholder", "output") or "tensor_meta" not in nodes[unit.exit].meta:

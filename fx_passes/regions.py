@@ -1,15 +1,15 @@
-"""Chains of cuts inside a region whose branches are tangled, by dominance alone.
+"""Chains of cuts inside a region with tangled branches, found by dominance alone.
 
-Between two tensors a and b stands a closed part when nothing in it reads anything but a and itself, and nothing
-outside reads anything of it but b. In terms of dominance, where the exit is what all data runs into:
+A part between two tensors a and b is closed if it reads only a and itself, and the rest of the graph reads only b of
+it. In terms of dominance, with one exit that all data reaches:
 
 - a dominates b, and b post-dominates everything strictly between them;
-- a closed part from a to b is a chain of closed parts, from each node's immediate dominator to the node, so that
-  only these, one a node, need to be looked for;
-- two of them in a row, a to b and b to c, are closed together when c is b's immediate post-dominator: then nobody
-  outside reads b.
+- a closed part from a to b is a chain of closed parts, each from a node's immediate dominator to the node, so one
+  candidate a node is enough;
+- two closed parts in a row, a to b and b to c, form one closed part if c is b's immediate post-dominator, because then
+  nothing outside reads b.
 
-Source: Johnson, Pearson and Pingali, The Program Structure Tree, PLDI 1994, with tensors for edges.
+Source: Johnson, Pearson and Pingali, The Program Structure Tree, PLDI 1994, here with tensors as edges.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ def cut_chains(flow: nx.DiGraph[str], entry: str, exit_: str) -> list[CutChain]:
     Every other closed part of the graph lies inside one of them. They share no nodes but first cuts.
 
     Args:
-        flow: an acyclic graph whose every node lies on a path from `entry` to `exit_`; it is not changed.
-        entry: may be the first cut of chains.
-        exit_: is no cut of any chain.
+        flow: an acyclic graph in which every node lies on a path from `entry` to `exit_`; it is not changed.
+        entry: the first node, which may be the first cut of chains.
+        exit_: the last node, which is no cut of any chain.
 
     Example:
         >>> ladder = nx.DiGraph(["ab", "bc", "cd", "bd", "de", "df", "ef", "af"])
@@ -52,8 +52,8 @@ def cut_chains(flow: nx.DiGraph[str], entry: str, exit_: str) -> list[CutChain]:
         [('a', 'b', 'd'), ('d', 'e')]
 
     Notes:
-        Complexity: close to linear. The walk behind a join ends at the first tensor that is also read outside,
-        and steps over closed parts that are known.
+        Complexity: close to linear. The walk back from a join ends at the first tensor that is also read outside,
+        and steps over known closed parts.
     """
     finder = _Finder(flow, entry, exit_)
     hidden = {name for inner in finder.closed.values() for name in inner}
@@ -72,8 +72,8 @@ class _Finder:
     Attributes:
         above: each node's immediate dominator.
         below: each node's immediate post-dominator.
-        closed: for each node at the end of a closed part, in topological order: what stands inside, without what
-            stands inside closed parts in there.
+        closed: for each node that ends a closed part, in topological order: the nodes inside, without the insides of
+            nested closed parts.
     """
 
     def __init__(self, flow: nx.DiGraph[str], entry: str, exit_: str) -> None:
@@ -98,10 +98,10 @@ class _Finder:
                 pending.extend(self.closed.get(name, ()))
 
     def _inner(self, name: str) -> set[str] | None:
-        """Return what stands between a node and its dominator, or None where that is also read outside.
+        """Return the nodes between a node and its dominator, or None where one of them is also read outside.
 
-        Latest first, so that a tensor's immediate post-dominator, which comes after it, is known to stand inside
-        by the time that the tensor is met.
+        The walk takes the latest node first. A tensor's immediate post-dominator comes after the tensor, so the walk
+        already knows whether it is inside.
         """
         top, inner = self.above[name], set[str]()
         pending = self._latest_first(self._sources[name])

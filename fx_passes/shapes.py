@@ -1,4 +1,4 @@
-"""Run a graph node by node, on real or fake tensors, and leave at each node the shape and type of what it made."""
+"""Shape propagation: a run of a graph on real or fake tensors that records the shape and type at each node."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ __all__ = ["propagate_shapes", "run_with_shapes"]
 
 
 def propagate_shapes(gm: fx.GraphModule, inputs: Sequence[Tensor]) -> None:
-    """Write `meta["tensor_meta"]` and `meta["type"]` at the nodes of `gm`, which computes values only if it must.
+    """Write `meta["tensor_meta"]` and `meta["type"]` at the nodes of `gm`, without values if possible.
 
-    What a trace left at a node as its example is not computed again. A graph with a module that looks at values (a
-    gate that branches on them) cannot run on fake tensors, and runs on the inputs themselves.
+    Examples that a trace left at nodes are used again. A graph with a module that branches on values cannot run on fake
+    tensors, and runs on the inputs themselves.
 
     Raises:
         CaptureError: a node fails; the message names it.
@@ -50,8 +50,8 @@ def run_with_shapes(gm: fx.GraphModule, inputs: Sequence[Tensor]) -> list[Tensor
         place = "its inputs" if recorder.running is None else module_path(recorder.running)
         raise CaptureError(
             f"{type(gm).__name__} was traced, but its graph fails at {place} "
-            f"({type(error).__name__}: {first_line(error, empty='no message')}); its forward must compute the same for "
-            "the same images each time, so keep no counters or other state in it, or capture a part of the network"
+            f"({type(error).__name__}: {first_line(error, empty='no message')}); its forward must give equal outputs "
+            "for equal images, so keep no counters or other state in it, or capture a part of the network"
         ) from error
     return tensors_of(output)
 

@@ -1,4 +1,4 @@
-"""The layers behind slots: what they compute, and how they are given other weights."""
+"""Layers behind slots: read their operators, and load operators with other weights."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from fx_passes.operators import NORMS, Role, affine_operator, called_module, kno
 
 __all__ = ["can_be_solved", "load_operator", "operator_at"]
 
-DEAD = 1e-6  # of a norm's largest scale: no weights make a channel with a smaller one show
+DEAD = 1e-6  # relative to a norm's largest scale: a channel with a smaller scale is lost, whatever its weights
 
 
 def can_be_solved(gm: fx.GraphModule, node: fx.Node) -> bool:
-    """Say whether the layer that a node calls can be a slot: an undilated convolution with zero padding, or linear.
+    """Say whether the layer at a node can be a slot: an undilated, zero-padded convolution, or a linear layer.
 
     A linear layer that reads a vector for each image is a 1x1 convolution of an image of one pixel.
     """
@@ -28,7 +28,7 @@ def can_be_solved(gm: fx.GraphModule, node: fx.Node) -> bool:
 
 
 def operator_at(gm: fx.GraphModule, node: fx.Node) -> AffineConv:
-    """Return what the layer that a node calls computes, in float64."""
+    """Return the operator of the layer that a node calls, in float64."""
     linear = _linear(gm, node)
     if linear is None:
         return affine_operator(gm, node, _convolution(gm, node).in_channels)
@@ -38,11 +38,10 @@ def operator_at(gm: fx.GraphModule, node: fx.Node) -> AffineConv:
 
 
 def load_operator(graph: GraphFacts, name: str, operator: AffineConv) -> None:
-    """Let the layer of the slot at a node compute an operator of its shape; in place.
+    """Load an operator into the layer of the slot at a node, in place; the operator has the layer's shape.
 
-    Where norms are not folded, one stands behind the convolution: it keeps its statistics, and its scale but for
-    channels that it scales to nothing. The convolution's weights and the norm's shift become those that together
-    compute the operator.
+    A norm that is not folded stands behind the convolution. It keeps its statistics, and its scale except in channels
+    that it scales to nothing. The convolution's weights and the norm's shift change, so that both compute the operator.
     """
     gm, node = graph.gm, graph.nodes[name]
     while role(gm, node) is Role.ACTIVATION:  # inserted behind the layer, under its name
@@ -88,16 +87,16 @@ def _load_before_norms(
 
 
 def _scale_and_shift(gm: fx.GraphModule, norms: Sequence[fx.Node], bias: Tensor) -> tuple[Tensor, Tensor]:
-    """Return by what norms, the last one first, scale the channels of a convolution, and what they make of its bias."""
+    """Return the scale of each channel by norms (the last one first), and what they make of a convolution's bias."""
     scale, shift = torch.ones_like(bias), bias
-    for place in reversed(norms):
-        norm = affine_operator(gm, place, len(bias))
+    for node in reversed(norms):
+        norm = affine_operator(gm, node, len(bias))
         scale, shift = norm.weight.flatten() * scale, norm.weight.flatten() * shift + norm.bias
     return scale, shift
 
 
 def _pass_on(norm: nn.Module | None, channels: Tensor) -> None:
-    """Let a norm scale some channels by one, where it has scales of its own."""
+    """Set the scale of some channels of a norm to one, if it has scales of its own."""
     if isinstance(norm, nn.BatchNorm2d) and norm.affine and norm.running_var is not None:
         norm.weight.data[channels] = (norm.running_var[channels] + norm.eps).sqrt()
     elif isinstance(norm, ChannelAffine) and norm.weight is not None:
@@ -112,7 +111,7 @@ def _linear(gm: fx.GraphModule, node: fx.Node) -> nn.Linear | None:
 
 def _convolution(gm: fx.GraphModule, node: fx.Node) -> nn.Conv2d:
     conv = known_layer(gm, node)
-    assert isinstance(conv, nn.Conv2d)  # all that can be solved besides linear layers
+    assert isinstance(conv, nn.Conv2d)  # the only slots besides linear layers
     return conv
 
 

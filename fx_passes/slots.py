@@ -1,4 +1,4 @@
-"""Layers whose weights are solved for."""
+"""Slots: layers whose weights are solved for."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ __all__ = ["Slot"]
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """A layer whose weights are solved for, in the place of a span or kept behind one.
+    """A layer whose weights are solved for: in the place of a span, or kept behind one.
 
-    All names are those of nodes that the network and its linearized form share.
+    The network and its linearized form share the nodes that are named here.
 
     Attributes:
-        node: whose tensor the layer computes; a norm or an inserted activation may follow the layer there.
-        entry: whose tensor the layer reads, before any padding.
-        target: whose tensor of the original network the layer restores: its own, or the sum that it goes into.
-        operator: the layer's shape; its weights, too, where it is kept.
-        kept: whether the layer was there before, so that a solution leans to its weights.
-        other: the other operand of the sum at `target`; None where the layer goes into none.
+        node: name of the node whose tensor the layer computes; a norm or an inserted activation may follow the layer.
+        entry: name of the node whose tensor the layer reads, before any padding.
+        target: name of the node whose tensor in the original network the layer restores: `node`, or a sum of it.
+        operator: the layer's shape, and its weights if it is kept.
+        kept: whether the layer is the network's own; a solution then stays close to its weights.
+        other: name of the other operand of the sum at `target`; None where `target` is no sum.
     """
 
     node: str

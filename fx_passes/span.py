@@ -1,4 +1,4 @@
-"""A piece of a graph between two tensors, and the span that it is with all choices for it."""
+"""Pieces of a graph that collapse into one convolution, and spans: the places of pieces, with their choices."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class Piece:
         nodes: names of its nodes in order.
         operator: its collapse into one convolution, weights on the meta device.
         in_shape: (batch, channels, height, width) at the entry.
-        prunings: which convolutions to prune for a smaller kernel; None where that is not known.
-        graph: what it is a part of.
+        prunings: the convolutions to prune for each smaller kernel; None where they are not known.
+        graph: the graph that it is a part of.
     """
 
     entry: str
@@ -63,14 +63,14 @@ class Piece:
 
     @cached_property
     def layers(self) -> int:
-        """How many operators a runtime computes one after another; norms behind a convolution cost nothing."""
+        """Number of operators that a runtime computes; norms behind a convolution are folded."""
         modules = [self.graph.layer(name) for name in self.nodes]
         folded = sum(_follows_convolution(self.graph, name) for name in self.nodes)
         return sum(isinstance(module, (nn.Conv2d, nn.AvgPool2d, *NORMS)) for module in modules) - folded
 
     @cached_property
     def joins(self) -> bool:
-        """Whether one of its nodes makes one tensor out of several."""
+        """Whether one of its nodes adds or concatenates tensors."""
         return any(_joins(self.graph, name) for name in self.nodes)
 
 
@@ -83,8 +83,8 @@ class Span:
         start: number i of the cut that it reads.
         stop: number j of the cut that it produces.
         nodes: names of its nodes in order, the end activation included.
-        piece: the span as one convolution; None where something stands in it that is none.
-        choices: what may be done with it instead of keeping it.
+        piece: the span as one convolution; None where a layer in it cannot be part of one.
+        choices: what the span may become instead of being kept.
         refusal: why it has no choices, as a sentence; empty where it has some.
     """
 

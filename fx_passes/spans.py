@@ -1,4 +1,4 @@
-"""Candidate spans of a captured graph, the choices for each, and a sentence for every refusal.
+"""Candidate spans of a captured graph, with the choices for each or a sentence that refuses it.
 
 A span (i, j] holds all operators between cut i and cut j of one level.
 """
@@ -35,7 +35,7 @@ def find_span(gm: fx.GraphModule | CapturedNetwork, entry: str, exit_: str) -> S
     """Return the span from the tensor at `entry` to the one at `exit_`, whatever its length.
 
     Raises:
-        PlanError: the two are not cuts of one level, or what stands between them is not one convolution.
+        PlanError: the two are not cuts of one level, or the span between them cannot be compressed.
     """
     return as_network(gm).span(entry, exit_)
 
@@ -43,7 +43,7 @@ def find_span(gm: fx.GraphModule | CapturedNetwork, entry: str, exit_: str) -> S
 def random_plan(
     gm: fx.GraphModule | CapturedNetwork, rng: np.random.Generator, limits: SpanLimits | None = None
 ) -> Plan:
-    """Return random non-overlapping choices of every kind over all levels, the same for one generator."""
+    """Return random non-overlapping choices of every kind over all levels; equal generators give equal plans."""
     if not isinstance(rng, np.random.Generator):
         raise PlanError(f"rng (={rng!r}) must draw random numbers; pass numpy.random.default_rng(seed)")
     network = as_network(gm)
@@ -58,7 +58,7 @@ def _draw(level: Level, spans: dict[tuple[Level, int], list[Span]], rng: np.rand
     cut = 0
     while cut < len(level.units):
         options = spans.get((level, cut), [])
-        if options and rng.random() < 0.5:  # half of the chances, so that kept parts stand between rewritten ones
+        if options and rng.random() < 0.5:  # so that about half of the network is kept
             choice, cut = _drawn(options, rng)
             yield choice
         else:

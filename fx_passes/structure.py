@@ -2,9 +2,9 @@
 
 A cut is a tensor through which all data of its level passes (it dominates the level's exit). Between two cuts
 stands one *unit*: an operator with the normalisation and activation that follow it, or a region of parallel
-branches with the node that joins them. Each branch is a level of its own. Where branches are tangled so that
-they have no single exit, the region is irreducible; the longest chains of cuts in it are levels all the same,
-whose regions hold levels of their own like any other.
+branches with the node that joins them. Each branch is a level of its own. Tangled branches
+have no single exit, and make the region irreducible. Its longest chains of cuts are levels too, and may hold regions
+with further levels.
 
 Source: Johnson, Pearson and Pingali, The Program Structure Tree, PLDI 1994; dominators by networkx.
 """
@@ -29,14 +29,14 @@ INPUTS = "<inputs>"
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """What stands between two neighbouring cuts.
+    """The part of a graph between two neighbouring cuts.
 
     Attributes:
         nodes: names of the nodes in the chain from the first operator or join to the cut, in order.
         region: names of all nodes that `nodes[0]` joins, in order; empty for a plain operator.
         branches: the levels that run in parallel inside the region.
-        tangled: whether the branches are chains of an irreducible region: one may begin where another ends or
-            branches off, and nodes may stand in none of them.
+        tangled: whether the branches are chains of an irreducible region. One may begin where another ends or
+            branches off, and some nodes may be in none of them.
     """
 
     nodes: tuple[str, ...]
@@ -94,7 +94,7 @@ def _tree(graph: GraphFacts, flow: nx.DiGraph[str]) -> Level:
 
 
 def require_captured(gm: object) -> None:
-    """Raise a PlanError where `gm` is no captured graph, or one made of it."""
+    """Raise a PlanError unless `gm` is a captured graph or made from one."""
     if not isinstance(gm, fx.GraphModule):
         raise PlanError(f"a captured graph is needed, and a {type(gm).__name__} was given; pass what capture returned")
     if not any("tensor_meta" in node.meta for node in gm.graph.nodes):
@@ -127,7 +127,7 @@ class _Builder:
         self._order = {INPUTS: -1, **graph.order}
 
     def level(self, flow: nx.DiGraph[str], entry: str, exit_: str) -> Level:
-        """Return the level between two nodes of a graph whose every node lies on a path between them."""
+        """Return the level between two nodes of a graph in which every node lies on a path between them."""
         parents = nx.immediate_dominators(flow, entry)
         steps = [exit_]
         while steps[-1] != entry:
@@ -197,9 +197,9 @@ def _split(flow: nx.DiGraph[str], steps: list[str], order: dict[str, int]) -> li
     """Return, for each pair of neighbouring cuts, the nodes strictly between them."""
     positions = [order[name] for name in steps]
     inner: list[set[str]] = [set() for _ in steps[1:]]
-    slot = 0
+    step = 0
     for name in sorted(set(flow) - set(steps), key=order.__getitem__):
-        while order[name] > positions[slot + 1]:
-            slot += 1
-        inner[slot].add(name)
+        while order[name] > positions[step + 1]:
+            step += 1
+        inner[step].add(name)
     return inner

@@ -1,4 +1,4 @@
-"""nn.Module -> raw fx graph, by symbolic tracing or with the shapes of the example inputs as constants."""
+"""Tracing of an nn.Module to a raw fx graph: symbolically, or with the example's shapes as constants."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ _FORWARDS: dict[Any, type[nn.Module]] = {
 def trace(model: nn.Module, example_inputs: Sequence[Tensor]) -> fx.GraphModule:
     """Return the fx graph of `model`, its modules shared with the model.
 
-    A plain symbolic trace is tried first: it keeps every size symbolic. A forward that branches on sizes is
-    traced again with the sizes of `example_inputs` as constants; there, a module without convolutions that cannot
-    be traced (a gate that branches on values, an autograd function) stays one call of that module.
+    A symbolic trace is tried first; it keeps every size symbolic. If it fails, a second trace takes the sizes of
+    `example_inputs` as constants, so that a forward may branch on them. In this trace, a module without convolutions
+    that cannot be traced (a gate that branches on values, an autograd function) stays one call.
 
     Raises:
-        CaptureError: neither works; the message names the line of the model that stands in the way.
+        CaptureError: both fail; the message names the line of the model that cannot be traced.
     """
     try:
         return fx.GraphModule(model, SymbolicTracer(len(example_inputs)).trace(model), type(model).__name__)
@@ -50,9 +50,9 @@ def trace(model: nn.Module, example_inputs: Sequence[Tensor]) -> fx.GraphModule:
 
 
 class SymbolicTracer(fx.Tracer):
-    """A tracer that gives arguments of the forward which the example leaves out their default values.
+    """A tracer that sets the forward's arguments without an example to their default values.
 
-    As constants, they may be branched on: `if mask is not None`.
+    The defaults are constants, so a forward may branch on them: `if mask is not None`.
     """
 
     def __init__(self, given: int) -> None:
@@ -63,14 +63,14 @@ class SymbolicTracer(fx.Tracer):
         """Return the forward and its arguments: placeholders, then defaults."""
         forward, arguments = super().create_args_for_root(*root, **options)
         placeholders = list(self.graph.find_nodes(op="placeholder"))
-        for place, node in enumerate(placeholders):
-            if place >= self._given and node.args and not node.target.startswith("*"):
-                arguments[place + 1] = node.args[0]  # the first is the network itself
+        for index, node in enumerate(placeholders):
+            if index >= self._given and node.args and not node.target.startswith("*"):
+                arguments[index + 1] = node.args[0]  # the first is the network itself
                 self.graph.erase_node(node)
         return forward, arguments
 
     def create_node(self, kind: str, target: Any, *rest: Any, **options: Any) -> fx.Node:
-        """Return a new node, which remembers for which module of the user's it stands."""
+        """Return a new node that records which of the user's modules it stands for."""
         node = super().create_node(kind, target, *rest, **options)
         if node.op == "call_module":
             set_places(node, [Place(target)])
@@ -79,7 +79,7 @@ class SymbolicTracer(fx.Tracer):
         return node
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
-        """Trace the access to a parameter, as fx does, which searches all parameters for each."""
+        """Trace the access to a parameter as fx does, but without a search through all parameters."""
         path = self._paths.get(attr_val) if isinstance(attr_val, nn.Parameter) else None
         if path is None:
             return attr_val
@@ -95,8 +95,8 @@ class SymbolicTracer(fx.Tracer):
 class ConcreteShapeTracer(SymbolicTracer):
     """A tracer that knows each tensor's shape, so that Python may branch on shapes, types and devices.
 
-    Beside every proxy a fake tensor is computed; whatever is no tensor (a size, a dtype, a comparison)
-    becomes a constant of the graph.
+    It computes a fake tensor for every proxy. A value that is no tensor (a size, a dtype, a comparison) becomes a
+    constant of the graph.
     """
 
     def __init__(self, example_inputs: Sequence[Tensor]) -> None:
@@ -145,7 +145,7 @@ class ConcreteShapeTracer(SymbolicTracer):
         return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def _forget(self, nodes: list[fx.Node]) -> None:
-        """Take the last nodes out of the graph again."""
+        """Remove the last nodes from the graph."""
         for node in reversed(nodes):
             self.graph.erase_node(node)
         for path in [path for path, proxy in self._fetched.items() if proxy.node in nodes]:
@@ -163,7 +163,7 @@ class ConcreteShapeTracer(SymbolicTracer):
         return target(*args, **kwargs)
 
     def _evaluate_module(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Return what a module makes of fake tensors; one that asks for values is given zeros."""
+        """Return a module's output for fake tensors; a module that asks for values runs on zeros."""
         try:
             return module(*args, **kwargs)
         except DataDependentOutputException:

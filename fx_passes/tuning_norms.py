@@ -1,4 +1,4 @@
-"""Batch norms after fitted convolutions, for the time of fine-tuning; the merge folds them away.
+"""Batch norms after fitted convolutions during fine-tuning; the merge folds them.
 
 A convolution y = W x + b whose output has mean m and variance v by channel becomes
 
@@ -29,15 +29,15 @@ Moments = tuple[Tensor, Tensor]
 
 
 def insert_norms(linearized: fx.GraphModule, plan: Plan, moments: Mapping[str, Moments]) -> fx.GraphModule:
-    """Return a copy of a linearized graph with a batch norm after each fitted convolution; the same function so far.
+    """Return a copy of a linearized graph with a batch norm after each fitted convolution; its outputs stay equal.
 
-    Tensors keep their names: the norm takes the convolution's node, and the convolution moves before it. `merge` takes
-    the result like the graph itself, trained or not. A convolution that has its norm already keeps that one.
+    Tensors keep their names: the norm takes the convolution's node, and the convolution moves to a new node before it.
+    `merge` accepts the result, trained or not. A convolution that already has a norm keeps it.
 
     Args:
         linearized: what `linearize` made of a captured graph with `plan`; not changed.
         plan: that plan.
-        moments: of the output of each fitted convolution without a norm, by the name of its node.
+        moments: mean and variance of the output of each fitted convolution without a norm, by node name.
 
     Raises:
         PlanError: the graph is not the plan's linearized form.
@@ -49,7 +49,7 @@ def insert_norms(linearized: fx.GraphModule, plan: Plan, moments: Mapping[str, M
 
 
 def solved_without_norm(linearized: fx.GraphModule, plan: Plan) -> dict[str, nn.Module]:
-    """Return the solved convolutions of `plan` that no norm follows, by the names of their nodes, in order.
+    """Return the solved convolutions of `plan` that no norm follows, by node name, in order.
 
     Raises:
         PlanError: the graph is not the plan's linearized form.
@@ -67,7 +67,7 @@ def _without_norm(linearized: fx.GraphModule, plan: Plan) -> list[fx.Node]:
 
 def _insert(gm: fx.GraphModule, node: fx.Node, mean: Tensor, variance: Tensor) -> None:
     conv = known_layer(gm, node)
-    assert isinstance(conv, nn.Conv2d)  # so it was found
+    assert isinstance(conv, nn.Conv2d)  # `_without_norm` found it as one
     with gm.graph.inserting_before(node):
         moved = gm.graph.node_copy(node)
     norm = _norm(conv, mean, variance)

@@ -1,7 +1,7 @@
-"""Spans of a level, found by composing its units one after another, and the choices that kinds have for them.
+"""Enumeration of a level's spans: compose its units one after another, and ask each kind for choices.
 
-With its inner activations taken as identity a span is one convolution, whose geometry (kernel, stride, padding,
-groups) follows from the algebra without touching a weight.
+A span without its inner activations is one convolution. Its geometry (kernel, stride, padding, groups) follows from
+the algebra, without weights.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ __all__ = ["SpanWalker"]
 
 
 class SpanWalker:
-    """Walks levels; holds the graph, the limits and what was computed for a unit once.
+    """Enumerates the spans of levels; prunings are computed once for each unit.
 
     Args:
         graph: a captured graph; it is not changed.
-        limits: which choices spans have.
+        limits: limits on the choices.
 
     Raises:
         PlanError: the limits name a kind that is not registered.
@@ -57,7 +57,7 @@ class SpanWalker:
         return self.span(level, span.stop, stop)
 
     def concerns_convolutions(self, span: Span) -> bool:
-        """Say whether the refusal of a span is worth listing: sizes, inputs and outputs are no convolution anyway."""
+        """Say whether the refusal of a span is worth listing; nobody expects sizes, inputs and outputs to merge."""
         if any(holds_layers(self._graph, unit) for unit in span.level.units[span.start : span.stop]):
             return True
         return span.piece is None and is_boundary(self._graph, span.level, span.start)
@@ -65,7 +65,7 @@ class SpanWalker:
     def spans_from(self, level: Level, start: int, *, only: int | None = None) -> Iterator[Span]:
         """Yield the spans that begin at cut `start`, shortest first, up to the first refusal.
 
-        Where `only` names a cut, choices are enumerated for the span that ends there alone.
+        If `only` is given, choices are enumerated only for the span that ends at that cut.
         """
         values = self._at_entry(level.cuts[start])
         prunings = UNPRUNED if self._limits.layer_pruning else None
@@ -85,7 +85,7 @@ class SpanWalker:
             yield Span(level, start, stop, tuple(nodes), piece, choices, refusal)
 
     def _at_entry(self, entry: str) -> dict[fx.Node, AffineConv]:
-        """Return the identity at a cut; nothing where that holds no images."""
+        """Return the identity at a cut; empty where the cut holds no images."""
         shape = self._graph.shape(entry) if entry in self._graph.nodes else None
         return {} if shape is None else {self._graph.nodes[entry]: affine.identity(shape[1], device="meta")}
 
@@ -102,12 +102,12 @@ class SpanWalker:
             try:
                 values[node] = collapse_node(self._graph.gm, node, values, device="meta")
             except NotAffineError as reason:
-                if name in unit.nodes or "tensor_meta" in node.meta:  # of a size, what reads it tells more
+                if name in unit.nodes or "tensor_meta" in node.meta:  # the consumer of a size tells more
                     return str(reason)
         return ""
 
     def _prune(self, before: Prunings | None, unit: Unit) -> Prunings | None:
-        """Return the prunings of a span that goes on by a unit of affine operators."""
+        """Return the prunings of a span that is extended by a unit of affine operators."""
         following = None if before is None else self._pruner.of_unit(unit)
         return None if before is None or following is None else before.then(following)
 
@@ -136,7 +136,7 @@ class SpanWalker:
             yield from each.enumerate(piece, self._limits)
 
     def _refusal(self, piece: Piece) -> str:
-        """Return the sentence why there is no choice for a piece."""
+        """Return a sentence that says why a piece has no choices."""
         height, width = piece.operator.kernel
         where = self._graph.words(piece.nodes)
         if piece.layers == 0:
@@ -147,5 +147,5 @@ class SpanWalker:
         return (
             f"{where}: one convolution ({height}x{width}, {piece.operator.in_channels} to "
             f"{piece.operator.out_channels} channels) would cost more than {self._limits.largest_mac_growth:g} "
-            "times the multiply-adds of what it replaces, at every kernel size, and shapes forbid identity"
+            "times the multiply-adds of what it replaces, at every kernel size, and its shapes rule out dropping it"
         )

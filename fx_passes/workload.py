@@ -1,7 +1,7 @@
-"""The operators of a network as a runtime runs them, each with the epilogue that is fused into it.
+"""Operators of a network as a runtime runs them, each with its fused epilogue.
 
-Norms are folded into the convolution before them. An activation, and a residual sum, run within the operator that
-computes their tensor; a sum belongs to the operand that is computed last.
+Norms are folded into the convolution before them. Activations and residual sums run within the operator that computes
+their tensor; a sum belongs to the operand that is computed last.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ Pair = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class Epilogue:
-    """What a runtime computes within an operator, after it.
+    """The activation and the residual sum that a runtime fuses into an operator.
 
     Attributes:
         activation: the layer's type; None where there is none.
-        residual: whether another tensor is added before that.
+        residual: whether another tensor is added before the activation.
     """
 
     activation: type[nn.Module] | None = None
@@ -44,7 +44,7 @@ class Operator:
         op: a convolution, an average pooling, or a norm that follows no convolution.
         geometry: its channels, kernel, stride, padding and groups; its weights are not to be read.
         in_shape: (n, c, h, w) of what it reads.
-        epilogue: what runs within it.
+        epilogue: what is fused into it.
         dilation: of a convolution's kernel, (vertical, horizontal).
     """
 
@@ -56,7 +56,7 @@ class Operator:
 
 
 class Workload:
-    """What a captured graph, and bodies in the place of its spans, make a runtime compute.
+    """Operators that a runtime runs for a captured graph, and for bodies in the place of its spans.
 
     Args:
         graph: a captured graph; it is not changed.
@@ -67,7 +67,7 @@ class Workload:
 
     @cached_property
     def kept(self) -> dict[str, Operator]:
-        """The operators of the graph as it is, by the names of their nodes; what costs next to nothing is left out."""
+        """Operators of the unchanged graph, by node name; nodes that cost next to nothing are left out."""
         found = ((name, self._kept(node)) for name, node in self._graph.nodes.items())
         return {name: operator for name, operator in found if operator is not None}
 
@@ -77,9 +77,9 @@ class Workload:
 
     def of_body(self, body: Body) -> tuple[Operator, ...]:
         """Return the operators of a body at its place in the graph."""
-        return tuple(self._placed(body))
+        return tuple(self._body_operators(body))
 
-    def _placed(self, body: Body) -> Iterator[Operator]:
+    def _body_operators(self, body: Body) -> Iterator[Operator]:
         for node in body.graph.nodes:
             operator = self._new(node, body) if isinstance(node.target, AffineConv) else self._kept(node, body)
             if operator is not None:
@@ -88,11 +88,11 @@ class Workload:
     def _new(self, node: fx.Node, body: Body) -> Operator:
         (source,) = node.all_input_nodes
         shape = image_shape(source)
-        assert shape is not None and isinstance(node.target, AffineConv)  # noqa: PT018 # so bodies are built
+        assert shape is not None and isinstance(node.target, AffineConv)  # noqa: PT018 # as `BodyBuilder` makes it
         return Operator("conv", node.target, shape, self._epilogue(node, body))
 
     def _kept(self, node: fx.Node, body: Body | None = None) -> Operator | None:
-        """Return the operator at a node that costs time as it is, or None."""
+        """Return the operator at an unchanged node, or None if it costs next to nothing."""
         gm, shape = self._graph.gm, _read_shape(node)
         if shape is None or role(gm, node) is not Role.AFFINE:
             return None
@@ -110,7 +110,7 @@ class Workload:
         return Operator(op, geometry, shape, self._epilogue(node, body))
 
     def _epilogue(self, node: fx.Node, body: Body | None) -> Epilogue:
-        """Return what follows a node; behind the last node of a body, that is what follows the body's place."""
+        """Return the epilogue of a node; behind the last node of a body, the network continues."""
         residual = False
         while len(node.users) == 1:
             user = next(iter(node.users))

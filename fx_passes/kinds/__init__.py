@@ -1,7 +1,7 @@
-"""Kinds of choices, one file each: what may be done with a span, how it is carried out, and how it is stored.
+"""Kinds of choices, one file each: what a span may become, how to carry that out, and how to store it.
 
-A kind is found through the registry alone. To add one, write a file here, or anywhere that is imported, with a choice
-(a dataclass derived from `SpanChoice`) and a kind that is decorated by `register`.
+The registry finds every kind. To add one, write a file in this folder, or in any module that is imported. It holds a
+choice (a dataclass derived from `SpanChoice`) and a kind decorated with `register`.
 """
 
 import pkgutil

@@ -1,7 +1,7 @@
-"""Choices as JSON values, both ways: the one form in which plans, importances and results store them.
+"""JSON form of choices, which plans, importance files and results share.
 
-A stored choice is an object of its fields, tagged with its kind. This is version 2; `from_version_1` reads what earlier
-releases wrote.
+A stored choice is an object with the choice's fields and its kind as a tag. This is version 2; `from_version_1`
+converts choices that earlier releases wrote.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def decode_choice(stored: object) -> SpanChoice:
 
 
 def from_version_1(stored: object) -> object:
-    """Return a choice that was stored in version 1, where every kind had all fields, in the current form."""
+    """Return a choice of version 1 in the current form: version 1 stored all fields for every kind."""
     if not isinstance(stored, Mapping):
         return stored
     unused: dict[str, object] = {"kernel": None, "end": "original", "pruned": []}

@@ -1,4 +1,4 @@
-"""Drop: a span passes its input on."""
+"""The kind `drop`: a span becomes the identity."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from fx_passes.kinds.fields import node_name, read_choice
 from fx_passes.kinds.linearized import not_linearized, span_ends
 from fx_passes.kinds.registry import Kind, register
 from fx_passes.limits import SpanLimits
+from fx_passes.module_paths import module_path
 from fx_passes.operators import known_layer
 from fx_passes.span import Piece
 
@@ -41,13 +42,13 @@ class DropKind(Kind[Drop]):
     done = "dropped"
 
     def enumerate(self, piece: Piece, limits: SpanLimits) -> Iterator[Drop]:
-        """Yield the choice where shapes allow it."""
+        """Yield the choice if the piece keeps the shape of its tensor."""
         choice = Drop(piece.entry, piece.exit)
         if not self.check(choice, piece):
             yield choice
 
     def check(self, choice: Drop, piece: Piece) -> str:
-        """Return why a piece cannot become the identity."""
+        """Return why a piece cannot become the identity; empty where it can."""
         if not piece.layers:
             return "there is no convolution in it"
         if piece.graph.shape(piece.exit) != piece.in_shape:
@@ -60,15 +61,15 @@ class DropKind(Kind[Drop]):
         return builder.build(builder.entry, at=piece.exit)
 
     def linearize(self, copied: GraphFacts, choice: Drop, piece: Piece, *, exact_border: bool) -> None:
-        """Put an identity of the entry in the place of the exit."""
+        """Replace the exit by an identity of the entry."""
         entry, exit_ = copied.nodes[piece.entry], copied.nodes[piece.exit]
         redirect(exit_, target=add_module(copied.gm, f"dropped_{exit_.name}", nn.Identity()), args=(entry,))
 
     def merge(self, linearized: GraphFacts, choice: Drop) -> None:
-        """Check that the identity is there; it goes with all others."""
+        """Check that the identity is in place; `fx_passes.merge` removes it with all other identities."""
         entry, exit_ = span_ends(linearized, choice)
         if not isinstance(known_layer(linearized.gm, exit_), nn.Identity) or exit_.args[0] is not entry:
-            raise not_linearized(choice, f"{choice.exit} is not an identity of {choice.entry}")
+            raise not_linearized(choice, f"{module_path(exit_)} is no identity of {module_path(entry)}")
 
     def decode(self, fields: Mapping[str, Any]) -> Drop:
         """Return the choice with these stored fields."""

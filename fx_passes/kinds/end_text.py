@@ -1,4 +1,4 @@
-"""What follows a new convolution, in words."""
+"""Words for the end of a choice: what follows its new convolution."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _WORDS: dict[End, str] = {"original": "", "inserted": ", activation inserted", "
 
 
 def end_sign(end: End) -> str:
-    """Return how the text of a choice tells its end."""
+    """Return the words for an end in the text of a choice; empty for the original end."""
     return _SIGNS[end]
 
 
 def described_end(end: End) -> str:
-    """Return how reports tell an end."""
+    """Return the words for an end in reports; empty for the original end."""
     return _WORDS[end]

@@ -1,4 +1,4 @@
-"""Fields of stored choices, read with a sentence for each that is malformed."""
+"""Parsers of the fields of stored choices; each error names the malformed field."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ __all__ = ["Readers", "end", "kernel", "node_name", "node_names", "read_choice"]
 
 C = TypeVar("C", bound=SpanChoice)
 Readers = Mapping[str, Callable[[str, Any], Any]]
-"""What reads each field, called with its name and what is stored there."""
+"""Parser of each field; it takes the field's name and the stored value."""
 
 
 def read_choice(choice: type[C], stored: Mapping[str, Any], readers: Readers) -> C:
-    """Return a choice from its stored fields; those with a default may be missing.
+    """Return a choice from its stored fields; a field with a default may be missing.
 
     Raises:
         PlanError: a field is missing, unknown or malformed.
@@ -39,7 +39,7 @@ def node_name(field: str, stored: Any) -> str:
 def node_names(field: str, stored: Any) -> tuple[str, ...]:
     """Return names of nodes."""
     if not isinstance(stored, list | tuple) or not all(isinstance(name, str) for name in stored):
-        raise PlanError(f"{field} (={stored!r}) of a choice must be a list of names of nodes")
+        raise PlanError(f"{field} (={stored!r}) of a choice must be a list of node names")
     return tuple(stored)
 
 
@@ -47,12 +47,12 @@ def kernel(field: str, stored: Any) -> Kernel:
     """Return the height and the width of a kernel."""
     sized = isinstance(stored, list | tuple) and len(stored) == 2
     if not sized or not all(type(size) is int and size > 0 for size in stored):
-        raise PlanError(f"{field} (={stored!r}) of a choice must be two sizes")
+        raise PlanError(f"{field} (={stored!r}) of a choice must be two whole numbers of at least 1")
     return stored[0], stored[1]
 
 
 def end(field: str, stored: Any) -> End:
-    """Return what follows a convolution."""
+    """Return what follows the convolution of a choice."""
     if stored not in get_args(End):
         raise PlanError(f"{field} (={stored!r}) of a choice must be one of {', '.join(get_args(End))}")
     found: End = stored

@@ -1,4 +1,4 @@
-"""Fit: one convolution takes a span's place, its weights solved for."""
+"""The kind `fit`: one convolution with fitted weights replaces a span."""
 
 from __future__ import annotations
 
@@ -58,33 +58,33 @@ class Fit(SpanChoice):
 
 @register
 class FitKind(Kind[Fit]):
-    """Fits convolutions of the span's own size, or any smaller odd one, around the middle of its collapse."""
+    """Replaces spans by one fitted convolution, with any odd kernel inside the kernel of the span's collapse."""
 
     choice = Fit
     precedence = 20
     done = "fitted"
 
     def enumerate(self, piece: Piece, limits: SpanLimits) -> Iterator[Fit]:
-        """Yield the odd sizes that lie within limits, the smallest first, with each end."""
+        """Yield, for each possible end, the odd kernels within limits, the smallest first."""
         sizes = [size for size in _sizes(piece, limits) if not _size_obstacle(piece, size)]
         for ending in ends(piece, limits) if sizes else ():
             yield from (Fit(piece.entry, piece.exit, size, ending) for size in sizes)
 
     def check(self, choice: Fit, piece: Piece) -> str:
-        """Return why a piece cannot become one fitted convolution of the choice's size, with its end."""
+        """Return why a piece cannot become the choice's convolution; empty where it can."""
         return _size_obstacle(piece, choice.kernel) or end_obstacle(piece, choice.end)
 
     def body(self, choice: Fit, piece: Piece) -> Body:
-        """Return the convolution, with what follows it."""
+        """Return the convolution, and the activation inserted after it if there is one."""
         return body_of(piece, choice.kernel, choice.end)
 
     def slots(self, choice: Fit, piece: Piece) -> tuple[Slot, ...]:
-        """Return the convolution, which maps the entry to the original's pre-activation."""
+        """Return one slot: the convolution from the entry to the pre-activation of the original."""
         operator = crop_kernel(piece.operator, choice.kernel)
         return (Slot(piece.pre_activation, piece.entry, piece.pre_activation, operator),)
 
     def linearize(self, copied: GraphFacts, choice: Fit, piece: Piece, *, exact_border: bool) -> None:
-        """Put the centre of the collapse in the span's place, until a fit or training replaces its weights."""
+        """Replace the span by a convolution; its weights are the centre of the collapse until a fit or training."""
         gm, entry = copied.gm, copied.nodes[piece.entry]
         inner = set_end(gm, choice.end, inner_of(copied, piece), copied.nodes[piece.exit])
         guess = collapse(gm, entry, inner, piece.in_shape[1], largest_kernel=choice.kernel)[inner[-1]]
@@ -93,7 +93,7 @@ class FitKind(Kind[Fit]):
         insert_convolution(gm, inner[-1], entry, replace(guess, padding=padding), f"fitted_{inner[-1].name}")
 
     def merge(self, linearized: GraphFacts, choice: Fit) -> None:
-        """Fold the norm behind the convolution, where training has put one."""
+        """Fold the norm that training may have put behind the convolution."""
         merge_into_one(linearized, choice, choice.kernel)
 
     def solved_nodes(self, linearized: GraphFacts, choice: Fit) -> tuple[fx.Node, ...]:
@@ -109,7 +109,7 @@ class FitKind(Kind[Fit]):
         return (last,)
 
     def describe(self, choice: Fit) -> str:
-        """Return what was done, with the size and a changed end."""
+        """Return words for the fit, its size, and its end if that is changed."""
         return f"{self.done} {size_text(choice.kernel)}{described_end(choice.end)}"
 
     def decode(self, fields: Mapping[str, Any]) -> Fit:
@@ -130,9 +130,9 @@ def _size_obstacle(piece: Piece, size: Kernel) -> str:
     if not piece.layers:
         return "there is no convolution in it"
     if any(length % 2 == 0 for length in size):
-        return f"a fitted kernel has a middle, and {size_text(size)} has none; both sizes must be odd"
+        return f"a fitted kernel needs a central pixel, and {size_text(size)} has none; both sizes must be odd"
     if size[0] > full[0] or size[1] > full[1]:
-        return f"its layers read {size_text(full)} pixels together, and a fitted kernel may be no larger"
+        return f"its layers together read {size_text(full)} pixels, and a fitted kernel may be no larger"
     if piece.layers == 1 and size == full:
         return "it is one convolution of that size already"
     return ""

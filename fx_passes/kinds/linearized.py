@@ -1,4 +1,4 @@
-"""Spans found again in a linearized graph, by the names that their ends keep."""
+"""Lookup of a span in a linearized graph, by the names of its entry and exit."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["not_linearized", "span_ends"]
 
 
 def span_ends(linearized: GraphFacts, choice: SpanChoice) -> tuple[fx.Node, fx.Node]:
-    """Return the nodes at the entry and at the exit of a span that was linearized by a choice.
+    """Return the entry and exit nodes of a span that was linearized by a choice.
 
     Raises:
         PlanError: the graph lacks one of the span's ends.
@@ -25,5 +25,5 @@ def span_ends(linearized: GraphFacts, choice: SpanChoice) -> tuple[fx.Node, fx.N
 
 
 def not_linearized(choice: SpanChoice, found: str) -> PlanError:
-    """Return the error of a graph that is not the form that `linearize` gives it by a choice."""
+    """Return the error for a graph that does not hold a choice in its linearized form."""
     return PlanError(f"{choice} is not in this form ({found}); merge needs the graph linearized by this plan")

@@ -1,4 +1,4 @@
-"""Merge: the activations inside a span become identity, and its layers collapse exactly into one convolution.
+"""The kind `merge`: a span without its inner activations collapses exactly into one convolution.
 
 Some convolutions may become identity too, so that the others merge into a smaller kernel (LayerMerge, Kim et al., ICML
 2024, arXiv 2406.12837).
@@ -50,8 +50,8 @@ class Merge(SpanChoice):
     Attributes:
         kernel: height and width of the convolution.
         end: what follows it.
-        pruned: names of the nodes whose convolutions become identity before the others merge into the smaller
-            `kernel`, each together with the norm that follows it.
+        pruned: names of the nodes whose convolutions, and the norms that follow them, become identity before the
+            others merge into the smaller `kernel`.
     """
 
     kind: ClassVar[str] = "merge"
@@ -66,24 +66,24 @@ class Merge(SpanChoice):
 
 @register
 class MergeKind(Kind[Merge]):
-    """Merges spans whole, or with layers pruned."""
+    """Merges all layers of a span, or all that are not pruned."""
 
     choice = Merge
     precedence = 10
     done = "merged"
 
     def enumerate(self, piece: Piece, limits: SpanLimits) -> Iterator[Merge]:
-        """Yield the merge of all layers, then those of what is left when others are pruned, with each end."""
+        """Yield, for each possible end, the merge of all layers, then the merges with layers pruned."""
         sizes = list(_sizes(piece, limits))
         for ending in ends(piece, limits) if sizes else ():
             yield from (Merge(piece.entry, piece.exit, size, ending, pruned) for size, pruned in sizes)
 
     def check(self, choice: Merge, piece: Piece) -> str:
-        """Return why a piece cannot merge as the choice says."""
+        """Return why a piece cannot merge as the choice says; empty where it can."""
         return _merge_obstacle(choice, piece) or end_obstacle(piece, choice.end)
 
     def body(self, choice: Merge, piece: Piece) -> Body:
-        """Return the convolution, with what follows it."""
+        """Return the convolution, and the activation inserted after it if there is one."""
         return body_of(piece, choice.kernel, choice.end)
 
     def weights(self, choice: Merge, piece: Piece) -> Mapping[str, AffineConv]:
@@ -91,7 +91,7 @@ class MergeKind(Kind[Merge]):
         return {piece.pre_activation: _collapsed(choice, piece)}
 
     def linearize(self, copied: GraphFacts, choice: Merge, piece: Piece, *, exact_border: bool) -> None:
-        """Take activations and pruned layers out of a span, and move its padding to its entry."""
+        """Remove activations and pruned layers from a span, and move its padding to its entry."""
         gm, entry = copied.gm, copied.nodes[piece.entry]
         _prune(gm, _pruned(copied, choice))
         inner = set_end(gm, choice.end, inner_of(copied, piece), copied.nodes[piece.exit])
@@ -100,11 +100,11 @@ class MergeKind(Kind[Merge]):
             hoist_padding(gm, entry, linear)
 
     def merge(self, linearized: GraphFacts, choice: Merge) -> None:
-        """Collapse what is left of the span."""
+        """Collapse the layers that are left in the span."""
         merge_into_one(linearized, choice, choice.kernel)
 
     def describe(self, choice: Merge) -> str:
-        """Return what was done, with the size, the number of pruned layers and a changed end."""
+        """Return words for the merge, its size, the number of pruned layers, and its end if that is changed."""
         count = len(choice.pruned)
         pruned = f", {count} layer{'' if count == 1 else 's'} pruned" if count else ""
         return f"{self.done} {size_text(choice.kernel)}{pruned}{described_end(choice.end)}"
@@ -116,7 +116,7 @@ class MergeKind(Kind[Merge]):
 
 
 def _sizes(piece: Piece, limits: SpanLimits) -> Iterator[tuple[Kernel, tuple[str, ...]]]:
-    """Yield the kernels within limits, and what is pruned for each."""
+    """Yield the kernels within limits, and the convolutions to prune for each."""
     full = piece.operator.kernel
     if not _whole_obstacle(piece) and fits_limits(piece, full, limits):
         yield full, ()
@@ -146,7 +146,7 @@ def _pruning_obstacle(choice: Merge, piece: Piece) -> str:
     graph = piece.graph
     for name in choice.pruned:
         if name not in piece.nodes:
-            return f"{name} cannot be pruned, as it does not stand in it"
+            return f"{name} cannot be pruned, as it is not inside the span"
     for node in _pruned(graph, choice):
         conv, (source,) = known_layer(graph.gm, node), node.all_input_nodes
         if (
@@ -168,7 +168,8 @@ def _is_prunable(graph: GraphFacts, node: fx.Node) -> bool:
 def _pruned(graph: GraphFacts, choice: Merge) -> list[fx.Node]:
     """Return the nodes of the pruned convolutions in a graph.
 
-    A choice made for a graph with its norms folded names a convolution by the norm that stood behind it.
+    In a graph whose norms are folded, a convolution has the name of the norm that stood behind it. A choice made for
+    that graph uses this name.
     """
     return [_convolution(graph, name) for name in choice.pruned]
 
@@ -193,7 +194,7 @@ def _prune(gm: fx.GraphModule, convolutions: Sequence[fx.Node]) -> None:
 
 
 def _drop_activations(gm: fx.GraphModule, inner: list[fx.Node]) -> list[fx.Node]:
-    """Take activations and dropout out of a span; return the nodes that stay."""
+    """Remove activations and dropout from a span; return the nodes that stay."""
     kept = []
     for node in inner:
         pruned = isinstance(known_layer(gm, node), nn.Identity)  # may be the pre-activation, found by name later

@@ -1,4 +1,4 @@
-"""What a kind of choice answers, and which kinds there are."""
+"""Base class of the kinds of choices, and their registry."""
 
 from __future__ import annotations
 
@@ -28,8 +28,9 @@ class Kind(ABC, Generic[C]):
 
     Attributes:
         choice: the class of its choices; `choice.kind` names the kind.
-        precedence: of its choices among those of a span; of equal ones the first is taken.
-        done: what was done with a span, as a participle, such as "merged".
+        precedence: rank of its choices among the choices of a span, lowest first; among equally good choices the
+            first is taken.
+        done: past participle for what it does to a span, for example "merged".
     """
 
     choice: type[C]
@@ -43,33 +44,33 @@ class Kind(ABC, Generic[C]):
 
     @abstractmethod
     def enumerate(self, piece: Piece, limits: SpanLimits) -> Iterator[C]:
-        """Yield the choices for a piece that lie within limits, those with the original end first."""
+        """Yield the choices for a piece that lie within limits, the original end first."""
 
     @abstractmethod
     def check(self, choice: C, piece: Piece) -> str:
-        """Return why a choice is not possible for a piece, as a sentence's second half; empty where it is possible."""
+        """Return why a choice is impossible for a piece, as a clause; empty where it is possible."""
 
     @abstractmethod
     def body(self, choice: C, piece: Piece) -> Body:
-        """Return what takes the piece's place."""
+        """Return the body that takes the piece's place."""
 
     def slots(self, choice: C, piece: Piece) -> tuple[Slot, ...]:
         """Return the convolutions of the body whose weights are solved for."""
         return ()
 
     def weights(self, choice: C, piece: Piece) -> Mapping[str, AffineConv]:
-        """Return the convolutions of the body that follow from the network's weights, by node, in float64."""
+        """Return, by node, the body's convolutions whose weights follow from the network's, in float64."""
         return {}
 
     @abstractmethod
     def linearize(self, copied: GraphFacts, choice: C, piece: Piece, *, exact_border: bool) -> None:
-        """Carry a choice out in a copy of the piece's graph, in trainable form; the exit's node keeps its name.
+        """Carry out a choice in a copy of the piece's graph, in trainable form; the exit node keeps its name.
 
         Args:
-            copied: the copy, which is changed; its names are those of the piece.
-            choice: what to do.
-            piece: where.
-            exact_border: leave padding where it is, if the piece can be merged so.
+            copied: the copy, which is changed; its nodes have the names of the original's nodes.
+            choice: the choice to carry out.
+            piece: the piece of the original graph.
+            exact_border: whether to leave padding in place if the piece can be merged that way.
         """
 
     @abstractmethod
@@ -81,7 +82,7 @@ class Kind(ABC, Generic[C]):
         """
 
     def solved_nodes(self, linearized: GraphFacts, choice: C) -> tuple[fx.Node, ...]:
-        """Return the nodes of a linearized graph whose convolutions have solved weights, or norms behind these.
+        """Return the nodes of the convolutions with solved weights in a linearized graph, or of the norms behind them.
 
         Raises:
             PlanError: the graph is not the choice's linearized form.
@@ -89,7 +90,7 @@ class Kind(ABC, Generic[C]):
         return ()
 
     def describe(self, choice: C) -> str:
-        """Return what a choice does with its span, in the past tense, for the console and the report."""
+        """Return words for what a choice did to its span, for the console and the report."""
         return self.done
 
     def encode(self, choice: C) -> dict[str, Any]:
@@ -109,7 +110,7 @@ _REGISTERED: dict[str, Kind[Any]] = {}
 
 
 def register(kind: type[Kind[Any]]) -> type[Kind[Any]]:
-    """Make a kind known under the name of its choices; to be used as a decorator.
+    """Register a kind under the name of its choices; a class decorator.
 
     Raises:
         PlanError: another kind has that name.
@@ -122,20 +123,20 @@ def register(kind: type[Kind[Any]]) -> type[Kind[Any]]:
 
 
 def kinds(names: Sequence[str] | None = None) -> list[Kind[Any]]:
-    """Return the kinds of these names, or all, by precedence.
+    """Return the kinds with these names, or all kinds, by precedence.
 
     Raises:
-        PlanError: there is no kind of a name.
+        PlanError: a name is not registered.
     """
     chosen = _REGISTERED.values() if names is None else {name: kind_named(name) for name in names}.values()
     return sorted(chosen, key=lambda kind: kind.precedence)
 
 
 def kind_named(name: object) -> Kind[Any]:
-    """Return the kind of this name.
+    """Return the kind with this name.
 
     Raises:
-        PlanError: there is none.
+        PlanError: the name is not registered.
     """
     if not isinstance(name, str) or name not in _REGISTERED:
         raise PlanError(f"kind (={name!r}) of a choice must be one of {', '.join(sorted(_REGISTERED))}")

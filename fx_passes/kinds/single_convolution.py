@@ -1,4 +1,4 @@
-"""What kinds have in common whose body is one convolution: its size, its end, its place, and its merge."""
+"""Parts shared by the kinds that replace a span by one convolution: limits, ends, body and merge."""
 
 from __future__ import annotations
 
@@ -35,25 +35,25 @@ def size_text(kernel: Kernel) -> str:
 
 
 def odd(size: int) -> int:
-    """Return the largest odd number up to `size`: a kernel of that size has a middle."""
+    """Return the largest odd number up to `size`; a kernel of odd size has a central pixel."""
     return size - 1 + size % 2
 
 
 def fits_limits(piece: Piece, kernel: Kernel, limits: SpanLimits) -> bool:
-    """Say whether a convolution of this size takes no more than is allowed in a piece's place."""
+    """Say whether a convolution of this size in a piece's place lies within limits."""
     macs = piece.in_shape[0] * math.prod(piece.operator.out_size(piece.in_shape[2:]))
     per_pixel = piece.operator.weight.numel() // math.prod(piece.operator.kernel) * math.prod(kernel)
     return max(kernel) <= limits.largest_kernel and macs * per_pixel <= limits.largest_mac_growth * piece.macs
 
 
 def reads_enough(piece: Piece, kernel: Kernel, limits: SpanLimits) -> bool:
-    """Say whether a kernel reads every pixel, or need not."""
+    """Say whether a kernel reads every pixel, or the limits let it skip some."""
     least = map(min, piece.operator.stride, map(odd, piece.operator.kernel))
     return limits.skips_pixels or all(map(operator.ge, kernel, least))
 
 
 def ends(piece: Piece, limits: SpanLimits) -> Iterator[End]:
-    """Yield what may follow the convolution that takes a piece's place, the original end first."""
+    """Yield the possible ends of the convolution in a piece's place, the original end first."""
     yield "original"
     for end in limits.other_ends:
         if not end_obstacle(piece, end):
@@ -61,7 +61,7 @@ def ends(piece: Piece, limits: SpanLimits) -> Iterator[End]:
 
 
 def end_obstacle(piece: Piece, end: End) -> str:
-    """Return why something cannot follow the convolution in a piece's place; empty where it can."""
+    """Return why the convolution in a piece's place cannot have an end; empty where it can."""
     gm, nodes = piece.graph.gm, piece.graph.nodes
     last = nodes[piece.pre_activation]
     active = end_activation(gm, last, nodes[piece.exit]) is not None
@@ -75,7 +75,7 @@ def end_obstacle(piece: Piece, end: End) -> str:
 
 
 def body_of(piece: Piece, kernel: Kernel, end: End) -> Body:
-    """Return the body of one convolution with the central taps of a piece's collapse, and of what follows it."""
+    """Return the body of one convolution with an end; its kernel is the central part of the piece's collapse."""
     builder, nodes = BodyBuilder(piece.entry, piece.in_shape), piece.graph.nodes
     last = builder.convolution(builder.entry, crop_kernel(piece.operator, kernel), piece.pre_activation)
     if end == "original":
@@ -116,7 +116,7 @@ def merge_into_one(linearized: GraphFacts, choice: SpanChoice, kernel: Kernel) -
 def _collapsed(
     gm: fx.GraphModule, choice: SpanChoice, entry: fx.Node, inner: list[fx.Node], channels: int
 ) -> tuple[AffineConv, fx.Node]:
-    """Return the one convolution of a linearized span, and the node that it reads."""
+    """Return the convolution that a linearized span collapses into, and the node that it reads."""
     last = inner[-1]
     if pads_only_zeros(gm, entry, inner):
         return collapse(gm, entry, inner, channels)[last], entry

@@ -1,4 +1,4 @@
-"""Write every sum of two tensors as one kind of node, `operator.add`."""
+"""One form for every sum of two tensors: a call of `operator.add`."""
 
 import operator
 

@@ -1,4 +1,4 @@
-"""Hand every layer the tensor that it reads by position."""
+"""Positional inputs: every layer takes its input tensor by position."""
 
 from torch import fx
 from torch.fx.passes.infra.pass_base import PassBase, PassResult

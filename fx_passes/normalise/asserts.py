@@ -1,4 +1,4 @@
-"""Drop run-time shape assertions: the shapes were checked when the model was captured."""
+"""Removal of run-time shape assertions; the capture has checked the shapes."""
 
 import torch
 from torch import fx

@@ -1,4 +1,4 @@
-"""Drop casts and copies that change nothing: they would tie the graph to a type, or stand between two layers."""
+"""Removal of casts and copies without effect, which tie a graph to a type or separate two layers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _VIEWS = ("view", "view_as")  # they need the layout that a copy makes
 class DropCasts(PassBase):
     """Erase `x.float()` and `x.to(dtype)` where x has that type already; types must be known at the nodes.
 
-    Networks write such casts to compute a sensitive part in single precision; `gm.double()` then fails where one
+    Networks use these casts to compute a sensitive part in single precision. After `gm.double()` they fail where one
     operand is cast and the other is not.
     """
 
@@ -29,7 +29,7 @@ class DropCasts(PassBase):
 class DropCopies(PassBase):
     """Erase `x.clone()` and `x.contiguous()` where nothing after them depends on the layout.
 
-    No node may overwrite its input: a copy protects the tensor from that.
+    No node of the graph may overwrite its input, as a copy would protect the tensor from that.
     """
 
     def call(self, graph_module: fx.GraphModule) -> PassResult:
@@ -40,7 +40,7 @@ class DropCopies(PassBase):
 
 
 def _drop(gm: fx.GraphModule, nodes: list[fx.Node]) -> bool:
-    """Let the readers of each node read its input instead, and say whether there was any node."""
+    """Let the consumers of each node read its input instead, and return whether there was any node."""
     for node in nodes:
         node.replace_all_uses_with(node.all_input_nodes[0])
         gm.graph.erase_node(node)

@@ -1,4 +1,4 @@
-"""Turn arithmetic of an image with one constant per channel into layers."""
+"""Layers for arithmetic of an image with one constant per channel."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ _NEUTRAL = (("+", 0), ("-", 0), ("*", 1), ("/", 1))
 class ChannelArithmetic(PassBase):
     """Turn `x * c`, `x + c`, `x - c`, `c - x` and `x / c` into calls of `ChannelAffine`, and neighbours into one.
 
-    `x` is an image, `c` a number or a constant with one value per channel or one for all; what is computed from
-    trained parameters stays trained, a value per channel. Arithmetic that changes nothing (`x + 0`) goes. Shapes
-    must be known at the nodes.
+    `x` is an image, `c` a number or a constant with one value, or with one per channel. A constant that is computed
+    from trained parameters stays trained, with one value per channel. Arithmetic that changes nothing (`x + 0`) is
+    removed. Shapes must be known at the nodes.
     """
 
     def call(self, graph_module: fx.GraphModule) -> PassResult:
@@ -65,7 +65,7 @@ class _Part:
 
 @dataclass(frozen=True, slots=True)
 class _Map:
-    """x -> scale x + shift; a part that it lacks is None."""
+    """The map x -> scale x + shift; a missing part is None."""
 
     scale: _Part | None
     shift: _Part | None
@@ -89,7 +89,7 @@ def _combined(operation: Any, first: _Part | None, second: _Part | None) -> _Par
 
 
 def _read(constants: Constants, node: fx.Node) -> _Arithmetic | None:
-    """Return the arithmetic that a node does on an image, or None where it is something else."""
+    """Return the arithmetic that a node does on an image, or None for any other node."""
     symbol, operands, shape = _SYMBOLS.get(node.target), _operands(node), image_shape(node)
     if symbol is None or shape is None or len(operands) != 2:
         return None
@@ -108,7 +108,7 @@ def _read(constants: Constants, node: fx.Node) -> _Arithmetic | None:
 
 
 def _operands(node: fx.Node) -> list[Any]:
-    """Return what an arithmetic node reads, in order; nothing where it has options that change what it does."""
+    """Return the operands of an arithmetic node in order; none where options change the operation."""
     named = [node.kwargs[name] for name in ("input", "other") if name in node.kwargs]
     is_call = node.op in ("call_function", "call_method")
     return [*node.args, *named] if is_call and len(named) == len(node.kwargs) else []
@@ -148,7 +148,7 @@ def _per_channel(value: float | Tensor, channels: int) -> Tensor:
 
 
 def _is_finite(change: _Map, dtype: torch.dtype) -> bool:
-    """Say whether a map can be written with numbers of a type; x / 0 cannot."""
+    """Say whether a map is finite in a type; x / 0 is not."""
     return all(bool(part.value.to(dtype).isfinite().all()) for part in (change.scale, change.shift) if part)
 
 
@@ -161,7 +161,7 @@ def _replace(gm: fx.GraphModule, node: fx.Node, arithmetic: _Arithmetic) -> None
     before = called_module(gm, source)
     joins = isinstance(before, ChannelAffine) and len(source.users) == 1
     if joins:
-        change = change.after(_map_of(before))  # type: ignore[arg-type]  # it was just asked for its type
+        change = change.after(_map_of(before))  # type: ignore[arg-type]  # `joins` says so
     args = source.args if joins else (source,)
     redirect(node, target=add_module(gm, f"{node.name}_affine", _layer(gm, node, change)), args=args)
     if joins:

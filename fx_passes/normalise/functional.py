@@ -1,4 +1,4 @@
-"""Turn functional layers into modules, so that training mode and rewriting work on them alike."""
+"""Modules in place of functional layers, so that training mode and rewrites work on both."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class FunctionalToModules(PassBase):
 class FunctionalNorms(PassBase):
     """Replace functional batch normalisation; shapes must be known at the nodes, as the module depends on them.
 
-    A norm that takes the statistics of the batch also in evaluation mode stays a function.
+    A norm that uses batch statistics in evaluation mode stays a function.
     """
 
     def call(self, graph_module: fx.GraphModule) -> PassResult:
@@ -67,7 +67,7 @@ class FunctionalNorms(PassBase):
 
 
 def _replace_all(gm: fx.GraphModule, build: _Build) -> bool:
-    """Turn each node for which there is a module into a call of it, and say whether there was any."""
+    """Turn each node for which there is a module into a call of it, and return whether there was any."""
     found = [(node, build(gm, node)) for node in gm.graph.nodes]
     for node, built in found:
         if built is not None:
@@ -110,7 +110,7 @@ def _build(gm: fx.GraphModule, node: fx.Node) -> tuple[nn.Module, fx.Node] | Non
 
 
 def _has_computed_options(arguments: Arguments) -> bool:
-    """Say whether an option is computed in the graph, as from a size; no module can hold that."""
+    """Say whether an option is computed in the graph, as from a size; no module can hold it."""
     found: list[fx.Node] = []
     options = {name: value for name, value in arguments.items() if name not in _TENSORS}
     fx.node.map_arg(options, found.append)
@@ -118,13 +118,13 @@ def _has_computed_options(arguments: Arguments) -> bool:
 
 
 def _owner(node: fx.Node) -> str:
-    """Return the path of the module whose weights `node` reads, or nothing."""
+    """Return the path of the module whose weights `node` reads; empty where it reads none."""
     paths = [str(used.target) for used in node.all_input_nodes if used.op == "get_attr"]
     return paths[0].rpartition(".")[0] if paths else ""
 
 
 def _arguments(node: fx.Node) -> Arguments:
-    """Return the arguments of `node` by name; nothing where a positional one has no known name."""
+    """Return the arguments of `node` by name; empty where a positional argument has no known name."""
     if node.target in _BUILTIN_PARAMETERS:
         names = _BUILTIN_PARAMETERS[node.target]
     elif isinstance(node.target, str) or not inspect.isfunction(node.target):

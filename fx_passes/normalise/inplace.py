@@ -1,4 +1,4 @@
-"""Give every layer and operation that overwrites its input an output of its own."""
+"""Out-of-place forms of the layers and operations that overwrite their input."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ _WITHOUT_TWIN = ("__setitem__", operator.setitem)
 
 
 class DropInplace(PassBase):
-    """Replace what overwrites a tensor by what returns a new one; later readers of the tensor read that.
+    """Replace operations that overwrite a tensor by forms that return a new one; later consumers read the new one.
 
-    A rewrite may then move a reader of the old values behind the operation. Where an operation has no form that
-    returns a new tensor, the tensor must have no other reader.
+    Other rewrites may then move consumers of the old values behind the operation. If an operation has no form that
+    returns a new tensor, its input must have no other consumer.
     """
 
     def call(self, graph_module: fx.GraphModule) -> PassResult:
@@ -62,13 +62,13 @@ def _overwrites(gm: fx.GraphModule, node: fx.Node) -> bool:
 
 
 def _is_inplace_function(target: Any) -> bool:
-    """Say whether torch offers a function under a name that ends as those of in-place functions do."""
+    """Say whether a function is one of torch's whose name ends like an in-place function's."""
     name = getattr(target, "__name__", "")
     return name.endswith("_") and not name.endswith("__") and _home(target) is not None
 
 
 def _home(target: Any) -> Any:
-    """Return the module of torch in which a function stands under its own name."""
+    """Return the torch module that holds a function under its own name."""
     return next((home for home in (F, torch, torch.nn.init) if getattr(home, target.__name__, None) is target), None)
 
 
@@ -84,7 +84,7 @@ def _parameters(node: fx.Node) -> list[str]:
 def _return_anew(node: fx.Node) -> None:
     """Turn an operation that overwrites its input into the one that returns a new tensor."""
     if node.op == "call_module":
-        return  # its module is switched
+        return  # `call` switches its module
     if node.op == "call_function" and _asks_inplace(node):
         _switch_off(node)
         return
@@ -94,7 +94,7 @@ def _return_anew(node: fx.Node) -> None:
     elif len(node.all_input_nodes[0].users) > 1:
         raise CaptureError(
             f"{module_path(node)} overwrites its input by {getattr(node.target, '__name__', node.target)} while other "
-            f"operations read {module_path(node.all_input_nodes[0])}; write that line of the forward so that it makes "
+            f"operations read {module_path(node.all_input_nodes[0])}; rewrite that line of the forward to make "
             "a new tensor, with torch.where, torch.cat or a multiplication"
         )
 

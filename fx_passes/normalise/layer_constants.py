@@ -1,4 +1,4 @@
-"""Compute a layer's weights once where the forward computes them anew for every image."""
+"""Weights that a forward computes anew for every image, computed once and stored."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _LAYERS = (F.conv2d, F.batch_norm)
 
 
 class FoldLayerConstants(PassBase):
-    """Store what a functional convolution or norm reads, and the model computes from its own tensors, as one tensor.
+    """Store each weight of a functional convolution or norm that the model computes from its own tensors.
 
-    Weight-standardised convolutions become plain ones that way. The tensor is a parameter where a trained parameter
-    goes into it: training then changes the computed weights themselves. Constants that anything else reads, such as
-    position biases made of a shared table, stay computed.
+    Weight-standardised convolutions become plain ones that way. The stored tensor is a parameter if a trained parameter
+    goes into it; training then changes the computed weights themselves. Constants of other operations, for example
+    position biases from a shared table, stay computed.
     """
 
     def call(self, graph_module: fx.GraphModule) -> PassResult:
@@ -34,7 +34,7 @@ class FoldLayerConstants(PassBase):
 
 
 def _store(gm: fx.GraphModule, node: fx.Node, value: Tensor, *, learned: bool) -> None:
-    """Turn a node into a fetch of `value`, which is put beside the first tensor that it was computed from."""
+    """Turn a node into a fetch of `value`, stored beside the first tensor that it is computed from."""
     owner = _first_source(node).rpartition(".")[0]
     module, name = gm.get_submodule(owner), f"folded_{node.name}"
     if learned:

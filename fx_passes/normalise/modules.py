@@ -1,4 +1,4 @@
-"""Make every module call its own, of a plain kind: nothing shared, no no-ops, no norms over several processes."""
+"""Plain module calls: no shared modules or tensors, no identities, no norms across processes."""
 
 import copy
 from collections import Counter
@@ -30,7 +30,7 @@ class CloneSharedModules(PassBase):
 
 
 class CloneSharedTensors(PassBase):
-    """Give each module parameters and buffers of its own where several hold the same, or views of the same numbers."""
+    """Give each module its own parameters and buffers where several share a tensor, or views of one tensor."""
 
     def call(self, graph_module: fx.GraphModule) -> PassResult:
         """Rewrite `graph_module` in place."""
@@ -74,9 +74,9 @@ class DropIdentities(PassBase):
 
 
 class PlainNorms(PassBase):
-    """Replace nn.SyncBatchNorm, which trains on GPUs alone, by the norm of one process; shapes must be known.
+    """Replace nn.SyncBatchNorm, which trains only on GPUs, by the norm of one process; shapes must be known.
 
-    `nn.SyncBatchNorm.convert_sync_batchnorm` turns them back for a training on several GPUs.
+    `nn.SyncBatchNorm.convert_sync_batchnorm` converts them back for training on several GPUs.
     """
 
     def call(self, graph_module: fx.GraphModule) -> PassResult:

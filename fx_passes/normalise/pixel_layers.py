@@ -1,4 +1,4 @@
-"""Write linear layers that read a flattened one-pixel image as 1x1 convolutions of that image."""
+"""1x1 convolutions in place of linear layers that read a flattened one-pixel image."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ _RESHAPES: tuple[Any, ...] = (
     "flatten", "reshape", "view", "squeeze", "unsqueeze",
 )  # fmt: skip
 _FOLLOWERS: tuple[type[nn.Module], ...] = (*ACTIVATIONS, nn.Dropout, nn.BatchNorm1d, nn.Identity)
-_LEAST_LAYERS = 2  # a classifier alone behind pooling has no neighbour to be merged with
+_LEAST_LAYERS = 2  # a lone classifier behind pooling has no neighbour to merge with
 
 
 class PixelLinears(PassBase):
     """Turn the linear layers of global heads and gates into 1x1 convolutions, so that spans may hold them.
 
-    An image (n, c, 1, 1) that is flattened to (n, c), sent through linear layers, their norms, activations and
-    dropout, stays an image until behind the last of these. A reshape back to an image, as in gates, disappears.
-    It is done where at least two affine layers follow one another, a convolution before the flattening counted.
-    Shapes must be known at the nodes.
+    A network may flatten an image (n, c, 1, 1) to (n, c) for linear layers, norms, activations and dropout. The image
+    now stays one until after the last of them. A reshape back to an image, as in gates, disappears. The pass applies
+    where at least two affine layers follow one another; a convolution before the flattening counts. Shapes must be
+    known at the nodes.
     """
 
     def call(self, graph_module: fx.GraphModule) -> PassResult:
@@ -47,13 +47,13 @@ class PixelLinears(PassBase):
 
 
 def _flattens_pixel(gm: fx.GraphModule, node: fx.Node) -> bool:
-    """Say whether a node makes (n, c) out of the image (n, c, 1, 1), maybe by one step more."""
+    """Say whether a node ends the reshapes of an image (n, c, 1, 1) to (n, c)."""
     pixel = image_shape(_before_reshapes(gm, node)) if _is_reshape(gm, node) else None
     return pixel is not None and pixel[2:] == (1, 1) and _shape(node) == pixel[:2]
 
 
 def _before_reshapes(gm: fx.GraphModule, node: fx.Node) -> fx.Node:
-    """Return the image that a row of reshapes begins with, or what stands before the first of them."""
+    """Return the image that a row of reshapes begins with, or the node before the first reshape."""
     while _is_reshape(gm, node) and len(_shape(node)) < 4:
         node = node.args[0]  # type: ignore[assignment]  # a reshape reads a tensor
     return node
@@ -62,8 +62,8 @@ def _before_reshapes(gm: fx.GraphModule, node: fx.Node) -> fx.Node:
 def _vector_layers(gm: fx.GraphModule, flat: fx.Node) -> Iterator[fx.Node]:
     """Yield the layers behind a flattening that have a form on images, each read by the next alone."""
     node = flat
-    while len(_readers(node)) == 1:
-        (node,) = _readers(node)
+    while len(_consumers(node)) == 1:
+        (node,) = _consumers(node)
         suits = _is_linear(gm, node) or isinstance(called_module(gm, node), _FOLLOWERS)
         if not suits or len(_shape(node)) != 2 or len(node.all_input_nodes) != 1:
             return
@@ -96,10 +96,10 @@ def _rewrite(gm: fx.GraphModule, flat: fx.Node, chain: list[fx.Node]) -> None:
 
 
 def _back_to_image(gm: fx.GraphModule, node: fx.Node) -> fx.Node | None:
-    """Return the reshape that makes (n, c, 1, 1) out of the vectors (n, c) at `node`, where nothing else reads them."""
+    """Return the reshape of the vectors (n, c) at `node` to (n, c, 1, 1), or None where something else reads them."""
     wanted = (*_shape(node), 1, 1)
-    while len(_readers(node)) == 1:
-        (node,) = _readers(node)
+    while len(_consumers(node)) == 1:
+        (node,) = _consumers(node)
         if not _is_reshape(gm, node):
             return None
         if _shape(node) == wanted:
@@ -107,8 +107,8 @@ def _back_to_image(gm: fx.GraphModule, node: fx.Node) -> fx.Node | None:
     return None
 
 
-def _readers(node: fx.Node) -> list[fx.Node]:
-    """Return who reads the values of vectors; who asks for their number or length gets the same from images."""
+def _consumers(node: fx.Node) -> list[fx.Node]:
+    """Return the consumers of vectors' values; their number and length can also be read from images."""
     return [user for user in node.users if not _asks_leading_size(user)]
 
 
@@ -136,7 +136,7 @@ def _convolution(linear: nn.Linear) -> nn.Conv2d:
 
 
 def _batch_norm(norm: nn.BatchNorm1d) -> nn.BatchNorm2d:
-    """Return the same norm for images; it shares weights and statistics."""
+    """Return the norm for images that shares the weights and statistics of `norm`."""
     image_norm = nn.BatchNorm2d(
         norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats, device="meta"
     )

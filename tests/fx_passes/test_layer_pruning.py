@@ -184,7 +184,7 @@ def test_another_set_than_the_best_is_carried_out_too():
     ("kernel", "pruned", "reason"),
     [
         ((5, 5), ("_0", "_3"), "its layers merge into a kernel of 3x3"),
-        ((5, 5), ("nowhere",), "nowhere cannot be pruned, as it does not stand in it"),
+        ((5, 5), ("nowhere",), "nowhere cannot be pruned, as it is not inside the span"),
         ((1, 1), ("_0", "_3", "_6"), "nothing is left to merge"),
         ((5, 5), ("_2",), "2 cannot be pruned, as only convolutions"),
     ],

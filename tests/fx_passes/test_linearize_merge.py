@@ -454,8 +454,8 @@ def test_unknown_nodes_are_refused():
     [
         (("x", "act2", "drop"), "it changes the shape of its tensor", "merge 5x3"),
         (("x", "act2", "merge", (3, 3)), "its layers merge into a kernel of 5x3", "merge 5x3"),
-        (("x", "act2", "fit", (2, 2)), "a fitted kernel has a middle, and 2x2 has none", "fit 1x1"),
-        (("x", "act2", "fit", (9, 9)), "its layers read 5x3 pixels together", "fit 1x1"),
+        (("x", "act2", "fit", (2, 2)), "a fitted kernel needs a central pixel, and 2x2 has none", "fit 1x1"),
+        (("x", "act2", "fit", (9, 9)), "its layers together read 5x3 pixels", "fit 1x1"),
     ],
 )
 def test_impossible_choices_are_refused_with_the_reason_and_what_is_possible(choice, reason, offer):

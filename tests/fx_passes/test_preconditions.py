@@ -166,9 +166,9 @@ def hooked(register):
     [
         (lambda net: net[0].register_forward_hook(lambda *_: None), r"model[0] has a forward hook (<lambda>), and"),
         (lambda net: net[1][0].register_forward_pre_hook(lambda *_: None), r"model[1][0] has a forward pre-hook"),
-        (lambda net: net[2].register_forward_hook(lambda *_: None), r"take it off with handle.remove()"),
+        (lambda net: net[2].register_forward_hook(lambda *_: None), r"remove it with handle.remove()"),
         (lambda net: net.register_forward_hook(lambda *_: None), r"model has a forward hook (<lambda>), and hooks of "
-         "the network itself, which tracing passes by, would be lost"),
+         "the network itself, which tracing does not see, would be lost"),
         (lambda net: prune.l1_unstructured(net[1][1], "weight", 0.5), 'prune.remove(model[1][1], "weight")'),
         (lambda net: nn.utils.spectral_norm(net[0]), "torch.nn.utils.remove_spectral_norm(model[0])"),
         (lambda net: nn.utils.weight_norm(net[0]), "torch.nn.utils.remove_weight_norm(model[0])"),

@@ -143,7 +143,7 @@ class Broadcast(nn.Module):
 def test_sums_that_broadcast_and_odd_concatenations_are_refused_by_name():
     text = "\n".join(span.refusal for span in enumerate_spans(captured(Broadcast(), image())))
     assert "a sum that broadcasts" in text
-    assert "add with a constant is merged only where that is one fixed number per channel" in text
+    assert "add with a constant merges only if the constant is one fixed number per channel" in text
     assert "another axis than the channels" in text
 
 
@@ -188,7 +188,7 @@ class Divisible(nn.Module):
 
 def test_padding_by_computed_sizes_is_refused_as_that():
     (reason,) = refusals(Divisible(), image()).values()
-    assert reason.startswith("pad is not one convolution: only padding of height and width with zeros, by fixed")
+    assert reason.startswith("pad is not one convolution: only zero padding of height and width by fixed")
 
 
 def test_what_is_not_listed_can_still_be_asked_for():

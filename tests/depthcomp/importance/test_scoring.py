@@ -154,7 +154,7 @@ def test_losses_that_are_not_finite_are_left_out_and_said(prepared, some, tmp_pa
         (lambda d: d.update(version=1), "is no choice of a plan: it must be an object with the field 'kind'"),
         (lambda d: d.pop("seed"), "is not a importance table: seed: Field required"),
         (lambda d: d["choices"].append(d["choices"][0]), "stands there twice; remove one"),
-        (lambda d: d["choices"][0]["choice"].update(kernel=[3, 3, 3]), r"kernel \(=\[3, 3, 3\]\) .* must be two sizes"),
+        (lambda d: d["choices"][0]["choice"].update(kernel=[3, 3, 3]), r"kernel \(=\[3, 3, 3\]\) .* must be two whole"),
         (lambda d: d["choices"][0]["choice"].update(kind="widen"), r"kind \(='widen'\) .* must be one of drop, fit"),
         (
             lambda d: d["choices"][0]["choice"].update(alpha=1),

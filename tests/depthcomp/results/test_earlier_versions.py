@@ -194,7 +194,7 @@ def with_choice(**fields):
         (without("convolutions"), "is not a result of an earlier version; compress the model anew"),
         (without("kernel"), r"is not a result: spans.0.choice: .* needs the fields \['entry', 'exit', 'kernel'\]"),
         (with_choice(kind="widen"), r"is not a result: free_merges.0: .*kind \(='widen'\) .* must be one of drop, fit"),
-        (with_choice(kernel=[3, 0]), r"is not a result: free_merges.0: .*kernel \(=\[3, 0\]\) .* must be two sizes"),
+        (with_choice(kernel=[3, 0]), r"is not a result: free_merges.0: .*kernel \(=\[3, 0\]\) .* must be two whole"),
         (with_choice(kind="drop"), r"is not a result: free_merges.0: .* a 'drop' choice needs the fields"),
         (with_choice(end="soft"), r"is not a result: free_merges.0: .*end \(='soft'\) .* must be one of original"),
     ],
