@@ -218,7 +218,7 @@ def test_limits_switch_layer_pruning_off():
 def test_a_sum_cannot_be_pruned():
     gm = captured(Residual(), image(5))
     with pytest.raises(PlanError, match=r"add in the forward cannot be pruned, as only convolutions"):
-        linearize(gm, Plan((Merge("x", "add", (5, 5), pruned=("add",)),)))
+        linearize(gm, Plan((Merge("x", "act2", (5, 5), pruned=("add",)),)))
 
 
 def test_tangled_branches_are_merged_whole_or_not_at_all():
