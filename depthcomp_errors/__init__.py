@@ -1,4 +1,4 @@
-"""The errors of depthcomp, one class per outcome; every package below and above raises from this list.
+"""Errors of depthcomp, one class for each outcome, raised by all packages.
 
 Each message is one sentence or two: what was given, what is needed, what to do.
 """

@@ -1,4 +1,4 @@
-"""JSON documents: a file holds one, written whole or not at all and read behind a strict schema."""
+"""JSON documents: files that are written whole or not at all, and read behind a strict schema."""
 
 import json
 from collections.abc import Callable, Mapping

@@ -1,4 +1,4 @@
-"""The journal: an append-only file of JSON objects, one a line, that several processes may share."""
+"""Journals: append-only files of JSON objects, one a line, that several processes may share."""
 
 import os
 import warnings

@@ -1,4 +1,4 @@
-"""The lock of a file: one process at a time changes it."""
+"""Locks of files: one process at a time changes a file."""
 
 import os
 from collections.abc import Iterator
@@ -38,7 +38,7 @@ def locked(path: Path, what: str, *, error: type[DepthCompError] = ArtifactError
         ) from cause
     except NotImplementedError as cause:  # filelock's word for a file system without locks
         raise error(
-            f"cannot lock the {what} {path}: its file system knows no locks; choose a folder of another one."
+            f"cannot lock the {what} {path}: its file system has no locks; choose a folder on another file system."
         ) from cause
     try:
         yield

@@ -41,7 +41,8 @@ def require_writable_folder(directory: str | os.PathLike[str], *, error: type[De
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as cause:
         raise error(
-            f"cannot create the folder {folder}: {cause.strerror}; choose one that is writable and no file."
+            f"cannot create the folder {folder}: {cause.strerror}; choose a path that is not a file, in a folder"
+            " that is writable."
         ) from cause
     if not _writable(folder):
         raise error(f"the folder {folder} cannot be written to; choose another or change its mode.")

@@ -1,4 +1,4 @@
-"""Which choices to make so that a network meets its latency budget at the least loss: numbers in, plan out.
+"""A solver for the choices that meet a latency budget at the least loss: numbers in, plan out.
 
 The problem. A network's tensors through which all data pass are *cuts* 0..L. The operators between cuts i and
 j are a *span* (i, j], and each span offers *choices*: keep it, merge it into one convolution, drop it. A

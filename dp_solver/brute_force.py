@@ -1,4 +1,4 @@
-"""Every plan of a chain, one by one: the oracle that the frontier is tested against."""
+"""Enumeration of all plans of a chain: the oracle that the frontier is tested against."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ class Frontier:
         """
         number = as_integer(k)
         if number is None or not -len(self) <= number < len(self):
-            raise IndexError(f"plan {k!r} of a frontier of {len(self)} plans; use 0..{len(self) - 1}")
+            raise IndexError(f"the frontier has no plan {k!r}; use 0..{len(self) - 1}")
         return self._plans.plan(number) if isinstance(self._plans, Solved) else self._plans[number]
 
     def at(self, budget_ms: float) -> int:

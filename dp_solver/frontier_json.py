@@ -1,4 +1,4 @@
-"""A frontier as JSON text, both ways; text that did not come from here is refused with a sentence.
+"""JSON text of a frontier, written and read; text of another origin is refused with a sentence.
 
 Each key stands once, in the order in which the plans first need it, and the plans hold their numbers. Tuples become
 lists and lists become tuples again, which loses nothing since a list cannot be a key.
@@ -22,7 +22,7 @@ LARGEST = sys.float_info.max
 
 @dataclass(frozen=True, slots=True)
 class FrontierContent:
-    """What the text holds.
+    """The content of a frontier's JSON text.
 
     Attributes:
         costs: latencies in ms, strictly increasing.
@@ -83,7 +83,7 @@ def frontier_from_json(text: str) -> FrontierContent:
     plans = _plans(content)
     if not len(costs) == len(losses) == len(plans) > 0:
         lengths = f"{len(costs)} costs, {len(losses)} losses and {len(plans)} plans"
-        raise ProblemError(f"the frontier has {lengths}; it needs as many of each, and at least one")
+        raise ProblemError(f"the frontier has {lengths}; it needs the same number of each, at least one")
     _require_order(costs, losses)
     slack_ms = content.get("slack_ms")
     if not _is_number(slack_ms) or slack_ms < 0:

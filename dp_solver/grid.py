@@ -1,4 +1,4 @@
-"""Fewer labels on request: costs are compared on a grid, and what that may lose is bounded.
+"""A grid of costs, which leaves fewer labels on request; what that may lose is bounded.
 
 A chain whose frontier has very many points is solved faster if points whose costs differ by little count as equally
 costly. Costs are rounded *up* for that comparison and nowhere else: a label keeps its true cost, so that no budget is

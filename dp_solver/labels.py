@@ -1,4 +1,4 @@
-"""The recursion itself: labels pushed forward along a chain.
+"""The recursion over labels, which are pushed forward along a chain.
 
 For each cut and each state in which a plan may stand there, the *labels* are the partial plans from cut 0 that are
 worth going on with. A label is a point (cost, loss, changes) and knows how it arose: which item it ends with and

@@ -1,4 +1,4 @@
-"""The one comparison of the solver: which points are beaten, and by how many others.
+"""Dominance between points of cost and loss: which points are beaten, and by how many others.
 
 A point is a column of three numbers: cost, loss, changes. It is beaten by a point that is no worse in cost and loss and
 better in one. Points that tie in both are told apart by changes (fewer first) and then by their place (first first).

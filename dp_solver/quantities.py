@@ -1,4 +1,4 @@
-"""What counts as a number here: real, finite, no boolean, and for a cost, a budget or a count not negative."""
+"""Checks of numbers: real, finite and no boolean; a cost, a budget or a count is not negative either."""
 
 import math
 import operator

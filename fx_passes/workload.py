@@ -103,7 +103,7 @@ class Workload:
             return Operator("conv", geometry, shape, self._epilogue(node, body), dilation)
         if isinstance(module, NORMS) and follows_convolution(gm, node):
             return None
-        if not isinstance(module, nn.AvgPool2d | NORMS):
+        if not isinstance(module, (nn.AvgPool2d, *NORMS)):
             return None
         geometry = affine_operator(gm, node, shape[1], device="meta")
         op: Literal["avg_pool", "scale"] = "avg_pool" if isinstance(module, nn.AvgPool2d) else "scale"

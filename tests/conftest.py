@@ -1,8 +1,20 @@
-"""What tests of several packages share."""
+"""What tests of several packages share, and the fast tier."""
 
 import signal
 
 import pytest
+
+WHOLE = "\npytestmark = pytest.mark.whole"  # of a file that the fast tier leaves out, without importing it
+
+
+def pytest_addoption(parser):
+    parser.addoption("--fast", action="store_true", help="leave out the files that are marked as whole")
+
+
+def pytest_ignore_collect(collection_path, config):
+    if config.getoption("--fast") and collection_path.suffix == ".py":
+        return True if WHOLE in collection_path.read_text() else None
+    return None
 
 
 @pytest.fixture

@@ -87,12 +87,18 @@ def _consumers(network: CapturedNetwork, candidates: Sequence[Candidate], memory
     found: dict[str, list[Slot]] = {}
     for candidate in candidates:
         exit_ = candidate.choice.exit
-        if exit_ in {slot.target for slot in candidate.slots}:
+        if _restores_its_exit(candidate):
             continue
         if exit_ not in found:
             found[exit_] = [slot for slot in consumers_of(network, exit_) if memory.is_whole(slot.operator)]
         for slot in found[exit_]:
             yield _Consumer(candidate, slot, memory.system(slot.entry, slot.operator))
+
+
+def _restores_its_exit(candidate: Candidate) -> bool:
+    """Say whether a solved convolution with nothing behind it aims at the tensor at the candidate's exit."""
+    (last,) = candidate.body.graph.output_node().all_input_nodes
+    return any((slot.node, slot.target) == (last.name, candidate.choice.exit) for slot in candidate.slots)
 
 
 def _accumulate(

@@ -1,8 +1,9 @@
-"""Scores of choices by the protocol of the papers: the network with a choice alone is trained and scored held out.
+"""Scores of choices by the papers' protocol: train the network with one choice, and score it on held-out images.
 
-Each choice, and for two of the scores each layer, is one entry: the captured graph is linearized by the choice alone,
-or has the layer initialised anew, is trained for some steps and scored on images that the training has not seen. An
-entry is seeded by its own name, so that neither order, interruption nor other processes change it.
+Each choice is one entry: the captured graph is linearized by the choice alone. Two of the scores also need an entry for
+each layer: the captured graph with the layer initialised anew. The network of an entry is trained for some steps and
+scored on images that the training has not seen. The name of an entry seeds its training, so that order, interruptions
+and other processes do not change its score.
 
 Sources: Kim et al., ICML 2023 (arXiv 2301.12187), section 5 and appendix; LayerMerge, ICML 2024 (arXiv 2406.12837),
 section 3; both in github.com/snu-mllab/LayerMerge.
@@ -42,22 +43,24 @@ Score = Literal["change", "normalized", "exponential"]
 class TrainingSettings:
     """How the network of each choice is trained, and what the change of its accuracy is worth.
 
-    With d the change of accuracy that a trained network has on held-out images, a choice is worth d; a network with
-    one layer initialised anew and trained alike tells what that layer, kept, is worth. The loss of a choice is what
-    its span's layers are worth, kept, less what it is worth. Where outputs are no class scores, d is the change of the
-    (negative) divergence; where there are no labels, accuracy is agreement with the original network.
+    Training changes the accuracy on held-out images by d. The worth of a choice is computed from the d of its network.
+    The worth of a kept layer is computed from the d of a network in which that layer is initialised anew. The loss of
+    a choice is the worth of its span's layers less the worth of the choice.
+
+    Without labels, accuracy is agreement with the original network. Where outputs are no class scores, d is the change
+    of the negative divergence.
 
     Attributes:
-        steps: of training, for each choice and each layer; the papers' one epoch is 5,000 of them.
-        images: of `data` that are read at most.
+        steps: training steps for each choice and each layer; the papers' one epoch is 5,000 steps.
+        images: most images of `data` that are read.
         batch_size: images in a step.
-        lr: the learning rate at the start; it falls to zero along a cosine.
-        momentum: of SGD with Nesterov's momentum.
-        weight_decay: of SGD.
-        score: what a change d of accuracy is worth. "change": d itself, where kept layers are worth nothing and none is
-            trained. "normalized" (Kim et al.): d less `alpha` times the mean over the single layers. "exponential"
+        lr: learning rate at the start; it falls to zero along a cosine.
+        momentum: Nesterov's momentum of SGD.
+        weight_decay: weight decay of SGD.
+        score: the worth of a change d of accuracy. "change": d itself; kept layers are worth nothing, and no layer is
+            trained. "normalized" (Kim et al.): d less `alpha` times the mean d of the single layers. "exponential"
             (LayerMerge): exp(d).
-        alpha: of "normalized".
+        alpha: weight of the mean in "normalized".
     """
 
     steps: int = 20

@@ -1,4 +1,4 @@
-"""An order of keys of any kind, the same on every run and whatever order they are given in."""
+"""A sort order for keys of any types, the same on every run and for every order of the input."""
 
 from __future__ import annotations
 

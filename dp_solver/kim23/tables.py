@@ -1,4 +1,4 @@
-"""The tables of the two-stage program before it is solved: joined by key, T_opt, I_ext and normalisation.
+"""Tables of the two-stage program before it is solved: joined by key, T_opt, I_ext and normalisation.
 
 T[i, j] is a latency in ms and I[i, j, a, b] an importance; what they mean and what becomes of them is told in
 `dp_solver.two_stage`.

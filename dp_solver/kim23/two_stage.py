@@ -1,4 +1,4 @@
-"""Kim et al.'s own form of the problem, answered by the engine of this package.
+"""The two-stage program of Kim et al. 2023, solved by the recursion of this package.
 
 The network has positions 0..L: position 0 is its input, position j the place behind its j-th convolution, where an
 activation may stand (state 1) or not (state 0). Two tables are given:

@@ -148,12 +148,7 @@ def _pruning_obstacle(choice: Merge, piece: Piece) -> str:
         if name not in piece.nodes:
             return f"{name} cannot be pruned, as it is not inside the span"
     for node in _pruned(graph, choice):
-        conv, (source,) = known_layer(graph.gm, node), node.all_input_nodes
-        if (
-            not isinstance(conv, nn.Conv2d)
-            or conv.stride != (1, 1)
-            or graph.shape(node.name) != graph.shape(source.name)
-        ):
+        if not _is_prunable(graph, node):
             return f"{module_path(node)} cannot be pruned, as only convolutions that keep the shape of their tensor can"
     return "" if len(choice.pruned) < piece.layers else "nothing is left to merge where all its layers are pruned"
 

@@ -1,4 +1,4 @@
-"""The GPU that backends measure on, seen through torch, whose builds for CUDA bring its libraries along."""
+"""The GPU that backends measure on, as torch sees it; torch's builds for CUDA bring the libraries along."""
 
 from typing import Any
 

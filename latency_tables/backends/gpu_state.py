@@ -1,4 +1,4 @@
-"""What the GPU is doing, read through NVML: latencies are only as steady as clocks are. Nothing is ever set."""
+"""The state of a GPU, read through NVML and never set: latencies are only as steady as its clocks."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What share of a part's time goes into changing layouts at its ends, by the profile of the library that runs it.
+"""The share of a part's time that goes into layout changes at its ends, from the profile of the library that runs it.
 
 Libraries keep feature maps in a layout of their own inside of a network, and change it where a model begins and ends. A
 part that is run alone pays for that at both ends; inside of a network it does not.

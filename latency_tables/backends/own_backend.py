@@ -1,4 +1,4 @@
-"""Backends by name, and a user's own by where it is defined."""
+"""Backends by name; a user's own backend goes by the place of its definition, `package.module:factory`."""
 
 import importlib
 import os

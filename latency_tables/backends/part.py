@@ -1,4 +1,4 @@
-"""A part of a network on a CPU, run with the caches as it finds them in the middle of the network.
+"""Runners for a part of a network on a CPU, with the caches as the part finds them inside the network.
 
 An operator that is run again and again finds its weights in the nearest cache. In a network all other operators ran
 since its last turn: its weights come from further away, while its input was written just before and its output goes

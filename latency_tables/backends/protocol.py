@@ -1,4 +1,4 @@
-"""What a measuring backend must offer, and what it is given to measure."""
+"""Protocols of a measuring backend, its runners and the subjects that it measures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model that is measured may take and return: float32 with static shapes."""
+"""Inputs and outputs of a model that can be measured: float32 with static shapes."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""PyTorch itself, eager or compiled, on the CPU or on an NVIDIA GPU.
+"""PyTorch, eager or compiled, on the CPU or on an NVIDIA GPU.
 
 Importing this loads torch, so it is imported only where one of its backends is asked for.
 """

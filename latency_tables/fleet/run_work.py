@@ -1,4 +1,4 @@
-"""Measuring what a table's file lacks, so that neither a crash nor a kill costs what was measured before."""
+"""Runs that measure what a table's file lacks; neither a crash nor a kill costs what was measured before."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -21,7 +21,7 @@ __all__ = ["Run", "journal_path", "run_work"]
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What became of a run.
+    """The outcome of a run.
 
     Attributes:
         table: what the file holds now.
@@ -96,7 +96,7 @@ def run_work(
 
 @dataclass(slots=True)
 class _Session:
-    """What is measured and what is not, while other processes may fill the same file.
+    """A run in progress: what is measured and what is missing, while other processes may fill the same file.
 
     Attributes:
         path: the table's file.
@@ -117,7 +117,10 @@ class _Session:
         return Journal(journal_path(self.path), self.environment)
 
     def found(self) -> Journaled:
-        """Return what the journal and the file hold together, read in this order: entries move from first to second."""
+        """Return the content of journal and file together.
+
+        The journal is read first, as entries move from it to the file.
+        """
         journaled = self.journal.content()
         if not self.path.exists():
             return journaled
@@ -133,7 +136,7 @@ class _Session:
         return [key for key in keys if key not in found.entries and key not in given_up]
 
     def measure(self, request: ChunkRequest) -> None:
-        """Measure what is missing of a chunk, without what kills or blocks its process, which is recorded as failed."""
+        """Measure the missing operators of a chunk; one that kills or blocks its process is recorded as failed."""
         while keys := tuple(self.missing(request.keys)):
             outcome = measure_in_process(replace(request, keys=keys), self.timeout_s)
             culprit = outcome.building or (keys[0] if len(keys) == 1 else None)

@@ -1,4 +1,4 @@
-"""Which operators are to be measured: planned on one machine, measured on others."""
+"""Work files: lists of operators, planned on one machine and measured on others."""
 
 import os
 import re

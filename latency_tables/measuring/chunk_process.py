@@ -1,4 +1,4 @@
-"""A process of its own for each chunk of operators: what crashes there costs no more than itself.
+"""A process for each chunk of operators: a crash costs no more than the operator that caused it.
 
 The parent (`measure_in_process`) starts this module as a program and sends it a request. The program says on its
 standard output what it is about to do, one JSON object a line, so that the parent knows what it died of; what it
@@ -35,7 +35,7 @@ LAST_WORDS_CHARS = 300  # of what a dying process wrote on its standard error
 
 @dataclass(frozen=True, slots=True)
 class ChunkRequest:
-    """What a process is to measure.
+    """The operators that a process is to measure, and how.
 
     Attributes:
         backend: for `find_backend`.
@@ -121,7 +121,7 @@ def _followed(
         death = _death(process.wait(), errors)
     except Empty:
         death = (
-            f"its process hung and was killed: nothing was heard of it for {timeout_s:g} s; where it only needs longer,"
+            f"its process hung and was killed: it said nothing for {timeout_s:g} s; if it only needs longer,"
             " run again with --retry-failed and a larger --timeout-s"
         )
     if not begun:
@@ -142,8 +142,8 @@ def _events(lines: Queue[str], timeout_s: float) -> Iterator[dict[str, Any]]:
 def _death(code: int, errors: IO[bytes]) -> str:
     errors.seek(0)
     words = " ".join(errors.read().decode(errors="replace").split())
-    how = f"its process died of signal {_signal_name(-code)}" if code < 0 else f"its process died of exit code {code}"
-    return f"{how}: {words[-LAST_WORDS_CHARS:]}" if words else how
+    how = f"died of signal {_signal_name(-code)}" if code < 0 else f"ended with exit code {code}"
+    return f"its process {how}: {words[-LAST_WORDS_CHARS:]}" if words else f"its process {how}"
 
 
 def _signal_name(number: int) -> str:

@@ -1,4 +1,4 @@
-"""Latencies that `trtexec --exportTimes` wrote, as entries of a table."""
+"""Import of the latencies that `trtexec --exportTimes` wrote, as entries of a table."""
 
 from pathlib import Path
 from statistics import median

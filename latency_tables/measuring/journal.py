@@ -56,7 +56,7 @@ class _Manner(_Line):
 
 @dataclass(frozen=True, slots=True)
 class Journaled:
-    """What a journal holds.
+    """The content of a journal.
 
     Attributes:
         entries: entry by key, the last where a key was measured twice.

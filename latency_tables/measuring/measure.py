@@ -1,4 +1,4 @@
-"""From signatures to a latency table: build each operator, time it, journal it."""
+"""Measurement of a latency table from signatures: each operator is built, timed and journalled."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping

@@ -1,4 +1,4 @@
-"""From a signature to the ONNX model that stands for it: an operator, its epilogue and random weights."""
+"""ONNX models for signatures: an operator, its epilogue and random weights."""
 
 from collections.abc import Callable
 from functools import partial

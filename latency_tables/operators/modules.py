@@ -1,4 +1,4 @@
-"""From a signature to the PyTorch module that stands for it: the twin of `operators`, with the same weights.
+"""PyTorch modules for signatures, with the weights of their ONNX models.
 
 Importing this loads torch, so it is imported only where a backend takes modules.
 """
@@ -40,7 +40,7 @@ ACTIVATION_MODULES: Mapping[str, Callable[[int], nn.Module]] = {
 
 
 def operator_module(signature: OperatorSignature, *, seed: int = 0) -> fx.GraphModule:
-    """Return the module of one operator in evaluation mode, with the weights of `operators.operator_model`.
+    """Return the module of one operator in evaluation mode, with the weights of `models.operator_model`.
 
     It takes `x` and, for a residual, `residual`, as the ONNX model does. Each is a graph with code of its own, as
     torch.compile keeps only so many compiled forms of one piece of code. No random numbers of torch are drawn.

@@ -1,4 +1,4 @@
-"""What a latency belongs to: an operator with its shapes and epilogue, wherever it stands in a network."""
+"""Signatures: an operator with its shapes and epilogue, which a latency belongs to wherever the operator stands."""
 
 import re
 from dataclasses import astuple, dataclass

@@ -1,4 +1,4 @@
-"""How much an operator computes and moves."""
+"""Sizes of operators: multiply-adds and bytes moved."""
 
 from math import prod
 

@@ -1,4 +1,4 @@
-"""What a latency table measures, in whichever form a backend takes: ONNX model or PyTorch module."""
+"""Subjects of a latency table, in the form that a backend takes: ONNX model or PyTorch module."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows of a CSV file, read strictly: what is missing or malformed is refused with its file and line."""
+"""Rows of a CSV file, read strictly: a missing or malformed field is refused with its file and line."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def import_importance(path: str | os.PathLike[str], *, column: str | None = None
     for row in read_rows(path, ("st", "end")):
         key = _key(row)
         if key in importance:
-            row.refuse(f"{key} stands in the table for the second time")
+            row.refuse(f"{key} stands in the table twice")
         importance[key] = _score(row, column)
     return importance
 

@@ -50,7 +50,7 @@ class NoisyRow:
 
 @dataclass(frozen=True, slots=True)
 class PublishedLatencies:
-    """One file.
+    """The latencies of one published file.
 
     Attributes:
         ms: latency in ms by (start, end), or by (start, end, (kernel, stride, depthwise)) in LayerMerge's tables.
@@ -84,7 +84,7 @@ def import_kim23(path: str | os.PathLike[str]) -> PublishedLatencies:
     for row in read_rows(path, ("st", "end", "time", "stdev")):
         key = (*span_of(row), *merged_kernel(row))
         if key in ms:
-            row.refuse(f"{key} stands in the table for the second time")
+            row.refuse(f"{key} stands in the table twice")
         ms[key], spread[key] = _latency(row)
         if "breaks" in row.texts:
             breaks[key] = _breaks(row)

@@ -1,4 +1,4 @@
-"""Published latencies by position, as a file of their own kind: they price one network, and no table takes them in."""
+"""JSON files of published latencies by position: they price one network, and no table takes them in."""
 
 import math
 from pathlib import Path
@@ -10,12 +10,12 @@ from depthcomp_errors import TableError
 from depthcomp_files import JsonFormat
 from latency_tables.published.kim23 import MergedKernel, PublishedLatencies
 
-__all__ = ["PositionFile", "PositionRow", "read_positions", "write_positions"]
+__all__ = ["write_positions"]
 
 POSITIONS_VERSION = 1
 
 
-class PositionRow(BaseModel):
+class _PositionRow(BaseModel):
     """The latency of a span (start, end] of one network."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -30,28 +30,19 @@ class PositionRow(BaseModel):
     depthwise: bool | None
 
 
-class PositionFile(BaseModel):
+class _PositionFile(BaseModel):
     """The file format."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
     kind: Literal["list of latencies by position"]
     positions_version: Literal[1]
-    rows: list[PositionRow]
+    rows: list[_PositionRow]
 
 
 _FORMAT = JsonFormat(
-    "list of latencies by position", PositionFile, "positions_version", POSITIONS_VERSION, "import it anew", TableError
+    "list of latencies by position", _PositionFile, "positions_version", POSITIONS_VERSION, "import it anew", TableError
 )
-
-
-def read_positions(path: Path) -> PositionFile:
-    """Return the checked content of a file.
-
-    Raises:
-        TableError: the file cannot be read, or holds something else.
-    """
-    return _FORMAT.read(path)
 
 
 def write_positions(path: Path, published: PublishedLatencies) -> None:
@@ -67,7 +58,7 @@ def write_positions(path: Path, published: PublishedLatencies) -> None:
 def _row(published: PublishedLatencies, key: tuple[Any, ...]) -> dict[str, Any]:
     kernel, stride, depthwise = cast(MergedKernel, key[2]) if len(key) > 2 else (None, None, None)
     spread = published.spread[key]
-    row = PositionRow(
+    row = _PositionRow(
         start=key[0],
         end=key[1],
         ms=published.ms[key],

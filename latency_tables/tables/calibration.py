@@ -1,4 +1,4 @@
-"""From the sum of isolated operators to the latency of the whole network that they make up."""
+"""The line from the sum of isolated operators to the latency of the whole network that they make up."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What a table holds of one operator, and how it was measured."""
+"""Entries of a latency table, and the method by which they were measured."""
 
 import math
 from dataclasses import dataclass

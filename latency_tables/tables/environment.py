@@ -1,4 +1,4 @@
-"""Where latencies were measured, and whether two such places may share a table."""
+"""Environments of measurements, and whether two of them may share a table."""
 
 import hashlib
 import platform

@@ -1,4 +1,4 @@
-"""Merging latency tables into one, whatever their order: shards and repeated measurements."""
+"""The merge of latency tables from shards and repeated measurements into one; their order does not matter."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -13,7 +13,7 @@ __all__ = ["MergedTables", "better_entry", "merge_tables"]
 
 @dataclass(frozen=True, slots=True)
 class MergedTables:
-    """What came of several tables.
+    """Several tables merged into one.
 
     Attributes:
         table: all their entries.

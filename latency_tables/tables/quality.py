@@ -1,4 +1,4 @@
-"""What a table says about its own measurements: whether they can be trusted, and which cannot."""
+"""The quality of a latency table, judged from its own entries: whether they can be trusted, and which cannot."""
 
 import math
 from collections.abc import Iterator, Mapping

@@ -1,4 +1,4 @@
-"""The latency table: operator signature in, milliseconds out, for one environment."""
+"""Latency tables: operator signature in, milliseconds out, for one environment."""
 
 import os
 from collections.abc import Mapping

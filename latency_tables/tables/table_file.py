@@ -17,7 +17,6 @@ from latency_tables.tables.entry import Entry, Method
 from latency_tables.tables.environment import Environment
 
 __all__ = [
-    "PUBLISHED_SCHEMA",
     "TableFile",
     "published_schema",
     "read_table_file",
@@ -26,7 +25,6 @@ __all__ = [
 ]
 
 SCHEMA_VERSION = 2
-PUBLISHED_SCHEMA = Path(__file__).parents[1] / "data" / "schema.json"
 
 
 class TableFile(BaseModel):

@@ -1,4 +1,4 @@
-"""Adding to a table's file while others may do the same."""
+"""The update of a table's file, which several processes may make at the same time."""
 
 from pathlib import Path
 

@@ -9,9 +9,11 @@ import torchvision
 
 import latency_tables
 from depthcomp.preparation import needed_operators
+from fx_passes.kinds import kinds
 from latency_tables import LatencyTable
 from latency_tables.tables.quality import quality_of
 
+REWRITES = tuple(f"{kind.name} " for kind in kinds())
 TABLE = Path(latency_tables.__file__).parent / "data" / "onnxruntime_epyc.json"
 
 
@@ -33,7 +35,9 @@ def layers(name):
     """Return how often each operator is a layer of a network: which rewrites are offered may change, layers do not."""
     model = torchvision.models.get_model(name, weights=None).eval()
     needed = needed_operators(model, torch.zeros(1, 3, 224, 224))
-    counts = {signature: sum(" to " not in place for place in places) for signature, places in needed.items()}
+    counts = {
+        signature: sum(not place.startswith(REWRITES) for place in places) for signature, places in needed.items()
+    }
     return {signature: count for signature, count in counts.items() if count}
 
 

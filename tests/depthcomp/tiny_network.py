@@ -28,3 +28,11 @@ def tiny_net():
 
 def images(count=32, seed=1):
     return torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
+
+
+def short_chain():
+    """Return four convolutions in a row; compressions need few operators, and merging the two in the middle pays."""
+    torch.manual_seed(0)
+    sizes = [(3, 6, 3), (6, 24, 1), (24, 6, 1), (6, 8, 3)]
+    layers = [layer for c_in, c_out, k in sizes for layer in (nn.Conv2d(c_in, c_out, k, padding=k // 2), nn.ReLU())]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)).eval()

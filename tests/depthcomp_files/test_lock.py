@@ -45,7 +45,7 @@ def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
         ),
         (
             NotImplementedError("no flock"),
-            "cannot lock the notes .*: its file system knows no locks; choose a folder of",
+            "cannot lock the notes .*: its file system has no locks; choose a folder on",
         ),
     ],
 )

@@ -15,7 +15,7 @@ def test_a_folder_is_made_with_its_parents(tmp_path: Path) -> None:
 
 def test_a_folder_below_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(ArtifactError, match=r"cannot create the folder .*below: Not a directory; choose one"):
+    with pytest.raises(ArtifactError, match=r"cannot create the folder .*below: Not a directory; choose a path"):
         require_writable_folder(tmp_path / "file" / "below")
 
 

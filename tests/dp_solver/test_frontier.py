@@ -163,7 +163,7 @@ def test_plan_out_of_range() -> None:
     front = frontier(Chain(1, {(0, 1): [Choice("slow", 2.0, 0.0), Choice("fast", 1.0, 1.0)]}))
     assert front.plan(-1) == front.plan(1) == ("slow",)
     for k in (2, -3):
-        with pytest.raises(IndexError, match=rf"plan {k} of a frontier of 2 plans; use 0\.\.1"):
+        with pytest.raises(IndexError, match=rf"the frontier has no plan {k}; use 0\.\.1"):
             front.plan(k)
 
 

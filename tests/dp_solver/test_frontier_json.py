@@ -50,7 +50,7 @@ def test_what_was_read_answers_as_before() -> None:
     assert copy.plan(copy.at(1.5)) == ("merge",)
     with pytest.raises(ValueError, match="read-only"):
         copy.costs[0] = 0.0
-    with pytest.raises(IndexError, match=r"plan 2 of a frontier of 2 plans"):
+    with pytest.raises(IndexError, match=r"the frontier has no plan 2; use 0"):
         copy.plan(2)
 
 
@@ -81,7 +81,7 @@ GOOD = json.loads(frontier(Chain(1, {(0, 1): [Choice("a", 1.0, 1.0), Choice("b",
         ({"costs": None}, "costs of the frontier must be a list of finite numbers"),
         ({"losses": [1.0, "0"]}, "losses of the frontier must be a list of finite numbers"),
         ({"losses": [1.0, True]}, "losses of the frontier must be a list of finite numbers"),
-        ({"costs": [1.0]}, "has 1 costs, 2 losses and 2 plans; it needs as many of each"),
+        ({"costs": [1.0]}, "has 1 costs, 2 losses and 2 plans; it needs the same number of each"),
         ({"costs": [], "losses": [], "plans": []}, "has 0 costs, 0 losses and 0 plans"),
         ({"costs": [2.0, 1.0]}, "plan 1 of the frontier is no slower or loses no less than plan 0"),
         ({"losses": [1.0, 1.0]}, "plan 1 of the frontier is no slower or loses no less than plan 0"),

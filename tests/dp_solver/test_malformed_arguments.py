@@ -51,7 +51,7 @@ def test_a_frontier_of_another_problem() -> None:
 
 def test_the_number_of_a_plan_is_an_integer() -> None:
     for k in ("x", np.array([0, 0])):
-        with pytest.raises(IndexError, match=r"plan .* of a frontier of 1 plans; use 0\.\.0"):
+        with pytest.raises(IndexError, match=r"the frontier has no plan .*; use 0\.\.0"):
             FRONT.plan(k)
 
 

@@ -215,6 +215,12 @@ def test_limits_switch_layer_pruning_off():
     assert not [choice for span in spans for choice in span.choices if getattr(choice, "pruned", ())]
 
 
+def test_a_sum_cannot_be_pruned():
+    gm = captured(Residual(), image(5))
+    with pytest.raises(PlanError, match=r"add in the forward cannot be pruned, as only convolutions"):
+        linearize(gm, Plan((Merge("x", "act2", (5, 5), pruned=("add",)),)))
+
+
 def test_tangled_branches_are_merged_whole_or_not_at_all():
     """A convolution that several branches read would be counted once for each of them."""
     gm, x = captured(Tangled(), image(5)), image(5)

@@ -86,7 +86,7 @@ def test_the_warning_names_the_worst_rows_only(write: Write) -> None:
         (LATENCY + "3,2.5,3,1.0,0.1\n", r"line 5: st \(='2.5'\) must be an integer of at least 0"),
         (LATENCY + "3,-1,3,1.0,0.1\n", r"line 5: st \(='-1'\) must be an integer of at least 0"),
         (LATENCY + "3,3,3,1.0,0.1\n", r"line 5: st \(=3\) must be less than end \(=3\)"),
-        (LATENCY + "3,0,2,1.0,0.1\n", r"line 5: \(0, 2\) stands in the table for the second time"),
+        (LATENCY + "3,0,2,1.0,0.1\n", r"line 5: \(0, 2\) stands in the table twice"),
         (LATENCY + '3,2,3,"1.0,0.1\n', r"line 5: unexpected end of data; the line is truncated or damaged"),
         ('st,end,time,stdev,breaks\n0,2,1,0,"0,x,2"\n', r"line 2: breaks \(='0,x,2'\) must be positions with commas"),
         ('st,end,time,stdev,breaks\n0,2,1,0,"0,1"\n', r"line 2: breaks \(='0,1'\) must rise from st to end"),

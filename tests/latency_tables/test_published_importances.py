@@ -49,7 +49,7 @@ def test_latencies_and_importances_meet_in_the_solver(tmp_path: Path) -> None:
         ("st,end,st_act,end_act,imp\n0,1,1,1,-inf\n", r"line 2: imp \(='-inf'\) must be a finite number"),
         (
             "st,end,st_act,end_act,imp\n0,1,1,1,1\n0,1,1,1,2\n",
-            r"line 3: \(0, 1, 1, 1\) stands in the table for the sec",
+            r"line 3: \(0, 1, 1, 1\) stands in the table twice",
         ),
         ("st,end,st_act,end_act,imp\n0,1,1,1\n", r"line 2: the line has 4 fields and the first line 5"),
     ],

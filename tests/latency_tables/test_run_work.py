@@ -105,7 +105,7 @@ def test_what_hangs_costs_only_itself(tmp_path: Path) -> None:
     assert list(found.table.entries) == [conv(3, 4).key]
     assert found.failed.keys() == {conv(3, 7).key, conv(3, 9).key}
     for why in found.failed.values():
-        assert why.startswith("its process hung and was killed: nothing was heard of it for 10 s; ")
+        assert why.startswith("its process hung and was killed: it said nothing for 10 s; ")
         assert why.endswith("run again with --retry-failed and a larger --timeout-s")
 
 
@@ -167,7 +167,7 @@ def test_a_backend_that_cannot_be_made_is_named(tmp_path: Path, backend: str, se
 def test_a_process_that_cannot_begin_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("latency_tables.fleet.run_work.find_backend", lambda name, threads: FakeBackend())
     with pytest.raises(
-        TableError, match=r"own_backends:dead could not measure anything: its process died of exit code 3"
+        TableError, match=r"own_backends:dead could not measure anything: its process ended with exit code 3"
     ):
         run(tmp_path / "t.json", backend="dead")
 

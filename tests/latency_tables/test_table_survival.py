@@ -242,7 +242,7 @@ def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytes
         raise NotImplementedError("FileSystem does not appear to support flock")
 
     monkeypatch.setattr("filelock.FileLock.acquire", refuse)
-    with pytest.raises(TableError, match=r"cannot lock the journal .*: its file system knows no locks; choose a f"):
+    with pytest.raises(TableError, match=r"cannot lock the journal .*: its file system has no locks; choose a folder"):
         Journal(tmp_path / "journal.jsonl", ENVIRONMENT).append({})
 
 

@@ -59,7 +59,7 @@ def test_an_engine_comes_back_from_its_bytes_at_any_batch_it_was_built_for(backe
         runner = backend.load(engine.data, batch)
         assert runner.time_ms(10) > 0
         runner.close()
-    with pytest.raises(BackendUnavailableError, match="takes no batches of 64"):
+    with pytest.raises(BackendUnavailableError, match="does not take batches of 64"):
         backend.load(engine.data, 64)
 
 

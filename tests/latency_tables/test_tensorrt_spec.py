@@ -141,8 +141,6 @@ def test_the_list_of_kernels_is_read():
     assert [kernel.name for kernel in plan.kernels] == ["move", "conv"]
     assert plan.layout_changes == 1
     assert plan.kernels[1].onnx_nodes == ("c[0]", "relu")
-    assert plan.kernel_of("relu").kind == "correlation"
+    assert plan.kernels[1].kind == "correlation"
     assert plan.kernels[0].inputs[0].shape == (1, 3, 7, 7)
     assert (plan.kernels[0].inputs[0].dtype, plan.kernels[0].outputs[0].layout) == ("Half", "NHWC")
-    with pytest.raises(KeyError, match="gone"):
-        plan.kernel_of("gone")

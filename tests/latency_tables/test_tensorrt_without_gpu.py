@@ -55,7 +55,7 @@ def without_gpu(monkeypatch):
 @pytest.mark.usefixtures("without_gpu")
 def test_a_builder_that_is_a_null_pointer_names_the_gpu():
     spec = tensorrt.BuildSpec(flavour="tensorrt")
-    sentence = rf"tensorrt 11\.4\.0 builds engines on the GPU that will run them only, and {NO_GPU}.*tensorrt-rtx"
+    sentence = rf"tensorrt 11\.4\.0 builds an engine only on the GPU that will run it, and {NO_GPU}.*tensorrt-rtx"
     with pytest.raises(BackendUnavailableError, match=sentence):
         tensorrt.build_engine(chain_model("Relu"), spec)
     with pytest.raises(BackendUnavailableError, match=sentence):

@@ -1,4 +1,4 @@
-"""ONNX to engine, for both flavours."""
+"""The build of an engine from an ONNX model, for both flavours of TensorRT."""
 
 import hashlib
 import os
@@ -159,7 +159,7 @@ def _targets(trt: Any, spec: BuildSpec) -> list[Any]:
     if unknown:
         names = ", ".join(name.removeprefix("SM") for name in known)
         raise EngineError(
-            f"{trt.__name__} {trt.__version__} builds for no GPU of compute capability {unknown[0]}; choose from"
+            f"{trt.__name__} {trt.__version__} cannot build for GPUs of compute capability {unknown[0]}; choose from"
             f" {names}, or build with tensorrt on that GPU."
         )
     return [known[f"SM{target}"] for target in spec.targets]

@@ -1,4 +1,4 @@
-"""The kernels that a build settled on, as its log lists them."""
+"""The kernels of an engine, as the log of its build lists them."""
 
 import re
 from dataclasses import dataclass
@@ -75,17 +75,6 @@ class FusedPlan:
     def layout_changes(self) -> int:
         """How many kernels only change a layout."""
         return sum(kernel.is_layout_change for kernel in self.kernels)
-
-    def kernel_of(self, onnx_node: str) -> Kernel:
-        """Return the kernel that does the work of an ONNX node.
-
-        Raises:
-            KeyError: none says that it does.
-        """
-        for kernel in self.kernels:
-            if onnx_node in kernel.onnx_nodes:
-                return kernel
-        raise KeyError(onnx_node)
 
 
 def read_plan(messages: list[str]) -> FusedPlan | None:

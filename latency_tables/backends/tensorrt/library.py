@@ -74,7 +74,7 @@ def create_builder(trt: Any, log: Any) -> Any:
         return trt.Builder(log)
     except TypeError as error:  # what the bindings make of a null pointer
         raise BackendUnavailableError(
-            f"{trt.__name__} {trt.__version__} builds engines on the GPU that will run them only, and {NO_GPU};"
+            f"{trt.__name__} {trt.__version__} builds an engine only on the GPU that will run it, and {NO_GPU};"
             " build there, or build with tensorrt-rtx, which needs none."
         ) from error
 

@@ -1,4 +1,4 @@
-"""How far a build is, and stopping it: by Ctrl-C, or by an error of the caller's own progress function."""
+"""Progress of a build, and its stop: by Ctrl-C, or by an error in the caller's progress function."""
 
 import signal
 import threading

@@ -1,4 +1,4 @@
-"""Is an ONNX model one that TensorRT builds what it says from? Its parser alone lets too much pass."""
+"""Checks that TensorRT builds what an ONNX model says; the parser of TensorRT alone accepts too much."""
 
 import os
 from pathlib import Path

@@ -27,7 +27,7 @@ def load_engine(trt: Any, data: bytes) -> tuple[Any, Any]:
     cause = "it was built for another GPU or by another version" if gpu_is_visible() else NO_GPU
     raise BackendUnavailableError(
         f"{trt.__name__} {trt.__version__} cannot load the engine: {cause}"
-        f" ({'; '.join(reasons) or 'no reason is given'}); run it where it was built for."
+        f" ({'; '.join(reasons) or 'no reason is given'}); run it on the GPU that it was built for."
     )
 
 
@@ -94,7 +94,7 @@ class TensorRtRunner:
                 raise BackendUnavailableError(f"input {name!r} of the engine has a dynamic batch; say which to time.")
             if not self._context.set_input_shape(name, (batch, *shape[1:])):
                 raise BackendUnavailableError(
-                    f"the engine takes no batches of {batch}; choose one that it was built for, or build it anew."
+                    f"the engine does not take batches of {batch}; choose one that it was built for, or build it anew."
                 )
 
     def _bind(self) -> dict[str, Any]:

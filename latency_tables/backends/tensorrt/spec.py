@@ -1,4 +1,4 @@
-"""What an engine is built for: everything but the network that decides what the builder makes."""
+"""The specification of an engine: all that decides what the builder makes, except the network."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""TensorRT's timings of its tactics on disk, so that the next build on the same GPU times only what is new.
+"""The timing cache of TensorRT on disk: the next build on this GPU times only new tactics.
 
 The file is as the library serialises it, so trtexec reads it too (`--timingCacheFile`). It is an aid and never a
 condition: one that is broken, foreign or cannot be written is left aside with a warning. On tensorrt_rtx all of

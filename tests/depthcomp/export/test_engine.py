@@ -143,7 +143,7 @@ def test_a_folder_that_is_not_there_is_named(network, tmp_path):
 
 def test_contradictions_are_refused_before_anything_is_exported(network, tmp_path, monkeypatch):
     monkeypatch.setattr("depthcomp.export.engine.onnx_in_precision", None)
-    with pytest.raises(EngineError, match="no GPU of compute capability 90"):
+    with pytest.raises(EngineError, match="cannot build for GPUs of compute capability 90"):
         export_engine(network, (EXAMPLE,), tmp_path / "m", targets=(90,))
     with pytest.raises(EngineError, match="'openvino' is no flavour of TensorRT"):
         export_engine(network, (EXAMPLE,), tmp_path / "m", to="openvino")
