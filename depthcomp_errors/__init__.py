@@ -70,11 +70,11 @@ class BackendUnavailableError(DepthCompError, RuntimeError):
 
 
 class MissingPackageError(DepthCompError, ImportError):
-    """An optional package is needed for what was asked."""
+    """A requested feature needs an optional package that is missing."""
 
 
 class EngineError(DepthCompError, ValueError):
-    """A network or an ONNX model cannot become the engine that was asked for."""
+    """A network or an ONNX model cannot become the requested engine."""
 
 
 class TrainingError(DepthCompError, RuntimeError):

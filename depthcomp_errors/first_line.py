@@ -1,4 +1,4 @@
-"""First line of an error that another library raised, for a sentence of ours."""
+"""First line of another library's error, for use in a message."""
 
 __all__ = ["first_line"]
 

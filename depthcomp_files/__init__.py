@@ -6,7 +6,7 @@ The room promises:
 - one process at a time changes a file that several share (`locked`);
 - a journal keeps each finished piece of work on disk at once, and a killed run goes on from there (`JsonLines`);
 - a JSON document is read behind a strict schema, and a file of another kind is never overwritten (`JsonFormat`);
-- a path that cannot be written to is refused before the work that it is for (`require_writable_file`,
+- a path that cannot be written to is refused before the work begins (`require_writable_file`,
   `require_writable_folder`).
 
 The caller chooses the class of the errors.

@@ -20,17 +20,17 @@ _OLDEST_KIND = ("schema_version", "latency table")  # its files have this versio
 
 @dataclass(frozen=True, slots=True)
 class JsonFormat(Generic[Document]):
-    """A kind of file.
+    """One kind of JSON file.
 
     Attributes:
-        what: what such a file is called, also the value of its field `kind`.
+        what: the name of the kind of file, also the value of its field `kind`.
         schema: checks the content.
         version_field: the field that holds the version.
         version: the version that is written.
-        remedy: how a user comes by a sound file.
+        remedy: how a user gets a sound file, for messages.
         error: the error to raise.
         has_kind: whether the file says what it is in its field `kind`.
-        upgrades: what brings the content of earlier versions to this one, by their version; others are not read.
+        upgrades: functions that convert the content of earlier versions, by version; other versions are not read.
     """
 
     what: str
@@ -63,8 +63,8 @@ class JsonFormat(Generic[Document]):
     def write(self, path: Path, content: dict[str, Any]) -> None:
         """Write a document, all of it or nothing: a reader never sees half a file.
 
-        Equal documents become equal bytes. A kind of file that says what it is takes the place of its own kind only,
-        so that a mistyped path costs no measurements. A link stays one: what it leads to is written.
+        Equal documents become equal bytes. A file that holds its kind replaces only files of this kind, so a mistyped
+        path costs no measurements. A link stays a link, and its target is written.
 
         Raises:
             DepthCompError: the path cannot be written, or holds something else, or a number is not finite.
@@ -89,7 +89,7 @@ class JsonFormat(Generic[Document]):
             raise self.error(f"{path} is truncated or not JSON ({error}); restore it or {self.remedy}.") from error
 
     def _require_replaceable(self, path: Path) -> None:
-        """Refuse to overwrite what is no such document; one of another version, or broken inside, may go."""
+        """Refuse to overwrite another kind of file; a document of another version, or with a fault inside, may go."""
         raw = self._parsed(path)[1]
         self._check_kind(raw, path)
         if not isinstance(raw, dict) or "kind" not in raw:

@@ -64,12 +64,12 @@ class JsonLines(Generic[Line]):
             return self._lines()
 
     def append(self, lines: Iterable[Line], *, begin: Callable[[Line | None], Iterable[Line]] = _nothing) -> None:
-        """Put lines on disk at once; an unfinished last line goes.
+        """Put lines on disk at once, and remove an unfinished last line.
 
         Args:
             lines: what to append.
-            begin: called under the lock with the first line of the file, or with None for an empty file; what it
-                returns goes before the lines. Where it raises, nothing is written.
+            begin: called under the lock with the first line of the file, or with None for an empty file; the
+                lines that it returns go before the others. If it raises, nothing is written.
 
         Raises:
             DepthCompError: the file is no such journal, or it cannot be written; it keeps what it had.
@@ -80,9 +80,9 @@ class JsonLines(Generic[Line]):
             self._write_after(len(whole), self._encoded([*begin(first), *lines]))
 
     def rewrite(self, change: Callable[[list[Line]], Iterable[Line]]) -> bool:
-        """Replace the lines by what `change` makes of them, and return whether there are any.
+        """Replace the lines by the result of `change`, and return whether any are left.
 
-        Nobody appends meanwhile. Where no line is left, the file is deleted; where `change` raises, the file stays.
+        Nobody appends meanwhile. If no line is left, the file is deleted; if `change` raises, the file stays.
 
         Raises:
             DepthCompError: the file cannot be read or written, or is no such journal.
@@ -108,7 +108,7 @@ class JsonLines(Generic[Line]):
         return [self._parsed(number, line) for number, line in enumerate(whole.split(b"\n")[:-1], start=1)]
 
     def _content(self) -> tuple[bytes, bytes]:
-        """Return the finished lines, each with its line end, and what there is of an unfinished one."""
+        """Return the finished lines, each with its line end, and the part of an unfinished line."""
         try:
             data = self.path.read_bytes()
         except FileNotFoundError:

@@ -14,9 +14,10 @@ __all__ = ["locked"]
 
 @contextmanager
 def locked(path: Path, what: str, *, error: type[DepthCompError] = ArtifactError) -> Iterator[None]:
-    """Hold the lock of a file, a file beside it with `.lock` added to its name, which stays there afterwards.
+    """Hold the lock of a file while a block runs.
 
-    The system frees the lock of a process that dies. Links to one file share the lock of that file.
+    The lock is a file beside it with `.lock` added to its name, which stays there afterwards. The system frees the lock
+    of a process that dies. Links to one file share the lock of that file.
 
     Args:
         path: the file; it need not exist.

@@ -1,4 +1,4 @@
-"""Checks that a file or folder can be written to, made before the work that it is for."""
+"""Checks, before the work begins, that a file or folder can be written to."""
 
 import os
 from pathlib import Path
@@ -11,7 +11,7 @@ __all__ = ["require_writable_file", "require_writable_folder"]
 def require_writable_file(
     path: Path, what: str, elsewhere: str, *, error: type[DepthCompError] = ArtifactError
 ) -> None:
-    """Refuse a path that a file could not be written to; nothing is written.
+    """Refuse a path that no file can be written to; nothing is written.
 
     Args:
         path: the path.

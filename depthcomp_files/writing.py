@@ -22,8 +22,8 @@ def write_atomically(
 ) -> Path:
     """Write `data` to `path`, all of it or nothing, and return the path; a reader never sees half a file.
 
-    Where `path` is a link, it stays one, and the file that it leads to is written. Drafts of this file that killed
-    writers left behind go after an hour.
+    A link stays a link, and its target is written. Drafts that killed writers of this file left behind are removed
+    after an hour.
 
     Args:
         path: the file.

@@ -3,12 +3,12 @@
 The problem. A network's tensors through which all data pass are *cuts* 0..L. The operators between cuts i and
 j are a *span* (i, j], and each span offers *choices*: keep it, merge it into one convolution, drop it. A
 choice has a *cost* (latency in ms, >= 0) and a *loss* (expected loss increase, any sign), and both add up
-along a plan. A *plan* walks from cut 0 to cut L, one choice a span. Wanted: all plans that no other plan
-beats in both, the *frontier*.
+along a plan. A *plan* walks from cut 0 to cut L, one choice a span. The solver finds the *frontier*: all plans
+that no other plan beats in both.
 
-The recursion. Let F(j) be the frontier of the plans from cut 0 to cut j. A best plan to j ends with some
-choice of some span (i, j], and what precedes it may be taken from F(i): replacing a beaten beginning by the
-one that beats it never makes the whole worse. Hence
+The recursion. Let F(j) be the frontier of the plans from cut 0 to cut j. A best plan to j ends with a
+choice of some span (i, j]. Its beginning may be taken from F(i), because replacing a beaten beginning by the one
+that beats it never makes the plan worse. Hence
 
     F(0) = {(0, 0)}
     F(j) = best of { (cost + c, loss + l) : span (i, j], choice (c, l) in it, (cost, loss) in F(i) }
@@ -20,12 +20,13 @@ themselves.
 States. A partial plan may stand at a cut in a *state* (an activation is there or not, the tensor is wide or narrow)
 that decides which choices may follow. There is one F for each cut and state.
 
-Parallel regions. A span may hold branches that all run and then join, each a chain of its own. Such a
-`Parallel` offers the sums of one point from each branch's frontier plus the cost of the join, best of them
-kept, as if each were a choice.
+Parallel regions. A span may hold branches that all run and then join, each a chain of its own. A `Parallel`
+adds one point from each branch's frontier and the cost of the join. It keeps the best sums, and each of them
+counts as a choice.
 
-`frontier` answers every budget at once, `solve` one, `best_plans` gives the runners-up as well, and `two_stage` takes
-the tables of the method's authors. `labels` holds the recursion, and `two_stage` tells it in the paper's own terms.
+`frontier` answers every budget at once, and `solve` one budget. `best_plans` also gives the runners-up. `two_stage`
+takes the tables of the method's authors. `labels` holds the recursion, and `kim23.two_stage` states it in the paper's
+terms.
 
 The source is Kim et al. 2023 (ICML, arXiv 2301.12187; latency table T, importance I, budget T_0). Their
 solver runs over a grid of budgets with each cost rounded down to the grid, so that a budget can be overshot.

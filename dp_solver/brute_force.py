@@ -13,7 +13,7 @@ PricedPlan: TypeAlias = tuple[float, float, tuple[Hashable, ...]]
 
 
 def enumerate_plans(chain: Chain) -> Iterator[PricedPlan]:
-    """Yields (cost in ms, loss, keys) of every plan of `chain`, added up in the order that `frontier` uses.
+    """Yield (cost in ms, loss, keys) of every plan of `chain`, added up in the order that `frontier` uses.
 
     Raises:
         ProblemError: the problem is no Chain.

@@ -27,8 +27,8 @@ class Frontier:
     Attributes:
         costs: (n,) latency in ms, float64, read-only, strictly increasing.
         losses: (n,) expected loss increase, float64, read-only, strictly decreasing.
-        slack_ms: 0 where the frontier is exact; otherwise it was found on a grid of costs, and for every plan there is,
-            this frontier holds one of no more loss that costs at most this much more.
+        slack_ms: 0 where the frontier is exact. On a grid of costs: for every possible plan, this frontier holds one
+            with no more loss that costs at most this much more.
 
     Example:
         >>> from dp_solver import Choice
@@ -57,7 +57,7 @@ class Frontier:
         return Frontier, (self.costs, self.losses, plans, self.slack_ms)
 
     def plan(self, k: int) -> Keys:
-        """Returns the keys of plan `k` in order along the chain, those of a `Parallel` branch by branch.
+        """Return the keys of plan `k` in order along the chain, those of a `Parallel` branch by branch.
 
         Args:
             k: 0 is the fastest plan, -1 the one of least loss.
@@ -73,7 +73,7 @@ class Frontier:
         return self._plans.plan(number) if isinstance(self._plans, Solved) else self._plans[number]
 
     def at(self, budget_ms: float) -> int:
-        """Returns the index of the plan of least loss among those of cost <= `budget_ms`.
+        """Return the index of the plan of least loss among those of cost <= `budget_ms`.
 
         Args:
             budget_ms: latency in ms, at least 0; `math.inf` asks for the plan of least loss.
@@ -95,14 +95,14 @@ class Frontier:
         return int(np.searchsorted(self.costs, budget, side="right")) - 1
 
     def nearest(self, budget_ms: float, count: int) -> list[int]:
-        """Returns the indices of the plans whose cost is nearest to a budget, on either side of it, in rising order.
+        """Return the indices of the plans whose cost is nearest to a budget, on either side of it, in rising order.
 
         A predicted latency is not a measured one, so the best measured plan may be predicted to miss the budget a
         little.
 
         Args:
-            budget_ms: latency in ms, at least 0; of two plans that are equally near the faster one counts as nearer.
-            count: how many; fewer come where the frontier has fewer.
+            budget_ms: latency in ms, at least 0; of two equally near plans the faster one counts as nearer.
+            count: the number of plans; fewer are returned where the frontier has fewer.
 
         Raises:
             ProblemError: the budget is NaN, negative or not a number, or `count` is no integer of at least 1.
@@ -117,11 +117,11 @@ class Frontier:
         return sorted(nearest.tolist())
 
     def knee(self) -> int:
-        """Returns the index of the plan beyond which more speed costs more than before.
+        """Return the index of the plan beyond which more speed costs more than before.
 
         It is the plan farthest below the straight line from the fastest plan to the one of least loss, with both axes
-        scaled to the range between these two; of equally far ones the fastest. Where no plan lies below that line, as
-        with one or two plans, no plan stands out and the one of least loss is returned.
+        scaled to the range between these two; among equally far plans it is the fastest. Where no plan lies below
+        that line, as with one or two plans, the plan of least loss is returned.
 
         Complexity: O(n).
 
@@ -141,11 +141,11 @@ class Frontier:
         return int(np.argmax(below >= below.max() - FLAT)) if below.max() > FLAT else len(self) - 1
 
     def given_up(self, budget_ms: float) -> float:
-        """Returns a bound on the loss that `at(budget_ms)` gives up against the exact optimum; 0 on an exact frontier.
+        """Return a bound on the loss that `at(budget_ms)` gives up against the exact optimum; 0 on an exact frontier.
 
-        The exact optimum of the budget is a plan, so by the meaning of `slack_ms` this frontier holds one of no more
-        loss within budget + slack. Hence the loss of `at(budget_ms + slack_ms)` is at most the optimum, and what it
-        is below that of `at(budget_ms)` is at least what was given up.
+        By the meaning of `slack_ms`, this frontier holds a plan with no more loss than the exact optimum within
+        budget + slack. Hence the loss at `budget_ms + slack_ms` is at most the optimal loss, and its difference from
+        the loss at `budget_ms` bounds the loss that is given up.
 
         Raises:
             ProblemError, BudgetInfeasibleError: as `at`.
@@ -153,17 +153,17 @@ class Frontier:
         return float(self.losses[self.at(budget_ms)] - self.losses[self.at(as_budget(budget_ms) + self.slack_ms)])
 
     def to_json(self) -> str:
-        """Returns the frontier with all its plans as JSON text, the same text for the same frontier.
+        """Return the frontier with all its plans as JSON text; equal frontiers give equal text.
 
         Raises:
-            ProblemError: a key is something else than a string, a number, a boolean, None or a tuple of such.
+            ProblemError: a key is no string, number, boolean, None or tuple of these.
         """
         plans = [self.plan(k) for k in range(len(self))]
         return frontier_to_json(self.costs.tolist(), self.losses.tolist(), plans, self.slack_ms)
 
     @classmethod
     def from_json(cls, text: str) -> Frontier:
-        """Returns the frontier that `to_json` wrote, to the last bit.
+        """Return the frontier that `to_json` wrote, to the last bit.
 
         Raises:
             ProblemError: the text is not JSON, of another schema version, or a field is missing or malformed.
@@ -174,26 +174,26 @@ class Frontier:
 
 
 def frontier(chain: Chain, *, resolution_ms: float | None = None) -> Frontier:
-    """Returns the Pareto frontier of `chain`, exact over real-valued costs unless a resolution is given.
+    """Return the Pareto frontier of `chain`, exact over real-valued costs unless a resolution is given.
 
     One solve answers all budgets. `chain` is not modified.
 
-    Ties. Of plans that are equal in cost and loss the one with fewer changes wins, which `Choice.changes` counts: fewer
-    keys that are not None, where it says nothing else. Between equal ones the first in this order wins, read from the
-    plan's end: smallest start cut of its last span; place of the item in that span; cheapest point of a `Parallel`;
-    cheapest plan up to the start cut. Where only rounding made two sums equal, the one with fewer changes may have been
-    dropped before. On a grid the tie goes to the less cost and then to this order.
+    Ties. Among plans of equal cost and loss, the plan with fewer changes wins. `Choice.changes` counts them; by default
+    each key that is not None is one change. Among plans that are still equal, the first in this order wins, read from
+    the plan's end: smallest start cut of its last span; place of the item in that span; cheapest point of a `Parallel`;
+    cheapest plan up to the start cut. Where only rounding made two sums equal, the plan with fewer changes may have
+    been dropped before. On a grid, the tie goes to the lower cost and then to this order.
 
-    A plan's cost is added up from left to right, a `Parallel`'s being its join cost plus its branches one by
-    one, and `brute_force.enumerate_plans` adds in the same order. Since rounded addition keeps order, pruning
-    loses nothing by rounding: both agree to the last bit. A cost of n terms is within a share of n * 1.2e-16
-    of the exact sum, a loss within that share of the sum of its terms' magnitudes.
+    Costs are added from left to right; a `Parallel` adds its join cost and then its branches one by one.
+    `brute_force.enumerate_plans` adds in this order too. Rounded addition keeps order, so pruning loses nothing
+    by rounding, and both agree to the last bit. A cost of n terms is within a share of n * 1.2e-16 of the exact
+    sum, a loss within that share of the sum of its terms' magnitudes.
 
     Args:
         chain: the problem.
-        resolution_ms: None for the exact frontier. Otherwise labels are compared after rounding their costs up to a
-            grid of this width, so that each cut keeps at most one for each step of the grid. What is returned are
-            plans with their true costs, so no budget is overshot; `slack_ms` and `given_up` bound what was lost.
+        resolution_ms: None for the exact frontier. Otherwise labels are compared with their costs rounded up to a
+            grid of this width, and each cut keeps at most one label for each step. The returned plans have their true
+            costs, so no budget is overshot; `slack_ms` and `given_up` bound the error.
 
     Raises:
         ProblemError: the problem is no Chain, or the resolution is no number above 0.

@@ -1,6 +1,6 @@
 """JSON text of a frontier, written and read; text of another origin is refused with a sentence.
 
-Each key stands once, in the order in which the plans first need it, and the plans hold their numbers. Tuples become
+Each key is stored once, in the order of its first use, and plans hold the numbers of keys. Tuples become
 lists and lists become tuples again, which loses nothing since a list cannot be a key.
 """
 
@@ -40,10 +40,10 @@ class FrontierContent:
 def frontier_to_json(
     costs: Sequence[float], losses: Sequence[float], plans: Sequence[Sequence[Hashable]], slack_ms: float
 ) -> str:
-    """Returns the JSON text of a frontier.
+    """Return the JSON text of a frontier.
 
     Raises:
-        ProblemError: a key is something else than a string, a finite number, a boolean, None or a tuple of such.
+        ProblemError: a key is no string, finite number, boolean, None or tuple of these.
     """
     numbers: dict[str, int] = {}  # by the key's text: 1, 1.0 and True are equal but not the same key
     seen: dict[int, tuple[Hashable, int]] = {}  # by the key's identity; it holds the key, so that no other takes its id
@@ -66,7 +66,7 @@ def frontier_to_json(
 
 
 def frontier_from_json(text: str) -> FrontierContent:
-    """Returns the content of what `frontier_to_json` wrote.
+    """Return the content of what `frontier_to_json` wrote.
 
     Raises:
         ProblemError: the text is not JSON, of another schema version, or a field is missing or malformed.
@@ -113,8 +113,8 @@ def _jsonable(key: Any) -> Any:
     if key is None or isinstance(key, str | bool | int | float):
         return key
     raise ProblemError(
-        f"key {key!r} cannot be written as JSON: it must be a string, a number, a boolean, None or a tuple of such; "
-        "name the choices by such keys, or look the plans up by their number"
+        f"key {key!r} cannot be written as JSON: it must be a string, a number, a boolean, None or a tuple of these; "
+        "give the choices keys of these types, or look the plans up by their number"
     )
 
 

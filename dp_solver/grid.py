@@ -4,11 +4,10 @@ A chain whose frontier has very many points is solved faster if points whose cos
 costly. Costs are rounded *up* for that comparison and nowhere else: a label keeps its true cost, so that no budget is
 ever overshot.
 
-The bound. Call a pruning by the grid a round. For every partial plan that goes through r rounds some label is kept
-that costs less than r * resolution more and loses no more: if that holds before a round, the label that stands in for
-the plan is either kept or gives way to one of no more loss whose rounded-up cost is no higher, hence whose true cost
-is less than one resolution above. So r over the longest path, times the resolution, is the slack of the whole
-frontier.
+The bound. Call a pruning by the grid a round. For every partial plan that goes through r rounds, a label is kept that
+costs less than r * resolution more and loses no more. The proof is by induction: in a round, the label that stands for
+the plan is kept, or gives way to a label with no more loss and no higher rounded-up cost. The true cost of that label
+is less than one resolution higher. So the slack of the frontier is the resolution times the rounds on the longest path.
 
 The grid begins at the cheapest label of each place, which is therefore kept: the smallest feasible budget stays exact.
 """
@@ -27,7 +26,7 @@ from dp_solver.quantities import as_number
 __all__ = ["Grid"]
 
 EXACT_INTEGERS = 2.0**53  # beyond, neighbouring floats are further apart than the grid's steps
-ROUNDINGS = 8  # of a cost in one round, generously
+ROUNDINGS = 8  # a generous bound on the roundings of a cost in one round
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +49,10 @@ class Grid:
         object.__setattr__(self, "resolution_ms", resolution)
 
     def prune(self, points: FloatArray) -> IntArray:
-        """Returns the indices of the points to keep, by rising cost and falling loss, at most one for each step.
+        """Return the indices of the points to keep, by rising cost and falling loss, at most one for each step.
 
         Args:
-            points: (3, n), finite: costs, losses, changes. Of equal losses in one step the one of least cost stays.
+            points: (3, n), finite: costs, losses, changes. Of points with equal loss in one step the cheapest stays.
 
         Example:
             >>> points = np.array([[1.0, 1.4, 1.9, 2.5], [9.0, 5.0, 7.0, 1.0], [0.0, 0.0, 0.0, 0.0]])
@@ -63,11 +62,11 @@ class Grid:
         return nondominated(np.stack((self._rounded_up(points[0]), points[1], points[0])))
 
     def slack_ms(self, chain: Chain, longest_ms: float) -> float:
-        """Returns how much more than an exact plan of `chain` the plan that stands in for it may cost.
+        """Return the largest extra cost of a plan on the grid over the exact plan of `chain` that it stands for.
 
         Args:
             chain: the problem.
-            longest_ms: the largest cost of the frontier; floats of that size are what its sums were rounded to.
+            longest_ms: the largest cost of the frontier, which sets the rounding error of its sums.
         """
         return _rounds(chain) * (self.resolution_ms + ROUNDINGS * float(np.spacing(longest_ms)))
 
@@ -81,12 +80,12 @@ class Grid:
 
 
 def _rounds(chain: Chain) -> int:
-    """Returns how many prunings the plan goes through that goes through most."""
+    """Return the largest number of prunings that a plan goes through."""
     return _rounds_of(chain, {})
 
 
 def _rounds_of(chain: Chain, known: dict[int, int]) -> int:
-    """Returns the rounds of a chain, from `known` by its identity where it stands in several places."""
+    """Return the rounds of a chain; `known` caches them by the chain's identity."""
     if id(chain) not in known:
         known[id(chain)] = _longest_path(chain, known)
     return known[id(chain)]

@@ -1,21 +1,21 @@
 """The recursion over labels, which are pushed forward along a chain.
 
-For each cut and each state in which a plan may stand there, the *labels* are the partial plans from cut 0 that are
-worth going on with. A label is a point (cost, loss, changes) and knows how it arose: which item it ends with and
-which label it extends. With F(i, a) for the labels at cut i in state a,
+The *labels* of a cut and a state are the partial plans from cut 0 to there that are worth extending. A label is a
+point (cost, loss, changes). It knows the item that it ends with and the label that it extends. With F(i, a) for the
+labels at cut i in state a,
 
     F(0, start) = {(0, 0, 0)}
     F(j, b)     = prune { label + item : span (i, j], item in it with before = a and after = b, label in F(i, a) }
 
-At the last cut all accepted states count as one, so that what is left there is the answer. A `Parallel` is first turned
-into the pruned sums of one point from each branch's answer, which then extend labels as if each were a choice.
-A `Chain` or `Parallel` that stands in several places, as the same object, is solved once.
+At the last cut all accepted states count as one, and the labels there are the answer. A `Parallel` first becomes the
+pruned sums of one point from each branch's answer; each sum then extends labels like a choice. A `Chain` or `Parallel`
+object that stands in several places is solved once.
 
-Which labels are worth going on with is the caller's to say (`Prune`): those that no other beats give the frontier,
-those that fewer than k others beat give the k best plans, and on a grid of costs there are few.
+The caller decides which labels are worth extending (`Prune`). Labels that no other label beats give the frontier.
+Labels that fewer than k others beat give the k best plans. A grid of costs leaves few labels.
 
-How a label arose is read off its place among the candidates, which stand step after step: each step into a cut extends
-all labels that it may, in their order.
+The origin of a label follows from its place among the candidates. Candidates are ordered by step, and each step extends
+all labels of its start in their order.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ _ANY_END = object()  # the state of the last cut: all that are accepted count as
 
 
 class Solved(NamedTuple):
-    """The labels of a chain at its last cut, with all that is needed to read their plans.
+    """The labels of a chain at its last cut, with the tables from which their plans are read.
 
     Attributes:
         points: (3, n) costs, losses and changes of the plans, as the pruning ordered them.
-        tables: the labels of every place that plans reach, those of the last cut last.
+        tables: the labels of every place that plans reach, the last cut's labels last.
     """
 
     points: FloatArray
@@ -50,11 +50,11 @@ class Solved(NamedTuple):
 
     @property
     def size(self) -> int:
-        """How many labels were gone on with in all, those inside of `Parallel` items left out."""
+        """Number of labels that were kept, without the labels inside `Parallel` items."""
         return sum(len(labels.kept) for labels in self.tables)
 
     def plan(self, k: int) -> Keys:
-        """Returns the keys of plan `k` in order along the chain, those of a `Parallel` branch by branch.
+        """Return the keys of plan `k` in order along the chain, those of a `Parallel` branch by branch.
 
         Complexity: O(items log(items into a cut)).
         """
@@ -62,7 +62,7 @@ class Solved(NamedTuple):
         return tuple(key for step in steps for key in _keys(step))
 
     def _walk_back(self, k: int) -> Iterator[_Step]:
-        """Yields the steps of one plan, last first."""
+        """Yield the steps of one plan, last first."""
         labels, k = self.tables[-1], range(len(self.tables[-1].kept))[k]
         while labels.steps:
             candidate = int(labels.kept[k])
@@ -74,7 +74,7 @@ class Solved(NamedTuple):
 
 
 class _Labels(NamedTuple):
-    """The partial plans that are gone on with from one place; n of them."""
+    """The n labels that are kept at one place."""
 
     kept: IntArray  # (n,), places among the candidates
     ends: IntArray  # (steps,), the place after each step's last candidate
@@ -82,7 +82,7 @@ class _Labels(NamedTuple):
 
 
 class _Step(NamedTuple):
-    """A choice, or one point of a parallel region, as it leaves the place of a table."""
+    """A choice, or one point of a parallel region, that starts at the place of a table."""
 
     table: int
     item: Choice | _Joined
@@ -98,12 +98,12 @@ class _Joined(NamedTuple):
 
 
 def solve_labels(chain: Chain, prune: Prune) -> Solved:
-    """Returns the labels of `chain` at its last cut.
+    """Return the labels of `chain` at its last cut.
 
     Args:
         chain: the problem, not modified.
-        prune: (3, n) points -> the indices of those to keep, called once at each place that plans reach and once for
-            each branch of a `Parallel`, however often that chain or region stands in the problem.
+        prune: maps (3, n) points to the indices of the points to keep. It is called once at each place that plans
+            reach and once for each branch of a `Parallel`, however often that chain or region is in the problem.
 
     Raises:
         ProblemError: the problem is no Chain, or regions lie within regions too deep for Python's stack.
@@ -126,10 +126,10 @@ def solve_labels(chain: Chain, prune: Prune) -> Solved:
 
 
 class _Solver:
-    """One solve of a problem and of all chains within it, each of them once.
+    """Solves a problem and each chain within it once.
 
-    What is solved is looked up by identity, since equal chains may differ in their plans: 1 equals True as a key. The
-    problem holds all its chains, so that no identity passes to another object meanwhile.
+    Results are cached by identity, since equal chains may differ in their plans: 1 equals True as a key. The problem
+    holds all its chains, so no identity passes to another object meanwhile.
     """
 
     def __init__(self, prune: Prune) -> None:
@@ -138,7 +138,7 @@ class _Solver:
         self._joined: dict[int, _Joined] = {}  # by the region's identity
 
     def solve(self, chain: Chain) -> Solved:
-        """Returns the labels of a chain at its last cut."""
+        """Return the labels of a chain at its last cut."""
         if id(chain) not in self._solved:
             self._solved[id(chain)] = self._push_labels(chain)
         return self._solved[id(chain)]
@@ -166,7 +166,7 @@ class _Solver:
     def _extend(
         self, live: Mapping[int, FloatArray], arrivals: Sequence[tuple[int, Choice | Parallel]]
     ) -> tuple[_Labels, FloatArray]:
-        """Returns the labels of the next place and their points: each step extends each label, the best stay."""
+        """Return the labels of the next place and their points: each step extends each label, and `prune` selects."""
         steps, added = list[_Step](), list[tuple[float, float, float]]()
         for table, item in arrivals:
             if isinstance(item, Choice):
@@ -186,13 +186,13 @@ class _Solver:
         return _Labels(kept, np.cumsum(sizes), steps), candidates[:, kept]
 
     def _join(self, parallel: Parallel) -> _Joined:
-        """Returns the points of a region."""
+        """Return the points of a region."""
         if id(parallel) not in self._joined:
             self._joined[id(parallel)] = self._add_branches(parallel)
         return self._joined[id(parallel)]
 
     def _add_branches(self, parallel: Parallel) -> _Joined:
-        """Returns the sums over the branches, pruned after each branch."""
+        """Return the sums over the branches, pruned after each branch."""
         branches = tuple(self.solve(branch) for branch in parallel.branches)
         points, picks = np.array([[parallel.join_cost], [0.0], [0.0]]), np.zeros((1, 0), dtype=np.intp)
         for branch in branches:
@@ -208,7 +208,7 @@ def _origin() -> _Labels:
 
 
 def _arrivals(chain: Chain) -> dict[Place, list[tuple[Place, Choice | Parallel]]]:
-    """Returns the items by the place where they end, each with the place where it starts, as ties are broken."""
+    """Return the items by the place where they end, each with its start, in the order that breaks ties."""
     arrivals: dict[Place, list[tuple[Place, Choice | Parallel]]] = {}
     for (start, end), items in chain.spans.items():
         for item in items:

@@ -1,7 +1,7 @@
 """Dominance between points of cost and loss: which points are beaten, and by how many others.
 
 A point is a column of three numbers: cost, loss, changes. It is beaten by a point that is no worse in cost and loss and
-better in one. Points that tie in both are told apart by changes (fewer first) and then by their place (first first).
+better in one. Ties in both go to fewer changes, and then to the earlier place.
 """
 
 import numpy as np
@@ -14,7 +14,7 @@ IntArray = npt.NDArray[np.intp]
 
 
 def nondominated(points: FloatArray) -> IntArray:
-    """Returns the indices of the points that no other point beats, by rising cost and falling loss.
+    """Return the indices of the points that no other point beats, by rising cost and falling loss.
 
     Args:
         points: (3, n), finite: costs, losses, changes. Of points that tie in cost and loss one stays.
@@ -45,7 +45,7 @@ def nondominated(points: FloatArray) -> IntArray:
 
 
 def _with_fewest_changes(points: FloatArray, kept: IntArray, level: IntArray) -> IntArray:
-    """Returns `kept`, each point replaced by one of `level` that ties with it and has fewer changes."""
+    """Return `kept`, each point replaced by one of `level` that ties with it and has fewer changes."""
     place = np.searchsorted(points[0, kept], points[0, level]).clip(max=len(kept) - 1)
     ties = (points[:2, level] == points[:2, kept[place]]).all(axis=0)
     rivals = np.concatenate((kept, level[ties]))
@@ -57,10 +57,10 @@ def _with_fewest_changes(points: FloatArray, kept: IntArray, level: IntArray) ->
 
 
 def skyband(points: FloatArray, count: int) -> IntArray:
-    """Returns the indices of the points that fewer than `count` others beat or precede in a tie, by rising cost.
+    """Return the indices of the points that fewer than `count` others beat or precede in a tie, by rising cost.
 
-    Every other point has `count` points that are no worse in cost and loss, so that it is not needed to find the
-    `count` best, neither here nor after the same has been added to all. A skyband of 1 is the frontier.
+    Every other point has `count` points that are no worse in cost and loss, also after equal amounts are added to all.
+    It is therefore not needed to find the `count` best. A skyband of 1 is the frontier.
 
     Args:
         points: (3, n), finite: costs, losses, changes.

@@ -3,8 +3,8 @@
 A chain has cuts 0..length. A span (i, j] lies between two cuts and can be realised in several ways, its
 items: a `Choice` is one priced way; a `Parallel` is a region of branches, each a chain of its own, that all
 run and then join. A plan crosses the chain from cut 0 to its last cut with one item for each span that it
-steps over. Every constructor here checks its arguments, so a problem that exists can be solved; and since each copies
-what it is given and lets nobody change it later, no chain can come to hold itself.
+steps over. Every constructor checks its arguments, so every problem can be solved. It also copies them, and nobody can
+change the copies, so no chain can come to hold itself.
 
 States. A partial plan at a cut may stand in a *state*: an activation is there or is not, the tensor has all its
 channels or half of them. An item extends only the partial plans whose state is its `before`, and leaves them in its
@@ -33,13 +33,13 @@ class Choice:
     """One way to realise a span.
 
     Attributes:
-        key: the caller's name for it, returned in plans and otherwise not looked at; None says that the span stays as
-            it is.
+        key: the caller's name for it, which plans return. Its meaning is the caller's; only None means that the span
+            stays as it is.
         cost: latency in ms, at least 0.
         loss: expected loss increase, lower is better, may be negative.
         before: the state that it needs at the span's start.
         after: the state that it leaves at the span's end.
-        changes: how many changes it makes, which decides where plans tie; None counts 1, or 0 for the key None.
+        changes: number of changes that it makes, which breaks ties; None counts as 1, or as 0 for the key None.
 
     Raises:
         ProblemError: the key or a state is not hashable, a number is not finite, the cost is negative, or `changes` is
@@ -67,7 +67,7 @@ class Choice:
 
     @property
     def change_count(self) -> int:
-        """How many changes it counts as.
+        """Number of changes that it counts as.
 
         Example:
             >>> Choice("merge", 0.8, 0.1).change_count, Choice("merge", 0.8, 0.1, changes=3).change_count
@@ -151,7 +151,7 @@ class Chain:
         return Chain, (self.length, dict(self.spans), self.start, self.ends)  # a read-only mapping does not pickle
 
     def accepts(self, cut: int, state: State) -> bool:
-        """Returns whether a plan may stand at `cut` in `state`: only the last cut is choosy.
+        """Return whether a plan may stand at `cut` in `state`; only the last cut restricts states.
 
         Example:
             >>> chain = Chain(1, {(0, 1): [Choice("keep", 1.0, 0.0, after="full")]}, ends=["full"])
@@ -166,7 +166,7 @@ Span: TypeAlias = tuple[int, int]
 
 
 def require_chain(problem: object) -> None:
-    """Raises ProblemError where a problem is no `Chain`."""
+    """Raise ProblemError where a problem is no `Chain`."""
     if not isinstance(problem, Chain):
         given = reprlib.repr(problem)
         raise ProblemError(f"the problem (={given}) must be a Chain; make one of its spans: Chain(length, spans)")

@@ -12,7 +12,7 @@ LARGEST = 1e300  # 1e8 such numbers still add up to a finite float64
 
 
 def as_number(value: object, name: str, *labels: object) -> float:
-    """Returns `value` as a float.
+    """Return `value` as a float.
 
     Args:
         value: any real number of Python or NumPy.
@@ -36,7 +36,7 @@ def as_number(value: object, name: str, *labels: object) -> float:
 
 
 def as_cost(value: object, name: str, *labels: object) -> float:
-    """Returns `value`, a latency in ms, as a float.
+    """Return `value`, a latency in ms, as a float.
 
     Raises:
         ProblemError: as `as_number`, or it is negative.
@@ -48,7 +48,7 @@ def as_cost(value: object, name: str, *labels: object) -> float:
 
 
 def as_budget(value: object) -> float:
-    """Returns a budget in ms as a float; infinity is one.
+    """Return a budget in ms as a float; infinity is one.
 
     Raises:
         ProblemError: it is NaN, negative or no real number.
@@ -60,7 +60,7 @@ def as_budget(value: object) -> float:
 
 
 def as_count(value: object) -> int:
-    """Returns how many plans are asked for.
+    """Return how many plans are asked for.
 
     Raises:
         ProblemError: it is no integer of at least 1.
@@ -72,7 +72,7 @@ def as_count(value: object) -> int:
 
 
 def as_integer(value: object) -> int | None:
-    """Returns `value` as an int, or None where it is no integer.
+    """Return `value` as an int, or None where it is no integer.
 
     Example:
         >>> as_integer(3), as_integer(3.0)
@@ -85,7 +85,7 @@ def as_integer(value: object) -> int | None:
 
 
 def _real_or_nan(value: object) -> float:
-    """Returns NaN for what is no real number, infinity for what is too large for a float."""
+    """Return NaN for what is no real number, infinity for what is too large for a float."""
     if isinstance(value, bool):
         return math.nan
     try:

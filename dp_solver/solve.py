@@ -22,7 +22,7 @@ class Solution:
         keys: the choices' keys in order along the chain, those of a `Parallel` branch by branch.
         cost: latency in ms.
         loss: expected loss increase.
-        given_up: bound on what `loss` is above that of the best plan there is; 0 where the solution is exact.
+        given_up: bound on how far `loss` is above the least possible loss; 0 where the solution is exact.
     """
 
     keys: tuple[Hashable, ...]
@@ -32,9 +32,9 @@ class Solution:
 
 
 def solve(chain: Chain, budget_ms: float, *, resolution_ms: float | None = None) -> Solution:
-    """Returns the plan of least loss whose cost, as the frontier adds it up, is at most `budget_ms`.
+    """Return the plan of least loss whose cost, as the frontier adds it up, is at most `budget_ms`.
 
-    For several budgets take `frontier` once and ask it: a solve costs as much as the whole frontier.
+    For several budgets call `frontier` once: one solve costs as much as the whole frontier.
 
     Args:
         chain: the problem, not modified.
@@ -57,11 +57,11 @@ def solve(chain: Chain, budget_ms: float, *, resolution_ms: float | None = None)
 
 
 def best_plans(chain: Chain, budget_ms: float, count: int) -> list[Solution]:
-    """Returns the `count` plans of least loss within `budget_ms`, the best first: exact, on the frontier or not.
+    """Return exactly the `count` plans of least loss within `budget_ms`, on the frontier or not, the best first.
 
     The first is `solve`'s answer. Of equal losses the faster plan comes first, then the one with fewer changes. Fewer
-    plans come back where there are fewer within the budget. Plans are counted as paths through the chain: two paths
-    whose keys read the same are two plans.
+    plans are returned where fewer meet the budget. Each path through the chain is a plan of its own, even if its keys
+    equal another path's.
 
     The recursion is the frontier's, with labels that are dropped once `count` others beat them or they cost more than
     the budget.
@@ -99,6 +99,6 @@ def best_plans(chain: Chain, budget_ms: float, count: int) -> list[Solution]:
 
 
 def _require_feasible(chain: Chain, budget_ms: float) -> None:
-    """Raises BudgetInfeasibleError where the cheapest plan, found with one label at each place, costs too much."""
+    """Raise BudgetInfeasibleError where the cheapest plan, found with one label at each place, costs too much."""
     cheapest = solve_labels(chain, lambda points: points[0].argmin(keepdims=True))
     Frontier(cheapest.points[0], cheapest.points[1], cheapest).at(budget_ms)

@@ -1,7 +1,7 @@
 """One row of the accuracy benchmark: a network, a method, a budget, a seed; compressed, fine-tuned, judged.
 
 The seed draws the pixels that fits sample, random choices, and the training's order. Base networks and calibration
-images are the same for all seeds, so the spread over seeds is not that over networks or images.
+images are the same for all seeds, so the spread over seeds says nothing about other networks or images.
 """
 
 from __future__ import annotations

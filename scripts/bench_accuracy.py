@@ -1,20 +1,19 @@
-"""How much accuracy is left at a speed? Depth compression by each method, and channel pruning, on Fashion-MNIST.
+"""Benchmark of accuracy at a given speed: depth compression by each method, and channel pruning, on Fashion-MNIST.
 
 Networks are trained from scratch and kept in the cache. For each network, method and budget, and for three seeds at
-the middle budget: compress to the budget, fine-tune for the same epochs, judge on the official test part, which nothing
-is chosen on. Budgets are met by measuring whole networks with ONNX Runtime on one CPU thread, one image at a time; in
-the end all networks are timed once more, side by side in turns, and these are the latencies that are told, with the
-machine and the day.
+the middle budget: compress to the budget, fine-tune for equally many epochs, judge on the official test part, which no
+choice uses. Budgets are met by measuring whole networks with ONNX Runtime on one CPU thread, one image at a time. In
+the end all networks are timed once more, side by side in turns; these latencies are reported, with machine and day.
 
-The whole takes hours. Results stand in the file after each row, and a run that is killed goes on where it was:
+A full run takes hours. The file holds each row as soon as it is finished, and a killed run goes on from there:
 
     python scripts/bench_accuracy.py --data DATA --cache CACHE
     python scripts/bench_accuracy.py --data DATA --cache CACHE --only "mobilenetv2:*:1.5x:0"
     python scripts/bench_accuracy.py --data DATA --cache CACHE --only mobilenetv2:depthcomp:1.5x:0
 
-The last makes one row anew. Processes may share the work, each with other rows. The cache keeps trained networks and
-importance, which are taken as they are: give another one where the code that makes them has changed. The row `control`
-is the original, fine-tuned like all others. Channel pruning needs what requirements-bench.txt lists.
+The last command makes one row anew. Processes may share the work, each with other rows. The cache keeps trained
+networks and importance, which are used unchecked: give another cache after a change of the code that makes them. The
+row `control` is the original, fine-tuned like all others. Channel pruning needs the packages of requirements-bench.txt.
 """
 
 from __future__ import annotations

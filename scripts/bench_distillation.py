@@ -1,11 +1,11 @@
-"""Does distillation help where there are few photos and no labels? The demo's network, followed on held-out photos.
+"""Benchmark of distillation with few photos and no labels: the demo's network, judged on held-out photos.
 
     python scripts/demo.py --out demo_output
     python scripts/bench_distillation.py demo_output --json docs/distillation.json
 
-All that is trained on are the original's outputs for the crops that the demo calibrates on. After each epoch the
-network and its moving average are judged on the held-out photos, which here also choose what is returned: the most
-that distillation could give, were the best epoch known.
+Training uses only the original's outputs for the demo's calibration crops. The held-out photos judge the network and
+its moving average after each epoch, and here they also choose what is returned. So the result is the most that
+distillation could give if the best epoch were known.
 """
 
 from __future__ import annotations

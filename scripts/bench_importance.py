@@ -1,11 +1,11 @@
-"""What the default importance costs, and how well its sums rank whole plans: EfficientNet-Lite0 at 224, 256 images.
+"""Benchmark of the default importance: its cost, and how well its sums rank plans (EfficientNet-Lite0, 256 images).
 
-Choices are those that a compression would score by the latency table that depthcomp ships for ONNX Runtime, so nothing
-is timed. Random plans take a few choices each that do not overlap. The true loss of a plan is that of the network that
-a compression would return: its divergence from the original on images that the fits have not seen, with the kept
-convolutions behind a change refitted where that lowers it. The same without these refits stands beside it. Prints, and
-writes with --json; true losses that the file has already are taken from there, as no importance changes them: give
-another file where refits have changed.
+Images are 224x224. Choices come from the latency table that depthcomp ships for ONNX Runtime, as in a compression, so
+nothing is timed. Random plans take a few choices each that do not overlap. The true loss of a plan is
+the divergence of the compressed network from the original, on images that the fits have not seen. Kept convolutions
+behind a change are refitted where that lowers it; the loss without these refits stands beside it. Results are printed,
+and written with --json. True losses in that file are used again, as no importance changes them: give another file after
+a change of the refits.
 """
 
 from __future__ import annotations

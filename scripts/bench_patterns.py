@@ -1,8 +1,8 @@
-"""What a fit loses where memory has room for fewer patterns than its kernel has pixels: EfficientNet-Lite0 on photos.
+"""Benchmark of fits in little memory, with fewer patterns than kernel pixels: EfficientNet-Lite0 on photos.
 
 Fits that are solved whole by default are solved again for two thirds, half, a third and a fifth as many unknowns.
-Errors are those on images that the fit has not seen, relative to the variance of the target. Prints them with the
-processor seconds that sums and solution take.
+Errors are measured on images that the fit has not seen, relative to the variance of the target. They are printed with
+the processor seconds of sums and solution.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""How well do sums over a latency table predict whole networks? Each network is measured whole, and compared.
+"""Benchmark of predicted latencies: sums over a latency table against whole networks as measured.
 
-For each backend and network: its operators under random plans are measured as a table is; some of the plans, and the
-original, then calibrate the line from sums to whole networks, and the other plans, which the line has not seen, are
-predicted by it. All networks of a backend are timed in interleaved rounds of one run, and once more in a second run
-that builds them anew, whose differences are the noise floor: no prediction can be expected to err less. Weights are
-random; images are 224x224, batches of one, one thread.
+For each backend and network, a table is measured with the operators of random plans. The original and some of the plans
+calibrate the line from sums to whole networks; the line then predicts the other plans, which it has not seen. All
+networks of a backend are timed in interleaved rounds of one run, and once more in a second run that builds them anew.
+The differences of the two runs are the noise floor: no prediction can be expected to err less. Weights are random;
+images are 224x224, batches of one, one thread.
 
-Results go to docs/prediction.json with a plot beside it; `--only` and `--backend` replace their part alone.
+Results go to docs/prediction.json with a plot beside it; `--only` and `--backend` replace only their part.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@
   connection (a `Parallel`) where its input and output may be added. Timed in turns, memory measured in a run of its
   own.
 
-NumPy runs on one thread or many as the environment says; nothing here is multiplied, so that it does not matter.
+The number of NumPy's threads does not matter, as the solver multiplies no matrices.
 Results go to docs/solver.json with a plot beside it; without `--tables` the first part of an earlier run is kept. The
 exit code is 2, before anything is timed, where the tables or the earlier results cannot be read.
 """

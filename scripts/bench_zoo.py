@@ -1,4 +1,4 @@
-"""Sweep the zoo: is every convolutional network of torchvision and timm captured, and merged exactly?
+"""Sweep over the zoo: is every convolutional network of torchvision and timm captured and merged exactly?
 
 Every torchvision classification model with convolutions, and the first model of each timm family with at least
 5 convolutions and 3 batch norms, all with random weights and random statistics of their norms. For each:

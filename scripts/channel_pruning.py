@@ -1,4 +1,4 @@
-"""The rival of another kind: channels pruned by the Torch-Pruning library until a latency is met when measured."""
+"""Channel pruning by the Torch-Pruning library until the measured latency meets a budget, as a rival."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The main job on real data: EfficientNet-Lite0 with ImageNet weights to 80 % of its latency, without training.
+"""Demo on real data: EfficientNet-Lite0 with ImageNet weights, at 80 % of its latency, without training.
 
 Calibrates on photos inside scikit-image and scikit-learn and judges on other photos of theirs. Prints original,
 predicted and measured latency with spread, depth, agreement with the original network on the held-out photos,

@@ -1,4 +1,4 @@
-"""The folder of published tables that the solver's scripts read: what is missing or malformed is refused in a sentence.
+"""Reader of the folder of published tables for the solver's scripts; a missing or malformed table is refused.
 
 It holds a folder for each network, with the published `time_*.csv` (latencies of merged spans) and `opt_time_*.csv`
 (their T_opt with its breaks) and importances in the authors' columns; beside them `reference_solutions.json`, a list

@@ -1,4 +1,4 @@
-"""Reproduce Kim et al. 2023: do the published tables give the optimum that their solver claims, and within the budget?
+"""Reproduction of Kim et al. 2023: the tables must give the optimum of the authors' solver, within the budget.
 
 `--tables` names a folder as `kim23_tables.py` tells it: the published tables of each network, importances, taken as
 I_ext, and `reference_solutions.json`, what the authors' solver answered. Checked for each answer:
@@ -9,8 +9,8 @@ I_ext, and `reference_solutions.json`, what the authors' solver answered. Checke
   reference's are said to take;
 - within the budget that was asked for, our solution, priced in that way, exceeds nothing.
 
-The exit code is 1 where a check fails and 2 where the tables cannot be read. A and S are compared and counted only:
-where plans tie, either is right.
+The exit code is 1 if a check fails and 2 if the tables cannot be read. A and S are only compared and counted, since of
+tied plans either is right.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is checked of one network of the zoo."""
+"""Checks of one network of the zoo."""
 
 from __future__ import annotations
 

@@ -10,10 +10,10 @@ __all__ = ["key_order"]
 
 
 def key_order(key: object) -> tuple[Any, ...]:
-    """Returns what to sort a key by: by value where that is plain, by its text otherwise.
+    """Return the sort key of a key: its value for plain types, its text for others.
 
-    None comes first, then numbers by value (booleans are 0 and 1), then strings, then tuples part by part. All else is
-    ordered by the name of its type and its `repr`, which is the same on every run only where the `repr` is.
+    None comes first, then numbers by value (booleans are 0 and 1), then strings, then tuples part by part. Other keys
+    are ordered by the name of their type and their `repr`, so their order is stable only if the `repr` is.
 
     Example:
         >>> sorted([("b", 1), (10,), "b", 9, (9,), None, "a", 10], key=key_order)

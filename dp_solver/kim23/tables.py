@@ -1,7 +1,6 @@
 """Tables of the two-stage program before it is solved: joined by key, T_opt, I_ext and normalisation.
 
-T[i, j] is a latency in ms and I[i, j, a, b] an importance; what they mean and what becomes of them is told in
-`dp_solver.two_stage`.
+T[i, j] is a latency in ms and I[i, j, a, b] an importance; `dp_solver.kim23.two_stage` explains both.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ def joined(
     T: Latencies,  # noqa: N803 -- the paper's symbols
     I: Importances,  # noqa: E741, N803
 ) -> tuple[dict[Any, float], dict[Any, float]]:
-    """Returns copies of T and I, checked to belong together, their entries in one order whatever the tables' is.
+    """Return copies of T and I, checked to belong together, with their entries in a fixed order.
 
     Raises:
         ProblemError: a table is empty, a key is malformed, kernels are named in one table only, an importance has no
@@ -57,17 +56,16 @@ def joined(
 
 
 def optimal_latency(T: Mapping[Span, float]) -> tuple[dict[Span, float], dict[Span, tuple[int, ...]]]:  # noqa: N803
-    """Returns T_opt and the breaks inside each span: Algorithm 1, in section 4 of the paper; T is not modified.
+    """Return T_opt and the breaks inside each span: Algorithm 1, in section 4 of the paper; T is not modified.
 
     T_opt[i, j] is the least sum of T over all ways to cut (i, j] into spans of T, and the breaks are where it is cut.
-    It is found by the recursion that `dp_solver.two_stage` tells, with T infinite where it has no such span: a way
-    leads on from m although (i, m] was not measured as a whole. Of equal latencies the single merge wins, then the
-    first m.
+    The recursion of `dp_solver.kim23.two_stage` finds it, with T infinite for missing spans; a way may pass m although
+    (i, m] was not measured as a whole. Among equal latencies the single merge wins, then the first m.
 
     Complexity: for each position O(spans that begin between it and the furthest end of its own spans).
 
     Raises:
-        ProblemError: T is no mapping, a key is malformed or names a kernel, a number is not finite or negative.
+        ProblemError: T is no mapping, a key is malformed or names a kernel, or a number is negative or not finite.
 
     Example:
         >>> optimal_latency({(0, 1): 1.0, (1, 2): 1.0, (0, 2): 3.0})
@@ -80,7 +78,7 @@ def optimal_latency(T: Mapping[Span, float]) -> tuple[dict[Span, float], dict[Sp
 
 
 def _ends_by_start(T: Mapping[Span, float]) -> dict[int, list[int]]:  # noqa: N803
-    """Returns where the spans that begin at a position end, positions in rising order."""
+    """Return where the spans that begin at a position end, positions in rising order."""
     ends: dict[int, list[int]] = {}
     for i, j in sorted(T):
         ends.setdefault(i, []).append(j)
@@ -103,19 +101,18 @@ def _fastest_ways(
 
 
 def _from(i: int, ends: Mapping[int, list[int]]) -> list[int]:
-    """Returns the positions where spans begin, from i to before the furthest end of those that begin at i."""
+    """Return the positions where spans begin, from i to before the furthest end of those that begin at i."""
     return [m for m in ends if i <= m < ends[i][-1]]
 
 
 def extended_importance(
     I: Mapping[Entry, float],  # noqa: E741, N803
 ) -> dict[Entry, float]:
-    """Returns I_ext: what a span's parts promise, where that is more than was measured for the whole.
+    """Return I_ext: the importance of each span, or of its parts together where that is more.
 
     I_ext[i, j, a, b] is the largest sum of I over all ways to cut (i, j] into entries of I, in state a at i, b at j and
-    0 at every cut between. It is found by the recursion that `dp_solver.two_stage` tells (Algorithm 3, in appendix B of
-    the paper), with I minus infinity where it has no such entry. Only entries of I are extended: what was not measured
-    at all stays out. I is not modified.
+    0 at every cut between. The recursion of `dp_solver.kim23.two_stage` finds it (Algorithm 3, in appendix B of
+    the paper), with I minus infinity for missing entries. Only entries of I are extended. I is not modified.
 
     Raises:
         ProblemError: I is no mapping, a key is malformed or names a kernel, a number is not finite.
@@ -146,7 +143,7 @@ def _promises(
 
 
 def _on_the_way(start: Place, entries: Mapping[Place, list[Place]]) -> list[Place]:
-    """Returns `start` and the later places in state 0 where entries begin, as far as those from `start` reach."""
+    """Return `start` and the later places in state 0 where entries begin, as far as those from `start` reach."""
     furthest = max(j for j, _ in entries[start])
     return [start, *((m, state) for m, state in entries if start[0] < m < furthest and state == 0)]
 
@@ -158,13 +155,13 @@ def normalized(
     alpha: float = 1.0,
     baseline: Baseline = "original",
 ) -> dict[Any, float]:
-    """Returns I less `alpha` times the mean importance of its baseline entries; to be done before the extension.
+    """Return I minus `alpha` times the mean importance of its baseline entries; call it before the extension.
 
     Args:
         I: {(i, j, a, b): importance}, or with kernels; not modified.
         activations: for "original", which needs it, the positions behind which the original network has an activation,
             () if nowhere. Position 0 counts as one. The other baselines take none.
-        alpha: how much of the mean to take off; 0 leaves I as it is.
+        alpha: the share of the mean to subtract; 0 leaves I as it is.
         baseline: which entries count: "original" single layers (j = i + 1) whose states are the original network's
             own, "single" all single layers, "all" every entry.
 
@@ -197,7 +194,7 @@ def normalized(
 
 
 def _own_activations(baseline: str, activations: Collection[int] | None) -> set[int]:
-    """Returns the positions whose own state is 1; only the baseline "original" has any use for them."""
+    """Return the positions whose own state is 1; only the baseline "original" has any use for them."""
     if baseline == "original" and activations is None:
         raise ProblemError(
             "baseline 'original' needs activations, and none were given; name the positions behind which the original "
@@ -246,7 +243,7 @@ def _without_kernels(name: str, table: dict[Any, float], size: int) -> dict[Any,
 
 
 def _key(table: str, key: object, *, states: int) -> tuple[Any, ...]:
-    """Returns a key of T (no states) or I (two), checked."""
+    """Return a key of T (no states) or I (two), checked."""
     form = "(i, j, a, b)" if states else "(i, j)"
     if not isinstance(key, tuple) or len(key) not in (2 + states, 3 + states):
         raise ProblemError(f"key {key!r} of {table} must be {form} or, with a kernel, {form[:-1]}, k)")

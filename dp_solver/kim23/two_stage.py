@@ -7,37 +7,37 @@ activation may stand (state 1) or not (state 0). Two tables are given:
 - I[i, j, a, b]: the importance of doing without all activations strictly between i and j while i is in state a and j in
   state b. Higher is better: it is the change in accuracy, mostly negative.
 
-Wanted is which positions keep an activation (the paper's A) and where convolutions end after merging (S), so that the
-importance adds up to as much as possible within the latency budget T_0. To find the A and S that are best for the
-trained network itself is NP-hard; the sum stands in for it. With 0 = p_0 < p_1 < ... < p_n = L for the ends of spans
+The solver finds the positions that keep an activation (the paper's A) and the ends of merged convolutions (S). Their
+importance adds up to as much as possible within the latency budget T_0. Finding the best A and S for the trained
+network itself is NP-hard; the sum stands in for it. With 0 = p_0 < p_1 < ... < p_n = L for the ends of spans
 and b_k for the state at p_k, b_0 = 1,
 
     maximise    sum over k of I_ext[p_(k-1), p_k, b_(k-1), b_k]
     subject to  sum over k of T_opt[p_(k-1), p_k] <= T_0
 
-A and S are found at once, in two stages: what each span costs and promises at best, then which spans to take.
+Two stages find A and S together: first the best latency and importance of each span, then the spans to take.
 
-Stage 1 asks what a span costs at best. A span without activations inside need not become a single convolution: two
-smaller merges may be faster, since a merged kernel grows. Look at where the last of its merges begins: either it is the
-only one, or it begins at some m and the merges before it make (i, m] as fast as can be. Hence, with T_opt for the best
+Stage 1 finds the best latency of a span. A span without activations inside need not become a single convolution: two
+smaller merges may be faster, since a merged kernel grows. The last of its merges is either the only one, or it begins
+at some m, and the merges before it make (i, m] as fast as possible. Hence, with T_opt for the best
 latency (Algorithm 1, in section 4 of the paper),
 
     T_opt[i, j] = min(T[i, j], min over i < m < j of T_opt[i, m] + T[m, j])
 
-where T is infinite for spans that it lacks. The m that were chosen are the *breaks* of the span.
+where T is infinite for missing spans. The chosen m are the *breaks* of the span.
 
-The importance is extended likewise: what was measured for a whole span may be worse than what its parts promise, so
-(Algorithm 3, in appendix B of the paper, with the normalisation below)
+The importance is extended likewise, because a whole span may score worse than its parts together (Algorithm 3, in
+appendix B of the paper, with the normalisation below):
 
     I_ext[i, j, a, b] = max(I[i, j, a, b], max over i < m < j of I_ext[i, m, a, 0] + I[m, j, 0, b])
 
-since the activation at m, inside of the span, is gone; I is minus infinity for entries that it lacks. Both are found
-for the spans and entries that the tables have, and for no others.
+The state at m is 0, since the activation there, inside the span, is gone. I is minus infinity for missing entries.
+Both are computed only for the spans and entries of the tables.
 
-Entries are scores against the original network, each the worse for the short training that it was measured with, and a
-plan of many spans adds that up many times. Nothing here takes that off: the caller does, before this, with
-`normalized`, which subtracts alpha times the mean score of single layers from all entries (those that lose no
-activation, or all of them; the authors' own tables have all, and an alpha of 1.2 to 1.6).
+Entries are scores against the original network, each lowered by the short training before its measurement. A plan of
+many spans adds up this loss many times. The caller removes it beforehand with `normalized`, which subtracts alpha times
+the mean score of single layers from all entries. It counts the layers that lose no activation, or all layers; the
+authors' tables use all, and an alpha of 1.2 to 1.6.
 
     >>> from dp_solver import normalized
     >>> latencies = {(0, 1): 1.0, (1, 2): 1.0, (0, 2): 2.0}
@@ -52,12 +52,12 @@ that ends there in state b and takes at most t,
 
     D[0, 1](t) = 0        D[j, b](t) = max over i < j, a of D[i, a](t - T_opt[i, j]) + I_ext[i, j, a, b]
 
-and the answer is the better D[L, b](T_0): nothing says how the network must end. A plan whose last span is (i, j] has
-t - T_opt[i, j] left for what comes before, and D[i, a] says what that is worth at best; the authors tabulate D over t
-in steps of a grid, with T_opt rounded down to it. Of equal importance the faster wins, then the plan that leaves fewer
-positions without an activation: those inside of its spans, and ends in state 0.
-The states are those of the cuts of a `Chain`, a span's choices are its (a, b), and labels stand in for D over all t, so
-that costs are never rounded and one solve answers every budget: see `dp_solver.labels`.
+and the answer is the better D[L, b](T_0), as the network may end in either state. A plan whose last span is (i, j] has
+t - T_opt[i, j] left for the spans before, and D[i, a] is their best importance. The authors tabulate D over t in steps
+of a grid, with T_opt rounded down to it. Among plans of equal importance the faster wins, then the plan that leaves
+fewer positions without an activation: positions inside its spans, and ends in state 0.
+Here positions are the cuts of a `Chain` with these states, and a span's choices are its (a, b). Labels stand in for D
+over all t, so costs are never rounded and one solve answers every budget: see `dp_solver.labels`.
 
 A holds the positions on the chosen path in state 1, S all positions on the path and the breaks of its spans.
 
@@ -127,7 +127,7 @@ class TwoStageProblem:
     breaks: Mapping[Span, tuple[int, ...]]
 
     def result(self, front: Frontier, budget_ms: float) -> TwoStageResult:
-        """Returns the best plan of the chain's frontier within a budget.
+        """Return the best plan of the chain's frontier within a budget.
 
         Args:
             front: the frontier of `chain`; one serves all budgets.
@@ -145,7 +145,7 @@ class TwoStageProblem:
         return self._described(plan, -float(front.losses[k]), float(front.costs[k]))
 
     def describe(self, keys: Sequence[Hashable]) -> TwoStageResult:
-        """Returns what a plan of `chain` keeps and where its merges end, as for one of `best_plans(chain, ...)`.
+        """Return what a plan of `chain` keeps and where its merges end, as for one of `best_plans(chain, ...)`.
 
         Args:
             keys: the plan's keys in order from position 0 to the last.
@@ -173,7 +173,7 @@ class TwoStageProblem:
         return TwoStageResult(value, cost_ms, kept, tuple(sorted(ends)), keys)
 
     def _require_plan(self, keys: tuple[Any, ...]) -> dict[Hashable, Choice]:
-        """Returns the choices by their keys; raises ProblemError where `keys` are no plan of them."""
+        """Return the choices by their keys; raises ProblemError where `keys` are no plan of them."""
         items = (item for items in self.chain.spans.values() for item in items)
         own: dict[Hashable, Choice] = {item.key: item for item in items if isinstance(item, Choice)}
         for key in keys:
@@ -207,7 +207,7 @@ def two_stage(
     *,
     extend_importance: bool = True,
 ) -> TwoStageResult:
-    """Returns which activations to keep and where merges end, for the most importance within a budget.
+    """Return which activations to keep and where merges end, for the most importance within a budget.
 
     For several budgets take `two_stage_problem` and its frontier once.
 
@@ -234,7 +234,7 @@ def two_stage_problem(
     *,
     extend_importance: bool = True,
 ) -> TwoStageProblem:
-    """Returns the chain whose frontier answers every budget.
+    """Return the chain whose frontier answers every budget.
 
     The tables are joined by key, whatever the order of their entries. A span with a latency but no importance takes
     part in stage 1 alone; an importance without a latency is refused, since it shows that the tables do not belong
