@@ -25,7 +25,7 @@ from depthcomp.export.onnx_model import to_onnx
 from depthcomp.fitting.divergence import divergence
 from depthcomp.fitting.refit import Kept, Refitter
 from depthcomp.latency.pricing import Pricing
-from fx_passes import Plan, capture, fold_batch_norms, merge
+from fx_passes import CapturedNetwork, Plan, capture, fold_batch_norms, merge
 from fx_passes.depth import convolution_depth
 from latency_tables import Calibration, LatencyTable
 
@@ -141,6 +141,12 @@ def test_the_network_is_shallower(run):
     assert result.original_depth == 1 + 3 + 2 + 1
 
 
+def are_modules(words):
+    """Say of each of these words whether it is the path of a module of the model, or an operation in one."""
+    paths = dict(tiny_net().named_modules())
+    return [word.removeprefix("add in ") in paths for word in words]
+
+
 def test_the_spans_are_those_of_the_plan(run):
     result = run.result
     assert tuple(record.choice for record in result.spans) == result.plan.choices
@@ -149,6 +155,7 @@ def test_the_spans_are_those_of_the_plan(run):
         assert 0 <= record.new_ms < record.kept_ms
         assert record.loss >= 0
         assert record.convolutions >= 1
+        assert all(are_modules(record.modules.split(" to ")))
 
 
 def test_the_frontier_is_one(run):
@@ -163,7 +170,10 @@ def test_the_frontier_is_one(run):
 
 
 def test_refusals_are_sentences(run):
-    assert any("MaxPool2d" in refusal.reason for refusal in run.result.refusals)
+    pooled = [refusal for refusal in run.result.refusals if "MaxPool2d" in refusal.reason]
+    assert pooled
+    assert all(refusal.at == "5" and refusal.reason == f"5: {refusal.why}" for refusal in pooled)
+    assert all(are_modules(word for refusal in run.result.refusals for word in refusal.modules.split(" to ")))
     assert all(refusal.reason and refusal.entry and refusal.exit for refusal in run.result.refusals)
 
 
@@ -191,7 +201,7 @@ def test_the_loss_is_that_of_the_returned_model_on_images_never_seen(run):
 def folded_net():
     network = capture(tiny_net(), EXAMPLE)
     fold_batch_norms(network)
-    return network
+    return CapturedNetwork(network)
 
 
 def test_every_image_judges_where_there_are_no_others(run):
@@ -237,7 +247,8 @@ def test_the_folder_has_everything(run):
     numbers = json.loads((run.folder / "out" / "result.json").read_text())
     assert numbers["measured"]["ms"] == run.result.measured_ms
     exits = [choice.exit for choice in run.result.plan.choices]
-    assert [span["exit"] for span in numbers["spans"]] == exits
+    assert [span["choice"]["exit"] for span in numbers["spans"]] == exits
+    assert [span["modules"] for span in numbers["spans"]] == [record.modules for record in run.result.spans]
 
 
 def test_the_folder_loads_to_the_same_bits(run):
