@@ -237,7 +237,7 @@ def test_fits_that_memory_cuts_or_has_no_room_for_are_said(prepared):
     cut = score_choices(prepared, fits, SAVINGS, CalibratedImportance(memory_mib=1))
     assert dict(cut.losses).keys() == {c.choice for c in fits}
     (note,) = cut.notes
-    assert "fits are mixtures of fewer patterns than their kernels have pixels, as the whole systems take up to" in note
+    assert "fits solve fewer patterns than their kernels have pixels, as whole kernels need up to" in note
     whole = score_choices(prepared, fits, SAVINGS, CalibratedImportance())
     assert whole.notes == ()
     assert dict(whole.losses) != dict(cut.losses)
@@ -245,11 +245,11 @@ def test_fits_that_memory_cuts_or_has_no_room_for_are_said(prepared):
 
 def test_a_compression_warns_of_fits_that_memory_cuts_and_refits_them_alike(arithmetic_backend):
     little = CalibratedImportance(memory_mib=1)
-    with pytest.warns(UserWarning, match="fits are mixtures of fewer patterns than their kernels have pixels"):
+    with pytest.warns(UserWarning, match="fits solve fewer patterns than their kernels have pixels"):
         result = compress_depth(
             tiny_net(), "80%", backend=arithmetic_backend(), data=[images(6)], importance=little
         )  # fmt: skip
-    assert any("mixtures of fewer patterns" in warning for warning in result.warnings)
+    assert any("solve fewer patterns" in warning for warning in result.warnings)
     assert result.measured_ms <= result.budget_ms
 
 
