@@ -94,7 +94,7 @@ class Tail:
         return output
 
     def rerun_at(self, name: str, value: Tensor, wanted: Collection[str]) -> dict[str, Any]:
-        """Return the tensors of `rerun` at the nodes in `wanted`, up to the last of them; unchanged ones as recorded."""
+        """Return the tensors of `rerun` at the nodes in `wanted`, up to the last one; unchanged ones as recorded."""
         found = {other: self._recorded[self._nodes[other]] for other in wanted}
         last = next((node for node in reversed(self._nodes.values()) if node.name in wanted), self._nodes[name])
         for node, tensor in self._rerun(name, value, _NOTHING, last):
