@@ -98,9 +98,9 @@ def test_a_folder_without_a_network_or_without_shapes_is_named(folder, tmp_path)
     (folder / "result.json").write_text("{}")
     result = run(folder, "--to", "onnx")
     assert result.exit_code == 2
-    assert "result.json does not tell the shapes of the inputs" in result.stderr
+    assert "result.json does not hold the shapes of the inputs" in result.stderr
 
 
 def test_a_type_that_is_none_is_no_type(folder):
     (folder / "result.json").write_text('{"example_inputs": [{"shape": [1, 3, 32, 32], "dtype": "save"}]}')
-    assert "save is no type of tensors" in run(folder, "--to", "onnx").stderr
+    assert "save is no tensor type" in run(folder, "--to", "onnx").stderr
