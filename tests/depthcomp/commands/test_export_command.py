@@ -64,7 +64,7 @@ def test_int8_takes_a_folder_of_images(folder, tmp_path):
         ("--to onnx --precision bf16", "--precision bf16 is unknown; choose fp32, fp16, int8"),
         ("--to onnx --sm 89", "--sm 89 goes with --to tensorrt-rtx only"),
         ("--to tensorrt --sm 89", "--sm 89 goes with --to tensorrt-rtx only"),
-        ("--to tensorrt-rtx --sm 8.9", "--sm 8.9 must be whole numbers with commas between them, such as 86,89"),
+        ("--to tensorrt-rtx --sm 8.9", "--sm 8.9 must be whole numbers with commas between them, for example 86,89"),
         ("--to tensorrt-rtx --timing-cache c", "--timing-cache c goes with --to tensorrt only; leave it out"),
         ("--to onnx --batch 8,1,32", "--batch 8,1,32 must be a size, or smallest,typical,largest in order"),
         ("--to onnx --batch 0", "--batch 0 must be a size"),
