@@ -1,4 +1,4 @@
-"""A latency budget: a share of the original's latency, milliseconds, or a speed-up."""
+"""Latency budget: a share of the original's latency, milliseconds, or a speed-up."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PATTERN = re.compile(r"\s*([0-9]*\.?[0-9]+)\s*(%|ms|x)\s*")
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """How fast the compressed network must be.
+    """A limit on the latency of the compressed network.
 
     Attributes:
         value: a positive number.
@@ -49,10 +49,10 @@ class Budget:
 
     @classmethod
     def parse(cls, budget: str | Budget) -> Budget:
-        """Return the budget that a string spells.
+        """Return the budget in a string.
 
         Raises:
-            BudgetError: a bare number, or any other spelling; the message gives the right ones.
+            BudgetError: the string has no known unit; the message gives the right spellings.
         """
         if isinstance(budget, Budget):
             return budget

@@ -50,47 +50,46 @@ def compress_depth(
     Args:
         model: a trained CNN that torch.fx can trace and that takes one batch of images.
         budget: "70%" of the measured original, "1.8ms", "1.4x", or a `Budget`.
-        example_inputs: a batch of images (n, c, h, w); latency is measured at this shape. Taken from the data,
-            or else from the model's own configuration, where absent.
+        example_inputs: a batch of images (n, c, h, w); latency is measured at this shape. None takes it from the data,
+            or else from the model's own configuration.
         data: calibration images, normalised as for training: a DataLoader, a Dataset or an iterable of x, (x, y)
-            or dicts; integer classes y are used. 512 images are read at most, of small ones more; see
-            `CalibratedImportance`. Absent: synthetic images with the spectrum of natural ones, and a warning.
-        val_data: other images, on which the loss is estimated and nothing is fitted; absent: each third of `data`
-            in turn, by fits on the other two.
-        backend: one of `latency_tables.backends.BACKEND_NAMES`, such as "onnxruntime", "openvino", "torch" or
-            "torch_compile"; "auto"; or an instance such as `create_backend("onnxruntime", threads=4)`.
-        table: a latency table of this machine, or its path; what it lacks is measured and, given a path, added, as is
-            the line from sums of its entries to the whole networks that are measured here.
+            or dicts; integer classes y are used. At most 512 images are read, more if small; see
+            `CalibratedImportance`. None takes synthetic images with the spectrum of natural ones, and warns.
+        val_data: other images to estimate the loss on; nothing is fitted to them. None judges on each third of `data`
+            in turn, with fits on the other two.
+        backend: one of `latency_tables.backends.BACKEND_NAMES`, for example "onnxruntime", "openvino", "torch" or
+            "torch_compile"; "auto"; or an instance like `create_backend("onnxruntime", threads=4)`.
+        table: a latency table of this machine, or its path. Missing entries are measured and, given a path, added to
+            the file, with the line from sums of entries to the whole networks that are measured.
         precision: "fp32".
-        method: how the plan is chosen, one of `depthcomp.methods.registry.METHODS`: "depthcomp", or for comparison
-            "kim23", "layermerge" or "depthshrinker", which fit nothing, so train what they return; "uniform"; "random".
-        importance: what a choice costs in loss, whatever the method: "calibrated", by closed-form fits, no training;
-            "kim23" or "layermerge", by a little training of each choice; settings, such as
-            `FinetunedImportance(steps=100)`; or the path of an importance.json that an earlier run left in its
-            `output_dir`.
-        finetune: how to fine-tune what was found, with the original as teacher, on all of `data` and on the labels in
-            them; `val_data`, or else a part of `data`, decides whether that was any good. None: not at all.
-        output_dir: where everything is saved; a run that is killed while measuring latencies, scoring choices or
-            fine-tuning resumes from there where it is called alike, with data in the same order. What was measured in
-            other environments stays beside it.
-        seed: of everything random.
+        method: the method that chooses the plan, one of `depthcomp.methods.registry.METHODS`: "depthcomp", or for
+            comparison "uniform", "random", "kim23", "layermerge" or "depthshrinker". The last three fit nothing, so
+            train their results.
+        importance: how the losses of choices are found, for any method: "calibrated", by closed-form fits without
+            training; "kim23" or "layermerge", by short training of each choice; settings like
+            `FinetunedImportance(steps=100)`; or the path of an importance.json from an earlier run's `output_dir`.
+        finetune: settings to fine-tune the result, with the original as teacher, on all of `data` and its labels.
+            `val_data`, or else a part of `data`, decides which network is kept. None does not fine-tune.
+        output_dir: folder for all results. A run killed while it measures, scores or fine-tunes resumes from there,
+            given equal arguments and data in equal order. Measurements of other environments stay there, too.
+        seed: seed of everything random.
         progress: called as (stage, done, total).
 
     Raises:
-        BudgetError: the budget is malformed, or met by the original already.
-        BudgetInfeasibleError: no plan meets the budget, or none is faster than the original when both are measured
-            side by side; `best_ms` is what the fastest one was measured at.
+        BudgetError: the budget is malformed, or the original already meets it.
+        BudgetInfeasibleError: no plan meets the budget, or none is faster than the original, measured side by side;
+            `best_ms` is the measured latency of the fastest.
         CaptureError: the model or its example inputs are unusable.
-        DataError: the data are empty or do not fit the model, or cannot be read twice to fine-tune.
-        DepthCompError: `method` or `importance` is unknown, `precision` another one, or `seed` no such number.
-        BackendUnavailableError: `backend` is unknown, or no backend.
+        DataError: the data are empty, do not fit the model, or cannot be read twice to fine-tune.
+        DepthCompError: `method`, `importance` or `precision` is unknown, or `seed` is out of range.
+        BackendUnavailableError: `backend` is unknown, or not a backend.
         MissingPackageError: the backend's library is not installed.
         TableMismatchError: the table was measured in another environment.
         TableError: the table or the journal in `output_dir` cannot be read or written, the backend refuses the
-            network or an operator, or the table says that one of the network's own could not be measured.
+            network or an operator, or the table records that an operator of the network could not be measured.
         ArtifactError: `output_dir` cannot be written, or the network cannot be exported to ONNX.
-        TrainingError: fine-tuning cannot go on, or its outcome cannot be measured or saved. The error's `result` is
-            what was compressed, or fine-tuned, by then.
+        TrainingError: fine-tuning cannot continue, or its outcome cannot be measured or saved. The error's `result`
+            holds the compressed or fine-tuned result so far.
 
     Example:
         >>> result = compress_depth(model, "75%", data=loader)             # doctest: +SKIP
@@ -118,7 +117,7 @@ def compress_depth(
 
 
 def _compressed(pipeline: Pipeline, *, to_be_tuned: bool) -> CompressionResult:
-    """Return what the pipeline finds, or what a run that was killed while it fine-tuned had found; it is saved."""
+    """Return and save the pipeline's result, or return the one of a run that was killed while it fine-tuned."""
     if pipeline.folder is None:
         return pipeline.run()[0]
     task = pipeline.task
@@ -132,16 +131,16 @@ def _compressed(pipeline: Pipeline, *, to_be_tuned: bool) -> CompressionResult:
     result, scored = pipeline.run()
     with pipeline.stages("saving"):
         result = saved.save(result, to_be_tuned=to_be_tuned)
-        pipeline.store.forget_journal()  # all of it stands in latency_table.json now
-        scored.journal.forget()  # and in importance.json
+        pipeline.store.forget_journal()  # its entries are in latency_table.json now
+        scored.journal.forget()  # its scores are in importance.json now
     return result
 
 
 def _tuned(result: CompressionResult, pipeline: Pipeline, config: FinetuneConfig, stages: Stages) -> CompressionResult:
-    """Return a result fine-tuned, measured anew and saved.
+    """Fine-tune a result, measure it anew, save it and return it.
 
     Raises:
-        TrainingError: whatever breaks off; its `result` is what was compressed, or fine-tuned, by then.
+        TrainingError: any step fails; its `result` holds the compressed or fine-tuned result so far.
     """
     task, prepared, folder = pipeline.task, pipeline.prepared, pipeline.folder
     checkpoints = None if folder is None else folder / CHECKPOINTS
@@ -151,19 +150,19 @@ def _tuned(result: CompressionResult, pipeline: Pipeline, config: FinetuneConfig
             checkpoints=checkpoints, calibration=prepared.calibration.batches, anew=True,
         )  # fmt: skip
         return completed(result, pipeline.timer, stages, checkpoints=checkpoints, out=folder)
-    except Exception as error:  # whatever it was, nothing is lost
+    except Exception as error:  # any error keeps the result so far
         raise _with_result(
             TrainingError(str(error) or type(error).__name__, result=result), tuned=result.finetuned is not None
         ) from error
 
 
 def _with_result(error: TrainingError, *, tuned: bool) -> TrainingError:
-    """Return an error with a note on its result; not in the message, as on a command line there is none."""
-    what = "what was fine-tuned, with the latencies from before," if tuned else "what was compressed"
-    error.add_note(f"{what} is the `result` of this error")
+    """Return an error with a note on its result; the message leaves it out, as the command line has no result."""
+    what = "the fine-tuned network with its latencies from before" if tuned else "the compressed network"
+    error.add_note(f"the `result` of this error is {what}")
     return error
 
 
 def _require_supported(precision: str) -> None:
     if precision != "fp32":
-        raise DepthCompError(f"precision (={precision!r}) must be 'fp32', in which operators are timed")
+        raise DepthCompError(f"precision (={precision!r}) must be 'fp32', the precision of the latency table")

@@ -1,4 +1,4 @@
-"""What a computed value depends on, as one short text: equal texts mean equal networks, images and settings."""
+"""Fingerprints, short texts that are equal for equal networks, images and settings."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _PLAIN = (bool, int, float, bytes, type(None))
 
 
 def network_hash(network: nn.Module) -> str:
-    """Return the hash of what a network computes: kinds and settings of its modules, and all its tensors."""
+    """Return a hash of a network's function: types and settings of its modules, and all its tensors."""
     modules = [(name, type(module).__qualname__, _settings(module)) for name, module in network.named_modules()]
     tensors = (*network.named_parameters(remove_duplicate=False), *network.named_buffers(remove_duplicate=False))
     return fingerprint(modules, sorted(dict(tensors).items()))
 
 
 def _settings(module: nn.Module) -> Any:
-    """Return the public attributes of a layer, as its padding; of a graph, all that it computes is its operations."""
+    """Return the public attributes of a layer, for example its padding; of a graph, its operations."""
     if isinstance(module, fx.GraphModule):
         return str(module.graph)
     attributes = vars(module).items()
@@ -31,14 +31,14 @@ def _settings(module: nn.Module) -> Any:
 
 
 def seed_of(*parts: Any) -> int:
-    """Return a seed that depends on these texts and numbers alone, not on what else is drawn."""
+    """Return a seed that depends only on these texts and numbers."""
     return int(fingerprint(*map(str, parts))[:15], 16)
 
 
 def fingerprint(*parts: Any) -> str:
-    """Return 32 hexadecimal digits that depend on all texts, numbers and tensors in these values, and on their order.
+    """Return 32 hexadecimal digits that depend on all texts, numbers and tensors in `parts`, and on their order.
 
-    Of anything else the type counts.
+    Values of other types count by their type only.
     """
     digest = hashlib.sha256()
     for leaf in tree_leaves(parts):

@@ -1,4 +1,4 @@
-"""Preparation before any measurement: the captured network, its images, and the rewrites that can be tried."""
+"""Preparation before any measurement: the captured network, its images, and its candidate rewrites."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ __all__ = ["OFFERED", "Prepared", "Refusal", "measurable", "needed_operators", "
 
 SYNTHETIC_IMAGES = 64
 OFFERED = SpanLimits(layer_pruning=False, other_ends=(), skips_pixels=False)
-"""Of what can be done with a span: a fit does what pruning would, and aims at the original end."""
+"""Limits of the default choices: a fit replaces layer pruning, and its target is the original end."""
 _NO_DATA = (
-    "no data: importance comes from the weights alone, on synthetic images; pass data=, even a few dozen "
-    "unlabelled images, for a far better choice"
+    "without data the importance is estimated on synthetic images; pass data=, even a few dozen unlabelled images, "
+    "for a far better result"
 )
 _FIXED_BATCH = (
-    "the network takes batches of one image alone, and so will what is made of it: its forward reads sizes as "
-    "Python numbers (an assert does, too), so it was traced with those of the example; for other batches take that out"
+    "the network and its compressed form take only batches of one image, as its forward reads sizes as Python numbers "
+    "(asserts do, too); remove these reads to allow other batches"
 )
 _CPU = torch.device("cpu")
-_ONE_IMAGE = "one calibration image: the loss is estimated on the image that was fitted to"
+_ONE_IMAGE = "the loss is estimated on the one image that was also fitted to; pass more images in data="
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +59,9 @@ class Refusal:
     Attributes:
         entry: node whose tensor the span reads.
         exit: node whose tensor the span produces.
-        modules: the user's modules that it covers, in words.
+        modules: the user's modules that the span covers, in words.
         why: the reason, as a sentence.
-        at: the module that the reason is about, where that is one of them.
+        at: the one module that the reason is about; empty where it is about the whole span.
     """
 
     entry: str
@@ -82,16 +82,16 @@ class Prepared:
 
     Attributes:
         original: the canonical graph of the model, its norms folded, as runtimes run it.
-        original_pricing: the signatures of its operators.
-        free: the merges that change nothing but the latency; all that follows builds on them.
-        captured: the canonical graph with the free merges carried out.
-        network: the same with its norms folded.
-        example: the example input (n, c, h, w), at whose shape latency is measured.
+        original_pricing: the signatures of the original's operators.
+        free: the free merges, which change only the latency.
+        captured: the canonical graph after the free merges.
+        network: `captured` with its norms folded.
+        example: the example input (n, c, h, w); latency is measured at its shape.
         calibration: the images to fit and to judge on.
         pricing: the signatures of the operators of `network`.
         candidates: the rewrites that can be tried.
-        refusals: the spans that cannot be rewritten, or not in every way.
-        notes: what the user should know.
+        refusals: the spans that cannot be rewritten, or only in some ways.
+        notes: notes for the user.
     """
 
     original: fx.GraphModule
@@ -117,16 +117,16 @@ def prepare(
     most: int | None = None,
     limits: SpanLimits = OFFERED,
 ) -> Prepared:
-    """Return everything about a model that is known without measuring; the model is not changed.
+    """Prepare a model for measurement and compression; the model is not changed.
 
     Args:
         model: the model.
         example_inputs: a batch of images; None to take one from the data or guess.
         data: calibration images.
-        val_data: images to judge on; None to let the calibration images take turns.
-        seed: of the images' order, that of a shuffled loader too.
-        most: images that are read of each; None for as many as their size asks for.
-        limits: which choices the candidates are of.
+        val_data: images to judge on; None to let parts of the calibration images judge in turn.
+        seed: seed of the images' order, for a shuffled loader too.
+        most: most images to read from each source; None to choose by their size.
+        limits: limits of the candidates' choices.
 
     Raises:
         CaptureError: the model or its example inputs are unusable.
@@ -150,19 +150,20 @@ def prepare(
 
 
 def measurable(prepared: Prepared, failures: Mapping[str, str]) -> Prepared:
-    """Return what is prepared without the rewrites to operators that failed before; each of them becomes a refusal.
+    """Return `prepared` with a refusal for each rewrite to an operator that failed before.
 
     Args:
-        prepared: what is prepared; not changed.
-        failures: why an operator could not be measured, by its key. It may have killed its process, so it is not tried.
+        prepared: the prepared model; it is not changed.
+        failures: reasons why operators could not be measured, by key. They are not tried again, as an operator may have
+            killed its process.
 
     Raises:
-        TableError: the network itself has such an operator.
+        TableError: the network itself has an operator that failed.
     """
     for signature in sorted({*prepared.original_pricing.kept.values(), *prepared.pricing.kept.values()}):
         if signature.key in failures:
             raise TableError(
-                f"the latency table says that {signature.key!r}, which the network has, could not be measured: "
+                f"the network has the operator {signature.key!r}, which could not be measured for the latency table: "
                 f"{failures[signature.key].rstrip('.')}; try again with `depthcomp tables run --retry-failed`, or give "
                 "another table"
             )
@@ -170,7 +171,7 @@ def measurable(prepared: Prepared, failures: Mapping[str, str]) -> Prepared:
     for candidate in prepared.candidates:
         failed = [signature.key for signature in candidate.signatures if signature.key in failures]
         if failed:
-            reason = f"the latency table says that {failed[0]!r} could not be measured: {failures[failed[0]]}"
+            reason = f"its operator {failed[0]!r} could not be measured for the latency table: {failures[failed[0]]}"
             span = candidate.span
             refused.append(Refusal(span.entry, span.exit, prepared.network.words(span.nodes), reason))
         else:
@@ -181,15 +182,15 @@ def measurable(prepared: Prepared, failures: Mapping[str, str]) -> Prepared:
 def needed_operators(
     model: nn.Module, example: Tensor, *, limits: SpanLimits = OFFERED
 ) -> dict[OperatorSignature, list[str]]:
-    """Return every operator that a compression of `model` measures, with the places where it stands.
+    """Return every operator that a compression of `model` measures, with its places.
 
-    No data are needed and nothing is measured; the model is not changed. A place is the name of a layer, or the
-    rewrite that the operator would be the result of.
+    No data are needed and nothing is measured; the model is not changed. A place is the name of a layer, or a rewrite
+    that contains the operator.
 
     Args:
         model: the model.
-        example: a batch of images (n, c, h, w), at whose shape latency will be measured.
-        limits: which choices the rewrites are of.
+        example: a batch of images (n, c, h, w); latency will be measured at its shape.
+        limits: limits of the rewrites' choices.
 
     Raises:
         CaptureError: the model or its example input is unusable.
@@ -209,7 +210,7 @@ def needed_operators(
 
 
 def _networks(model: nn.Module, example: Tensor, guess: str = "") -> tuple[CapturedNetwork, Plan, CapturedNetwork]:
-    """Return the network as runtimes run it, the free merges, and the captured network with them carried out."""
+    """Return the network as runtimes run it, the free merges, and the captured network after them."""
     captured = CapturedNetwork(_captured(model, example, guess))
     original, free = CapturedNetwork(_folded(captured.gm)), free_merges(captured)
     return original, free, CapturedNetwork(collapse_spans(linearize(captured, free), free))
@@ -218,7 +219,7 @@ def _networks(model: nn.Module, example: Tensor, guess: str = "") -> tuple[Captu
 def _rewrites(
     network: CapturedNetwork, pricing: Pricing, limits: SpanLimits
 ) -> tuple[list[Candidate], tuple[Refusal, ...]]:
-    """Return the rewrites that can be tried, and the spans that cannot be rewritten, or not in every way."""
+    """Return the rewrites that can be tried, and the refusals of spans."""
     spans = enumerate_spans(network, limits)
     return pricing.candidates(spans), tuple(_refusals(network, spans))
 
@@ -230,8 +231,8 @@ def _captured(model: nn.Module, example: Tensor, guess: str) -> fx.GraphModule:
         if not guess:
             raise
         raise CaptureError(
-            f"neither example_inputs nor data were given, so images of shape {tuple(example.shape)} were tried, and "
-            f"{type(model).__name__} does not take them; pass example_inputs of the right shape"
+            f"{type(model).__name__} does not take images of shape {tuple(example.shape)}, which were tried without "
+            "example_inputs or data; pass example_inputs of the right shape"
         ) from error
 
 
@@ -243,7 +244,7 @@ def _calibration(
     seed: int,
     most: int,
 ) -> tuple[CalibrationSet, str]:
-    """Return the images to work with, synthetic where there are none, and what the user should know of them."""
+    """Return the images to work with, synthetic where there are none, and a note on them for the user."""
     labels: Tensor | None = None
     if data is None:
         images, note = torch.cat(synthetic_batches(example, SYNTHETIC_IMAGES, seed)), _NO_DATA
@@ -261,16 +262,16 @@ def _calibration(
 
 
 def _read(data: Data, example: Tensor, argument: str, most: int, seed: int) -> tuple[Tensor, Tensor | None]:
-    """Return images and classes, those that a seed draws where the data draw."""
+    """Return images and classes; a seed fixes the draws of random data."""
     with own_randomness(_CPU), entered(data, seed, 0):
         return labelled_images(data, example, argument=argument, most=most)
 
 
 def _with_known_classes(network: fx.GraphModule, calibration: CalibrationSet) -> tuple[CalibrationSet, str]:
-    """Return the images with labels that the network can be held to, or without, and what the user should know.
+    """Return the images, without labels that the network's outputs do not match, and a note for the user.
 
     Raises:
-        DataError: a label is no class of the network's.
+        DataError: a label is no class of the network.
     """
     if calibration.labels is None:
         return calibration, ""
@@ -281,8 +282,8 @@ def _with_known_classes(network: fx.GraphModule, calibration: CalibrationSet) ->
     scores, labels = torch.cat(outputs).cpu(), torch.cat(calibration.labels)
     if not 0 <= int(labels.min()) <= int(labels.max()) < scores.shape[1]:
         raise DataError(
-            f"labels run from {int(labels.min())} to {int(labels.max())}, and the network has {scores.shape[1]} "
-            f"classes, 0 to {scores.shape[1] - 1}; give labels in the network's own numbering, or images alone"
+            f"labels run from {int(labels.min())} to {int(labels.max())}, but the network has {scores.shape[1]} "
+            f"classes, 0 to {scores.shape[1] - 1}; number the labels as the network does, or give images alone"
         )
     accuracy = float((scores.argmax(1) == labels).float().mean())
     note = foreign_labels(accuracy, scores.shape[1])
@@ -292,10 +293,10 @@ def _with_known_classes(network: fx.GraphModule, calibration: CalibrationSet) ->
 def _layout(network: fx.GraphModule, images: Tensor) -> Layout:
     """Return the fastest layout that a network takes: `view` needs contiguous images, a fixed size batches of one.
 
-    With a fixed size a reshape may also fail to fail, and make one long row of several images'.
+    With a fixed size a reshape may also pass without an error, and join several images in one row.
 
     Raises:
-        CaptureError: the network takes no batch of another size than the one that it was captured for.
+        CaptureError: the network takes only batches of the size that it was captured for.
     """
     for layout in layouts(images):
         try:
@@ -334,7 +335,7 @@ def _refusals(network: CapturedNetwork, spans: Iterable[Span]) -> Iterator[Refus
 
 
 def _parted(network: CapturedNetwork, span: Span) -> tuple[str, str]:
-    """Return the module that a refusal begins with, where it does, and the rest of the sentence."""
+    """Return the module that a refusal begins with, or "", and the rest of the sentence."""
     modules = {network.words(span.nodes), *(module_path(network.nodes[name]) for name in span.nodes)}
     at, colon, why = span.refusal.partition(": ")
     return (at, why) if colon and at in modules else ("", span.refusal)

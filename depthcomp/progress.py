@@ -1,4 +1,4 @@
-"""How a compression tells what it is doing: named stages, reported as they advance, and timed."""
+"""Progress of a compression: named stages, reported as they advance, and timed."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ Progress = Callable[[str, int, int], None]
 
 
 def silent(what: str, done: int, total: int) -> None:
-    """Tell nobody."""
+    """Report nothing."""
 
 
 class Stages:
     """Times the stages of a run and passes their progress on.
 
     Args:
-        progress: what is told of the progress; None for nobody.
-        seconds: wall time of stages that were run before; this dictionary is added to.
+        progress: called with the progress; None for silence.
+        seconds: wall time of earlier stages; new times are added to this dictionary.
 
     Attributes:
-        report: the same, always callable.
-        seconds: wall time of each finished stage, over all of its runs.
+        report: `progress`, always callable.
+        seconds: wall time of each finished stage, over all its runs.
 
     Example:
         >>> stages = Stages(lambda stage, done, total: print(stage, done, "of", total))
@@ -43,7 +43,7 @@ class Stages:
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        """Run a block as the stage `name`; one that raises is not finished."""
+        """Run a block as the stage `name`; a block that raises does not finish it."""
         self.report(name, 0, 1)
         start = time.perf_counter()
         yield

@@ -1,4 +1,4 @@
-"""Warnings that name the line of the user's that led to them, however deep they arise."""
+"""Warnings that point at the user's line of code, however deep they arise."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _PACKAGE = __name__.partition(".")[0]
 
 
 def warn_caller(message: str) -> None:
-    """Warn at the line that called this package; for what is reached through more than one of its calls."""
+    """Warn at the line that called this package, through any number of calls inside it."""
     frame, level = inspect.currentframe(), 1
     while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] == _PACKAGE:
         frame, level = frame.f_back, level + 1

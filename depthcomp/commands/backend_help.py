@@ -1,4 +1,4 @@
-"""Help that names every backend and method, without loading the latency tables each time the command line starts."""
+"""Help with the names of all backends and methods, which are imported only when the help is printed."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import typer.core
 __all__ = ["BACKENDS", "METHOD_NAMES", "BackendHelp"]
 
 BACKENDS = "BACKENDS"
-"""Stands in the help of an option for the names of all backends."""
+"""Placeholder in an option's help for the names of all backends."""
 METHOD_NAMES = "METHOD_NAMES"
-"""Stands there for the names of all methods of compression."""
+"""Placeholder in an option's help for the names of all methods of compression."""
 
 
 class BackendHelp(typer.core.TyperCommand):
-    """A command that puts the names of all backends and methods in its help when that is printed."""
+    """A command whose printed help has the names of all backends and methods."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Print the help."""

@@ -1,4 +1,4 @@
-"""Artefacts side by side: all of them timed in turns in one run, so that drift hits all alike."""
+"""Benchmark of artefacts side by side, timed in turns in one run so that drift affects all alike."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class BenchRow:
     Attributes:
         entry: the network.
         timing: its latency.
-        speedup: how many times as fast as the baseline it is, by the medians.
-        command: the line for NVIDIA's own tool that builds and times the same; None where no tool of theirs is used.
+        speedup: median latency of the baseline, divided by that of the network.
+        command: command line of NVIDIA's tool that builds and times the network; None for other backends.
     """
 
     entry: BenchEntry
@@ -41,7 +41,7 @@ class BenchRow:
 
     @property
     def unstable(self) -> bool:
-        """Whether the spread stayed above 2.5 % however often it was measured."""
+        """Whether the spread stayed above 2.5 % after all rounds."""
         return self.timing.spread > STABLE_SPREAD
 
 
@@ -50,12 +50,12 @@ class Comparison:
     """Networks timed side by side.
 
     Attributes:
-        environment: where.
-        device_state: clocks, temperature and reasons to throttle right afterwards; None where nothing tells them.
-        baseline: name of the one that the others are compared with.
-        rows: as they were given.
+        environment: the environment of the measurement.
+        device_state: clocks, temperature and reasons to throttle right after it; None where they are unknown.
+        baseline: name of the network that the others are compared with.
+        rows: the networks, in the given order.
         rounds: turns of each network in one attempt.
-        seed: drew their order.
+        seed: seed of the order of rounds.
     """
 
     environment: Environment
@@ -93,17 +93,17 @@ def bench(
 
     Args:
         sources: folders of results, ONNX files, engines or models, each also as NAME=SOURCE.
-        backend: where to measure.
-        baseline: name of the one that the others are compared with; None: the first.
-        batch: size of the batch; None: as saved.
-        rounds: turns of each network, at least 3; where one is not steady, all get two more sets at most.
-        seed: draws the order of the rounds.
+        backend: the backend that measures.
+        baseline: name of the network that the others are compared with; None for the first.
+        batch: size of the batch; None for the saved one.
+        rounds: turns of each network, at least 3; while one is not steady, all get more, at most two more sets.
+        seed: seed of the order of rounds.
         progress: called as (stage, done, total).
 
     Raises:
         ArtifactError: an artefact is missing, broken or has other inputs than the first, or names collide.
         TableError: the backend refuses a network.
-        BackendUnavailableError: the device is not there, or cannot run an engine.
+        BackendUnavailableError: the device is missing, or cannot run an engine.
         MissingPackageError: a library is not installed.
 
     Example:
@@ -112,7 +112,7 @@ def bench(
     report, names = progress or silent, named(sources)
     if baseline is not None and baseline not in names:
         raise ArtifactError(f"baseline (={baseline!r}) must be one of {', '.join(names)}")
-    backend.environment()  # a missing library or device is said before anything is exported
+    backend.environment()  # report a missing library or device before anything is exported
     entries: list[BenchEntry] = []
     for name, source in names.items():
         report("reading", len(entries), len(names))

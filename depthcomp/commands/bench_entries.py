@@ -1,4 +1,4 @@
-"""What `depthcomp bench` compares: saved networks, ONNX files, engines and models by name, read and checked."""
+"""Entries of `depthcomp bench`, read and checked: saved networks, ONNX files, engines and models by name."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 __all__ = ["MODEL", "BenchEntry", "named", "read_entry", "require_same_inputs"]
 
-MODEL = "model.onnx"  # what a saved network is timed by
+MODEL = "model.onnx"  # the file of a saved network that is timed
 ENGINES = (".engine", ".plan")
 _SPELLING = (
-    "give a folder that --out or result.save wrote, an .onnx file, an engine (.engine, .plan), or a model such as "
+    "give a folder that --out or result.save wrote, an .onnx file, an engine (.engine, .plan), or a model like "
     "timm:NAME"
 )
 Shape = tuple[int, ...]
@@ -29,21 +29,21 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchEntry:
-    """One of the networks to be timed side by side.
+    """A network to time side by side with others.
 
     Attributes:
-        name: what the result calls it.
+        name: name in the result.
         source: the path or the name of the model.
         content: an ONNX model with static shapes, or an engine.
-        network: makes the network itself; None where the source is a file that does not hold it.
+        network: makes the PyTorch network; None where the source does not hold it.
         engine_for: "tensorrt" or "tensorrt_rtx" where `content` is an engine; None where it is ONNX.
         inputs: shape of each input.
         precision: "fp32", "fp16" or "int8".
-        batch: size of the batch, where that of the engine or the ONNX file is dynamic; None where it is static.
-        command: the line for NVIDIA's own tool that builds and times the engine; None where `content` is ONNX.
+        batch: size of the batch, for an engine or an ONNX file with a dynamic batch; None for a static one.
+        command: command line of NVIDIA's tool that builds and times the engine; None where `content` is ONNX.
         file: the ONNX file that holds the network; None where `content` is an engine, or no file holds it.
-        when_compressed: latencies of the original and of the network when it was compressed, and where; None where the
-            source does not tell.
+        when_compressed: latencies of the original and of the network when it was compressed, and the environment; None
+            where unknown.
     """
 
     name: str
@@ -70,24 +70,24 @@ class BenchEntry:
         """
         if self.network is None:
             raise ArtifactError(
-                f"{self.source} holds no PyTorch module, and the backend runs nothing else; choose --backend "
-                "onnxruntime, or give the folder of a result or a model by its name"
+                f"{self.source} holds no PyTorch module, which the backend needs; choose --backend onnxruntime, or "
+                "give the folder of a result or a model by name"
             )
         return self.network().module()
 
 
 def named(words: Iterable[str]) -> dict[str, str]:
-    """Return the sources by name: `NAME=SOURCE` as it says, a path by its last part, a model as it is spelt.
+    """Return the sources by name: NAME of `NAME=SOURCE`, the last part of a path, or a model's whole spec.
 
     Raises:
-        ArtifactError: two have one name.
+        ArtifactError: two sources have one name.
     """
     sources: dict[str, str] = {}
     for word in words:
         name, source = _split(word)
         if name in sources:
             raise ArtifactError(
-                f"{sources[name]} and {source} are both called {name!r}; name one of them yourself: other={source}"
+                f"{sources[name]} and {source} both have the name {name!r}; rename one, for example other={source}"
             )
         sources[name] = source
     return sources
@@ -104,15 +104,15 @@ def _split(word: str) -> tuple[str, str]:
 
 
 def read_entry(name: str, source: str, batch: int | None = None) -> BenchEntry:
-    """Return what stands behind a name, ready to be built.
+    """Return the entry of a source, ready to be built.
 
     Args:
-        name: what the result calls it.
-        source: a folder of results, an ONNX file, an engine, or a model as `depthcomp compress` takes it.
-        batch: size of the batch; None: as saved.
+        name: name in the result.
+        source: a folder of results, an ONNX file, an engine, or a model as for `depthcomp compress`.
+        batch: size of the batch; None for the saved one.
 
     Raises:
-        ArtifactError: there is no such thing, it is broken or of another batch, or a dynamic batch is not told.
+        ArtifactError: the source is missing, broken or of another batch, or its batch is dynamic and `batch` None.
         CaptureError: the model is unknown or cannot be captured.
         MissingPackageError: the model's library is not installed.
     """
@@ -125,21 +125,21 @@ def read_entry(name: str, source: str, batch: int | None = None) -> BenchEntry:
         return _onnx(name, source, path, batch)
     if ":" in source and not path.exists():
         return _model(name, source, batch)
-    raise ArtifactError(f"{source} {'is of no known kind' if path.exists() else 'does not exist'}; {_SPELLING}")
+    raise ArtifactError(f"{source} {'has an unknown format' if path.exists() else 'does not exist'}; {_SPELLING}")
 
 
 def require_same_inputs(entries: Iterable[BenchEntry]) -> None:
-    """Refuse networks whose inputs differ in shape: their latencies say nothing about each other.
+    """Refuse networks with inputs of different shapes, as their latencies cannot be compared.
 
     Raises:
-        ArtifactError: the inputs of two differ.
+        ArtifactError: the inputs of two networks differ.
     """
     first, *others = entries
     for other in others:
         if other.inputs != first.inputs:
             raise ArtifactError(
-                f"{first.name} takes {_sizes(first)} and {other.name} {_sizes(other)}, and only networks with equal "
-                "inputs are compared; choose --batch, or export one of them anew for the size of the other"
+                f"{first.name} takes {_sizes(first)}, but {other.name} takes {_sizes(other)}, so they cannot be "
+                "compared; give --batch, or export one of them anew for the size of the other"
             )
 
 
@@ -154,14 +154,17 @@ def _folder(name: str, folder: Path, batch: int | None) -> BenchEntry:
     found = _read_onnx(file)
     then = _when_compressed(folder / "result.json")
     if batch is not None and _static_batch(found) not in (batch, None):
-        entry, then = _entry(name, str(folder), _exported_anew(folder, batch)), None  # it was another batch then
+        entry, then = (
+            _entry(name, str(folder), _exported_anew(folder, batch)),
+            None,
+        )  # those latencies are for another batch
     else:
         entry = _in_file(name, str(folder), found, file, batch)
     return replace(entry, network=lambda: _saved(folder, entry.inputs[0][0]), when_compressed=then)
 
 
 def _when_compressed(path: Path) -> dict[str, Any] | None:
-    """Return what a result says of the original; it was another run, so it is told beside the comparison."""
+    """Return the latencies in a result; they are from another run, so they are shown beside the comparison."""
     try:
         content = json.loads(path.read_bytes())
         here = content["environment"]
@@ -172,7 +175,7 @@ def _when_compressed(path: Path) -> dict[str, Any] | None:
             "device": str(here["device"]),
         }
     except (OSError, ValueError, KeyError, TypeError):
-        return None  # a comparison does without
+        return None  # a comparison does not need them
 
 
 def _exported_anew(folder: Path, batch: int) -> Any:
@@ -235,7 +238,7 @@ def _read_onnx(path: Path) -> Any:
         raise ArtifactError(f"{path} is truncated or cannot be used: {error}") from error
     shapes = _shapes(model).values()
     if not shapes or () in shapes:
-        raise ArtifactError(f"{path} has no input, or one without a batch; give a network that takes images")
+        raise ArtifactError(f"{path} has no input, or an input without a batch; give a network that takes images")
     return model
 
 
@@ -253,7 +256,7 @@ def _static_batch(model: Any) -> int | None:
 
 
 def _with_batch(model: Any, path: Path, batch: int | None) -> Any:
-    """Return the model with the batch asked for in place of a dynamic one."""
+    """Return the model with the requested batch in place of a dynamic one."""
     from onnxruntime.tools.onnx_model_utils import make_dim_param_fixed
 
     has = _static_batch(model)
@@ -267,13 +270,13 @@ def _with_batch(model: Any, path: Path, batch: int | None) -> Any:
 
 
 def _needs_batch(path: Path) -> ArtifactError:
-    return ArtifactError(f"{path} takes batches of any size; say with --batch which to time")
+    return ArtifactError(f"{path} takes batches of any size; give the size to time with --batch")
 
 
 def _other_batch(path: Path, has: int, batch: int | None) -> ArtifactError:
     return ArtifactError(
-        f"{path} takes batches of {has} only, and --batch {batch} is asked for; leave --batch out, or export the "
-        "network anew with `depthcomp export DIR --batch`"
+        f"{path} takes only batches of {has}, not --batch {batch}; leave --batch out, or export the network anew with "
+        "`depthcomp export DIR --batch`"
     )
 
 
@@ -288,8 +291,8 @@ def _engine(name: str, path: Path, batch: int | None) -> BenchEntry:
         raise ArtifactError(f"{path}.json does not describe an engine ({error!r}); export the engine anew") from error
     if len(content) != size:
         raise ArtifactError(
-            f"{path} has {len(content)} bytes where {path.name}.json says {size}: it is truncated or of another build; "
-            "export it anew"
+            f"{path} has {len(content)} bytes, but {path.name}.json says {size}: it is truncated or from another "
+            "build; export it anew"
         )
     if dynamic and batch is None:
         raise _needs_batch(path)
@@ -304,7 +307,7 @@ def _engine(name: str, path: Path, batch: int | None) -> BenchEntry:
 
 
 def _timing_command(built: str, shapes: dict[str, Any], batch: int | None) -> str:
-    """Return the line that times what another only builds, at a batch where that is dynamic."""
+    """Return the command line that times an engine, made from the one that only builds it."""
     from latency_tables.backends.tensorrt.spec import shapes_option
 
     line = built.replace(" --skipInference", "")
@@ -319,6 +322,6 @@ def _sidecar(path: Path) -> Any:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or f"no JSON: {error}"
         raise ArtifactError(
-            f"{path}.json, which says what the engine is, cannot be read ({reason}); export the engine anew with "
+            f"{path}.json, which describes the engine, cannot be read ({reason}); export the engine anew with "
             "`depthcomp export`"
         ) from error

@@ -1,4 +1,4 @@
-"""A comparison of artefacts, for the terminal."""
+"""Comparison of artefacts, for the terminal."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["comparison_view", "notes"]
 
 
 def comparison_view(comparison: Comparison) -> Table:
-    """Return a comparison as rows; a column tells the precisions where they differ."""
+    """Return a comparison as rows, with a column of precisions where they differ."""
     from rich.table import Table
     from rich.text import Text
 
@@ -48,14 +48,14 @@ def _precisions(comparison: Comparison) -> list[str]:
 
 
 def notes(comparison: Comparison) -> Iterator[str]:
-    """Yield what belongs below the table, a line each: where it was measured first."""
+    """Yield the lines below the table, the environment first."""
     here = comparison.environment
     shapes = ", ".join("x".join(map(str, shape)) for shape in comparison.rows[0].entry.inputs)
     precisions = " and ".join(_precisions(comparison))
     yield f"{where(here)}, {precisions}, input {shapes}; {here.os}, Python {here.python}"
     slow = slowdowns(comparison.device_state)
     if slow:
-        yield f"the GPU was slowed down ({', '.join(slow)}), so these latencies are longer than it can do"
+        yield f"the GPU was slowed down ({', '.join(slow)}), so these latencies are longer than usual"
     for row in comparison.rows:
         then = row.entry.when_compressed
         if then is not None:

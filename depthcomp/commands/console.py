@@ -1,4 +1,4 @@
-"""What the terminal shows: how far a compression is, and its closing table."""
+"""Terminal output of a compression: its progress, and its closing table."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Progress", "summary"]
 
-REFRESH_SECONDS = 0.1  # faster is not seen
+REFRESH_SECONDS = 0.1  # the eye sees no faster refresh
 
 
 def summary(result: CompressionResult) -> Table:
@@ -44,7 +44,7 @@ def _rows(result: CompressionResult) -> list[tuple[str, str, str]]:
         *([("  residual of the predicting line", "", line_residual(result))] if result.table.calibration else []),
         (f"budget {result.budget}", milliseconds(result.budget_ms), verdict(result)),
         ("convolutions on the longest path", str(result.original_depth), str(result.depth)),
-        ("loss against the original, cross-fitted", "0", f"{result.loss:.4g}"),
+        ("loss against the original, on unseen images", "0", f"{result.loss:.4g}"),
         *_tuning_rows(result),
         *([("spans merged for free", "", str(len(result.free_merges)))] if result.free_merges else []),
         ("spans rewritten", "", deeds(result.spans)),
@@ -69,18 +69,17 @@ def _certainty(timing: Timing) -> str:
 
 
 class Progress:
-    """Shows on stderr which stage is running, how far it is and how long it will take.
+    """Progress on stderr: the running stage, how far it is and how long it will take.
 
-    A context manager and a callable: `progress(stage, done, total)` after each piece of work. A stage begins
-    when it is named first and is done when the next begins; one that was only announced (`done` is 0) by then
-    waits, so that it may hold other stages, and is timed from its announcement. On a terminal the running
-    stage has a bar, and each finished one leaves a line with its seconds; elsewhere there are only the lines.
+    It is a context manager and a callable: `progress(stage, done, total)` after each piece of work. A stage begins with
+    its first call and ends when the next stage begins. A stage that is only announced by then (`done` is 0) waits
+    instead: it may contain other stages, and is timed from its announcement. On a terminal the running stage has a bar.
+    Each finished stage leaves a line with its seconds.
 
-    The bar is redrawn by the calls alone: a thread that redraws it would run beside the latency measurements
-    and disturb them.
+    Only the calls redraw the bar: a thread would disturb the latency measurements.
 
     Args:
-        console: where to write; stderr by default.
+        console: the console to write to; stderr by default.
 
     Example:
         >>> with Progress() as progress:  # doctest: +SKIP
@@ -111,7 +110,7 @@ class Progress:
             self._bars.stop()
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        """Say that `done` of `total` pieces of work of a stage are behind us; a total of 0 means unknown."""
+        """Report that `done` of `total` pieces of a stage are finished; a total of 0 means unknown."""
         if stage != self._stage:
             self._pause_or_end()
             self._begin(stage)
@@ -155,7 +154,7 @@ def _is_live(console: rich.console.Console) -> bool:
 
 
 def _bars(console: rich.console.Console) -> rich.progress.Progress:
-    """Return bars that go when they stop; stdout stays untouched, as it may carry JSON."""
+    """Return bars that vanish when they stop; stdout stays untouched, as it may carry JSON."""
     from rich import progress
 
     return progress.Progress(

@@ -1,4 +1,4 @@
-"""Data as the command line names them: a folder of classes, a data set of torchvision, or a function of the user's."""
+"""Data by name, for the command line: a folder of classes, a data set of torchvision, or a user's function."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from depthcomp_errors.first_line import first_line
 
 __all__ = ["calibration_data", "load_data", "names_data", "names_function", "pretrained_cfg"]
 
-LARGE = 128  # pixels: from here on networks see the middle of an image, as ImageNet's do, below all of it
+LARGE = 128  # pixels; networks of this input size see the middle of an image, as for ImageNet, smaller ones all of it
 MIDDLE = 0.875
-LEAST_CROP = 0.5  # of an image's area, when training
+LEAST_CROP = 0.5  # smallest share of an image's area in a random crop
 _MODES = {1: "L", 3: "RGB"}
 
 
 def names_data(spec: str) -> bool:
-    """Say whether a spec is more than the path of a folder of images."""
+    """Return whether a spec is more than the path of a folder of images."""
     return ":" in spec and not Path(spec).is_dir()
 
 
 def names_function(spec: str) -> bool:
-    """Say whether a spec names a function of the user's, which itself says how images are prepared."""
+    """Return whether a spec names a user's function, which prepares the images itself."""
     return names_data(spec) and spec.partition(":")[0] not in ("folder", "torchvision")
 
 
@@ -54,24 +54,24 @@ def load_data(
 ) -> Iterable[Any]:
     """Return the data that a spec names, as batches that can be read every epoch.
 
-    Images are brought to the example's size and normalised by timm as the model's `pretrained_cfg` says (ImageNet's
-    statistics where it has none and takes colours); for training, they are cropped and mirrored at random.
+    Images are resized to the example's size and normalised by timm with the model's `pretrained_cfg`, else with
+    ImageNet's statistics for images in colour. For training, they are cropped and mirrored at random.
 
     Args:
         spec: `folder:PATH`, with a folder of images for each class, in the order of the network's classes;
             `torchvision:NAME`, `torchvision:NAME:SPLIT`; `package.module:function`, which returns a DataLoader, a
             Dataset or batches; or the path of a folder of images without labels.
-        model: its `pretrained_cfg` or `default_cfg` is read.
+        model: the model, whose `pretrained_cfg` or `default_cfg` is read.
         example: its example input, (n, c, h, w).
         training: whether to crop and mirror at random.
         batch_size: images in a batch, where the spec names no function.
         workers: processes that load images.
-        root: where torchvision keeps its data sets; None for `data` in the current directory.
-        download: whether torchvision may download what is not there.
-        seed: of the order.
+        root: folder of torchvision's data sets; None for `data` in the current directory.
+        download: whether torchvision may download missing data.
+        seed: seed of the order.
 
     Raises:
-        DataError: the spec is malformed or names what is not there.
+        DataError: the spec is malformed, or its data do not exist.
         MissingPackageError: timm is not installed.
     """
     found = _named(spec, model, example, training, root, download)
@@ -88,19 +88,19 @@ def calibration_data(
     download: bool = False,
     seed: int = 0,
 ) -> Data | None:
-    """Return what a compression fits on: all images of a folder in turns, or what else a spec names; None for None.
+    """Return the calibration data that a spec names; None for None.
 
-    A Dataset begins with images drawn by the seed, as many as fits read. They keep their order, so that neighbours,
-    such as crops of one photo, stay together, and each part of them has its share of every class. The others follow.
+    A Dataset begins with images drawn by the seed, as many as fits read. They keep their order, so neighbours, for
+    example crops of one photo, stay together. Each part of them has its share of every class. The others follow.
 
     Args:
-        spec: as for `load_data`, like all but the following, and the errors.
-        model: likewise.
-        example: likewise.
-        repeated: whether it will be read again, to train on it.
-        root: likewise.
-        download: likewise.
-        seed: of what is drawn.
+        spec: as for `load_data`, which also lists the errors.
+        model: as for `load_data`.
+        example: as for `load_data`.
+        repeated: whether the data are read again for training.
+        root: as for `load_data`.
+        download: as for `load_data`.
+        seed: seed of the drawn images.
     """
     if spec is None:
         return None
@@ -111,7 +111,7 @@ def calibration_data(
 
 
 def _drawn(dataset: Any, count: int, seed: int) -> Any:
-    """Return a Dataset's items, so many drawn at random first."""
+    """Return a Dataset's items, with `count` random ones first."""
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed)).tolist()
     drawn, others = sorted(order[:count]), order[count:]
     classes = getattr(dataset, "targets", None)
@@ -121,7 +121,7 @@ def _drawn(dataset: Any, count: int, seed: int) -> Any:
 
 
 def _interleaved(indices: Sequence[int], classes: Sequence[Hashable]) -> list[int]:
-    """Return indices such that each class is spread evenly over them and keeps its own order."""
+    """Return indices with each class spread evenly over them, in its own order."""
     counts, seen = Counter(classes[index] for index in indices), Counter[Hashable]()
     places = []
     for index in indices:
@@ -131,7 +131,7 @@ def _interleaved(indices: Sequence[int], classes: Sequence[Hashable]) -> list[in
 
 
 def _named(spec: str, model: nn.Module, example: Tensor, training: bool, root: Path | None, download: bool) -> Any:
-    """Return the Dataset that a spec names, or what a function of the user's returns."""
+    """Return the Dataset that a spec names, or the result of a user's function."""
     source, _, name = spec.partition(":")
     if names_function(spec):
         return _made(spec)
@@ -144,7 +144,7 @@ def _named(spec: str, model: nn.Module, example: Tensor, training: bool, root: P
 
 
 def _made(spec: str) -> Iterable[Any]:
-    """Return what the function that a spec names returns; its module may be in the current directory."""
+    """Call the function that a spec names and return its result; its module may be in the current directory."""
     source, _, name = spec.partition(":")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
@@ -194,7 +194,7 @@ def _folder(folder: Path, transform: Any) -> Dataset[Any]:
         reason = first_line(error)
         what = "holds no folder of images for each class" if folder.is_dir() else "is no folder"
         raise DataError(
-            f"{folder} {what} ({reason}); give folder:PATH of one that holds a folder of images for each class"
+            f"{folder} {what} ({reason}); give folder:PATH of a folder that holds a folder of images for each class"
         ) from error
     return dataset
 
@@ -205,7 +205,7 @@ def _torchvision(spec: str, name: str, root: Path, download: bool, transform: An
     name, _, split = name.partition(":")
     kind = getattr(datasets, name, None) if name in datasets.__all__ else None
     if kind is None:
-        raise DataError(f"data {spec} names no data set of torchvision.datasets; FashionMNIST and CIFAR10 are some")
+        raise DataError(f"data {spec} names no data set of torchvision.datasets; give one, for example CIFAR10")
     parameters = inspect.signature(kind).parameters
     options: dict[str, Any] = {"transform": transform}
     if "split" in parameters:
@@ -213,7 +213,7 @@ def _torchvision(spec: str, name: str, root: Path, download: bool, transform: An
     elif "train" in parameters and split in ("", "train", "test"):
         options["train"] = split != "test"
     elif split:
-        splits = "train and test are what it has" if "train" in parameters else "leave it out"
+        splits = "give train or test" if "train" in parameters else "leave it out"
         raise DataError(f"data {spec}: {name} has no split {split!r}; {splits}")
     if download and "download" in parameters:
         options["download"] = True
@@ -221,7 +221,7 @@ def _torchvision(spec: str, name: str, root: Path, download: bool, transform: An
         dataset: Dataset[Any] = kind(str(root), **options)
     except Exception as error:  # torchvision, the network or the files can fail in any way
         reason = first_line(error)
-        remedy = "give the folder that holds its own with --data-root, or --download"
+        remedy = "give its folder with --data-root, or --download"
         if any((*root.glob("*.gz"), *(root / name / "raw").glob("*.gz"))):
             remedy = f"unpack the .gz files into DIR/{name}/raw, where torchvision looks, and give --data-root DIR"
         raise DataError(f"torchvision cannot read {name} in {root} ({reason}); {remedy}") from error
@@ -238,9 +238,9 @@ def _transform(model: nn.Module, example: Tensor, *, training: bool) -> Any:
     mean, std = normalization(model)
     if channels not in _MODES or not len(mean) == len(std) == channels:
         raise DataError(
-            f"images have 1 or 3 channels with a mean and a std each, but the model takes {channels} with "
-            f'{len(mean)} means and {len(std)} stds; give the model a pretrained_cfg with "mean" and "std", a number '
-            "for each channel, give package.module:function, or, to `depthcomp finetune`, --mean and --std"
+            f"images need 1 or 3 channels with a mean and a std each, but the model takes {channels} with "
+            f'{len(mean)} means and {len(std)} stds; give the model a pretrained_cfg with "mean" and "std" for each '
+            "channel, give package.module:function, or give `depthcomp finetune` --mean and --std"
         )
     config = {"crop_pct": MIDDLE if min(height, width) >= LARGE else 1.0, **pretrained_cfg(model)}
     config = data.resolve_data_config({}, pretrained_cfg={**config, "mean": mean, "std": std})
@@ -250,7 +250,7 @@ def _transform(model: nn.Module, example: Tensor, *, training: bool) -> Any:
 
 
 class _Converted:
-    """Gives images the mode that a network's channels need."""
+    """A transform to the image mode for a network's channels."""
 
     def __init__(self, mode: str) -> None:
         self._mode = mode
@@ -260,7 +260,7 @@ class _Converted:
 
 
 def pretrained_cfg(model: nn.Module) -> dict[str, Any]:
-    """Return what a model's configuration says of its images."""
+    """Return the values that a model's `pretrained_cfg` or `default_cfg` sets."""
     for name in ("pretrained_cfg", "default_cfg"):
         config = getattr(model, name, None)
         if isinstance(config, dict):

@@ -14,7 +14,7 @@ from depthcomp.errors import DepthCompError, TrainingError
 
 __all__ = ["EXIT_INTERRUPTED", "EXIT_MENDABLE", "reported_errors"]
 
-EXIT_MENDABLE = 2  # also what a wrong option exits with
+EXIT_MENDABLE = 2  # the exit code for wrong options, too
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
@@ -23,10 +23,10 @@ def reported_errors(kept: Path | None = None) -> Iterator[None]:
     """Print each warning and each error of depthcomp as one line on stderr; exit after an error or Ctrl-C.
 
     Args:
-        kept: a folder from which the same command goes on after Ctrl-C, or after fine-tuning has failed.
+        kept: a folder from which the command resumes after Ctrl-C, or after fine-tuning has failed.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # deprecations and the like speak to developers
+        warnings.simplefilter("ignore")  # deprecations are for developers
         warnings.simplefilter("default", UserWarning)
         warnings.showwarning = _show_warning
         try:
@@ -35,18 +35,18 @@ def reported_errors(kept: Path | None = None) -> Iterator[None]:
             typer.echo(f"error: {_line(error)}{_what_stays(error, kept)}", err=True)
             raise typer.Exit(EXIT_MENDABLE) from error
         except KeyboardInterrupt as interrupt:
-            goes_on = f"; the same command goes on from what is in {kept}" if kept is not None else ""
+            goes_on = f"; the same command resumes from {kept}" if kept is not None else ""
             typer.echo(f"interrupted{goes_on}", err=True)
             raise typer.Exit(EXIT_INTERRUPTED) from interrupt
 
 
 def _what_stays(error: DepthCompError, kept: Path | None) -> str:
-    """Say what became of a compression whose fine-tuning failed."""
+    """Return what remains of a compression whose fine-tuning failed."""
     if not isinstance(error, TrainingError) or error.result is None:
         return ""
     if kept is None:
-        return "; what was compressed is lost, and stays with --out"
-    return f"; what was compressed stays in {kept}, and the same command goes on from there"
+        return "; the compressed network is lost; give --out to keep it"
+    return f"; the compressed network is in {kept}, and the same command resumes from there"
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:

@@ -1,4 +1,4 @@
-"""What `depthcomp export` does: a folder of results in, an ONNX file or an engine out."""
+"""Command `depthcomp export`: makes an ONNX file or an engine from a folder of results."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ _ELSEWHERE = "choose another or change its mode"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What is to be exported, and how.
+    """Request of an export.
 
     Attributes:
         directory: the folder of results.
         to: "onnx", "tensorrt" or "tensorrt-rtx".
         targets: compute capabilities to build for.
         precision: "fp32", "fp16" or "int8".
-        batch: a fixed batch size, or smallest, typical and largest; None: as saved.
-        data: a folder of images; None: none.
+        batch: a fixed batch size, or smallest, typical and largest; None for the saved one.
+        data: a folder of images; None for no images.
         out: the file to write.
         tf32: whether fp32 convolutions may round to TF32.
-        timing_cache: what earlier builds on this GPU have learnt; None: nothing.
+        timing_cache: file with timings of earlier builds on this GPU; None for no file.
     """
 
     directory: Path
@@ -62,7 +62,7 @@ class Request:
         tf32: bool,
         timing_cache: Path | None = None,
     ) -> Request:
-        """Return the request that the options of the command line spell.
+        """Return the request from the options of the command line.
 
         Raises:
             EngineError: an option is malformed, or contradicts another.
@@ -73,9 +73,9 @@ class Request:
             raise EngineError(f"--precision {precision} is unknown; choose {', '.join(PRECISIONS)}")
         targets, sizes = _numbers("--sm", sm, "86,89"), _numbers("--batch", batch, "8, or 1,8,32")
         if targets and to != "tensorrt-rtx":
-            raise EngineError(f"--sm {sm} goes with --to tensorrt-rtx only; {to} knows no targets")
+            raise EngineError(f"--sm {sm} goes with --to tensorrt-rtx only; {to} has no targets")
         if len(sizes) not in (0, 1, 3) or 0 in sizes or list(sizes) != sorted(sizes):
-            raise EngineError(f"--batch {batch} must be a size, or smallest,typical,largest in order, such as 1,8,32")
+            raise EngineError(f"--batch {batch} must be a size, or smallest,typical,largest in order, as 1,8,32")
         if timing_cache is not None and to != "tensorrt":
             raise EngineError(f"--timing-cache {timing_cache} goes with --to tensorrt only; leave it out")
         if data is not None and precision != "int8":
@@ -87,11 +87,11 @@ class Request:
 
 
 def run(request: Request) -> list[str]:
-    """Export, and return the lines that say what was written.
+    """Export a network, and return lines on what was written.
 
     Raises:
         ArtifactError: the folder holds no compressed network, it cannot be exported, or a file cannot be written.
-        DataError: int8 without images, or the folder of images is unusable.
+        DataError: int8 was requested without images, or the folder of images is unusable.
         EngineError: TensorRT refuses the network.
         MissingPackageError: the TensorRT package is not installed.
         BackendUnavailableError: TensorRT needs a GPU to build, and there is none.
@@ -111,7 +111,7 @@ def _numbers(option: str, text: str, example: str) -> tuple[int, ...]:
         numbers = tuple(int(part) for part in text.split(",")) if text else ()
     except ValueError as error:
         raise EngineError(
-            f"{option} {text} must be whole numbers with commas between them, such as {example}"
+            f"{option} {text} must be whole numbers with commas between them, for example {example}"
         ) from error
     return numbers
 
@@ -123,7 +123,7 @@ def _batch(sizes: tuple[int, ...]) -> tuple[int, int, int] | int | None:
 
 
 def _file_name(to: str, precision: str, sizes: tuple[int, ...]) -> str:
-    """Return a name that leaves the model.onnx of the folder alone."""
+    """Return a file name other than the folder's model.onnx."""
     batch = f".batch{'-'.join(map(str, sizes))}" if sizes else ""
     return f"model.{precision}{batch}.{'onnx' if to == 'onnx' else to + '.engine'}"
 
@@ -159,4 +159,4 @@ def _write_engine(request: Request, network: fx.GraphModule, example: tuple[Tens
         lines.append(f"{written['kernels']} kernels, {written['layout_changes']} of them layout changes")
     error, judge = written["relative_error"], written["relative_error_on"]
     lines.append(f"relative error {error:.2g} of the ONNX model against the network in float32, on {judge}")
-    return [*lines, f"the same with NVIDIA's tool: {written['command']}"]
+    return [*lines, f"command for NVIDIA's tool: {written['command']}"]

@@ -1,4 +1,4 @@
-"""What `depthcomp finetune` does: a folder of results in, the same network with weights trained on out."""
+"""Command `depthcomp finetune`: trains the network in a folder of results."""
 
 from __future__ import annotations
 
@@ -28,25 +28,25 @@ from latency_tables.tables.environment import require_same_environment
 
 __all__ = ["TuningRequest", "configured", "run", "statistics"]
 
-_AS_BEFORE = "the latencies were measured before fine-tuning and not again"
+_AS_BEFORE = "the latencies are from before fine-tuning"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TuningRequest:
-    """What is to be fine-tuned, on what, and how.
+    """Request of a fine-tuning.
 
     Attributes:
         directory: the folder of results.
-        data: what to train on, as `depthcomp.commands.data_specs` reads it.
-        val_data: what to validate on; None: a part of `data`.
-        config: how to train.
-        teacher: a model by name, as for `depthcomp compress`; None: the original in the folder.
+        data: the data to train on, as `depthcomp.commands.data_specs` reads it.
+        val_data: the data to validate on; None for a part of `data`.
+        config: settings of the training.
+        teacher: a model by name, as for `depthcomp compress`; None for the original in the folder.
         teacher_weights: the weights of that model.
-        data_root: where torchvision keeps its data sets.
+        data_root: folder of torchvision's data sets.
         download: whether torchvision may download.
         augment: whether images are cropped and mirrored at random.
-        statistics: mean and std by channel, that images are normalised with; empty for what the folder says.
-        out: where the network is written; None: into the folder itself.
+        statistics: mean and std by channel to normalise images with; empty to take them from the folder.
+        out: folder to write to; None for `directory`.
     """
 
     directory: Path
@@ -63,7 +63,7 @@ class TuningRequest:
 
 
 def configured(file: Path | None, **given: Any) -> FinetuneConfig:
-    """Return the configuration in a file, or the default one, with what is given (not None) in its place.
+    """Return the configuration in a file, or the default one, with the given values that are not None.
 
     Raises:
         DepthCompError: the file cannot be read, or holds no configuration.
@@ -78,10 +78,10 @@ def configured(file: Path | None, **given: Any) -> FinetuneConfig:
 
 
 def statistics(mean: str, std: str) -> dict[str, tuple[float, ...]]:
-    """Return mean and std by channel, as both are written: numbers with commas between them; nothing for neither.
+    """Return mean and std by channel from texts of numbers with commas between them; nothing for two empty texts.
 
     Raises:
-        DataError: one is missing, or is no such numbers.
+        DataError: one is missing, or is not a number for each channel.
     """
     if not mean and not std:
         return {}
@@ -91,30 +91,30 @@ def statistics(mean: str, std: str) -> dict[str, tuple[float, ...]]:
         means, stds = (), ()
     if len(means) != len(stds) or not means or min(stds) <= 0:
         raise DataError(
-            f"--mean (={mean!r}) and --std (={std!r}) must both be a number for each channel, such as "
+            f"--mean (={mean!r}) and --std (={std!r}) must both be a number for each channel, for example "
             "0.485,0.456,0.406, and each std above 0"
         )
     return {"mean": means, "std": stds}
 
 
 def run(request: TuningRequest, progress: Progress | None = None) -> CompressionResult | None:
-    """Fine-tune what a folder holds, measure it again, write everything anew, and return it.
+    """Fine-tune the network in a folder, measure it again, save the new result, and return it.
 
-    A run that was interrupted goes on; after one that was finished, the next goes on from the tuned network. Of several
-    processes that train together the first one writes, and the others return None.
+    An interrupted run resumes; after a finished one, the next starts from the tuned network. Where several processes
+    train together, the first one writes, and the others return None.
 
     Args:
-        request: what to do.
+        request: the request.
         progress: called as (stage, done, total).
 
     Raises:
-        ArtifactError: the folder holds no result with its trainable form, or cannot be written to.
+        ArtifactError: the folder holds no result with its trainable form, or cannot be written.
         DataError: the data cannot be read or do not fit.
-        TrainingError: fine-tuning cannot go on; the message says where the last checkpoint is.
+        TrainingError: fine-tuning cannot continue; the message names the last checkpoint.
         TableError: the backend refuses the networks.
 
     Warns:
-        UserWarning: the latencies cannot be measured again; they are then those from before.
+        UserWarning: the latencies cannot be measured again, so the old ones stay.
     """
     result = load_result(request.directory)
     if request.statistics:
@@ -132,15 +132,15 @@ def run(request: TuningRequest, progress: Progress | None = None) -> Compression
 
 
 def _ready_to_measure(result: CompressionResult, progress: Progress) -> tuple[CompressionResult, NetworkTimer | None]:
-    """Return the result and what measures its network where it was measured before.
+    """Return the result and a timer in the environment where it was measured.
 
-    Where that cannot be, the result has a warning that says so, and there is no timer.
+    Where that is not possible, the result gets a warning, and the timer is None.
     """
     result = replace(result, warnings=tuple(note for note in result.warnings if not note.startswith(_AS_BEFORE)))
     try:
         backend = _same_backend(result.environment)
         if result.original is None:
-            raise ArtifactError(f"the folder has no {ORIGINAL} to measure the network against")
+            raise ArtifactError(f"the folder has no {ORIGINAL} to compare the network with")
     except DepthCompError as reason:
         note = f"{_AS_BEFORE}: {reason}"
         if is_first_process():
@@ -151,18 +151,18 @@ def _ready_to_measure(result: CompressionResult, progress: Progress) -> tuple[Co
 
 
 def _same_backend(environment: Environment) -> AnyBackend:
-    """Return the backend that an environment names, as long as it is the same environment here.
+    """Return the backend that an environment names, if this machine has that environment.
 
     Raises:
-        BackendUnavailableError: the backend is not depthcomp's own, or its device is missing.
+        BackendUnavailableError: the backend is not one of depthcomp, or its device is missing.
         MissingPackageError: its library is not installed.
-        TableMismatchError: version, device, threads or precision are others.
+        TableMismatchError: version, device, threads or precision differ.
     """
     if environment.backend not in BACKEND_NAMES:
-        raise BackendUnavailableError(f"the backend {environment.backend!r} is none that depthcomp brings")
+        raise BackendUnavailableError(f"the backend {environment.backend!r} is not one of depthcomp")
     backend = create_backend(environment.backend, threads=environment.threads)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of other versions of Python or the system: all is measured anew
+        warnings.simplefilter("ignore", UserWarning)  # another Python or system does not matter: all is measured anew
         require_same_environment(
             environment, backend.environment(), what="the network", remedy="`depthcomp bench` measures it here"
         )
@@ -176,14 +176,14 @@ def _teacher(request: TuningRequest, original: nn.Module | None) -> nn.Module | 
         return None
     if original is None:
         raise ArtifactError(
-            f"{request.directory} has no folder {ORIGINAL} with the network to learn from; name it with --teacher and "
+            f"{request.directory} has no folder {ORIGINAL} with the network to learn from; give --teacher and "
             "--teacher-weights"
         )
     return original
 
 
 def _train_and_val(request: TuningRequest, result: CompressionResult) -> tuple[Iterable[Any], Iterable[Any] | None]:
-    """Return what to train and to validate on; images that are cropped at random to train are whole to validate."""
+    """Return the data to train and to validate on; random crops are for training only."""
     train = _data(request, request.data, result)
     if request.val_data is not None:
         return train, _data(request, request.val_data, result, judging=True)

@@ -17,33 +17,35 @@ __all__ = ["importance"]
 
 
 def importance(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="As for compress, like all options that it has, too.")],
-    table: Annotated[
-        Path, typer.Option(help="A latency table that has all operators, as `tables plan` and `tables run` make it.")
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="The model, as for compress; options of compress mean the same here.")
     ],
-    out: Annotated[Path, typer.Option(help="The folder that compress will be given; its importance.jsonl grows.")],
-    shard: Annotated[str, typer.Option(help="Which part, INDEX/COUNT, counted from 0.")] = "0/1",
+    table: Annotated[
+        Path, typer.Option(help="A latency table with all operators, made by `tables plan` and `tables run`.")
+    ],
+    out: Annotated[Path, typer.Option(help="The --out folder for compress; scores are added to its importance.jsonl.")],
+    shard: Annotated[str, typer.Option(help="The part to score, INDEX/COUNT, counted from 0.")] = "0/1",
     method: Annotated[
-        str, typer.Option(help=f"How compress will choose, which decides what is scored: {METHOD_NAMES}.")
+        str, typer.Option(help=f"The --method for compress, which decides which choices exist: {METHOD_NAMES}.")
     ] = "depthcomp",
     scored_by: Annotated[
         str, typer.Option("--importance", help="calibrated, by closed-form fits, or kim23 or layermerge, by training.")
     ] = "calibrated",
     weights: Annotated[Path | None, typer.Option(help="A .safetensors file or a torch state dict.")] = None,
     data: Annotated[str | None, typer.Option(help="Images to fit on.")] = None,
-    val_data: Annotated[str | None, typer.Option(help="Other images, to estimate the loss on.")] = None,
+    val_data: Annotated[str | None, typer.Option(help="Images to estimate the loss on.")] = None,
     data_root: Annotated[
         Path | None, typer.Option(envvar="DEPTHCOMP_DATA_ROOT", help="Where torchvision keeps its data sets.")
     ] = None,
     download: Annotated[bool, typer.Option("--download", help="Let torchvision download or unpack its data.")] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Score a part of what compress would score; nothing is measured, and a run that was killed goes on.
+    """Score a part of the choices that compress would score; nothing is measured, and a killed run resumes.
 
-    Put the importance.jsonl of several machines together with `cat`, in one folder. `compress` takes the scores from
-    there if its model, table, data, method, importance, seed and number of threads (OMP_NUM_THREADS) are the same, and
-    `--out` is that folder.
+    Join the importance.jsonl files of several machines with `cat`, in one folder. `compress` takes the scores from it
+    if `--out` is that folder, and model, table, data, method, importance, seed and number of threads (OMP_NUM_THREADS)
+    are equal.
     """
     with reported_errors(kept=out):
         import torch

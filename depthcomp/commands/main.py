@@ -1,7 +1,7 @@
-"""The command line: `depthcomp compress MODEL --budget 70%`, `depthcomp export DIR`, `depthcomp bench DIR...`.
+"""Command line: `depthcomp compress MODEL --budget 70%`, `depthcomp export DIR`, `depthcomp bench DIR...`.
 
-stdout carries the result alone; progress, warnings and errors go to stderr. Exit codes: 0; 2 for what
-the user can mend; 130 after Ctrl-C.
+stdout carries only the result; progress, warnings and errors go to stderr. The exit code is 0 for success, 2 for errors
+that the user can correct, 130 after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -59,42 +59,42 @@ def compress(
         typer.Argument(
             metavar="MODEL",
             help="torchvision:NAME, timm:NAME, or package.module:factory, a function without arguments that "
-            "returns the model; the model's pretrained_cfg, if it has one, tells input_size, mean and std.",
+            "returns the model. input_size, mean and std come from the model's pretrained_cfg, if it has one.",
         ),
     ],
     budget: Annotated[str, typer.Option(help="70% of the measured original, 1.8ms, or 1.4x as fast.")],
     weights: Annotated[Path | None, typer.Option(help="A .safetensors file or a torch state dict.")] = None,
     data: Annotated[str | None, typer.Option(help=f"Images to fit on: {DATA}.")] = None,
     val_data: Annotated[
-        str | None, typer.Option(help="Other images, to estimate the loss on; else each third of --data in turn.")
+        str | None, typer.Option(help="Images to estimate the loss on; by default each third of --data in turn.")
     ] = None,
     data_root: DataRoot = None,
     download: Download = False,
     workers: Annotated[int, typer.Option(min=0, help="Processes that load images for fine-tuning.")] = 0,
-    backend: Annotated[str, typer.Option(help=f"What runs the network: {BACKENDS}.")] = "auto",
+    backend: Annotated[str, typer.Option(help=f"The backend that runs the network: {BACKENDS}.")] = "auto",
     threads: Annotated[int, typer.Option(help="Threads that one inference may use.")] = 1,
     table: Annotated[
         Path | None,
-        typer.Option(help="A latency table of this machine; what it lacks is measured and added."),
+        typer.Option(help="A latency table of this machine; missing entries are measured and added."),
     ] = None,
     method: Annotated[
-        str, typer.Option(help=f"How the plan is chosen: {METHOD_NAMES}; all but the first are there to compare with.")
+        str, typer.Option(help=f"How the plan is chosen: {METHOD_NAMES}; all but the first are for comparison.")
     ] = "depthcomp",
     importance: Annotated[
         str,
         typer.Option(
-            help="What a choice costs in loss: calibrated, by closed-form fits; kim23 or layermerge, by training each; "
-            "or the path of an importance.json."
+            help="How the losses of choices are found: calibrated, by closed-form fits; kim23 or layermerge, by "
+            "training each choice; or the path of an importance.json."
         ),
     ] = "calibrated",
     finetune_epochs: Annotated[
-        int | None, typer.Option(help="Fine-tune what was found on --data, for so many passes over it.")
+        int | None, typer.Option(help="Fine-tune the result on --data for this many epochs.")
     ] = None,
     finetune_config: Annotated[
-        Path | None, typer.Option("--finetune", help="Fine-tune as this file says that FinetuneConfig.to_json wrote.")
+        Path | None, typer.Option("--finetune", help="Fine-tune with this file, written by FinetuneConfig.to_json.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="The folder where everything is saved.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="The folder to save all results to.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Make a trained CNN shallower until it meets a latency budget when measured."""
@@ -112,7 +112,7 @@ def compress(
         find_method(method)
         tuning = _tuning(finetune_config, finetune_epochs, workers, seed)
         wanted, runtime = Budget.parse(budget), create_backend(backend, threads=threads)
-        TableStore.open(table, runtime.environment())  # one that cannot be used is refused before the model is loaded
+        TableStore.open(table, runtime.environment())  # refuse an unusable table before the model is loaded
         before = stamps(out, table)
         torch.manual_seed(seed)
         network, example = load_model(model, weights)
@@ -142,32 +142,32 @@ def compress(
 @app.command()
 def finetune(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that --out or result.save wrote.")],
-    data: Annotated[str, typer.Option(help=f"What to train on: {DATA}. Labels are used where there are some.")],
+    data: Annotated[str, typer.Option(help=f"Images to train on: {DATA}. Labels are used if there are any.")],
     val_data: Annotated[
-        str | None, typer.Option(help="What decides which epoch is the best; by default a tenth of --data.")
+        str | None, typer.Option(help="Images to choose the best epoch on; by default a tenth of --data.")
     ] = None,
     config: Annotated[Path | None, typer.Option(help="A file that FinetuneConfig.to_json wrote.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the data; 10 by default.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images in a batch; 64 by default.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Its highest value; 0.001 by default.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of everything random; 0 by default.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="The highest learning rate; 0.001 by default.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything random; 0 by default.")] = None,
     teacher: Annotated[
         str | None, typer.Option(help="The model to learn from, as for compress; by default the original.")
     ] = None,
-    teacher_weights: Annotated[Path | None, typer.Option(help="Its weights.")] = None,
+    teacher_weights: Annotated[Path | None, typer.Option(help="The teacher's weights.")] = None,
     workers: Annotated[int | None, typer.Option(min=0, help="Processes that load images; 0 by default.")] = None,
     data_root: DataRoot = None,
     download: Download = False,
     augment: Annotated[bool, typer.Option(help="Crop and mirror training images at random.")] = True,
     mean: Annotated[
         str,
-        typer.Option(help="By channel, of pixels from 0 to 1, such as 0.286; where DIR does not tell, or tells wrong."),
+        typer.Option(help="Mean of pixels (0 to 1) by channel, for example 0.286; by default as saved in DIR."),
     ] = "",
-    std: Annotated[str, typer.Option(help="Likewise.")] = "",
+    std: Annotated[str, typer.Option(help="Standard deviation by channel, as for --mean.")] = "",
     out: Annotated[Path | None, typer.Option(help="The folder to write to; by default DIR itself.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Train a compressed network on data, with the original as teacher; an interrupted run goes on where it was."""
+    """Train a compressed network on data, with the original as teacher; an interrupted run resumes."""
     with reported_errors(kept=directory):
         from depthcomp.commands.console import Progress
         from depthcomp.commands.finetune import TuningRequest, configured, run, statistics
@@ -191,7 +191,7 @@ def finetune(
         with Progress() as progress, redirect_stdout(sys.stderr):
             result = run(request, progress)
         if result is None:
-            return  # one of several processes, of which the first speaks
+            return  # only the first of several processes prints
         print_result(result, written_since(before, out or directory, None), as_json)
 
 
@@ -211,7 +211,7 @@ def export(
     tf32: Annotated[bool, typer.Option(help="Let fp32 convolutions round to TF32, as TensorRT does.")] = True,
     timing_cache: Annotated[
         Path | None,
-        typer.Option(help="With tensorrt, a file that speeds up builds on this GPU; it is read and added to."),
+        typer.Option(help="With tensorrt, a file that speeds up builds on this GPU; it is read and extended."),
     ] = None,
 ) -> None:
     """Write a compressed network as ONNX, or build a TensorRT engine of it."""
@@ -229,17 +229,19 @@ def bench(
         typer.Argument(
             metavar="DIR",
             help="Folders that --out or result.save wrote, .onnx files, engines with their .json beside them, or "
-            "models such as timm:NAME; NAME=DIR names one.",
+            "models like timm:NAME. NAME=DIR gives one a name.",
         ),
     ],
-    backend: Annotated[str, typer.Option(help=f"What runs them: {BACKENDS}, or package.module:factory.")] = "auto",
+    backend: Annotated[
+        str, typer.Option(help=f"The backend that runs them: {BACKENDS}, or package.module:factory.")
+    ] = "auto",
     threads: Annotated[int, typer.Option(help="Threads that one inference may use.")] = 1,
-    rounds: Annotated[int, typer.Option(help="Turns of each; where one is not steady, all get more.")] = 7,
+    rounds: Annotated[int, typer.Option(help="Turns of each; all get more if one is not steady.")] = 7,
     batch: Annotated[int | None, typer.Option(min=1, help="Images per inference; by default as saved.")] = None,
     baseline: Annotated[
-        str | None, typer.Option(help="What the others are compared with; by default the first.")
+        str | None, typer.Option(help="The one to compare the others with; by default the first.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the order of the measurements.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the order of measurements.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Time artefacts side by side, in turns, on one backend."""
@@ -270,7 +272,7 @@ def _print_comparison(found: Comparison) -> None:
 
 
 def _tuning(file: Path | None, epochs: int | None, workers: int, seed: int) -> FinetuneConfig | None:
-    """Return how to fine-tune in the same call; None where that is not asked for."""
+    """Return the configuration of the fine-tuning in this call; None for no fine-tuning."""
     from depthcomp.commands.finetune import configured
 
     if file is None and epochs is None:

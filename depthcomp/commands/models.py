@@ -1,4 +1,4 @@
-"""Models by name, as the command line takes them: torchvision's, timm's, or from a user's function."""
+"""Models by name, for the command line: from torchvision, timm or a user's function."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ IMAGENET_MEAN, IMAGENET_STD = (
     (0.229, 0.224, 0.225),
 )  # the statistics that torchvision uses
 _SPELLING = "torchvision:NAME, timm:NAME or package.module:factory"
-_NESTS = ("state_dict", "model")  # where training scripts put the weights in their checkpoints
+_NESTS = ("state_dict", "model")  # keys of the weights in checkpoints of training scripts
 _PREFIXES = ("module.", "_orig_mod.")  # from DistributedDataParallel and torch.compile
-_NAMED_KEYS = 3  # a message names so many; the rest is counted
+_NAMED_KEYS = 3  # a message names this many; the rest is counted
 
 
 def load_model(spec: str, weights: Path | None = None) -> tuple[nn.Module, Tensor]:
     """Return a model in evaluation mode and an example input for it, (1, c, h, w).
 
-    Nothing is downloaded. The input's size is that of the model's `pretrained_cfg` or `default_cfg`; for
-    torchvision the smallest at which its published weights are evaluated; 224 where nothing tells.
+    Nothing is downloaded. The input's size comes from the model's `pretrained_cfg` or `default_cfg`. For torchvision
+    it is the smallest size at which the published weights are evaluated. Else it is 224.
 
     Args:
         spec: `torchvision:NAME`, `timm:NAME`, or `package.module:factory`, a callable without arguments that
@@ -44,7 +44,7 @@ def load_model(spec: str, weights: Path | None = None) -> tuple[nn.Module, Tenso
 
     Raises:
         CaptureError: the spec is malformed or unknown, the model cannot be built, or the weights do not fit.
-        MissingPackageError: timm is asked for and not installed.
+        MissingPackageError: the model needs timm, which is not installed.
 
     Warns:
         UserWarning: the weights are random, or the input size is a guess.
@@ -62,7 +62,7 @@ def load_model(spec: str, weights: Path | None = None) -> tuple[nn.Module, Tenso
         load_weights(model, weights)
     elif source in _LIBRARIES:
         warnings.warn(
-            f"{spec} has random weights, so its loss means nothing; give trained ones with --weights",
+            f"{spec} has random weights, so its loss means nothing; give trained weights with --weights",
             stacklevel=2,
         )
     return model.eval(), _example(model, source, name)
@@ -71,12 +71,11 @@ def load_model(spec: str, weights: Path | None = None) -> tuple[nn.Module, Tenso
 def load_weights(model: nn.Module, path: Path) -> None:
     """Load the weights in a file into `model`, all of them.
 
-    The file is a .safetensors file or what `torch.save(model.state_dict(), path)` writes; checkpoints that
-    hold the weights under "state_dict" or "model", and names that begin with "module.", are understood.
-    No code in the file is run.
+    The file is a .safetensors file, or written by `torch.save(model.state_dict(), path)`. Checkpoints with the weights
+    under "state_dict" or "model", and names that begin with "module.", are accepted. No code in the file is run.
 
     Raises:
-        CaptureError: the file cannot be read, or its tensors are not those of the model.
+        CaptureError: the file cannot be read, or its tensors do not fit the model.
     """
     weights = _without_prefix(_tensors(_read(path), path), model)
     wanted = model.state_dict()
@@ -84,22 +83,22 @@ def load_weights(model: nn.Module, path: Path) -> None:
     if reshaped:
         first = reshaped[0]
         raise CaptureError(
-            f"{path} has {_some(reshaped)} of other shapes than the model ({first} is "
+            f"{path} has other shapes than the model for {_some(reshaped)} ({first} is "
             f"{tuple(weights[first].shape)}, not {tuple(wanted[first].shape)}); "
-            "build the model for these weights, as package.module:factory"
+            "build the model for these weights in a package.module:factory"
         )
     missing, unexpected = model.load_state_dict(weights, strict=False)
     if missing or unexpected:
         raise CaptureError(
             f"{path} does not fit the model: missing {_some(missing)}, unexpected {_some(unexpected)}; "
-            "give weights of this very model"
+            "give weights of this model"
         )
 
 
 def normalization(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and standard deviation, by channel, that images are normalised with for `model`.
+    """Return mean and standard deviation by channel to normalise images for `model`.
 
-    They come from the model's `pretrained_cfg` or `default_cfg`; ImageNet's where it has none.
+    They come from the model's `pretrained_cfg` or `default_cfg`, else from ImageNet.
     """
     for name in ("pretrained_cfg", "default_cfg"):
         config = getattr(model, name, None) or {}
@@ -141,7 +140,7 @@ def _from_factory(spec: str) -> nn.Module:
         what = "nothing" if factory is None else f"a {type(factory).__name__}"
         public = [key for key in vars(module) if not key.startswith("_")]
         raise CaptureError(
-            f"model {spec} names {what} in {source}, and a function that returns the model is needed"
+            f"model {spec} names {what} in {source}, but must name a function that returns the model"
             f"{_proposal(name, public)}"
         )
     return _built(factory, spec)
@@ -165,7 +164,7 @@ def _built(build: Callable[[], Any], spec: str) -> nn.Module:
     except Exception as error:  # a constructor can fail in any way
         raise CaptureError(f"model {spec} cannot be built without arguments: {_reason(error)}") from error
     if not isinstance(model, nn.Module):
-        raise CaptureError(f"model {spec} returned a {type(model).__name__} where an nn.Module is needed")
+        raise CaptureError(f"model {spec} returned a {type(model).__name__}, but must return an nn.Module")
     return model
 
 
@@ -196,15 +195,15 @@ def _example(model: nn.Module, source: str, name: str) -> Tensor:
     example, _, guess = infer_example(model, None, None)
     if guess:
         warnings.warn(
-            f"{source}:{name} does not tell its input size, so {tuple(example.shape[1:])} is taken; have the "
-            'factory set model.pretrained_cfg = {"input_size": (channels, height, width)}',
+            f"{source}:{name} does not give its input size, so {tuple(example.shape[1:])} is assumed; let the factory "
+            'set model.pretrained_cfg = {"input_size": (channels, height, width)}',
             stacklevel=3,
         )
     return example
 
 
 def _published_size(name: str) -> int:
-    """Return the smallest height and width at which torchvision's weights of that name are evaluated."""
+    """Return the smallest height and width at which torchvision evaluates the weights of a model."""
     from torchvision import models
 
     presets = [weights.transforms for weights in models.get_model_weights(name)]
@@ -221,10 +220,10 @@ def _read(path: Path) -> Any:
 
             return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # foreign files trip the readers in any way
+    except Exception as error:  # the libraries raise errors of any type
         raise CaptureError(
-            f"the weights file {path} cannot be read: {type(error).__name__}; give a .safetensors file, or "
-            "one that torch.save(model.state_dict(), path) wrote"
+            f"the weights file {path} cannot be read ({type(error).__name__}); give a .safetensors file, or a file "
+            "from torch.save(model.state_dict(), path)"
         ) from error
 
 
@@ -237,7 +236,7 @@ def _tensors(content: Any, path: Path) -> dict[str, Tensor]:
     if not tensors:
         raise CaptureError(
             f"the weights file {path} holds a {type(content).__name__} without tensors by name; save "
-            "model.state_dict() there"
+            "model.state_dict() to it"
         )
     return tensors
 

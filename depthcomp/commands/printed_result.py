@@ -1,4 +1,4 @@
-"""What a command prints of a result: its numbers, and the files that it wrote."""
+"""Printed result of a command: its numbers, and the files that it wrote."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["print_result", "stamps", "written_since"]
 
 
 def stamps(folder: Path | None, file: Path | None) -> dict[Path, tuple[int, int]]:
-    """Return what tells a file that was written since from one that was not, for each file there."""
+    """Return inode and time of change of each file in a folder, and of one more file."""
     paths = sorted(folder.iterdir()) if folder is not None and folder.is_dir() else []
     paths += [file] if file is not None else []
     stats = {path: path.stat() for path in paths if path.is_file() and path.suffix != ".lock"}
@@ -24,12 +24,12 @@ def stamps(folder: Path | None, file: Path | None) -> dict[Path, tuple[int, int]
 
 
 def written_since(before: Mapping[Path, tuple[int, int]], folder: Path | None, file: Path | None) -> list[Path]:
-    """Return the files of a folder, and a file beside it, that are not as `stamps` found them before."""
+    """Return the files of a folder, and one more file, that changed since `stamps` were taken."""
     return [path for path, stamp in stamps(folder, file).items() if stamp != before.get(path)]
 
 
 def print_result(result: CompressionResult, files: Sequence[Path], as_json: bool) -> None:
-    """Print a result and the files that it went to, as JSON or as a table."""
+    """Print a result and the written files, as JSON or as a table."""
     (_print_json if as_json else _print_summary)(result, files)
 
 

@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 __all__ = ["estimate_view", "fit_text", "quality_text", "selected", "table_view"]
 
-LISTED = 10  # of each kind of finding; the rest is counted
+LISTED = 10  # findings of each sort that are listed; the rest is counted
 
 
 def selected(table: LatencyTable, contains: Sequence[str], sort: str, limit: int) -> list[tuple[str, Entry]]:
-    """Return the entries whose keys hold all the texts, sorted by "key", "ms" or "spread"; `limit` 0 is for all."""
+    """Return the entries whose keys contain all texts, sorted by "key", "ms" or "spread"; `limit` 0 is for all."""
     found = [(key, table.entries[key]) for key in sorted(table.entries) if all(text in key for text in contains)]
     if sort != "key":
         found.sort(key=lambda pair: getattr(pair[1], sort), reverse=True)
@@ -27,7 +27,7 @@ def selected(table: LatencyTable, contains: Sequence[str], sort: str, limit: int
 
 
 def table_view(table: LatencyTable, entries: Sequence[tuple[str, Entry]]) -> Table:
-    """Return entries of a table as rows, under the place where they were measured."""
+    """Return entries of a table as rows, with the environment as title."""
     from rich.table import Table
     from rich.text import Text
 
@@ -45,7 +45,7 @@ def table_view(table: LatencyTable, entries: Sequence[tuple[str, Entry]]) -> Tab
 
 
 def estimate_view(estimate: RooflineEstimate) -> Table:
-    """Return an estimate as rows, called an estimate above and below."""
+    """Return an estimate as rows; title and caption say that it is one."""
     from rich.table import Table
     from rich.text import Text
 
@@ -74,7 +74,7 @@ def _quality_lines(quality: Quality) -> Iterator[str]:
     yield from _finding("slower than a larger one", list(map(_inversion, quality.inversions)), quality.pairs)
     unstable = sorted(quality.unstable.items(), key=lambda item: -item[1])
     yield from _finding("unstable", [f"{key}, spread {100 * spread:.1f} %" for key, spread in unstable], quality.n)
-    yield f"measured in part while the machine changed its speed: {len(quality.drifted)} of {quality.n}"
+    yield f"measured partly while the machine changed its speed: {len(quality.drifted)} of {quality.n}"
     yield from _finding("not above the call overhead", list(quality.free), quality.n)
     failures = [f"{key}: {why}" for key, why in quality.failures.items()]
     yield from _finding("failed", failures, quality.n + len(failures))
@@ -95,7 +95,7 @@ def _finding(what: str, cases: list[str], of: int) -> Iterator[str]:
 def fit_text(fit: Calibration | None) -> str:
     """Return the line from sums to whole networks in words."""
     if fit is None:
-        return "no fit to whole networks is stored"
+        return "no calibration on whole networks is stored"
     return (
         f"whole networks, by the last compression: {fit.intercept_ms:+.3f} ms + {fit.slope:.3f} x sum, residual"
         f" {fit.residual_ms:.3f} ms over {fit.n} networks"

@@ -1,7 +1,7 @@
-"""The command line for latency tables: `depthcomp tables plan`, `run`, `merge`, `check`, `show`, `import`, `estimate`.
+"""Commands for latency tables: `depthcomp tables plan`, `run`, `merge`, `check`, `show`, `import`, `estimate`.
 
-A table can be planned on a machine without the device, measured in shards on many, and merged. stdout carries the
-result alone, progress and warnings go to stderr.
+A table can be planned on a machine without the device, measured in shards on several machines, and merged. stdout
+carries only the result; progress and warnings go to stderr.
 """
 
 from __future__ import annotations
@@ -27,26 +27,26 @@ if TYPE_CHECKING:
 
 __all__ = ["tables"]
 
-EXIT_UNSOUND = 1  # of `check`, as linters have it
-_TRTEXEC_BACKEND = "tensorrt"  # the tool of tensorrt_rtx has a name of its own
-_BACKEND = f"What runs the operators: {BACKENDS}, or package.module:factory."
+EXIT_UNSOUND = 1  # exit code of `check`, as for linters
+_TRTEXEC_BACKEND = "tensorrt"  # tensorrt_rtx has another tool
+_BACKEND = f"The backend that runs the operators: {BACKENDS}, or package.module:factory."
 
 tables = typer.Typer(
-    name="tables", help="Measure latency tables once for a device, and look into them.", no_args_is_help=True
+    name="tables", help="Measure latency tables once for a device, and inspect them.", no_args_is_help=True
 )
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 TableFile = Annotated[Path, typer.Argument(metavar="TABLE", help="A latency table.")]
 
 
 class Source(StrEnum):
-    """Where a file to import comes from."""
+    """Origins of files to import."""
 
     TRTEXEC = "trtexec"
     KIM23 = "kim23"
 
 
 class Order(StrEnum):
-    """What a table is sorted by."""
+    """Columns to sort a table by."""
 
     KEY = "key"
     MS = "ms"
@@ -60,7 +60,7 @@ def plan(
     ],
     batch: Annotated[list[int], typer.Option(min=1, help="Images per inference; may be given several times.")] = [1],  # noqa: B006 (typer's way)
     method: Annotated[
-        str, typer.Option(help=f"How compress will choose, which decides what is needed: {METHOD_NAMES}.")
+        str, typer.Option(help=f"The --method for compress, which decides which operators are needed: {METHOD_NAMES}.")
     ] = "depthcomp",
     out: Annotated[Path, typer.Option(help="The work file to write.")] = Path("work.json"),
     as_json: AsJson = False,
@@ -101,19 +101,17 @@ def _planned(spec: str, batch: int, method: str) -> Work:
 @tables.command(cls=BackendHelp)
 def run(
     work: Annotated[Path, typer.Argument(metavar="WORK", help="A file that `tables plan` wrote.")],
-    table: Annotated[Path, typer.Option(help="The table to write; what it lacks is measured and added.")],
-    shard: Annotated[str, typer.Option(help="Which part, INDEX/COUNT, counted from 0.")] = "0/1",
+    table: Annotated[Path, typer.Option(help="The table to write; missing entries are measured and added.")],
+    shard: Annotated[str, typer.Option(help="The part to measure, INDEX/COUNT, counted from 0.")] = "0/1",
     backend: Annotated[str, typer.Option(help=_BACKEND)] = "auto",
     threads: Annotated[int, typer.Option(min=1, help="Threads that one inference may use.")] = 1,
     chunk: Annotated[int, typer.Option(min=1, help="Operators that are timed side by side in one process.")] = 24,
-    retry_failed: Annotated[bool, typer.Option(help="Try again what failed in earlier runs.")] = False,
-    timeout_s: Annotated[
-        float, typer.Option(min=1.0, help="Seconds after which a build that hangs is given up.")
-    ] = 600,
-    seed: Annotated[int, typer.Option(min=0, help="Of the order of the measurements.")] = 0,
+    retry_failed: Annotated[bool, typer.Option(help="Try operators again that failed in earlier runs.")] = False,
+    timeout_s: Annotated[float, typer.Option(min=1.0, help="Seconds after which a hanging build is stopped.")] = 600,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the order of measurements.")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Measure what a table lacks of a work file; a run that was killed goes on where it was."""
+    """Measure the operators of a work file that a table lacks; a killed run resumes."""
     with reported_errors():
         from depthcomp.commands.console import Progress
         from depthcomp.results.wording import where
@@ -148,10 +146,10 @@ def run(
 @tables.command()
 def merge(
     paths: Annotated[list[Path], typer.Argument(metavar="TABLE...", help="Tables of one environment.")],
-    out: Annotated[Path, typer.Option(help="The table to write; one that is there is merged, too.")],
+    out: Annotated[Path, typer.Option(help="The table to write; an existing one is merged, too.")],
     as_json: AsJson = False,
 ) -> None:
-    """Make one table of several; of two entries the steady one is kept, then the faster one."""
+    """Merge several tables into one; of two entries the steady one is kept, else the faster one."""
     with reported_errors():
         from depthcomp_files import locked
         from latency_tables import LatencyTable
@@ -167,11 +165,11 @@ def merge(
         shared = len(merged.disagreements)
         text = f"wrote {out}, {len(merged.table)} entries, {len(merged.table.failures)} failed"
         if shared:
-            text += f"; {shared} stood in several tables, at most {100 * worst:.1f} % apart"
+            text += f"; {shared} were in several tables, at most {100 * worst:.1f} % apart"
         if merged.calibrations > 1:
             warnings.warn(
-                f"the {merged.calibrations} fits to whole networks of these tables differ, so none is kept; the next "
-                "compression that uses the table stores its own",
+                f"the tables' {merged.calibrations} calibrations on whole networks differ, so none is kept; the next "
+                "compression with the table stores its own",
                 stacklevel=1,
             )
         counts = {"entries": len(merged.table), "failed": len(merged.table.failures), "shared": shared}
@@ -180,7 +178,7 @@ def merge(
 
 @tables.command()
 def check(table: TableFile, as_json: AsJson = False) -> None:
-    """Say how far a table can be trusted; exits with 1 where an entry failed or never became steady."""
+    """Check how reliable a table is; the exit code is 1 if an entry failed or never became steady."""
     with reported_errors():
         from latency_tables import LatencyTable
         from latency_tables.tables.quality import quality_of
@@ -199,9 +197,9 @@ def check(table: TableFile, as_json: AsJson = False) -> None:
 @tables.command()
 def show(
     table: TableFile,
-    contains: Annotated[list[str], typer.Option("--filter", help="Only keys that hold this text; repeatable.")] = [],  # noqa: B006 (typer's way)
-    sort: Annotated[Order, typer.Option(help="What to sort by, the largest first but for keys.")] = Order.KEY,
-    limit: Annotated[int, typer.Option(min=0, help="At most so many rows; 0 for all.")] = 0,
+    contains: Annotated[list[str], typer.Option("--filter", help="Only keys with this text; repeatable.")] = [],  # noqa: B006 (typer's way)
+    sort: Annotated[Order, typer.Option(help="Column to sort by; ms and spread with the largest first.")] = Order.KEY,
+    limit: Annotated[int, typer.Option(min=0, help="Number of rows at most; 0 for all.")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Print the entries of a table."""
@@ -224,18 +222,18 @@ def show(
 
 @tables.command("import")
 def import_(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="What another tool wrote.")],
-    source: Annotated[Source, typer.Option("--from", help="Which tool.")],
-    out: Annotated[Path, typer.Option("--table", help="The file to write; a table that is there grows.")],
-    key: Annotated[str | None, typer.Option(help="trtexec: the operator that was timed.")] = None,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A file that another tool wrote.")],
+    source: Annotated[Source, typer.Option("--from", help="The tool that wrote it.")],
+    out: Annotated[Path, typer.Option("--table", help="The file to write; an existing table is extended.")],
+    key: Annotated[str | None, typer.Option(help="trtexec: key of the timed operator.")] = None,
     device: Annotated[str | None, typer.Option(help="trtexec: name of the GPU.")] = None,
     backend_version: Annotated[str | None, typer.Option(help="trtexec: version of TensorRT.")] = None,
     precision: Annotated[
-        str | None, typer.Option(help="trtexec: precision of the engine; for a new table fp32 unless given.")
+        str | None, typer.Option(help="trtexec: precision of the engine; fp32 by default for a new table.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Take in measurements of another tool: trtexec's go into a table, Kim et al.'s rows into a list of their own."""
+    """Import measurements of another tool: from trtexec into a table, rows of Kim et al. into a list of their own."""
     with reported_errors():
         from latency_tables import LatencyTable
         from latency_tables.tables.table_file import require_writable_table
@@ -247,13 +245,13 @@ def import_(
         if source is Source.KIM23:
             _refuse_options({**given, **({} if key is None else {"key": key})})
             count = _by_position(file, out)
-            text = f"wrote {out}, {count} latencies by position in one network, which price no other: not a table"
+            text = f"wrote {out}, {count} latencies by position in one network; other networks cannot use them"
             _print(as_json, {"imported": count, "file": str(out)}, text)
             return
         known = LatencyTable.load(out) if out.exists() else None
         place = _new_place(given) if known is None else _same_place(known.environment, given, file, out)
         fresh = _from_trtexec(file, key, place)
-        if known is not None:  # what was measured here keeps saying how, such as the overhead that was removed
+        if known is not None:  # the table keeps the method of its own measurements, for example the removed overhead
             fresh = replace(fresh, method=known.method)
         table = update_table(out, fresh)
         text = f"wrote {out}, {len(fresh)} imported, {len(table)} entries in all"
@@ -261,12 +259,11 @@ def import_(
 
 
 def _refuse_options(given: Mapping[str, Any]) -> None:
-    """Refuse what only a file of trtexec needs."""
+    """Refuse options that only a file of trtexec needs."""
     if given:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         raise TableError(
-            f"{names} only goes with --from trtexec: published rows go by position, whatever they were measured on; "
-            "leave it out."
+            f"{names} goes only with --from trtexec, as published rows are stored by position; leave it out."
         )
 
 
@@ -275,24 +272,24 @@ def _from_trtexec(file: Path, key: str | None, environment: Environment) -> Late
     from latency_tables.measuring.import_trtexec import import_trtexec
 
     if key is None:
-        raise TableError(f"{file} does not say what was timed; give the operator's key with --key.")
+        raise TableError(f"{file} does not name the timed operator; give its key with --key.")
     return import_trtexec(file, OperatorSignature.parse(key), environment)
 
 
 def _new_place(given: Mapping[str, Any]) -> Environment:
-    """Return where trtexec ran, as the command line says."""
+    """Return the environment where trtexec ran, from the command line."""
     from latency_tables import Environment
 
     if not {"device", "backend_version"} <= given.keys():
         raise TableError(
-            "a file of trtexec does not say where it was made; give --device and --backend-version, or add to a table"
-            " that is there already."
+            "a file of trtexec does not name its device; give --device and --backend-version, or an existing table with"
+            " --table."
         )
     return Environment.here(backend=_TRTEXEC_BACKEND, threads=1, **given)
 
 
 def _same_place(known: Environment, given: Mapping[str, Any], file: Path, out: Path) -> Environment:
-    """Return where a table was measured, unless that is not where trtexec ran."""
+    """Return the environment of a table; refuse it where trtexec ran in another one."""
     from latency_tables.tables.environment import require_same_environment
 
     claimed = replace(known, backend=_TRTEXEC_BACKEND, **given)
@@ -301,7 +298,7 @@ def _same_place(known: Environment, given: Mapping[str, Any], file: Path, out: P
 
 
 def _by_position(file: Path, out: Path) -> int:
-    """Write the latencies of a CSV file of Kim et al. 2023 or of LayerMerge, and return how many there are."""
+    """Write the latencies of a CSV file of Kim et al. 2023 or of LayerMerge, and return their number."""
     from latency_tables import import_kim23
     from latency_tables.published.positions import write_positions
 
@@ -314,12 +311,12 @@ def _by_position(file: Path, out: Path) -> int:
 def estimate(
     work: Annotated[Path, typer.Argument(metavar="WORK", help="A file that `tables plan` wrote.")],
     device: Annotated[str, typer.Option(help="t4, l4, a100, h100, or any name with --tflops and --bandwidth.")],
-    tflops: Annotated[float | None, typer.Option(help="Peak of its arithmetic, TFLOP/s.")] = None,
-    bandwidth: Annotated[float | None, typer.Option(help="Peak of its memory, GB/s.")] = None,
+    tflops: Annotated[float | None, typer.Option(help="Peak arithmetic of the device, TFLOP/s.")] = None,
+    bandwidth: Annotated[float | None, typer.Option(help="Peak memory bandwidth of the device, GB/s.")] = None,
     out: Annotated[Path | None, typer.Option(help="The file to write.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Estimate the least that operators can take on a device that is not at hand; nothing is measured."""
+    """Estimate lower bounds of operators' latencies on another device; nothing is measured."""
     with reported_errors():
         from latency_tables.fleet.work import Work
         from latency_tables.operators.roofline import estimate_roofline
@@ -344,7 +341,7 @@ def _device(name: str, tflops: float | None, bandwidth: float | None) -> Device:
     if tflops is None and bandwidth is None:
         return find_device(name)
     if tflops is None or bandwidth is None:
-        raise TableError(f"device {name!r} needs both of --tflops and --bandwidth, or neither.")
+        raise TableError(f"device {name!r} needs both --tflops and --bandwidth, or neither.")
     return Device(name=name, tflops=tflops, gbytes_per_s=bandwidth, source="given on the command line")
 
 

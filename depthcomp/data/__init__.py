@@ -1,1 +1,1 @@
-"""What users bring: checked batches of images, example inputs, folders of photos, folds to fit and to judge on."""
+"""Users' data: checked batches of images, example inputs, folders of photos, folds to fit and to judge on."""

@@ -1,4 +1,4 @@
-"""What users bring as data, as checked batches of images on the model's device; or synthetic images where none."""
+"""Users' data as checked batches of images, and synthetic images where there are none."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ __all__ = [
     "synthetic_batches",
 ]
 
-PIXELS = 224 * 224  # of the images that these numbers are meant for; of smaller ones there may be more
+PIXELS = 224 * 224  # the image size for these numbers; they are larger for smaller images
 MAX_IMAGES, MAX_SMALL_IMAGES = 512, 4096  # enough for the fits; more only costs time
-BATCH_SIZE, SMALL_BATCH_SIZE = 8, 64  # of the tensors of a whole network, many live at once
-IMAGE_NAMES = ("image", "images", "pixel_values", "x")  # in a dict; where none is there, the tensor that looks like one
+BATCH_SIZE, SMALL_BATCH_SIZE = 8, 64  # small, as many tensors of a whole network are in memory at once
+IMAGE_NAMES = ("image", "images", "pixel_values", "x")  # in a dict; else the tensor of most dimensions
 LABEL_NAMES = ("label", "labels", "target", "targets", "y")  # in a dict
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 Data = Iterable[Any] | Dataset[Any]
@@ -41,7 +41,7 @@ _EMPTY = "{argument} holds no images; pass an iterable of x, (x, y) or dicts wit
 def calibration_batches(data: Data, example: Tensor, *, argument: str = "data") -> list[Tensor]:
     """Return up to 512 images of `data` in batches of at most 8, shaped, typed and placed like `example`.
 
-    Args and errors are those of `labelled_images`; labels are left behind.
+    Arguments and errors are those of `labelled_images`; labels are dropped.
     """
     return in_batches(labelled_images(data, example, argument=argument)[0])
 
@@ -52,17 +52,17 @@ def labelled_images(
     """Return images of `data` (n, c, h, w), typed and placed like `example`, and their classes (n,) where known.
 
     Args:
-        data: a DataLoader, a Dataset or any iterable of x, (x, y) or dicts; x is a batch (n, c, h, w) or one image
-            (c, h, w), y its classes, an integer each: (n,), or one number for one image; in a dict, x is `image`,
-            `images`, `pixel_values` or `x`, else the tensor of most dimensions, and y is `label`, `labels`, `target`,
-            `targets` or `y`. Any other y is left behind. A tensor of images works too.
+        data: a DataLoader, a Dataset, any iterable of x, (x, y) or dicts, or a tensor of images. x is a batch
+            (n, c, h, w) or one image (c, h, w); y holds its integer classes, (n,), or one number for one image. In a
+            dict, x is `image`, `images`, `pixel_values` or `x`, else the tensor of most dimensions; y is `label`,
+            `labels`, `target`, `targets` or `y`. Any other y is ignored.
         example: the model's example input, (n, c, h, w).
-        argument: what the caller calls `data`, for the messages.
-        most: images that are read.
+        argument: the caller's name for `data`, for the messages.
+        most: most images to read.
 
     Raises:
-        DataError: no images, images of another shape than the example's, of integers, or not finite; classes of some
-            items only, or not one for each image; `data` itself breaks off with an error.
+        DataError: there are no images, or they have another shape than the example, integers or values that are not
+            finite; only some items have classes, or not one for each image; `data` raises an error.
     """
     images: list[Tensor] = []
     labels: list[Tensor | None] = []
@@ -95,7 +95,7 @@ def _labels(item: Any, count: int, argument: str) -> Tensor | None:
     if type(found) is int:
         found = torch.tensor(found)
     if not isinstance(found, Tensor) or found.dtype not in _INTEGERS or found.ndim > 1:
-        return None  # masks, boxes, mixtures of classes: another task's
+        return None  # masks, boxes or mixtures of classes, for another task
     if found.numel() != count:
         raise DataError(
             f"an item of {argument} holds {found.numel()} labels for {count} images; give one class for each image"
@@ -104,39 +104,39 @@ def _labels(item: Any, count: int, argument: str) -> Tensor | None:
 
 
 def enough_images(example: Tensor) -> int:
-    """Return how many images of an example's size (n, c, h, w) to calibrate on: 512 of 224x224, more if smaller."""
+    """Return the number of images of an example's size (n, c, h, w) to calibrate on: 512 of 224x224, more if small."""
     return min(max(MAX_IMAGES, MAX_IMAGES * PIXELS // example[0, 0].numel()), MAX_SMALL_IMAGES)
 
 
 def batch_size(images: Tensor) -> int:
-    """Return how many images of a size (n, c, h, w) to compute at once: 8 of 224x224, more of smaller ones."""
+    """Return the number of images of a size (n, c, h, w) in a batch: 8 of 224x224, more of smaller ones."""
     return min(max(BATCH_SIZE, BATCH_SIZE * PIXELS // images[0, 0].numel()), SMALL_BATCH_SIZE)
 
 
 def labels_of(item: Any) -> Any:
-    """Return what stands beside the images of one item as its labels; None where nothing does."""
+    """Return the labels of an item; None where it has none."""
     if isinstance(item, Mapping):
         return next((item[name] for name in LABEL_NAMES if name in item), None)
     return item[1] if isinstance(item, Sequence) and not isinstance(item, str) and len(item) > 1 else None
 
 
 def in_batches(images: Tensor, largest: int = BATCH_SIZE) -> list[Tensor]:
-    """Return images (n, c, h, w) as batches of at most `largest`, as equal as can be."""
+    """Return images (n, c, h, w) as batches of at most `largest`, of almost equal size."""
     return list(torch.tensor_split(images, -(-len(images) // largest)))
 
 
 def first_images(data: Data, *, argument: str = "data") -> Tensor:
-    """Return the images of the first item that has some, as a batch (n, c, h, w).
+    """Return the images of the first item with images, as a batch (n, c, h, w).
 
     Raises:
-        DataError: there is none, or the item holds something else than finite floating-point images.
+        DataError: there is no image, or the item holds something other than finite floating-point images.
     """
     for item in _items(data, argument):
         images = images_of(item, argument)
         images = images.unsqueeze(0) if images.ndim == 3 else images
         if images.ndim != 4:
             raise DataError(
-                f"the first item of {argument} has shape {tuple(images.shape)}, and images are needed: a batch "
+                f"the first item of {argument} has shape {tuple(images.shape)}, but must be a batch of images "
                 "(n, c, h, w) or one image (c, h, w)"
             )
         if len(images):
@@ -148,8 +148,8 @@ def first_images(data: Data, *, argument: str = "data") -> Tensor:
 def synthetic_batches(example: Tensor, count: int, seed: int) -> list[Tensor]:
     """Return `count` random images with the amplitude spectrum of natural ones (1/f), shaped like `example`.
 
-    Each channel has mean 0 and standard deviation 1, as images normalised for a network have. Source of the
-    spectrum: Field, Relations between the statistics of natural images, 1987.
+    Each channel has mean 0 and standard deviation 1, like images normalised for a network. Source of the spectrum:
+    Field, Relations between the statistics of natural images, 1987.
     """
     generator = torch.Generator().manual_seed(seed)
     channels, height, width = example.shape[1:]
@@ -157,7 +157,7 @@ def synthetic_batches(example: Tensor, count: int, seed: int) -> list[Tensor]:
     frequency = (rows.square() + columns.square()).sqrt()
     frequency[0, 0] = torch.inf
     noise = torch.randn(count, channels, height, width, generator=generator)
-    shared = torch.randn(count, 1, height, width, generator=generator)  # natural colour channels go together
+    shared = torch.randn(count, 1, height, width, generator=generator)  # colour channels of natural images correlate
     spectrum = torch.fft.rfft2(0.3 * noise + shared) / frequency.clamp_min(1 / max(height, width))
     images = torch.fft.irfft2(spectrum, s=(height, width))
     images = images / images.std(dim=(2, 3), keepdim=True).clamp_min(1e-12)
@@ -169,7 +169,7 @@ def _items(data: Data, argument: str, most: int = MAX_IMAGES) -> Iterator[Any]:
         yield data
         return
     if isinstance(data, Dataset) and not isinstance(data, Iterable):
-        data = DataLoader(data, batch_size=None, generator=torch.Generator())  # its items, in order
+        data = DataLoader(data, batch_size=None, generator=torch.Generator())  # yields its items, in order
     if isinstance(data, str | bytes) or not isinstance(data, Iterable):
         raise DataError(
             f"{argument} is a {type(data).__name__}; pass a DataLoader, a Dataset or an iterable of x, (x, y) or dicts"
@@ -183,26 +183,24 @@ def _items(data: Data, argument: str, most: int = MAX_IMAGES) -> Iterator[Any]:
         raise
     except (OSError, RuntimeError, ValueError, TypeError, LookupError) as error:  # of a file or a data set's own code
         reason = first_line(error)
-        raise DataError(
-            f"{argument} broke off with an error after {read} items ({reason}); mend the data first"
-        ) from error
+        raise DataError(f"{argument} raised an error after {read} items ({reason}); correct the data first") from error
 
 
 def images_of(item: Any, argument: str) -> Tensor:
-    """Return the images of one item; labels are left behind.
+    """Return the images of an item, without its labels.
 
     Raises:
-        DataError: there is no tensor where images are needed.
+        DataError: the item holds no tensor of images.
     """
     if isinstance(item, Mapping):
         tensors = [value for value in item.values() if isinstance(value, Tensor) and value.ndim >= 3]
         named = [item[name] for name in IMAGE_NAMES if isinstance(item.get(name), Tensor)]
-        item = max(named or tensors, key=Tensor.dim, default=item)  # masks may have a dimension less than images
+        item = max(named or tensors, key=Tensor.dim, default=item)  # masks may have one dimension less than images
     elif isinstance(item, Sequence) and not isinstance(item, str) and item:
         item = item[0]
     if not isinstance(item, Tensor):
         raise DataError(
-            f"an item of {argument} holds a {type(item).__name__} where a tensor of images is needed; "
+            f"an item of {argument} holds a {type(item).__name__}, not a tensor of images; "
             "yield x, (x, y) or a dict with the images as a tensor (torchvision's ToTensor makes one)"
         )
     return item
@@ -213,24 +211,24 @@ def _checked(batch: Tensor, example: Tensor, argument: str) -> Tensor:
         batch = batch.unsqueeze(0)
     if batch.ndim != example.ndim or batch.shape[1:] != example.shape[1:]:
         raise DataError(
-            f"{argument} holds images of shape {tuple(batch.shape[1:])}, and the model was captured for "
-            f"{tuple(example.shape[1:])}; resize the data, or let the model have "
-            "their shape: by example_inputs, or by input_size of its pretrained_cfg"
+            f"{argument} holds images of shape {tuple(batch.shape[1:])}, but the model was captured for "
+            f"{tuple(example.shape[1:])}; resize the data, or give the model their shape with example_inputs or with "
+            "input_size in its pretrained_cfg"
         )
     require_values(batch, argument)
     return batch
 
 
 def require_values(images: Tensor, argument: str) -> None:
-    """Refuse images of integers, and those that are not finite.
+    """Refuse images of integers, and images with values that are not finite.
 
     Raises:
-        DataError: they are.
+        DataError: the images hold integers, NaN or infinite values.
     """
     if not images.is_floating_point():
         raise DataError(
-            f"{argument} holds images of {images.dtype} and must hold floating-point ones, normalised as for training; "
-            "torchvision's ToTensor and Normalize make them"
+            f"{argument} holds images of {images.dtype}, but must hold floating-point images, normalised as for "
+            "training; make them with torchvision's ToTensor and Normalize"
         )
     if not torch.isfinite(images).all():
         raise DataError(f"{argument} holds NaN or infinite values; clean the data first")

@@ -1,4 +1,4 @@
-"""Calibration images in folds: what is fitted on some folds is judged on another that it has not seen."""
+"""Calibration images in folds, so that a fit on some folds is judged on another."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from depthcomp.fingerprint import fingerprint
 
 __all__ = ["CalibrationSet", "Layout", "calibration_hash", "cross_validated", "layouts", "separate"]
 
-FOLDS = 3  # each fit then sees two thirds of the images, and every image judges
+FOLDS = 3  # each fit sees two thirds of the images, and every image judges
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How images lie in memory.
+    """Layout of images in memory.
 
     Attributes:
         largest: most images in a batch.
@@ -32,7 +32,7 @@ class Layout:
 
 
 def layouts(images: Tensor) -> tuple[Layout, ...]:
-    """Return how to lay images out (n, c, h, w), from the fastest to what any network captured for one image takes."""
+    """Return layouts for images (n, c, h, w), from the fastest to the one that every captured network takes."""
     largest = batch_size(images)
     return (
         Layout(largest, torch.channels_last),  # convolutions on a CPU take half the time
@@ -46,11 +46,10 @@ class CalibrationSet:
     """Batches of images in folds.
 
     Attributes:
-        batches: images (n, c, h, w) each, those of a fold in random order.
-        folds: the fold that each batch belongs to.
-        judges: folds whose images judge, each by fits on all other folds; empty where there is one image alone,
-            which then judges what was fitted on it.
-        withheld: a fold that is never fitted on, not even in the end.
+        batches: batches of images (n, c, h, w), in random order within a fold.
+        folds: the fold of each batch.
+        judges: folds that judge fits on all other folds; empty for a single image, which judges fits on itself.
+        withheld: a fold that no fit sees, not even the last one.
         labels: the class of each image (n,) of each batch; None where there are no labels.
     """
 
@@ -62,16 +61,16 @@ class CalibrationSet:
 
     @property
     def count(self) -> int:
-        """How many folds there are."""
+        """Number of folds."""
         return max(self.folds) + 1
 
     @property
     def least_fitted(self) -> int:
-        """How many batches the fits without a judging fold see, the largest such fold left out."""
+        """Number of batches that a fit without a judging fold sees at least."""
         return len(self.batches) - max((self.folds.count(fold) for fold in self.judges), default=0)
 
     def judging(self) -> Iterator[tuple[int, Tensor]]:
-        """Yield the fold and the images of each judging batch, the folds taking turns."""
+        """Yield the fold and the images of each judging batch, the folds in turns."""
         return ((fold, self.batches[index]) for fold, index in self._turns())
 
     def judging_labels(self) -> Iterator[Tensor | None]:
@@ -94,7 +93,7 @@ class CalibrationSet:
         return [index for index, number in enumerate(self.folds) if number == fold]
 
     def thinned(self, count: int) -> CalibrationSet:
-        """Return about `count` of the batches, or all where there are fewer, the folds thinned to equal shares."""
+        """Return a set with about `count` of the batches, or all where there are fewer, in equal shares by fold."""
         share = count / self.count
         kept = [
             index
@@ -113,10 +112,10 @@ class CalibrationSet:
 def cross_validated(
     images: Tensor, seed: int, layout: Layout | None = None, labels: Tensor | None = None
 ) -> CalibrationSet:
-    """Return images (n, c, h, w) in up to three folds that take turns in judging.
+    """Return images (n, c, h, w) in up to three folds, which judge in turn.
 
-    A fold is a contiguous part: neighbours, which may be crops of one photo or frames of one film, stay together
-    except at the borders between folds.
+    A fold is a contiguous part, so neighbours stay together except at its borders: they may be crops of one photo or
+    frames of one film.
     """
     count = min(FOLDS, len(images))
     borders = [part * len(images) // count for part in range(count + 1)]
@@ -132,7 +131,7 @@ def separate(
     layout: Layout | None = None,
     labels: tuple[Tensor, Tensor] | None = None,
 ) -> CalibrationSet:
-    """Return a set whose fits are on `images` and judged on `judging`, (n, c, h, w) both; labels for both or none."""
+    """Return a set that fits on `images` and judges on `judging`, (n, c, h, w) both; labels for both or neither."""
     return _in_folds([images, judging], None if labels is None else [*labels], (1,), 1, seed, layout)
 
 
@@ -161,6 +160,6 @@ def _in_folds(
 
 
 def calibration_hash(calibration: CalibrationSet) -> str:
-    """Return the hash of images in their folds, with their labels where they have some."""
+    """Return a hash of images in their folds, with their labels if any."""
     roles = json.dumps([calibration.folds, calibration.judges, calibration.withheld])
     return fingerprint(roles, calibration.batches, calibration.labels or ())

@@ -1,4 +1,4 @@
-"""Example inputs for a model: the user's, or what its data or its own configuration say."""
+"""Example inputs for a model: from the user, the data or the model's configuration."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ USUAL_SIZE = 224  # height and width that most ImageNet networks take
 def infer_example(
     model: nn.Module, example_inputs: Tensor | Sequence[Tensor] | None, data: Data | None
 ) -> tuple[Tensor, Data | None, str]:
-    """Return the model's one example input, the data untouched, and a warning where the shape is a guess.
+    """Return the model's one example input, the complete data, and a warning where the shape is a guess.
 
     Raises:
-        CaptureError: the model is not in single precision or not on the CPU, `example_inputs` is no batch of
-            images, or nothing tells what shape they have.
+        CaptureError: the model is not in single precision or not on the CPU, `example_inputs` is no batch of images, or
+            the model has no Conv2d to guess their shape from.
         DataError: the data hold no images.
     """
     _require_single_precision_on_cpu(model)
@@ -43,32 +43,33 @@ def _require_single_precision_on_cpu(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if parameter.device.type != "cpu":
             raise CaptureError(
-                f"{name} of {type(model).__name__} is on {parameter.device}, and compression works on the CPU; "
+                f"{name} of {type(model).__name__} is on {parameter.device}, but compression works on the CPU; "
                 "pass model.cpu()"
             )
         if parameter.is_floating_point() and parameter.dtype != torch.float32:
             raise CaptureError(
-                f"{name} of {type(model).__name__} is of {parameter.dtype}, and compression works in torch.float32; "
+                f"{name} of {type(model).__name__} is of {parameter.dtype}, but compression works in torch.float32; "
                 "pass model.float()"
             )
 
 
 def _images(inputs: tuple[Tensor, ...]) -> Tensor:
-    """Return the one batch of images that the inputs must be."""
+    """Return the inputs as one batch of images, or refuse them."""
     if len(inputs) != 1:
         raise CaptureError(
-            f"example_inputs holds {len(inputs)} inputs and must be one batch of images (n, c, h, w); "
-            "wrap a model with more inputs in a module that takes the images alone"
+            f"example_inputs holds {len(inputs)} inputs, but must be one batch of images (n, c, h, w); "
+            "wrap a model with more inputs in a module that takes only the images"
         )
     images = inputs[0]
     if images.ndim != 4 or not len(images):
         raise CaptureError(
-            f"example_inputs has shape {tuple(images.shape)} and must be one batch of images (n, c, h, w); "
+            f"example_inputs has shape {tuple(images.shape)}, but must be one batch of images (n, c, h, w); "
             "x.unsqueeze(0) makes a batch of one image"
         )
     if images.dtype != torch.float32 or not torch.isfinite(images).all():
         raise CaptureError(
-            f"example_inputs is of {images.dtype} and must hold finite torch.float32 images, normalised as for training"
+            f"example_inputs is of {images.dtype}, but must hold finite torch.float32 images, normalised as for "
+            "training"
         )
     return images
 
@@ -90,4 +91,6 @@ def _configured_size(model: nn.Module) -> tuple[tuple[int, ...], str]:
     if conv is None:
         raise CaptureError(f"{type(model).__name__} has no Conv2d; depth compression is for convolutional networks")
     size = (conv.in_channels, USUAL_SIZE, USUAL_SIZE)
-    return size, f"no example_inputs and no data: the model was compressed for one image of shape {size}"
+    return size, (
+        f"without example_inputs or data, one image of shape {size} is assumed; pass example_inputs to choose another"
+    )

@@ -1,4 +1,4 @@
-"""A folder of image files as batches that are resized, cropped and normalised for a network."""
+"""Folders of image files as batches, resized, cropped and normalised for a network."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from depthcomp.errors import DataError
 __all__ = ["decode", "image_batches", "image_files", "in_turns"]
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
-CROP_SHARE = 0.875  # of the resized image, the usual evaluation of ImageNet networks: 256 pixels, 224 of them kept
+CROP_SHARE = 0.875  # share of the resized image, as ImageNet networks are evaluated: 224 of 256 pixels
 _MODES = {1: "L", 3: "RGB"}  # PIL's mode by the number of channels
 
 
@@ -30,19 +30,19 @@ def image_batches(
 ) -> Iterator[Tensor]:
     """Return batches (n, c, h, w) of all images in a folder and below, shaped like `example`.
 
-    The images of each folder come by name, those of several folders in turns, so that the first few hundred
-    of a data set with a folder per class show all classes. They are decoded when they are asked for.
+    Images of a folder are sorted by name, and several folders take turns. So with a folder for each class, the first
+    few hundred images show all classes. Images are decoded on demand.
 
     Args:
-        directory: holds jpg, jpeg, png, bmp or webp files, at any depth; other files are passed over.
+        directory: a folder with jpg, jpeg, png, bmp or webp files, at any depth; other files are ignored.
         example: the model's example input, (n, c, h, w), with 1 or 3 channels.
-        mean: by channel, of values between 0 and 1; as in torchvision's Normalize.
-        std: likewise.
+        mean: mean by channel, of values from 0 to 1, as in torchvision's Normalize.
+        std: standard deviation by channel, likewise.
         batch_size: images in a batch; the last one may hold fewer.
 
     Raises:
-        DataError: at once, where the folder is missing or empty or the channels do not fit; while iterating,
-            where a file cannot be decoded.
+        DataError: the folder is missing or empty, or the channels do not fit; while iterating, a file cannot be
+            decoded.
 
     Example:
         >>> example = torch.zeros(1, 3, 224, 224)
@@ -52,8 +52,8 @@ def image_batches(
     channels, height, width = example.shape[1:]
     if channels not in _MODES or not len(mean) == len(std) == channels:
         raise DataError(
-            f"images have 1 or 3 channels with a mean and a std each, but the model takes {channels} with "
-            f"{len(mean)} means and {len(std)} stds; mend the model's pretrained_cfg"
+            f"images need 1 or 3 channels with a mean and a std each, but the model takes {channels} with "
+            f"{len(mean)} means and {len(std)} stds; correct the model's pretrained_cfg"
         )
     paths = in_turns(image_files(Path(directory)))
     starts = range(0, len(paths), batch_size)
@@ -62,7 +62,7 @@ def image_batches(
 
 
 class _Loader:
-    """Turns a file into a tensor (c, h, w)."""
+    """Loader of an image file as a tensor (c, h, w)."""
 
     def __init__(self, mode: str, size: tuple[int, int], mean: list[float], std: list[float]) -> None:
         self._mode, self._size, self._mean, self._std = mode, size, mean, std
@@ -74,10 +74,10 @@ class _Loader:
 
 
 def decode(path: Path, mode: str) -> Image.Image:
-    """Return the image in a file, in one of PIL's modes.
+    """Return the image in a file, in a mode of PIL.
 
     Raises:
-        DataError: it cannot be decoded.
+        DataError: the file cannot be decoded.
     """
     try:
         with Image.open(path) as image:
@@ -87,7 +87,7 @@ def decode(path: Path, mode: str) -> Image.Image:
         SyntaxError,
         ValueError,
         Image.DecompressionBombError,
-    ) as error:  # PIL's, for broken files
+    ) as error:  # PIL raises these for broken files
         raise DataError(f"{path} cannot be decoded as an image: {error}; repair or remove the file") from error
 
 
@@ -101,7 +101,7 @@ def image_files(directory: Path) -> list[Path]:
     """Return the images in a folder and below, sorted.
 
     Raises:
-        DataError: there is no folder, or no image in it.
+        DataError: the folder does not exist, or holds no image.
     """
     if not directory.is_dir():
         what = "is a file" if directory.exists() else "does not exist"
@@ -115,7 +115,7 @@ def image_files(directory: Path) -> list[Path]:
 
 
 def in_turns(paths: list[Path]) -> list[Path]:
-    """Return the first of each folder, then the second of each, and so on."""
+    """Return the first file of each folder, then the second of each, and so on."""
     folders = defaultdict[Path, list[Path]](list)
     for path in paths:
         folders[path.parent].append(path)

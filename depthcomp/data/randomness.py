@@ -1,4 +1,4 @@
-"""Random numbers told by a seed and a place in the data alone, and the caller's left as they were."""
+"""Random numbers that depend only on a seed and a place in the data, without a change to the caller's."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["entered", "mixed", "own_randomness", "seed_everything"]
 
 
 def seed_everything(*numbers: int) -> None:
-    """Seed the random numbers of torch, NumPy and Python by some numbers together."""
+    """Seed torch, NumPy and Python from several numbers together."""
     seed = mixed(*numbers)
     torch.manual_seed(seed)
     np.random.seed(seed)
@@ -22,13 +22,13 @@ def seed_everything(*numbers: int) -> None:
 
 
 def mixed(*numbers: int) -> int:
-    """Return one seed that depends on each of some numbers."""
+    """Return one seed that depends on all the numbers."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 @contextmanager
 def own_randomness(device: torch.device) -> Iterator[None]:
-    """Give the caller's random numbers back as they were, however many are drawn inside."""
+    """Restore the caller's random state after the block."""
     python, numpy = random.getstate(), np.random.get_state()
     devices = [device.index or 0] if device.type == "cuda" else []
     try:
@@ -41,7 +41,7 @@ def own_randomness(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def entered(data: Any, seed: int, epoch: int) -> Iterator[None]:
-    """Seed what draws an epoch's order, and tell data which epoch begins; give their generators back as they were."""
+    """Seed the generators of data for an epoch and announce the epoch; restore the generators after the block."""
     owners = (data, getattr(data, "sampler", None), getattr(data, "batch_sampler", None))
     generators = (getattr(owner, "generator", None) for owner in owners)
     found = [generator for generator in generators if isinstance(generator, torch.Generator)]

@@ -1,4 +1,4 @@
-"""Images and pixels of which nobody knows the class: their label is one that is passed over."""
+"""Images and pixels of unknown class, marked with a label that is ignored."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from torch import Tensor
 
 __all__ = ["IGNORED", "labelled_alone"]
 
-IGNORED = -100  # by the default of torch's cross-entropy
+IGNORED = -100  # the default of torch's cross-entropy
 
 
 def labelled_alone(images: Tensor, labels: Tensor | None, argument: str) -> tuple[Tensor, Tensor | None, str]:
-    """Return the images that have a label, their labels (n,), and what the user should know.
+    """Return the images with a label, their labels (n,), and a note for the user.
 
-    Where no image has one, all of them are returned, without labels.
+    Where no image has a label, all of them are returned, without labels.
 
     Args:
-        images: (n, c, h, w).
-        labels: (n,); None for none.
-        argument: what the user calls the data, for the sentence.
+        images: images (n, c, h, w).
+        labels: labels (n,); None for none.
+        argument: the user's name for the data, for the note.
     """
     if labels is None or not bool((labels == IGNORED).any()):
         return images, labels, ""
@@ -25,7 +25,7 @@ def labelled_alone(images: Tensor, labels: Tensor | None, argument: str) -> tupl
     if not bool(known.any()):
         return images, None, ""
     note = (
-        f"{int((~known).sum())} of {len(labels)} images of {argument} have the label {IGNORED} and are left out of the "
-        "fits and their judging; give images without any labels to use them all"
+        f"{int((~known).sum())} of {len(labels)} images of {argument} have the label {IGNORED} and are left out; give "
+        "the images without labels to use them all"
     )
     return images[known.to(images.device)], labels[known], note

@@ -1,1 +1,1 @@
-"""A network in the form that runs elsewhere: an ONNX model, in the precision that is wanted, or a TensorRT engine."""
+"""Export of networks: as ONNX models in a chosen precision, or as TensorRT engines."""

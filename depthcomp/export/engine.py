@@ -1,4 +1,4 @@
-"""TensorRT engines of compressed networks, each with a file beside it that says what it is and how to rebuild it."""
+"""TensorRT engines of compressed networks, each with a file beside it that describes it."""
 
 from __future__ import annotations
 
@@ -45,30 +45,30 @@ def export_engine(
 ) -> Path:
     """Build a TensorRT engine of a network, write it and return its path.
 
-    Beside the engine stand PATH.onnx, what it was built from, and PATH.json: targets or GPU, versions, precision,
-    shapes, hashes of the ONNX model and of the build specification, the number of kernels, and the line for
-    NVIDIA's own tool that builds the same. All three are written once the build has succeeded, each whole.
+    PATH.onnx, the source of the engine, and PATH.json are written beside it. PATH.json holds targets or GPU, versions,
+    precision, shapes, hashes of the ONNX model and of the build specification, the number of kernels, and a command
+    for NVIDIA's tool that builds an equal engine. All three are written after the build, each whole.
 
     Args:
-        gm: the network, in float32; not changed.
-        example_inputs: tell the shapes.
-        path: of the engine, such as "model.engine".
+        gm: the network, in float32; it is not changed.
+        example_inputs: inputs that give the shapes.
+        path: path of the engine, for example "model.engine".
         to: "tensorrt", which builds for the GPU of this machine, or "tensorrt-rtx", which needs none.
         precision: "fp32", "fp16" or "int8".
-        targets: compute capabilities, such as (86, 89), with tensorrt-rtx; none given: every GPU from Ampere on.
-        batch: a fixed batch size, or (smallest, typical, largest) for an engine that takes any between; None: the
-            example's.
+        targets: compute capabilities for tensorrt-rtx, for example (86, 89); empty for every GPU from Ampere on.
+        batch: a fixed batch size, or (smallest, typical, largest) for an engine that takes any size between; None for
+            the example's.
         data: images for the ranges of int8.
-        tf32: let fp32 convolutions round their inputs to TF32 on Ampere and later, TensorRT's default.
-        timing_cache: a file of what earlier builds on this GPU have learnt, read and added to, with `to` "tensorrt".
+        tf32: whether fp32 convolutions round their inputs to TF32 on Ampere and later, TensorRT's default.
+        timing_cache: for `to` "tensorrt", a file with timings of earlier builds on this GPU; new ones are added.
         progress: called as (stage, done, total).
 
     Raises:
-        MissingPackageError: the TensorRT package is not installed; the message has the pip line.
-        BackendUnavailableError: `to` is "tensorrt" and there is no GPU here.
-        EngineError: the arguments contradict each other, or TensorRT refuses the network; it says why.
+        MissingPackageError: the TensorRT package is not installed; the message has the pip command.
+        BackendUnavailableError: `to` is "tensorrt", and this machine has no GPU.
+        EngineError: the arguments contradict each other, or TensorRT refuses the network; the message has the reason.
         ArtifactError: the network cannot be exported, or a file cannot be written.
-        DataError: int8 without data, or data that do not fit.
+        DataError: int8 was requested without data, or the data do not fit.
     """
     from latency_tables.backends.tensorrt import BuildSpec, build_engine, flavour_of, require_buildable
 
@@ -82,7 +82,7 @@ def export_engine(
     )
     if timing_cache is not None and spec.flavour != "tensorrt":
         raise EngineError(f"timing_cache (={timing_cache!s}) goes with tensorrt only: {to} times nothing; leave it out")
-    require_buildable(spec)  # what is missing is said before the network is exported
+    require_buildable(spec)  # report a missing package before the network is exported
     example = with_batch(example_inputs, batch) if isinstance(batch, int) else example_inputs
     images = None if data is None else calibration_batches(data, example[0])
     report(_EXPORTING, 0, 1)
@@ -103,7 +103,7 @@ def export_engine(
 
 
 def sidecar_of(path: Path) -> dict[str, Any]:
-    """Return what stands in the file beside an engine."""
+    """Return the content of the JSON file beside an engine."""
     content: dict[str, Any] = json.loads(_beside(path, ".json").read_bytes())
     return content
 
@@ -117,7 +117,7 @@ def _profile(batch: int | Sequence[int] | None) -> tuple[int, int, int] | None:
     if batch is None or (isinstance(batch, int) and batch >= 1):
         return None
     if isinstance(batch, int) or len(batch) != 3:
-        raise EngineError(f"batch (={batch}) must be a size, or smallest, typical and largest, such as (1, 8, 32)")
+        raise EngineError(f"batch (={batch}) must be a size, or smallest, typical and largest, as (1, 8, 32)")
     return batch[0], batch[1], batch[2]
 
 
@@ -134,7 +134,7 @@ def _sidecar(engine: Engine, path: Path) -> dict[str, Any]:
         "onnx": _beside(path, ".onnx").name,
         "library": f"{engine.spec.flavour} {engine.version}",
         "gpu": gpu_name() if on_gpu else None,
-        "gpu_state": read_device_state() if on_gpu else None,  # tactics were timed in it
+        "gpu_state": read_device_state() if on_gpu else None,  # the state in which tactics were timed
         "spec": asdict(engine.spec),
         "spec_sha256": engine.spec.sha256(),
         "onnx_sha256": engine.onnx_sha256,

@@ -20,7 +20,7 @@ from depthcomp_files import write_atomically
 __all__ = ["BATCH", "OPSET_VERSION", "export_onnx", "relative_error", "require_sound", "to_onnx"]
 
 OPSET_VERSION = 20  # the newest that TensorRT 10 and onnxruntime both read, and the exporter writes natively
-BATCH = "batch"  # name of the first dimension where it is dynamic
+BATCH = "batch"  # name of a dynamic first dimension
 _TOLERANCE = {torch.float16: 2e-2, torch.float64: 1e-10}  # relative to the largest output
 _SINGLE_TOLERANCE = 1e-4
 _SEED = 0  # draws the second input of the comparison
@@ -32,19 +32,19 @@ Evaluator = Callable[[Sequence[Array]], Sequence[Array]]
 def to_onnx(gm: nn.Module, example_inputs: tuple[Tensor, ...], *, dynamic_batch: bool = False) -> bytes:
     """Return the network in evaluation mode as an ONNX model with the shapes of `example_inputs`.
 
-    The model is exported in the precision that it is in. `gm` is not changed.
+    The model keeps the network's precision. `gm` is not changed.
 
     Args:
         gm: the network.
-        example_inputs: tell the shapes.
-        dynamic_batch: leave the first dimension of all inputs open, one for all, under the name `BATCH`.
+        example_inputs: inputs that give the shapes.
+        dynamic_batch: whether the first dimension of all inputs is dynamic, with one name, `BATCH`.
 
     Raises:
-        ArtifactError: the network cannot be exported; the message names the operator or line in the way.
+        ArtifactError: the network cannot be exported; the message names the operator or line that failed.
     """
-    inputs = tuple(tensor.clone() for tensor in example_inputs)  # one tensor given twice would become one input
+    inputs = tuple(tensor.clone() for tensor in example_inputs)  # a tensor given twice would become one input
     if dynamic_batch:
-        inputs = tuple(torch.cat([tensor, tensor]) for tensor in inputs)  # a size of 1 would be taken for a constant
+        inputs = tuple(torch.cat([tensor, tensor]) for tensor in inputs)  # a size of 1 would become a constant
     batch = torch.export.Dim(BATCH)
     dynamic_shapes = tuple({0: batch} for _ in inputs) if dynamic_batch else None
     with torch.no_grad():
@@ -56,7 +56,7 @@ def to_onnx(gm: nn.Module, example_inputs: tuple[Tensor, ...], *, dynamic_batch:
             if onnx_program is None:
                 raise ValueError("the exporter returned nothing")
             data = _with_named_batch(onnx_program.model_proto, dynamic_batch)
-        except Exception as error:  # the exporter raises whatever its dozens of stages do
+        except Exception as error:  # the exporter's stages raise errors of any type
             raise ArtifactError(
                 f"{type(gm).__name__} cannot be exported to ONNX: {_innermost(error)}; "
                 "replace that operator by one that the exporter of torch knows"
@@ -67,12 +67,11 @@ def to_onnx(gm: nn.Module, example_inputs: tuple[Tensor, ...], *, dynamic_batch:
 def export_onnx(gm: nn.Module, example_inputs: tuple[Tensor, ...], path: str | os.PathLike[str]) -> Path:
     """Write the network as ONNX and return the path.
 
-    Before the file is written, the model passes onnx.checker and is compared with torch on the example
-    inputs and on random inputs of the same shapes. The file is written whole or not at all.
+    Before the file is written, onnx.checker checks the model, and its outputs are compared with torch on the example
+    inputs and on random inputs of equal shapes. The file is written whole or not at all.
 
     Raises:
-        ArtifactError: the network cannot be exported, the exported network does not compute the same, or the
-            path cannot be written.
+        ArtifactError: the network cannot be exported, its outputs differ from torch, or the path cannot be written.
     """
     data = to_onnx(gm, example_inputs)
     require_sound(data, gm, (example_inputs, _random_like(example_inputs)))
@@ -80,7 +79,7 @@ def export_onnx(gm: nn.Module, example_inputs: tuple[Tensor, ...], path: str | o
 
 
 def require_sound(data: bytes, gm: nn.Module, trials: Sequence[tuple[Tensor, ...]]) -> None:
-    """Refuse an ONNX model that is invalid, or does not compute what `gm` does on each of the trial inputs.
+    """Refuse an ONNX model that is invalid, or whose outputs differ from `gm` on a trial input.
 
     Raises:
         ArtifactError: the model fails onnx.checker, or its outputs differ.
@@ -92,15 +91,15 @@ def require_sound(data: bytes, gm: nn.Module, trials: Sequence[tuple[Tensor, ...
 
 
 def relative_error(data: bytes, gm: nn.Module, inputs: tuple[Tensor, ...]) -> float:
-    """Return by how much an ONNX model in a lower precision differs from `gm`, over all of its outputs.
+    """Return the relative error of an ONNX model in a lower precision against `gm`, over all outputs.
 
     Args:
         data: the model; its inputs may be float16.
         gm: the network in its own precision.
-        inputs: in the precision of `gm`.
+        inputs: inputs in the precision of `gm`.
 
     Returns:
-        The root mean square of the differences, as a share of that of the outputs of `gm`.
+        The root mean square of the differences, divided by the root mean square of the outputs of `gm`.
     """
     import onnx
 
@@ -115,7 +114,7 @@ def relative_error(data: bytes, gm: nn.Module, inputs: tuple[Tensor, ...]) -> fl
 
 
 def _with_named_batch(model: Any, dynamic_batch: bool) -> bytes:
-    """Serialise a model, its one dynamic dimension called `BATCH`: the exporter names it after a symbol of its own."""
+    """Serialise a model with its dynamic dimension named `BATCH`; the exporter names it after a symbol."""
     values = (*model.graph.input, *model.graph.output, *model.graph.value_info)
     sizes = [size for value in values for size in value.type.tensor_type.shape.dim]
     symbols = {value.type.tensor_type.shape.dim[0].dim_param for value in model.graph.input} if dynamic_batch else set()
@@ -145,7 +144,7 @@ def _check(data: bytes) -> None:
         onnx.checker.check_model(data, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ArtifactError(
-            f"the exported network is no valid ONNX of opset {OPSET_VERSION} ({error}); "
+            f"the exported network is not valid ONNX of opset {OPSET_VERSION} ({error}); "
             "export it in float32 or float16, or report it with the network"
         ) from error
 
@@ -169,15 +168,14 @@ def _require_parity(model: nn.Module, run_onnx: Evaluator, inputs: tuple[Tensor,
     found = run_onnx([tensor.detach().cpu().numpy() for tensor in inputs])
     if len(wanted) != len(found):
         raise ArtifactError(
-            f"the exported network has {len(found)} outputs and the network itself {len(wanted)}; "
-            "return each tensor once"
+            f"the exported network has {len(found)} outputs, but the network has {len(wanted)}; return each tensor once"
         )
     for index, (tensor, array) in enumerate(zip(wanted, found, strict=True)):
         error, tolerance = _relative_error(tensor, array), _TOLERANCE.get(tensor.dtype, _SINGLE_TOLERANCE)
         if not error <= tolerance:
             raise ArtifactError(
                 f"output {index} of the exported network differs from torch by {error:.2g} of the largest "
-                f"value, where {tolerance:g} is allowed; report it with the network"
+                f"value, but only {tolerance:g} is allowed; report it with the network"
             )
 
 
@@ -192,7 +190,7 @@ def _relative_error(wanted: Tensor, found: Array) -> float:
 
 
 def _evaluator(data: bytes) -> Evaluator:
-    """Return what runs a model: onnxruntime, or onnx's own evaluator where that lacks the precision."""
+    """Return a function that runs a model: in onnxruntime, or in onnx's evaluator where that lacks the precision."""
     import onnx
     import onnxruntime
     from onnx.reference import ReferenceEvaluator

@@ -1,4 +1,4 @@
-"""A network as ONNX in the precision that it is to run in: types are a property of the graph, not of a build."""
+"""ONNX models in a chosen precision, which is a property of the graph, not of a build."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fx_passes import fold_batch_norms
 __all__ = ["PRECISIONS", "in_half", "onnx_in_precision", "quantized", "random_inputs"]
 
 PRECISIONS = ("fp32", "fp16", "int8")
-_QUANTIZED = ["Conv", "Gemm", "MatMul"]  # what has int8 kernels; the rest stays in float32
+_QUANTIZED = ["Conv", "Gemm", "MatMul"]  # operators with int8 kernels; the rest stays in float32
 _TRIAL_SEED = 0
 
 
@@ -35,27 +35,27 @@ def onnx_in_precision(
 ) -> bytes:
     """Return a network as a checked ONNX model. `gm` is not changed.
 
-    Before int8, the model is compared with torch on random inputs; see `depthcomp.export.onnx_model.relative_error`
-    for what a lower precision costs.
+    The model is compared with torch on random inputs, before it is quantised to int8. For the error of a lower
+    precision see `depthcomp.export.onnx_model.relative_error`.
 
     Args:
         gm: the network, in float32.
-        example_inputs: tell the shapes.
+        example_inputs: inputs that give the shapes.
         precision: "fp32"; "fp16", with norms folded in float64 first; or "int8", symmetric and per channel.
-        batch: smallest, typical and largest batch, which makes the first dimension dynamic; None: as in the example.
-        data: images for the ranges of int8, as `compress_depth` takes them.
+        batch: smallest, typical and largest batch, for a dynamic first dimension; None for the example's size.
+        data: images for the ranges of int8, as for `compress_depth`.
 
     Raises:
-        ArtifactError: the network cannot be exported, a weight leaves the range of float16, or the model does not
-            compute the same.
-        DataError: int8 without data, or data that do not fit.
+        ArtifactError: the network cannot be exported, a weight leaves the range of float16, or the model's outputs
+            differ.
+        DataError: int8 was requested without data, or the data do not fit.
     """
     if precision not in PRECISIONS:
         raise ArtifactError(f"precision (={precision!r}) must be one of {', '.join(PRECISIONS)}")
     if precision == "int8" and data is None:
         raise DataError(
-            "int8 needs images to find the ranges of its tensors; pass data= (on the command line --data DIR), a few "
-            "dozen images like those that the network will see"
+            "int8 needs images to find the ranges of its tensors; pass data= (on the command line --data DIR) with a "
+            "few dozen typical images"
         )
     network = in_half(gm) if precision == "fp16" else gm
     inputs = tuple(_as_half(tensor) if precision == "fp16" else tensor for tensor in example_inputs)
@@ -66,10 +66,10 @@ def onnx_in_precision(
 
 
 def in_half(gm: nn.Module) -> nn.Module:
-    """Return a copy in float16 and evaluation mode, norms folded into convolutions in float64 before they are rounded.
+    """Return a copy in float16 and evaluation mode, with norms folded in float64 before rounding.
 
     Raises:
-        ArtifactError: a weight is beyond the range of float16.
+        ArtifactError: a weight leaves the range of float16.
     """
     network = copy.deepcopy(gm).eval().double()
     if isinstance(network, fx.GraphModule):
@@ -88,15 +88,15 @@ def in_half(gm: nn.Module) -> nn.Module:
 def quantized(model: bytes, example: Tensor, data: Iterable[Any]) -> bytes:
     """Return a float32 model with QuantizeLinear and DequantizeLinear around the inputs of its heavy operators.
 
-    Scales are symmetric, per channel for weights and per tensor for activations: the only form that TensorRT takes.
+    Scales are symmetric, per channel for weights and per tensor for activations; TensorRT takes no other form.
 
     Args:
-        model: its first dimension may be dynamic.
-        example: shaped like the model's one input.
-        data: images; the largest magnitude of each tensor on them is its range.
+        model: the model; its first dimension may be dynamic.
+        example: a tensor with the shape of the model's one input.
+        data: images; the range of a tensor is its largest magnitude on them.
 
     Raises:
-        DataError: data are empty or do not fit the model.
+        DataError: the data are empty or do not fit the model.
     """
     import onnx
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
@@ -119,7 +119,7 @@ def quantized(model: bytes, example: Tensor, data: Iterable[Any]) -> bytes:
 
 
 def random_inputs(inputs: tuple[Tensor, ...], batch: int) -> tuple[Tensor, ...]:
-    """Return `batch` normal random inputs of the shapes and types given, the same ones each time; integers repeat."""
+    """Return `batch` normal random inputs with the shapes and types of `inputs`, from a fixed seed; integers repeat."""
     generator = torch.Generator().manual_seed(_TRIAL_SEED)
     return tuple(
         torch.randn((batch, *x.shape[1:]), generator=generator).to(x.device, x.dtype)
@@ -130,7 +130,7 @@ def random_inputs(inputs: tuple[Tensor, ...], batch: int) -> tuple[Tensor, ...]:
 
 
 class _Reader:
-    """What quantize_static reads batches from."""
+    """Source of batches for quantize_static."""
 
     def __init__(self, name: str, batches: Iterable[Tensor]) -> None:
         self._name, self._batches = name, iter(batches)
@@ -141,7 +141,7 @@ class _Reader:
 
 
 def _of_size(images: Tensor, size: int) -> Iterator[Tensor]:
-    """Yield the images in batches of exactly `size`, the last one filled up with the first images."""
+    """Yield the images in batches of exactly `size`, the last one filled with the first images."""
     count = -(-len(images) // size)
     order = torch.arange(count * size) % len(images)
     for start in range(0, len(order), size):
@@ -150,7 +150,7 @@ def _of_size(images: Tensor, size: int) -> Iterator[Tensor]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep back advice that onnxruntime logs about its own preprocessing, which the exporter has done."""
+    """Silence onnxruntime's advice on preprocessing, which the exporter has done."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,1 +1,1 @@
-"""Convolutions in closed form: for one span, for all candidates, for a whole plan; and how far outputs then differ."""
+"""Closed-form fits: of one slot, of all candidates, of a whole plan; and the divergence of the changed outputs."""

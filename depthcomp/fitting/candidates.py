@@ -1,6 +1,7 @@
-"""The convolutions of all candidates, fitted towards the original network's tensors from one pass over the images.
+"""Fits of all candidates to the original network's tensors, in few passes over the images.
 
-All fits that read one tensor alike share the sums of one least-squares system, whatever their kernels and targets.
+Fits that read a tensor with equal stride, centre and groups share the sums of one least-squares system. Their kernels
+and targets may differ.
 """
 
 from __future__ import annotations
@@ -26,15 +27,15 @@ from fx_passes.operators import Role
 __all__ = ["Weights", "design_of_slot", "fit_candidates", "replacement", "samples_per_batch", "whole_states"]
 
 Weights = Mapping[str, AffineConv]
-"""The convolutions of a body, by the names of their nodes."""
+"""Convolutions of a body, by node name."""
 
-SAMPLES_PER_UNKNOWN = 5  # pixels per regression
-LEAST_SAMPLES = 2048
+SAMPLES_PER_UNKNOWN = 5
+LEAST_SAMPLES = 2048  # pixels that each fit samples on top of these
 
 
 @dataclass(frozen=True, slots=True)
 class _Fit:
-    """A slot of one choice."""
+    """A slot of a choice."""
 
     choice: SpanChoice
     slot: Slot
@@ -50,7 +51,7 @@ class _Shared:
     """Fits that share a system.
 
     Attributes:
-        system: large enough for each of them.
+        system: the least-squares system, for the largest of their kernels.
         members: the fits.
     """
 
@@ -59,16 +60,16 @@ class _Shared:
 
     @property
     def targets(self) -> list[str]:
-        """The tensors that they aim at."""
+        """Names of the target tensors."""
         return sorted({fit.slot.target for fit in self.members})
 
     @property
     def outputs(self) -> int:
-        """How many channels they have together."""
+        """Number of channels of all targets together."""
         return sum({fit.slot.target: fit.slot.operator.out_channels for fit in self.members}.values())
 
 
-_Solved = dict[tuple[SpanChoice, str], Mapping[int, AffineConv]]  # by key, and by the fold that was not seen
+_Solved = dict[tuple[SpanChoice, str], Mapping[int, AffineConv]]  # by key and unseen fold
 
 
 def fit_candidates(
@@ -82,17 +83,17 @@ def fit_candidates(
 ) -> dict[SpanChoice, Mapping[int, Weights]]:
     """Return the weights of each candidate's body, by the judging fold that they have not seen.
 
-    Solved ones are in the images' precision; those that follow from the network's own are in float64. Where memory is
-    not enough for all sums together, the images pass through the network several times; where it is not enough for one
-    system, its kernel has fewer patterns than pixels.
+    Solved weights have the images' precision; weights computed from the network's own have float64. Where the sums of
+    all systems exceed the memory, the images pass through the network several times. Where a single system exceeds
+    it, its kernel is solved as fewer patterns than pixels.
 
     Args:
         network: the captured network, in evaluation mode; it is not changed.
-        candidates: what to fit; `memory` has room for a pixel of each slot's kernel at least.
+        candidates: the candidates to fit; `memory` has room for at least one pixel of each slot's kernel.
         calibration: the images.
-        seed: of the sampled pixels.
+        seed: seed of the sampled pixels.
         progress: called as (what, done, total).
-        memory: what the fits may take; None for the default.
+        memory: the memory that fits may use; None for the default.
     """
     report, memory = progress or silent, memory or FitMemory(calibration.count)
     fits = [_Fit(candidate.choice, slot) for candidate in candidates for slot in candidate.slots]
@@ -101,12 +102,12 @@ def fit_candidates(
     for number, several in enumerate(passes):
         where = f"pass {number + 1} of {len(passes)}"
         solved.update(_fitted(network, several, calibration, seed, _in_pass(report, where)))
-        several.clear()  # their sums make room for the next
+        several.clear()  # frees their sums for the next pass
     return {candidate.choice: _weights(candidate, solved, calibration.count) for candidate in candidates}
 
 
 def _weights(candidate: Candidate, solved: _Solved, folds: int) -> Mapping[int, Weights]:
-    """Return the weights of a body, by the fold that they have not seen."""
+    """Return the weights of a candidate's body, by the fold that they have not seen."""
     given = kind_of(candidate.choice).weights(candidate.choice, candidate.piece)
     fits = [_Fit(candidate.choice, slot) for slot in candidate.slots]
     seen = solved[fits[0].key] if fits else range(folds)
@@ -116,7 +117,7 @@ def _weights(candidate: Candidate, solved: _Solved, folds: int) -> Mapping[int, 
 def _fitted(
     network: CapturedNetwork, several: Sequence[_Shared], calibration: CalibrationSet, seed: int, report: Progress
 ) -> _Solved:
-    """Return the operators of fits whose sums are taken in one pass over the images."""
+    """Return the operators of the fits of one pass over the images."""
     operators: _Solved = {}
     for done, (batch, fold) in enumerate(zip(calibration.batches, calibration.folds, strict=True)):
         _accumulate(network, several, batch, calibration.least_fitted, seed + done, fold)
@@ -133,35 +134,35 @@ def _in_pass(report: Progress, where: str) -> Progress:
 
 
 def replacement(candidate: Candidate, weights: Weights, tail: Tail) -> tuple[str, Tensor]:
-    """Return the name of the node where a candidate's change begins, and the tensor that stands there then.
+    """Return the node name where a candidate's change begins, and the changed tensor there.
 
     Args:
-        candidate: what takes its span's place.
-        weights: of its body.
-        tail: the original's forward.
+        candidate: the candidate whose body replaces its span.
+        weights: weights of the body.
+        tail: recorded forward of the original network.
     """
     body = candidate.body
     return body.at, body.run(tail.gm, tail.value(candidate.choice.entry), weights)
 
 
 def design_of_slot(slot: Slot) -> Design:
-    """Return what the fit of a slot reads; fits of one design are computed together."""
+    """Return the design of a slot's fit; fits of equal design share a system."""
     return design_of(slot.entry, slot.operator)
 
 
 def whole_states(network: CapturedNetwork, names: Iterable[str]) -> set[str]:
-    """Return those of the tensors that are no summand: a summand's unexplained part is better left out."""
+    """Return the names of tensors that are no summand; the unexplained part of a summand is better left out."""
     nodes, roles = network.nodes, network.roles
     return {name for name in names if [roles[user.name] for user in nodes[name].users] != [Role.ADD]}
 
 
 def samples_per_batch(unknowns: int, batches: int) -> int:
-    """Return how many pixels to take from each batch for a system of so many unknowns."""
+    """Return the number of pixels to sample from each batch for a system of `unknowns`."""
     return (SAMPLES_PER_UNKNOWN * unknowns + LEAST_SAMPLES) // batches + 1
 
 
 def _sharing(fits: Sequence[_Fit], memory: FitMemory) -> Iterator[_Shared]:
-    """Yield the fits of each design with a system; each kernel has its own where all together take too much."""
+    """Yield fits of one design with their system; one system for each kernel where a shared one exceeds the memory."""
     by_design: dict[Design, list[_Fit]] = {}
     for fit in fits:
         by_design.setdefault(design_of_slot(fit.slot), []).append(fit)
@@ -185,7 +186,7 @@ def _largest_kernel(fits: Sequence[_Fit]) -> Pair:
 def _accumulate(
     network: CapturedNetwork, several: Sequence[_Shared], batch: Tensor, batches: int, seed: int, fold: int
 ) -> None:
-    """Add one of `batches` that make up a fit to the sums of all systems, none of which depends on the others."""
+    """Add a batch to the sums of all systems; a fit sees at least `batches` batches."""
     wanted = {name for shared in several for name in (shared.system.design.entry, *shared.targets)}
     tensors = record(network.gm, batch, wanted)
     for shared in several:
@@ -197,7 +198,7 @@ def _accumulate(
 
 
 def _alike(fits: Sequence[_Fit]) -> list[list[_Fit]]:
-    """Return fits of one design in groups that share one factorisation: of one shape, and with one prior."""
+    """Return fits of one design in groups of equal shape and prior, which share a factorisation."""
     groups: dict[tuple[object, ...], list[_Fit]] = {}
     for fit in fits:
         own = fit.slot.node if fit.slot.kept else None

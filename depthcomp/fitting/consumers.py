@@ -1,8 +1,8 @@
-"""Kept layers that read what a choice changes, refitted for that choice alone.
+"""Refits of the kept layers that consume a candidate's change, for its score.
 
-A compression refits the kept layers behind its changes (`depthcomp.fitting.kept_slots`), so a choice costs what is left
-of the loss after that. What the first of them can make up for is most of it. A dropped depthwise convolution is an
-example: its consumer mixes all of its channels anyway.
+A compression refits the kept layers behind its changes (`depthcomp.fitting.kept_slots`), so a choice is scored after
+a refit too. The first layers behind a change recover most of the loss. Example: the consumer of a dropped depthwise
+convolution mixes all of its channels anyway.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _TARGET = "target"
 
 @dataclass(frozen=True, slots=True)
 class _Consumer:
-    """A kept layer that reads a candidate's change, and the equations of its refit."""
+    """A kept layer that reads a candidate's change, with the system of its refit."""
 
     candidate: Candidate
     slot: Slot
@@ -50,21 +50,21 @@ def refit_consumers(
     memory: FitMemory,
     progress: Progress,
 ) -> dict[SpanChoice, dict[str, AffineConv]]:
-    """Return for each candidate the new operators of the first layers behind it, by node.
+    """Return the refitted operators of the first layers behind each candidate, by node, in the images' precision.
 
-    They are in the images' precision. Some layers stay as they are: those that memory has no room to solve whole, those
-    that read what is not finite, and those behind a fit without an activation at its end. What such a fit misses hardly
-    depends on what it gives, so a linear consumer makes up for little of it. Where memory is not enough for all sums
-    together, the images pass through the network several times.
+    A layer stays as it is where its system exceeds the memory, and where its inputs are not finite. It also stays
+    behind a fit without an activation at its end: the fit's error hardly depends on its output, so a linear layer
+    recovers little of it. Where the sums of all systems exceed the memory, the images pass through the network several
+    times.
 
     Args:
         network: the captured network, in evaluation mode; it is not changed.
-        candidates: the candidates, each of which alone takes its span's place.
-        weights: of their bodies.
+        candidates: the candidates; each alone replaces its span.
+        weights: weights of the candidates' bodies.
         calibration: the images.
-        unseen: a fold that no refit sees; it only judges how strongly each leans to its own weights.
-        seed: of the sampled pixels.
-        memory: what the refits may take.
+        unseen: a fold that no refit sees; it only chooses how strongly each refit leans to the layer's own weights.
+        seed: seed of the sampled pixels.
+        memory: the memory that refits may use.
         progress: called as (what, done, total).
     """
     found: dict[SpanChoice, dict[str, AffineConv]] = {candidate.choice: {} for candidate in candidates}
@@ -79,7 +79,7 @@ def refit_consumers(
             if consumer.system.is_finite:
                 operator = _solved(consumer, unseen).to(calibration.batches[0])
                 found[consumer.candidate.choice][consumer.slot.node] = operator
-        several.clear()  # their sums make room for the next
+        several.clear()  # frees their sums for the next pass
     return found
 
 
@@ -109,7 +109,7 @@ def _accumulate(
     seed: int,
     fold: int,
 ) -> None:
-    """Add one of `batches` that make up a fit to the sums of all consumers, none of which depends on the others."""
+    """Add a batch to the sums of all consumers; a refit sees at least `batches` batches."""
     for consumer in several:
         slot, system = consumer.slot, consumer.system
         target = as_images(tail.value(slot.target))

@@ -1,4 +1,4 @@
-"""How far a changed network is from the original, by what both return for the same images."""
+"""Divergence of a changed network's outputs from the original's on the same images."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ __all__ = ["divergence", "divergence_of", "is_scores", "power", "require_finite"
 
 
 def divergence(original: Any, changed: Any) -> float:
-    """Return how far `changed` is from `original`, the outputs of two networks on the same images.
+    """Return the divergence of output `changed` from output `original` of two networks on the same images.
 
-    For one tensor of class scores (n, classes) this is the mean KL(softmax original || softmax changed) in
-    nats; for any other output, the squared error relative to the original's variance, averaged over tensors.
+    For one tensor of class scores (n, classes) it is the mean KL(softmax original || softmax changed) in nats. For
+    other outputs it is the squared error relative to the original's variance, averaged over tensors.
     """
     return float(divergence_of(original, changed))
 
 
 def divergence_of(original: Any, changed: Any) -> Tensor:
-    """Return the divergence as a tensor () of float64 that can be differentiated."""
+    """Return the divergence as a differentiable float64 tensor ()."""
     pairs = [
         (a, b)
         for a, b in zip(tree_leaves(original), tree_leaves(changed), strict=True)
@@ -38,16 +38,16 @@ def divergence_of(original: Any, changed: Any) -> Tensor:
 
 
 def is_scores(output: Any) -> bool:
-    """Say whether an output holds a score for each class of each image, (n, classes)."""
+    """Return whether an output is a tensor of class scores (n, classes)."""
     return isinstance(output, Tensor) and output.ndim == 2 and output.shape[1] > 1
 
 
 def rise_of_loss(original: Any, changed: Any, labels: Tensor | None) -> float:
-    """Return by how much the loss rises from one network's outputs to another's on the same images.
+    """Return the rise of the loss from the original's outputs to the changed network's on the same images.
 
-    Without labels this is the divergence. With labels (n,) of class scores it is the mean of the divergence and the
-    rise of the cross-entropy: both estimate the same where the original is right about its own certainty; the
-    divergence has less noise on few images, and the labels know where the original errs.
+    Without labels it is the divergence. With labels (n,) of class scores it is the mean of the divergence and the rise
+    of the cross-entropy. Both estimate one quantity where the original is well calibrated: the divergence has less
+    noise on few images, the labels correct the original's errors.
     """
     gap = divergence(original, changed)
     if labels is None:
@@ -57,15 +57,15 @@ def rise_of_loss(original: Any, changed: Any, labels: Tensor | None) -> float:
 
 
 def require_finite(output: Any) -> None:
-    """Refuse an original network whose own output is not finite: nothing can be compared with it.
+    """Refuse an original network whose own output is not finite.
 
     Raises:
         DataError: a value is NaN or infinite.
     """
     if not all(bool(part.isfinite().all()) for part in tree_leaves(output) if isinstance(part, Tensor)):
         raise DataError(
-            "the network's own output on the calibration images is NaN or infinite, so no choice can be compared with "
-            "it; check the network's weights, and that the images are normalised as for training"
+            "the network's own output on the calibration images is NaN or infinite; check the network's weights, and "
+            "normalise the images as for training"
         )
 
 

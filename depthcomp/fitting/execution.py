@@ -1,4 +1,4 @@
-"""Running parts of a graph: forwards that stop at chosen tensors, and re-runs of what follows a changed tensor."""
+"""Partial forwards of a graph: up to chosen tensors, or from a changed tensor on."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ __all__ = ["Stream", "Tail", "record"]
 
 Environment = dict[fx.Node, Any]
 Replacements = Mapping[str, Callable[[Tensor], Tensor]]
-"""What is computed at some nodes, by their names, from the one tensor that each reads."""
+"""Functions by node name; each takes the one tensor that its node reads, and returns the node's tensor."""
 
 _NOTHING: Replacements = MappingProxyType({})
 
 
 class Stream:
-    """A forward over several batches that advances node by node and forgets what is no longer needed.
+    """A forward of several batches that advances node by node and frees tensors after their last use.
 
-    `advance(name)` runs every batch up to a node; the tensors there are then in `values(name)`. The names are to
-    be asked for in the graph's order. The modules may be changed between two advances; what already ran is kept.
+    `advance(name)` runs every batch up to a node; `values(name)` then yields the tensors there. Names must come in the
+    graph's order. Modules may change between two advances; nodes that have run do not run again.
     """
 
     def __init__(self, gm: fx.GraphModule, batches: Sequence[Tensor]) -> None:
@@ -57,7 +57,7 @@ class Stream:
 
 
 class Tail:
-    """The rest of a network after a changed tensor, everything else as in one recorded forward.
+    """A recorded forward that reruns the nodes behind a changed tensor.
 
     Args:
         gm: the network, in evaluation mode; it is not changed.
@@ -88,13 +88,13 @@ class Tail:
     def rerun(self, name: str, value: Tensor, replaced: Replacements = _NOTHING) -> Any:
         """Return the output with the tensor at the node called `name` replaced by `value`.
 
-        Nodes behind it compute what `replaced` says.
+        Nodes named in `replaced` compute the functions given there.
         """
         *_, (_, output) = self._rerun(name, value, replaced, next(reversed(self._nodes.values())))
         return output
 
     def rerun_at(self, name: str, value: Tensor, wanted: Collection[str]) -> dict[str, Any]:
-        """Return what `rerun` has at some nodes, stopping after the last of them; as recorded where nothing changes."""
+        """Return the tensors of `rerun` at the nodes in `wanted`, up to the last one; unchanged ones as recorded."""
         found = {other: self._recorded[self._nodes[other]] for other in wanted}
         last = next((node for node in reversed(self._nodes.values()) if node.name in wanted), self._nodes[name])
         for node, tensor in self._rerun(name, value, _NOTHING, last):
@@ -103,7 +103,7 @@ class Tail:
         return found
 
     def _rerun(self, name: str, value: Tensor, replaced: Replacements, last: fx.Node) -> Iterator[tuple[fx.Node, Any]]:
-        """Yield the nodes whose tensors change, and these, up to the last node."""
+        """Yield each node up to `last` whose tensor changes, with the changed tensor."""
         changed: Environment = {self._nodes[name]: value}
         yield self._nodes[name], value
         for node in self._nodes.values():

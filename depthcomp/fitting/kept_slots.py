@@ -1,9 +1,9 @@
-"""Kept layers behind a changed span, as slots: fitted once more, towards what they gave in the original.
+"""Slots for the kept layers behind a changed span.
 
-A layer that reads a changed tensor computes something else than it was trained for, and errors add up along a network.
-So the kept convolutions behind each change are fitted again. Each aims at the original network's tensor at its end and
-leans to its own weights, as far as that holds on images that the fit has not seen. A summand aims at the original's
-sum less the other summand as it is now: it makes up for what that one lost. Shape and latency stay.
+A layer that reads a changed tensor no longer computes what it was trained for, and errors add up along a network. So
+the kept layers behind each change are refitted to the original network's tensors. A refit leans to the layer's own
+weights as strongly as unseen images favour. The target of a summand is the original's sum less the other summand as
+it is now, so it also corrects the error of the other. Shape and latency stay.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ __all__ = ["as_images", "consumers_of", "kept_behind", "run_operator"]
 
 
 def kept_behind(linearized: GraphFacts, plan: Plan, *, nearest: bool = False) -> list[Slot]:
-    """Return the kept convolutions and linear layers that read what a plan has changed, in order.
+    """Return slots for the kept convolutions and linear layers that read a plan's changes, in the graph's order.
 
-    Dilated convolutions, and those that pad with other than zeros, are not among them.
+    Dilated convolutions and convolutions that pad with values other than zero are left out.
 
     Args:
         linearized: the plan's linearized graph, its norms folded.
         plan: the plan.
-        nearest: only the first ones behind each change, with no refitted one before them. None of them depends on
-            another: where a refit restores one summand, the other summand aims at its own output.
+        nearest: whether to return only the first layers behind each change. They do not depend on each other: where
+            a refit restores one summand, the target of the other summand is its own output.
     """
     return _behind(linearized, {choice.exit for choice in plan}, _rewritten(linearized.nodes, plan), nearest=nearest)
 
 
 def consumers_of(graph: GraphFacts, name: str) -> list[Slot]:
-    """Return the first convolutions and linear layers behind a tensor, as `kept_behind` does the nearest."""
+    """Return slots for the first convolutions and linear layers behind the tensor called `name`."""
     return _behind(graph, {name}, set(), nearest=True)
 
 
 def _behind(graph: GraphFacts, ends: Set[str], own: Set[str], *, nearest: bool) -> list[Slot]:
-    """Return what can be refitted behind the tensors called `ends`, except at the nodes called `own`."""
+    """Return slots for the layers behind the tensors called `ends`, except the nodes called `own`."""
     changed, restored = set[str](), set[str]()
     found = []
     for name, node in graph.nodes.items():
@@ -62,7 +62,7 @@ def _behind(graph: GraphFacts, ends: Set[str], own: Set[str], *, nearest: bool) 
 
 
 def _rewritten(nodes: Mapping[str, fx.Node], plan: Plan) -> set[str]:
-    """Return the names of the nodes of a plan's spans."""
+    """Return the names of the nodes inside a plan's spans."""
     found = set[str]()
     for choice in plan:
         pending = [nodes[choice.exit]]
@@ -75,12 +75,12 @@ def _rewritten(nodes: Mapping[str, fx.Node], plan: Plan) -> set[str]:
 
 
 def as_images(tensor: Tensor) -> Tensor:
-    """Return a tensor (n, c, h, w) as it is, vectors (n, c) as images of one pixel."""
+    """Return an image tensor (n, c, h, w) as it is, and vectors (n, c) as images of one pixel."""
     return tensor[..., None, None] if tensor.ndim == 2 else tensor
 
 
 def run_operator(operator: AffineConv, tensor: Tensor) -> Tensor:
-    """Return what a kept convolution or linear layer with a new operator computes from the tensor that it reads."""
+    """Return the output of a kept convolution or linear layer with a new operator, for the tensor that it reads."""
     image = as_images(tensor)
     computed = operator.to(image)(image)
     return computed if tensor.ndim == 4 else computed[..., 0, 0]

@@ -1,4 +1,4 @@
-"""What the solution of a slot leans to, and how strongly it may."""
+"""Prior weights of a slot's solution, and the candidate strengths of its ridge."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from fx_passes.affine import AffineConv
 __all__ = ["KEPT_STRENGTHS", "prior_of", "strengths_of"]
 
 KEPT_STRENGTHS = (*STRENGTHS, 10.0, 100.0)
-"""The last one leaves a kept layer all but as it was."""
+"""Strengths for kept layers; the last one leaves a layer almost as it was."""
 
 
 def prior_of(slot: Slot) -> AffineConv:
-    """Return what a solution leans to: a kept layer's own weights, else identity where shapes allow, else zero."""
+    """Return the prior of a slot's solution: a kept layer's weights, else identity where shapes allow, else zero."""
     return slot.operator if slot.kept else starting_point(slot.operator)
 
 
 def strengths_of(slot: Slot) -> Sequence[float]:
-    """Return the strengths of the ridge to choose from."""
+    """Return the candidate strengths of a slot's ridge."""
     return KEPT_STRENGTHS if slot.kept else STRENGTHS

@@ -1,9 +1,9 @@
-"""How large a fit may be: what its least-squares system takes in memory, and what is done with one that takes too much.
+"""Memory limit of fits.
 
-A system of n unknowns per output channel keeps one Gram matrix of n x n for each fold of images, and its solution some
-more. Where that is more than may be used, the kernel is a mixture of fewer patterns than it has pixels, as many as the
-memory has room for: single pixels near its centre, and smooth waves over all of it (see
-`depthcomp.fitting.ridge.patterns`). `scripts/bench_patterns.py` measures what that costs (`docs/patterns.txt`).
+A system of n unknowns per output channel keeps an n x n Gram matrix for each fold of images, and its solution keeps
+several more. Where they exceed the limit, the kernel is solved as fewer patterns than pixels, as many as fit: single
+pixels near its centre, and smooth waves over all of it (`depthcomp.fitting.ridge.patterns`).
+`scripts/bench_patterns.py` measures the loss of accuracy (`docs/patterns.txt`).
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from fx_passes.affine import AffineConv, Pair
 __all__ = ["MEMORY_MIB", "FitMemory"]
 
 MEMORY_MIB = 1536
-SOLVING = 5  # times the sums of a fold, which a solution holds besides those of the folds
-PARTS = 3  # of the memory, one of them for a single fit: others' sums have room beside it, and it takes seconds
+SOLVING = 5  # a solution keeps this many times the sums of one fold, besides the sums of all folds
+PARTS = 3  # a single fit may use one of this many parts: it leaves room for others, and takes only seconds
 _MIB = 2**20
 
 _Work = TypeVar("_Work")
@@ -30,41 +30,41 @@ _Work = TypeVar("_Work")
 
 @dataclass(frozen=True, slots=True)
 class FitMemory:
-    """The memory that fits may take.
+    """The memory that fits may use.
 
     Attributes:
-        folds: into how many parts the images are split.
-        mib: most memory, in MiB; for a single fit, a third of it.
+        folds: number of folds of the images.
+        mib: the limit in MiB; a single fit may use a third of it.
     """
 
     folds: int
     mib: float = MEMORY_MIB
 
     def system(self, entry: str, operator: AffineConv, kernel: Pair | None = None) -> RidgeSystem:
-        """Return the system of a convolution that reads the tensor at `entry`, for its own or a larger kernel."""
+        """Return the system of a convolution that reads the tensor at `entry`, for its own or a larger `kernel`."""
         kernel = kernel or operator.kernel
         count = self.patterns(operator, kernel)
         return RidgeSystem(design_of(entry, operator), kernel, operator.in_channels, count=count)
 
     def patterns(self, operator: AffineConv, kernel: Pair | None = None) -> int:
-        """Return for how many patterns there is room, at most the pixels of a convolution's own or a larger kernel."""
+        """Return how many patterns fit, at most the pixels of a convolution's own or a larger `kernel`."""
         channels, pixels = operator.in_channels // operator.groups, math.prod(kernel or operator.kernel)
         grams = 8 * operator.groups * (self.folds + SOLVING)
         return min(pixels, math.isqrt(int(self.mib * _MIB) // (PARTS * grams)) // channels)
 
     def is_whole(self, operator: AffineConv, kernel: Pair | None = None) -> bool:
-        """Say whether there is room for all pixels of a convolution's own kernel or of a larger one."""
+        """Return whether all pixels of a convolution's own or a larger `kernel` fit."""
         return self.patterns(operator, kernel) == math.prod(kernel or operator.kernel)
 
     def passes(
         self, work: Iterable[_Work], system_of: Callable[[_Work], RidgeSystem], outputs_of: Callable[[_Work], int]
     ) -> Iterator[list[_Work]]:
-        """Yield groups whose sums, and the largest one's solution, fit into memory together, the smallest first.
+        """Yield groups of items whose sums and largest solution fit into memory together, the smallest items first.
 
         Args:
-            work: what is to be solved.
-            system_of: returns its system.
-            outputs_of: returns how many outputs are solved for, in all channels.
+            work: items to solve.
+            system_of: returns an item's system.
+            outputs_of: returns an item's number of output channels.
         """
         group: list[_Work] = []
         used = 0.0
@@ -78,34 +78,34 @@ class FitMemory:
             yield group
 
     def mib_of(self, system: RidgeSystem, outputs: int) -> tuple[float, float]:
-        """Return what the sums of a system take, and what its solution takes besides."""
+        """Return the memory of a system's sums, and the additional memory of its solution, in MiB."""
         one = _gram_mib(system.unknowns, system.design.groups) + 8 * system.unknowns * outputs / _MIB
         return self.folds * one, SOLVING * one
 
     def fitting(self, candidates: Sequence[Candidate]) -> tuple[list[Candidate], tuple[str, ...]]:
-        """Return the candidates that can be fitted, or need no fit, and what the user should know of the others."""
+        """Return the candidates that can be fitted or need no fit, and notes for the user on the others."""
         fits = [slot for candidate in candidates for slot in candidate.slots]
         left_out = [slot for slot in fits if not self.patterns(slot.operator)]
         cut = [slot for slot in fits if 0 < self.patterns(slot.operator) < math.prod(slot.operator.kernel)]
         notes = []
         if cut:
             notes.append(
-                f"{len(cut)} of {len(fits)} fits are mixtures of fewer patterns than their kernels have pixels, as the "
-                f"whole systems take up to {self._whole_mib(cut)} MiB; {self._remedy(cut)}"
+                f"{len(cut)} of {len(fits)} fits solve fewer patterns than their kernels have pixels, as whole kernels "
+                f"need up to {self._whole_mib(cut)} MiB; {self._remedy(cut)}"
             )
         if left_out:
             notes.append(
-                f"{len(left_out)} of {len(fits)} fits were left out: {self.mib:g} MiB have not even room for one pixel "
-                f"of their kernels; {self._remedy(left_out)}"
+                f"{len(left_out)} of {len(fits)} fits were left out, as {self.mib:g} MiB are too little for even one "
+                f"pixel of their kernels; {self._remedy(left_out)}"
             )
         solved = [c for c in candidates if all(self.patterns(slot.operator) for slot in c.slots)]
         return solved, tuple(notes)
 
     def _remedy(self, slots: Sequence[Slot]) -> str:
-        return f"CalibratedImportance(memory_mib={self._whole_mib(slots)}) solves them whole, in more time"
+        return f"CalibratedImportance(memory_mib={self._whole_mib(slots)}) solves whole kernels, but takes longer"
 
     def _whole_mib(self, slots: Sequence[Slot]) -> int:
-        """Return the memory in which all of these are solved whole."""
+        """Return the limit in MiB under which all slots are solved whole."""
         operators = [slot.operator for slot in slots]
         largest = max(_gram_mib(math.prod(o.weight.shape[1:]), o.groups) for o in operators)
         return math.ceil(PARTS * (self.folds + SOLVING) * largest)

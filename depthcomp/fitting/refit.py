@@ -1,7 +1,7 @@
-"""The weights of a plan's slots, solved front to back, and what the whole plan really loses.
+"""Refit of a whole plan: its slots solved front to back, and the loss of the result.
 
-Slots are the new convolutions of the plan, and kept layers behind its changes (`depthcomp.fitting.kept_slots`). Kept
-ones that memory has no room to solve whole stay as they are.
+The slots are the plan's new convolutions and the kept layers behind its changes (`depthcomp.fitting.kept_slots`). A
+kept layer whose system exceeds the memory stays as it is.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ from fx_passes.slot_layers import load_operator
 __all__ = ["Kept", "Refit", "Refitter", "Unfitted"]
 
 Kept = Literal["none", "nearest", "all"]
-"""Which kept layers behind a change are refitted, too: none, the first ones behind each change, or all."""
+"""Kept layers to refit: none, the first ones behind each change, or all behind a change."""
 
 _TARGET = "target"
 
-Pixels = tuple[Positions, Tensor]  # and the tensor's values there (samples, c)
+Pixels = tuple[Positions, Tensor]  # positions, and a tensor's values there (samples, c)
 
 
 @dataclass(frozen=True, slots=True)
 class Refit:
-    """A plan carried out.
+    """A refitted plan.
 
     Attributes:
-        linearized: the plan's linearized graph with the weights found.
-        solved: the operators of its slots, by node.
+        linearized: the plan's linearized graph with the solved weights.
+        solved: the solved operators, by node.
     """
 
     linearized: fx.GraphModule
@@ -55,13 +55,13 @@ class Refit:
 
 
 class Refitter:
-    """Refits plans on one set of images; what they need of the original network is computed once.
+    """Refits plans on one set of images, and computes the original network's tensors once for all of them.
 
     Args:
         network: the captured network, in evaluation mode; it is not changed.
         calibration: images to fit on and to judge with.
-        seed: for the sampled pixels.
-        memory_mib: what a fit may take, as for those that were scored.
+        seed: seed of the sampled pixels.
+        memory_mib: memory that fits may use, in MiB; give the value that the choices were scored with.
     """
 
     def __init__(
@@ -71,21 +71,21 @@ class Refitter:
         self._memory = FitMemory(calibration.count, memory_mib)
         self._calibration = calibration
         self._seed = seed
-        self._pixels: dict[tuple[str, int], list[Pixels]] = {}  # by the target's name and how many in a batch
+        self._pixels: dict[tuple[str, int], list[Pixels]] = {}  # by target and samples in a batch
 
     def carry_out(
         self, plan: Plan, *, unseen: int | None = None, kept: Kept = "none", progress: Progress | None = None
     ) -> Refit:
-        """Return a plan with its slots solved front to back.
+        """Solve a plan's slots front to back and return the refitted plan.
 
-        Each fit maps the tensor that the compressed network really has at the span's entry to the original
-        network's tensor at its end, so that later fits make up for what earlier ones lost.
+        Each fit maps the compressed network's tensor at a slot's entry to the original network's tensor at its
+        target. So later fits correct the errors of earlier ones.
 
         Args:
-            plan: what to do with the network.
-            unseen: a fold that is left out of the fits and only judges how strongly they lean to their prior;
-                None for the one that is withheld from all fits, if there is one.
-            kept: which kept layers behind a change are refitted, too; all of them take many times as long.
+            plan: the plan.
+            unseen: a fold that the fits do not see; it only chooses how strongly they lean to their prior. None for
+                the fold that is withheld from all fits, if any.
+            kept: which kept layers to refit, too; "all" takes many times as long.
             progress: called as (what, done, total).
         """
         linearized = GraphFacts(linearize(self._network, plan))
@@ -102,9 +102,9 @@ class Refitter:
         return Refit(linearized.gm, solved)
 
     def loss(self, plan: Plan, *, kept: Kept = "none") -> float:
-        """Return the rise of the loss under `plan`, on each judging fold after a refit whose weights have not seen it.
+        """Return the mean rise of the loss under `plan` on the judging images; infinite where an output is NaN.
 
-        It is infinite where an output is NaN. `kept` is that of `carry_out`.
+        Each judging fold has a refit of its own that has not seen it. For `kept` see `carry_out`.
         """
         judges = self._calibration.judges
         refits = {f: self.carry_out(plan, unseen=f if judges else None, kept=kept) for f in judges or (0,)}
@@ -119,7 +119,7 @@ class Refitter:
 
     @functools.cached_property
     def _outputs(self) -> list[Any]:
-        """The original's outputs on the judging batches."""
+        """The original network's outputs on the judging batches."""
         with torch.no_grad():
             return [self._network.gm(batch) for _, batch in self._calibration.judging()]
 
@@ -128,14 +128,14 @@ class Refitter:
         return [slot for choice in plan for slot in kind_of(choice).slots(choice, self._network.piece(choice))]
 
     def _kept(self, linearized: GraphFacts, plan: Plan, kept: Kept) -> list[Slot]:
-        """Return the kept layers to refit: those solved whole, and none where no fold judges how far to go."""
+        """Return the kept layers to refit: those that memory can solve whole, or none where no fold judges."""
         if kept == "none" or not self._calibration.judges:
             return []
         found = kept_behind(linearized, plan, nearest=kept == "nearest")
         return [slot for slot in found if self._memory.is_whole(slot.operator)]
 
     def _solve(self, slot: Slot, compressed: Stream, unseen: int | None) -> AffineConv:
-        """Return the operator of a slot; what it leans to, where it reads what is not finite."""
+        """Return the solved operator of a slot, or its prior where its inputs are not finite."""
         system, prior, strengths = self._summed(slot, compressed), prior_of(slot), strengths_of(slot)
         if not system.is_finite:
             return prior
@@ -148,7 +148,7 @@ class Refitter:
         return solved[unseen][0]
 
     def _summed(self, slot: Slot, compressed: Stream) -> RidgeSystem:
-        """Return the equations of a slot: from what the compressed network has to what the original had."""
+        """Return the system of a slot: from the compressed network's tensors to the original's."""
         system = self._memory.system(slot.entry, slot.operator)
         entries, known = compressed.values(slot.entry), self._pixels[self._key(slot)]
         others = itertools.repeat(None) if slot.other is None else compressed.values(slot.other)
@@ -160,7 +160,7 @@ class Refitter:
         return system
 
     def _sample(self, slots: Iterable[Slot]) -> None:
-        """Sample the original's pixels for those slots that were not asked for before."""
+        """Sample the original network's target pixels for slots whose pixels are not yet known."""
         missing = {key for slot in slots if (key := self._key(slot)) not in self._pixels}
         for batch in self._calibration.batches if missing else ():
             tensors = record(self._network.gm, batch, {target for target, _ in missing})
@@ -171,13 +171,13 @@ class Refitter:
                 self._pixels.setdefault((target, count), []).append((positions, positions.pixels(wanted)))
 
     def _key(self, slot: Slot) -> tuple[str, int]:
-        """Return whose pixels a slot aims at, and how many of them are sampled in a batch."""
+        """Return a slot's target, and how many of its pixels are sampled in a batch."""
         system = self._memory.system(slot.entry, slot.operator)
         return slot.target, samples_per_batch(system.unknowns, self._calibration.least_fitted)
 
 
 class Unfitted(Refitter):
-    """A refitter that fits nothing: a plan's weights are what linearizing gives, from which training begins."""
+    """A refitter that fits nothing: training begins from the weights that linearizing gives."""
 
     def carry_out(
         self, plan: Plan, *, unseen: int | None = None, kept: Kept = "none", progress: Progress | None = None

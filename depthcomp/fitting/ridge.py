@@ -1,12 +1,12 @@
-"""The convolution that best maps one tensor of a network to another: ridge regression in closed form.
+"""Ridge regression from one tensor of a network to another, which gives the weights of a convolution.
 
 With patches x of the entry tensor and target pixels y, both centred, the weights minimise
 
     mean |y - W x|^2 + strength * mean |x_i|^2 * |W - W0|^2
 
-where W0 is a prior kernel (identity where shapes allow it, else zero) and the bias is free. The normal equations
-are multiplied out per batch in the network's precision, summed and solved in float64, over sampled positions,
-once for the largest kernel of an entry; smaller kernels use a part of the same sums.
+where W0 is a prior kernel (a kept layer's weights; else identity where shapes allow it, else zero). The bias is free.
+The normal equations are multiplied out in the network's precision for each batch, over sampled positions. They are
+summed and solved in float64. They are summed once for the largest kernel; smaller kernels use a part of these sums.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from fx_passes.affine import AffineConv, Pair, Sides
 __all__ = ["Design", "Positions", "RidgeSystem", "design_of", "patterns", "sample_positions", "starting_point"]
 
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)  # of the ridge, relative to the mean power of a patch element
-JUDGED_OUTPUTS = 32  # of each target, enough to tell one strength from another
+JUDGED_OUTPUTS = 32  # outputs of each target that judge; more hardly change the chosen strength
 UNJUDGED_STRENGTH = 1e-1  # where no fold judges
-FLAT = 1e-8  # of the squared mean: a smaller variance is rounding in single precision
-LARGEST_GAIN = 3.0  # a channel that is hardly explained would otherwise become noise
+FLAT = 1e-8  # a variance below this share of the squared mean is rounding error of single precision
+LARGEST_GAIN = 3.0  # a larger gain would turn a hardly explained channel into noise
 
 
 @dataclass(frozen=True, slots=True)
 class Design:
-    """Which pixels of the entry tensor an output pixel reads.
+    """The positions of a convolution's kernel on its entry tensor.
 
     Attributes:
         entry: name of the node whose tensor is read.
         stride: step on the entry per output pixel.
-        centre: where the kernel's central tap stands for output pixel (0, 0).
+        centre: position of the kernel's central tap for output pixel (0, 0).
         groups: channel groups.
     """
 
@@ -49,7 +49,7 @@ class Design:
 
 
 def design_of(entry: str, operator: AffineConv) -> Design:
-    """Return the design of a convolution that reads the tensor at `entry`; cropping its kernel changes nothing."""
+    """Return the design of a convolution that reads the tensor at `entry`; its kernel cropped has an equal design."""
     centre = (
         (operator.kernel[0] - 1) // 2 - operator.padding[0],
         (operator.kernel[1] - 1) // 2 - operator.padding[2],
@@ -58,7 +58,7 @@ def design_of(entry: str, operator: AffineConv) -> Design:
 
 
 def starting_point(operator: AffineConv) -> AffineConv:
-    """Return the prior kernel of a convolution shaped like `operator`: identity where shapes allow, else zero."""
+    """Return a prior for a convolution shaped like `operator`: identity where shapes allow, else zero."""
     weight = torch.zeros(operator.weight.shape, dtype=torch.float64)
     if operator.in_channels == operator.out_channels and operator.stride == (1, 1):
         row, column = ((size - 1) // 2 for size in operator.kernel)
@@ -69,13 +69,14 @@ def starting_point(operator: AffineConv) -> AffineConv:
 
 
 def patterns(kernel: Pair, count: int) -> Tensor:
-    """Return orthonormal patterns (pixels, count) of weights over a kernel's pixels; all single pixels where that many.
+    """Return orthonormal patterns (pixels, count) of weights over a kernel's pixels.
 
-    Of fewer, half are the single pixels nearest the centre, where most of what a convolution does happens, and half are
-    the smoothest waves over the whole kernel (products of cosines, those of JPEG), as tensors of images are smooth.
+    With as many patterns as pixels they are the single pixels. Else half are the pixels nearest the centre, where most
+    of a convolution's weight lies. The other half are the smoothest waves over the kernel (the cosine products of
+    JPEG), as tensors of images are smooth.
 
     Raises:
-        ValueError: there are no so many patterns.
+        ValueError: `count` is not from 1 to the kernel's pixels.
     """
     pixels = torch.eye(kernel[0] * kernel[1], dtype=torch.float64)
     if not 1 <= count <= len(pixels):
@@ -91,7 +92,7 @@ def patterns(kernel: Pair, count: int) -> Tensor:
 
 
 def _waves(kernel: Pair) -> Tensor:
-    """Return the cosine waves over a kernel (pixels, pixels), one a column, the smoothest first."""
+    """Return the cosine waves over a kernel (pixels, pixels), one in each column, the smoothest first."""
     one, other = (torch.arange(size, dtype=torch.float64) for size in kernel)
     down, across = (torch.cos(torch.pi * (n[:, None] + 0.5) * n / len(n)) for n in (one, other))
     frequency = (one[:, None].square() + other.square()).flatten()
@@ -100,7 +101,7 @@ def _waves(kernel: Pair) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Positions:
-    """Some pixels of a tensor (n, c, h, w).
+    """Positions of sampled pixels in a tensor (n, c, h, w).
 
     Attributes:
         image: index of each pixel's image (samples,).
@@ -129,12 +130,11 @@ def sample_positions(target: Tensor, count: int, generator: torch.Generator) -> 
 
 @dataclass(frozen=True, slots=True)
 class _Scatter:
-    """Means, and scatter about them, over sampled pixels.
+    """Means of sampled pixels, and their scatter about the means.
 
-    x is a patch, y the pixels of all targets side by side, both split into groups. A batch is centred before it is
-    multiplied out, so that single precision suffices, and batches are joined in float64 as Chan, Golub and LeVeque
-    do (Updating formulae and a pairwise algorithm for computing sample variances, 1979). `+=` takes the left side's
-    memory for the sum.
+    x is a patch, y the pixels of all targets side by side, both split into groups. Each batch is centred before it is
+    multiplied out, so single precision suffices. Batches are joined in float64 after Chan, Golub and LeVeque (Updating
+    formulae and a pairwise algorithm for computing sample variances, 1979). `+=` overwrites the left side's memory.
     """
 
     count: int
@@ -146,13 +146,13 @@ class _Scatter:
 
     @classmethod
     def of(cls, x: Tensor, y: Tensor) -> _Scatter:
-        """Return that of patches (groups, samples, unknowns) and pixels (groups, samples, outputs)."""
+        """Return the scatter of patches (groups, samples, unknowns) and pixels (groups, samples, outputs)."""
         (x, x_mean), (y, y_mean) = _centred(x), _centred(y)
         yy, xy = y.square().sum(1, keepdim=True).double(), x.transpose(1, 2) @ y
         return cls(x.shape[1], x_mean.transpose(1, 2), _gram(x), y_mean, yy, xy)
 
     def double(self) -> _Scatter:
-        """Return the same in float64."""
+        """Return the scatter in float64."""
         return replace(self, xx=self.xx.double(), xy=self.xy.double())
 
     def __add__(self, other: _Scatter) -> _Scatter:
@@ -162,7 +162,7 @@ class _Scatter:
         return self._joined(other, self.xx.add_(other.xx), self.xy.add_(other.xy))
 
     def _joined(self, other: _Scatter, xx: Tensor, xy: Tensor) -> _Scatter:
-        """Return both as one, in the place of the sums of their scatters; what the means differ by is added."""
+        """Return the joint scatter; it overwrites `xx` and `xy`, the sums of both, to add the means' difference."""
         x, y = other.x - self.x, other.y - self.y
         count = self.count + other.count
         share = other.count / count
@@ -193,14 +193,14 @@ def _gram(x: Tensor) -> Tensor:
     if len(x) > 1 or x.device.type != "cpu":
         return x.transpose(1, 2) @ x
     array = x[0].numpy()
-    return torch.from_numpy(array.T @ array)[None]  # NumPy's BLAS knows that it is symmetric, and takes half the time
+    return torch.from_numpy(array.T @ array)[None]  # NumPy's BLAS uses the symmetry and takes half the time
 
 
 def _centred(values: Tensor) -> tuple[Tensor, Tensor]:
     """Return values (groups, samples, k) less their mean, and the mean (groups, 1, k) in float64."""
     mean = values.mean(1, keepdim=True)
     centred = values - mean
-    return centred, mean.double() + centred.mean(1, keepdim=True)  # what the rounded mean left
+    return centred, mean.double() + centred.mean(1, keepdim=True)  # corrects the rounded mean
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,12 +233,12 @@ class _Moments:
         return self.target_mean - self.mean.transpose(1, 2) @ weight
 
     def gain(self, weight: Tensor) -> Tensor:
-        """Return the factor per output that gives a solution its target's variance."""
+        """Return a factor for each output that scales a solution to its target's variance."""
         explained = (weight * (self.covariance @ weight)).sum(1, keepdim=True)
         return (self.variance / explained.clamp_min(1e-12)).sqrt().clamp(max=LARGEST_GAIN)
 
     def error(self, weight: Tensor, bias: Tensor) -> Tensor:
-        """Return the squared error of a solution per output (outputs,), up to a constant of the target."""
+        """Return the squared error of a solution for each output (outputs,), up to a constant of the target."""
         spread = (weight * (self.covariance @ weight - 2 * self.cross)).sum((0, 1))
         shift = self.target_mean - bias - self.mean.transpose(1, 2) @ weight
         return spread + shift.square().sum((0, 1))
@@ -246,13 +246,13 @@ class _Moments:
 
 @dataclass(frozen=True, slots=True)
 class _Task:
-    """What to solve for: which patch elements and outputs, and where the solution leans to.
+    """A regression to solve: its unknowns, outputs and prior.
 
     Attributes:
-        prior: the convolution that gives the shape.
-        basis: the patterns of weights that are solved for (pixels, patterns).
-        taps: the unknowns among those of the system (unknowns,).
-        outputs: the targets' pixels among all (outputs,).
+        prior: the convolution that gives shape and prior weights.
+        basis: the patterns of weights to solve for (pixels, patterns).
+        taps: indices of the unknowns in the system (unknowns,).
+        outputs: indices of the targets' channels in the system (outputs,).
         start: the prior's weights (groups, unknowns, outputs).
         matched: for each target, whether its outputs are scaled to its variance.
     """
@@ -265,36 +265,34 @@ class _Task:
     matched: tuple[bool, ...]
 
     def thinned(self) -> _Task:
-        """Return the task with fewer outputs of each target."""
+        """Return the task with only some outputs of each target."""
         width = self.start.shape[2] // len(self.matched)
         chosen = torch.arange(self.start.shape[2]).reshape(-1, width)[:, :: -(-width // JUDGED_OUTPUTS)].flatten()
         return replace(self, outputs=self.outputs[chosen], start=self.start[..., chosen])
 
     def shaped(self, weight: Tensor) -> Tensor:
-        """Return a solution (groups, unknowns, outputs) as a kernel in the prior's shape."""
+        """Return a solution (groups, unknowns, outputs) as a kernel of the prior's shape."""
         shape = self.prior.weight.shape
         solved = weight.transpose(1, 2).reshape(*shape[:2], -1)
         return _combined(solved, self.basis.T).reshape(shape)
 
 
 def _combined(values: Tensor, columns: Tensor) -> Tensor:
-    """Return `values @ columns`; the values themselves, to the bit, where the columns are the identity's."""
+    """Return `values @ columns`, and the values unchanged where `columns` is square, as then it is the identity."""
     is_identity = columns.shape[0] == columns.shape[1]
     return values if is_identity else values @ columns.to(values.dtype)
 
 
 class RidgeSystem:
-    """The normal equations of one design for several targets, summed over batches.
+    """Normal equations of one design for several targets, summed over batches.
 
-    Each batch belongs to a fold. A solution on some folds is judged by its error on another, which decides how
-    strongly it leans to its prior.
+    Each batch belongs to a fold. The error of a solution on an unseen fold decides how strongly it leans to its prior.
 
     Args:
-        design: what is read.
+        design: positions of the kernel on the entry tensor.
         kernel: height and width of the largest kernel to solve for.
         channels: channels of the entry tensor.
-        count: how many `patterns` of weights over the kernel are solved for, and then for no smaller kernel; None for
-            every single weight.
+        count: number of `patterns` to solve for, with no smaller kernel; None to solve for every weight.
     """
 
     def __init__(self, design: Design, kernel: Pair, channels: int, *, count: int | None = None) -> None:
@@ -308,13 +306,13 @@ class RidgeSystem:
 
     @property
     def is_finite(self) -> bool:
-        """Whether all sums are, so that they can be solved."""
+        """Whether all sums are finite, so that they can be solved."""
         return all(bool(sums.xx.isfinite().all() and sums.xy.isfinite().all()) for sums in self._folds.values())
 
     def accumulate(self, entry: Tensor, targets: Mapping[str, Tensor], positions: Positions, *, fold: int = 0) -> None:
-        """Add what is read from `entry` (n, c_in, h, w) for some output positions to one fold.
+        """Add the patches of `entry` (n, c_in, h, w) at some output positions to the sums of a fold.
 
-        `targets` holds the output pixels there (samples, c_out) by name, the same names in each call and order.
+        `targets` holds the output pixels there (samples, c_out) by name; each call gives equal names in equal order.
         """
         patches = self._patches(entry, positions)
         pixels = [target.reshape(len(target), self.design.groups, -1).transpose(0, 1) for target in targets.values()]
@@ -338,19 +336,18 @@ class RidgeSystem:
         match_variance: Collection[str],
         strengths: Sequence[float] = (),
     ) -> list[AffineConv]:
-        """Return the fitted convolution towards each target, with the shape of `prior`, which it leans to.
+        """Return the convolution fitted to each target, with the shape of `prior`, to which it leans.
 
-        A least-squares fit varies less than its target, by what it cannot explain; for targets named in
-        `match_variance` each output channel is scaled back to the target's variance. Where only some patterns are
-        solved for, what the prior has besides them is lost.
+        A least-squares fit varies less than its target by the part that it cannot explain. For targets named in
+        `match_variance` each output channel is scaled to the target's variance. Where only some patterns are solved
+        for, the rest of the prior is lost.
 
         Args:
-            targets: what to map to; each was accumulated.
-            prior: its kernel is at most the system's, with the same centre.
-            judges: folds, each of which judges solutions on all others. How strongly a solution leans to the prior
-                is what serves them best together.
-            match_variance: targets to give their variance.
-            strengths: to choose from; by default STRENGTHS.
+            targets: names of accumulated targets.
+            prior: the prior; its kernel is at most the system's and has an equal centre.
+            judges: folds, each of which judges solutions on all others; the strength of least total error is taken.
+            match_variance: targets whose variance the fit takes.
+            strengths: candidate strengths of the ridge; by default STRENGTHS.
         """
         task = self._task(targets, prior, match_variance)
         return self._fitted(task, self._moments(task), self._strengths(task, judges, strengths or STRENGTHS))
@@ -364,7 +361,7 @@ class RidgeSystem:
         match_variance: Collection[str],
         strengths: Sequence[float] = (),
     ) -> dict[int, list[AffineConv]]:
-        """Return, for each of `folds`, what `solve` gives on all others; the first judges the strength for all."""
+        """Return the solutions of `solve` without each of `folds`; the first fold chooses the strength for all."""
         task = self._task(targets, prior, match_variance)
         chosen = self._strengths(task, folds[:1], strengths or STRENGTHS)
         return {fold: self._fitted(task, self._moments(task, unseen=fold), chosen) for fold in folds}
@@ -380,24 +377,24 @@ class RidgeSystem:
         return _Task(prior, basis, taps, outputs, start.repeat(1, 1, len(targets)), matched)
 
     def _moments(self, task: _Task, unseen: int | None = None) -> _Moments:
-        """Return the moments of all folds but one."""
+        """Return the moments of all folds but `unseen`."""
         chosen = [sums for fold, sums in self._folds.items() if fold != unseen]
         if not chosen:
-            raise ValueError("nothing was accumulated, so there is nothing to solve")
+            raise ValueError("the system is empty; accumulate batches before solving it")
         return functools.reduce(_Scatter.__add__, chosen).moments(task.taps, task.outputs)
 
-    def _strengths(self, task: _Task, judges: Sequence[int], offered: Sequence[float]) -> list[float]:
-        """Return the strength of least error for each target."""
+    def _strengths(self, task: _Task, judges: Sequence[int], candidates: Sequence[float]) -> list[float]:
+        """Return the candidate strength of least error for each target."""
         if not judges:
             return [UNJUDGED_STRENGTH] * len(task.matched)
         task = task.thinned()
-        errors = torch.zeros(len(offered), len(task.matched), dtype=torch.float64)
+        errors = torch.zeros(len(candidates), len(task.matched), dtype=torch.float64)
         for fold in judges:
             train, test = self._moments(task, fold), self._folds[fold].moments(task.taps, task.outputs)
-            for index, strength in enumerate(offered):
+            for index, strength in enumerate(candidates):
                 weight = train.solve(task.start, strength)
                 errors[index] += test.error(weight, train.bias(weight)).reshape(len(task.matched), -1).sum(1)
-        return [offered[index] for index in errors.argmin(0).tolist()]
+        return [candidates[index] for index in errors.argmin(0).tolist()]
 
     def _fitted(self, task: _Task, moments: _Moments, strengths: Sequence[float]) -> list[AffineConv]:
         """Return the convolution of each target at the strength chosen for it."""
@@ -415,7 +412,7 @@ class RidgeSystem:
         ]
 
     def _patches(self, entry: Tensor, positions: Positions) -> Tensor:
-        """Return the patches read at output `positions`: (groups, samples, unknowns)."""
+        """Return the patches of `entry` at output `positions`: (groups, samples, unknowns)."""
         sides = self._padding(entry, positions.size)
         padded = F.pad(entry, (sides[2], sides[3], sides[0], sides[1]))
         windows = padded.unfold(2, self.kernel[0], self.design.stride[0])
@@ -432,7 +429,7 @@ class RidgeSystem:
         return before[0], after[0], before[1], after[1]
 
     def _taps(self, kernel: Pair) -> Tensor:
-        """Return where the elements of a smaller kernel stand in a flattened patch."""
+        """Return the indices of a smaller kernel's elements in a flattened patch."""
         index = torch.arange(self._channels * self.kernel[0] * self.kernel[1]).reshape(-1, *self.kernel)
         top, left = ((size - 1) // 2 - (k - 1) // 2 for size, k in zip(self.kernel, kernel, strict=True))
         return index[:, top : top + kernel[0], left : left + kernel[1]].flatten()

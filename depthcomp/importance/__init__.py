@@ -1,1 +1,1 @@
-"""Importances of choices, one file each: by closed-form fits, by a little training, or from a file of losses."""
+"""Importances of choices, one file each: closed-form fits, short training, or a file of losses."""

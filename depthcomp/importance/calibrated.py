@@ -1,9 +1,8 @@
-"""What a choice costs in loss: the rise of the divergence from the original network's output.
+"""Losses of choices by closed-form fits, without labels or training.
 
-`calibrated` needs no labels and no training. For every candidate the fitted convolution (or the exact merge, or
-identity) takes its span's place, the kept convolutions that read what it changes are refitted where that helps, the
-rest of the network stays as it was, and the outputs on held-out images are compared. Importance is lower-is-better; the
-sum over a plan's choices stands for the plan's loss.
+The loss of a candidate is the divergence of the network's output on held-out images when the candidate's body replaces
+its span. The kept layers that read the change are refitted where that helps; the rest of the network stays. Lower is
+better. The sum over a plan's choices estimates the plan's loss.
 """
 
 from __future__ import annotations
@@ -36,12 +35,12 @@ __all__ = [
     "score_part",
 ]
 
-LEAST_SCORED = 64  # candidates that see all judging batches
-CONSUMER_BATCHES = 12  # that consumers of a change are refitted on for a score
-MOST_JUDGING = 18  # batches that candidates are scored on; whole plans are judged on all
+LEAST_SCORED = 64  # this many candidates see all judging batches
+CONSUMER_BATCHES = 12  # consumers of a change are refitted on this many batches for a score
+MOST_JUDGING = 18  # candidates are scored on at most this many batches; whole plans are judged on all
 
 Ways = tuple[float, ...]
-"""Losses of a choice as it is and, where its consumers may be refitted, with these refitted."""
+"""Losses of a choice: without refitted consumers and, where refits are allowed, with them."""
 
 
 def calibrated(
@@ -60,17 +59,16 @@ def calibrated(
 
     Args:
         network: the captured network, in evaluation mode; it is not changed.
-        candidates: what to score; `memory` has room for a pixel of each fit's kernel at least.
-        calibration: images. Losses are taken on each judging batch with weights that have not seen its fold, by
-            successive halving: all candidates see the first batch, and of each batch's candidates the half with
-            the lower loss per saved ms sees the next.
-        savings_ms: what each choice saves, in ms.
-        refit_kept: whether kept convolutions that read a change are refitted; not to be done on images that are none.
-        seed: for the sampled pixels.
+        candidates: the candidates to score; `memory` has room for at least one pixel of each fit's kernel.
+        calibration: the images. Each judging batch is scored with weights that have not seen its fold. Batches halve
+            the candidates: all see the first batch, and the half with less loss per saved ms sees the next.
+        savings_ms: latency that each choice saves, in ms.
+        refit_kept: whether kept layers that read a change are refitted; False where the images are random.
+        seed: seed of the sampled pixels.
         progress: called as (what, done, total).
-        journal: what was scored before, and where each new score goes; fits are not kept, so a run that resumes
-            solves them again, unless all that it needs was scored.
-        memory: what the fits may take; None for the default.
+        journal: the scores so far; new scores are added. It holds no fits, so a resumed run solves them again where a
+            score is missing.
+        memory: the memory that fits may use; None for the default.
     """
     report, known = progress or silent, ScoreJournal() if journal is None else journal
     scorer = _Scorer(network, candidates, calibration, known, seed, report, memory, refit_kept=refit_kept)
@@ -98,21 +96,21 @@ def score_part(
     progress: Progress | None = None,
     memory: FitMemory | None = None,
 ) -> int:
-    """Put the scores of a part of the candidates on all judging batches into a journal; return its entries' number.
+    """Score a part of the candidates on all judging batches into a journal, and return the number of entries.
 
-    Candidates that read one tensor alike share the sums of their fits, so they stay together, and each score has the
-    bits that `calibrated` would give it. Which of them halving would pass over depends on the other parts, so none is.
+    Candidates whose fits share sums stay in one part, so each score has the bits that `calibrated` would give it.
+    Nothing is halved here: halving depends on the scores of all parts.
 
     Args:
         network: the captured network, in evaluation mode; it is not changed.
-        candidates: all of them.
-        calibration: images.
-        journal: that of all the candidates.
-        part: which part.
+        candidates: the candidates of all parts.
+        calibration: the images.
+        journal: the journal of all candidates.
+        part: the part to score.
         refit_kept: as for `calibrated`.
-        seed: for the sampled pixels.
+        seed: seed of the sampled pixels.
         progress: called as (what, done, total).
-        memory: what the fits may take; None for the default.
+        memory: the memory that fits may use; None for the default.
     """
     report, some = progress or silent, _part(candidates, part)
     scorer = _Scorer(network, some, calibration, journal, seed, report, memory, refit_kept=refit_kept)
@@ -125,13 +123,13 @@ def score_part(
 
 
 def _part(candidates: Sequence[Candidate], part: Shard) -> list[Candidate]:
-    """Return the candidates of one part; the groups of most work are dealt out first."""
+    """Return the candidates of a part; groups are dealt out by falling work."""
     ordered = sorted(_sharing(candidates), key=lambda group: max(map(_work, group)), reverse=True)
     return [candidate for group in ordered[part.index :: part.count] for candidate in group]
 
 
 def _sharing(candidates: Sequence[Candidate]) -> list[list[Candidate]]:
-    """Return candidates in groups, no two of which share sums or read one tensor."""
+    """Return candidates in groups; candidates that share sums, or change one tensor without a fit, stay together."""
     flow: nx.Graph[object] = nx.Graph()
     for index, candidate in enumerate(candidates):
         shared: list[object] = [design_of_slot(slot) for slot in candidate.slots] or [candidate.choice.entry]
@@ -141,12 +139,12 @@ def _sharing(candidates: Sequence[Candidate]) -> list[list[Candidate]]:
 
 
 def _work(candidate: Candidate) -> int:
-    """Return what the fits of a candidate take, in some unit."""
+    """Return the relative work of a candidate's fits."""
     return sum(math.prod(slot.operator.weight.shape[1:]) ** 3 for slot in candidate.slots)
 
 
 class _Scorer:
-    """Scores candidates on judging batches, or takes the scores from a journal."""
+    """Scores candidates on judging batches, except where the journal has the scores."""
 
     def __init__(
         self,
@@ -163,7 +161,7 @@ class _Scorer:
         self._network, self._candidates, self._calibration = network, candidates, calibration
         self._journal, self._seed, self._report = journal, seed, report
         self._memory = memory or FitMemory(calibration.count)
-        self._refits = refit_kept and bool(calibration.judges)  # a fold has to judge how far a refit goes
+        self._refits = refit_kept and bool(calibration.judges)  # a fold must choose the strength of a refit
         self._judging = list(itertools.islice(calibration.judging(), MOST_JUDGING))
         self._labels = list(calibration.judging_labels())
         self._consumers: dict[tuple[SpanChoice, int], Mapping[str, AffineConv]] = {}
@@ -171,7 +169,7 @@ class _Scorer:
 
     @property
     def batches(self) -> int:
-        """How many batches judge."""
+        """Number of judging batches."""
         return len(self._judging)
 
     def losses(self, candidates: Sequence[Candidate], number: int) -> Iterator[Ways]:
@@ -193,7 +191,7 @@ class _Scorer:
             yield tuple(self._journal[entry] for entry in entries)
 
     def _entries(self, candidate: Candidate, number: int) -> list[str]:
-        """Return the names in the journal of a candidate's losses."""
+        """Return the journal's names for the losses of a candidate."""
         bare = f"{candidate.choice} on batch {number}"
         return [bare, f"{candidate.choice} with refitted readers on batch {number}"] if self._refits else [bare]
 
@@ -206,7 +204,7 @@ class _Scorer:
         return (bare, refitted) if self._refits else (bare,)
 
     def _refit_consumers(self, candidates: Sequence[Candidate], fold: int) -> None:
-        """Refit the consumers of candidates' changes without a fold, unless that was done before."""
+        """Refit the consumers of candidates' changes without a fold, where that is not done yet."""
         self._tail = None  # two would take twice the memory
         missing = [c for c in candidates if (c.choice, fold) not in self._consumers]
         found = refit_consumers(
@@ -218,14 +216,14 @@ class _Scorer:
 
     @functools.cached_property
     def _weights(self) -> Mapping[SpanChoice, Mapping[int, Weights]]:
-        """The weights of all bodies, which are only solved for where a score is missing."""
+        """Weights of all bodies, solved on first use: a run with all scores needs none."""
         return fit_candidates(
             self._network, self._candidates, self._calibration,
             seed=self._seed, progress=self._report, memory=self._memory,
         )  # fmt: skip
 
     def _at(self, number: int) -> Tail:
-        """Return the original's forward on a judging batch; that of the last one is kept."""
+        """Return the original's recorded forward on a judging batch; only the last one stays in memory."""
         if self._tail is None or self._tail[0] != number:
             self._tail = None  # two would take twice the memory
             self._tail = number, _tail(self._network.gm, self._judging[number][1])
@@ -233,7 +231,7 @@ class _Scorer:
 
 
 def _survivors(candidates: int, batches: int) -> list[int]:
-    """Return how many candidates see each batch."""
+    """Return the number of candidates that see each batch."""
     sizes = [candidates]
     while len(sizes) < batches:
         sizes.append(min(sizes[-1], max(LEAST_SCORED, (sizes[-1] + 1) // 2)))
@@ -241,13 +239,13 @@ def _survivors(candidates: int, batches: int) -> list[int]:
 
 
 def _price(losses: Sequence[Ways], saving_ms: float) -> float:
-    """Return the loss for each ms that is saved; what makes the loss NaN is dearest."""
+    """Return the loss per saved ms; infinity where the loss is NaN."""
     loss = _least(losses)
     return math.inf if math.isnan(loss) else loss / saving_ms
 
 
 def _least(losses: Sequence[Ways]) -> float:
-    """Return the mean loss over batches, with or without refits, whichever is less; NaN is more than any number."""
+    """Return the lesser mean loss over batches, without or with refits; NaN counts as more than any number."""
     return min((_mean(way) for way in zip(*losses, strict=True)), key=lambda mean: (math.isnan(mean), mean))
 
 
@@ -268,6 +266,6 @@ def _loss(
     consumers: Mapping[str, AffineConv],
     labels: Tensor | None,
 ) -> float:
-    """Return the loss of the network where a choice and the refitted consumers of its change stand."""
+    """Return the loss of the network with a candidate's body and the refitted consumers of its change."""
     refitted = {name: functools.partial(run_operator, operator) for name, operator in consumers.items()}
     return rise_of_loss(tail.output, tail.rerun(*replacement(candidate, weights, tail), refitted), labels)

@@ -1,4 +1,4 @@
-"""Importance by closed-form fits, without any training."""
+"""Importance by closed-form fits, without training."""
 
 from __future__ import annotations
 
@@ -15,24 +15,23 @@ from latency_tables.fleet.work import Shard
 
 __all__ = ["CalibratedImportance"]
 
-ALGORITHM = 3  # rises when equal settings come to give other scores
+ALGORITHM = 3  # raised by each change that gives other scores for equal settings
 
 
 @dataclass(frozen=True, slots=True)
 class CalibratedImportance:
-    """Closed-form fits, no training: the rise of the loss on images that a fit has not seen.
+    """Importance by closed-form fits: the rise of the loss on images that a fit has not seen.
 
     Attributes:
-        memory_mib: most memory for the sums of fits and for solving them, in MiB, here and where the chosen plans are
-            refitted; the images' tensors come on top. Where it is not enough for all sums at once, the images pass
-            through the network several times, with the same result. A single fit may take a third of it. Where that
-            is not enough, its kernel is a mixture of fewer patterns than it has pixels (`depthcomp.fitting.memory`),
-            and `result.warnings` says of how many choices that is so. With images in three folds the default solves up
-            to 2,896 unknowns whole: a 3x3 kernel over 320 channels has 2,880; over 512 channels there is room for 5
-            patterns for its 9 pixels, and all 9 take 3,888 MiB. Memory grows with the square of the unknowns, time
-            with the cube.
-        images: of `data` that are read at most; None for 512, of images smaller than 224x224 for as many as have that
-            many pixels together, up to 4,096.
+        memory_mib: memory limit for the sums and solutions of fits, in MiB, for scores and for refits of chosen plans;
+            the images' tensors come on top. Where all sums exceed it, the images pass through the network several
+            times, with an equal result. A single fit may use a third of it. A kernel that needs more is solved as
+            fewer patterns than pixels (`depthcomp.fitting.memory`), and `result.warnings` counts those fits. With
+            images in three folds the default solves up to 2,896 unknowns whole. A 3x3 kernel over 320 channels has
+            2,880 unknowns. Over 512 channels the default has room for 5 patterns; all 9 pixels need 3,888 MiB. Memory
+            grows with the square of the unknowns, time with the cube.
+        images: most images of `data` to read. None reads 512; of images smaller than 224x224, as many as have the
+            pixels of 512 such images, up to 4,096.
     """
 
     memory_mib: int = MEMORY_MIB
@@ -43,7 +42,7 @@ class CalibratedImportance:
 
     @property
     def method(self) -> str:
-        """The name of this way to score."""
+        """Name of the importance."""
         return "calibrated"
 
     @property
@@ -53,16 +52,16 @@ class CalibratedImportance:
 
     @property
     def most_images(self) -> int | None:
-        """How many images are read at most; None for as many as their size asks for."""
+        """Most images of `data` to read; None to choose by their size."""
         return self.images
 
     @property
     def unshareable(self) -> str:
-        """Nothing: parts can be scored apart."""
+        """Empty: shards can score parts."""
         return ""
 
     def rules(self, *, refit_kept: bool) -> str:
-        """Return by which rules it scores: refits of kept convolutions change the scores."""
+        """Return the version of the scoring rules; refits of kept layers change the scores."""
         return f"{ALGORITHM}, readers refitted" if refit_kept else f"{ALGORITHM}"
 
     def score_all(self, context: ScoringContext) -> Scored:
@@ -76,14 +75,14 @@ class CalibratedImportance:
         return scored(context, losses, journal, method=self.method, settings=self.settings)
 
     def score_part(self, context: ScoringContext, part: Shard) -> int:
-        """Put the scores of a part of the choices into the journal; return how many entries that are."""
+        """Add the scores of a part of the choices to the journal, and return the number of the part's entries."""
         return score_part(
             context.prepared.network, context.candidates, context.prepared.calibration, self._journal(context), part,
             refit_kept=context.refit_kept, seed=context.seed, progress=context.progress, memory=context.memory,
         )  # fmt: skip
 
     def _journal(self, context: ScoringContext) -> ScoreJournal:
-        """Return the journal of these scores; choices that are fitted together share sums, so all of them count."""
+        """Return the journal of these scores; it depends on all choices, as their fits share sums."""
         choices = (str(candidate.choice) for candidate in context.candidates)
         refits = f"readers refitted: {context.refit_kept}"
         return context.journal(ALGORITHM, repr(self), str(context.seed), refits, *choices)

@@ -1,4 +1,4 @@
-"""Context of a scoring: the network, the choices to score, and everything else that an importance may use."""
+"""Context of a scoring: the network, the choices to score, and all other inputs of an importance."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ JOURNAL = "importance.jsonl"
 
 @dataclass(frozen=True, slots=True)
 class ScoringContext:
-    """What an importance needs to score the choices of one network.
+    """Inputs of an importance that scores the choices of one network.
 
     Attributes:
         prepared: the network and its images.
         candidates: the choices to score; memory has room for the fit of each.
-        savings_ms: what each choice saves, in ms.
-        memory: what fits may take.
-        rules: by which rules each method of scoring scores here, by the method's name.
-        notes: what the user should know of choices that were left out.
-        refit_kept: whether kept convolutions that read a change are refitted for its score, as they will be where the
-            plan is carried out.
-        folder: where finished scores are kept in importance.jsonl; None to keep none.
-        seed: of everything random.
+        savings_ms: latency that each choice saves, in ms.
+        memory: the memory that fits may use.
+        rules: the current scoring rules, by name of the method.
+        notes: notes for the user on choices that were left out.
+        refit_kept: whether the score of a change includes a refit of the kept layers that read it. The refit of a
+            plan should agree.
+        folder: folder for importance.jsonl, the journal of finished scores; None to keep no journal.
+        seed: seed of everything random.
         progress: called as (what, done, total).
     """
 
@@ -62,11 +62,11 @@ class ScoringContext:
         return calibration_hash(self.prepared.calibration)
 
     def journal(self, algorithm: int, *parts: str) -> ScoreJournal:
-        """Return the journal in the folder of the scores that depend on this network, these images and `parts`.
+        """Return the journal of scores that depend on this network, these images and `parts`.
 
         Args:
-            algorithm: number of the algorithm that scores; it rises when equal settings come to give other scores.
-            parts: what else the scores depend on, such as the settings.
+            algorithm: version of the scoring algorithm; each change that gives other scores raises it.
+            parts: everything else that decides the scores, for example the settings.
 
         Raises:
             TableError: the file cannot be read, or is no journal.

@@ -1,4 +1,4 @@
-"""Importance by a little training of each choice, as the papers find it, with the papers' settings as presets.
+"""Importance by short training of each choice, with the settings of two papers as presets.
 
 compress_depth(model, "70%", data=loader, importance="kim23")
 compress_depth(model, "70%", data=loader, importance=replace(KIM23, steps=200))
@@ -19,19 +19,19 @@ from latency_tables.fleet.work import Shard
 
 __all__ = ["KIM23", "LAYERMERGE", "FinetunedImportance"]
 
-ALGORITHM = 3  # rises when equal settings come to give other scores
+ALGORITHM = 3  # raised by each change that gives other scores for equal settings
 
 
 @dataclass(frozen=True, slots=True)
 class FinetunedImportance(TrainingSettings):
-    """Each choice alone is trained for some steps and scored on held-out images, as Kim et al. and LayerMerge do.
+    """Importance by training each choice alone and scoring it on held-out images, as Kim et al. and LayerMerge do.
 
     The fields are those of `TrainingSettings`.
     """
 
     @property
     def method(self) -> str:
-        """The name of this way to score."""
+        """Name of the importance."""
         return "finetuned"
 
     @property
@@ -41,21 +41,21 @@ class FinetunedImportance(TrainingSettings):
 
     @property
     def most_images(self) -> int | None:
-        """How many images are read at most."""
+        """Most images of `data` to read."""
         return self.images
 
     @property
     def memory_mib(self) -> int:
-        """What fits of the chosen plans may take in memory, in MiB: the default, as scoring fits nothing."""
+        """Memory that the refits of chosen plans may use, in MiB: the default, as scores need no fits."""
         return MEMORY_MIB
 
     @property
     def unshareable(self) -> str:
-        """Nothing: parts can be scored apart."""
+        """Empty: shards can score parts."""
         return ""
 
     def rules(self, *, refit_kept: bool) -> str:
-        """Return by which rules it scores; training leaves refits of kept convolutions out."""
+        """Return the version of the scoring rules; refits of kept layers play no part."""
         return f"{ALGORITHM}"
 
     def score_all(self, context: ScoringContext) -> Scored:
@@ -69,7 +69,7 @@ class FinetunedImportance(TrainingSettings):
         return scored(context, losses, journal, method=self.method, settings=self.settings)
 
     def score_part(self, context: ScoringContext, part: Shard) -> int:
-        """Put the scores of a part of the choices into the journal; return how many entries that are."""
+        """Add the scores of a part of the choices to the journal, and return the number of the part's entries."""
         prepared = context.prepared
         entries = sorted(entries_of(prepared.captured, context.candidates, self))[part.index :: part.count]
         finetuned(
@@ -83,9 +83,9 @@ class FinetunedImportance(TrainingSettings):
 
 
 KIM23 = PRESETS.register("kim23", FinetunedImportance(score="normalized", alpha=1.6))
-"""Kim et al., ICML 2023: SGD with momentum 0.9 and weight decay 1e-5, accuracy on a held-out part of the training data,
-single layers initialised anew, less 1.6 times their mean (their alpha for MobileNetV2-1.0; 1.2 and 1.4 for others).
-Theirs is an epoch of ImageNet in batches of 256 from a learning rate of 0.1; here, steps that a CPU can bear."""
+"""Settings of Kim et al., ICML 2023: SGD with momentum 0.9 and weight decay 1e-5, accuracy on held-out training data.
+The mean score of single layers, initialised anew, is subtracted 1.6 times, their alpha for MobileNetV2-1.0 (1.2 and 1.4
+for others). They train an epoch of ImageNet in batches of 256 from a learning rate of 0.1; these steps suit a CPU."""
 
 LAYERMERGE = PRESETS.register("layermerge", FinetunedImportance(score="exponential"))
-"""LayerMerge, ICML 2024: the same training and score, and exp of the change of accuracy."""
+"""Settings of LayerMerge, ICML 2024: training as for Kim et al., and exp of the change of accuracy as score."""

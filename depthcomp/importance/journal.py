@@ -1,7 +1,7 @@
-"""Journals of scores: each finished score is on disk at once, so that a killed run goes on from there.
+"""Journals of scores, from which a killed run resumes.
 
-A line names what its value depends on, so that one file serves several runs, and processes that share the work may
-append to it together.
+Each finished score is written to disk at once. Each line names the run that it belongs to, so one file serves several
+runs. Processes that share the work may append to one file.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ class _Line(BaseModel):
 
 
 class ScoreJournal:
-    """Scores by entry, kept in memory and, given a path, in a file.
+    """Scores by entry, in memory and, given a path, in a file.
 
     Args:
-        path: the file; it need not exist yet. None keeps nothing on disk. The lock is a file beside it, with `.lock`
-            added to its name.
-        run: what all scores depend on; lines of other runs are left alone.
+        path: the file, which need not exist yet; a lock file beside it adds `.lock` to its name. None for no file.
+        run: hash of all that decides the scores; lines of other runs stay untouched.
 
     Attributes:
-        seconds: what the scores cost in all, those of earlier runs included.
+        seconds: wall time of all scores, earlier runs included.
 
     Raises:
-        TableError: the file cannot be read, is no such journal, or a line other than an unfinished last one is broken.
+        TableError: the file cannot be read, is no journal of scores, or has a broken line other than an unfinished
+            last one.
 
     Warns:
         UserWarning: the last line was never finished and is ignored.
@@ -59,11 +59,11 @@ class ScoreJournal:
 
     @property
     def scores(self) -> Mapping[str, float]:
-        """All scores so far; NaN where one was not finite."""
+        """All scores so far; NaN where a score was not finite."""
         return dict(self._scores)
 
     def refresh(self) -> None:
-        """Read what other processes have appended meanwhile."""
+        """Read the lines that other processes have appended."""
         if self._file is None or not self._file.path.exists():
             return
         for line in self._file.read():
@@ -71,7 +71,7 @@ class ScoreJournal:
                 self._keep(line)
 
     def add(self, entry: str, score: float, seconds: float) -> float:
-        """Keep a score with what it cost, on disk before this returns; return the score.
+        """Write a score and its wall time to disk, and return the score.
 
         Raises:
             TableError: the file cannot be written.
@@ -84,7 +84,7 @@ class ScoreJournal:
         return self._scores[entry]
 
     def forget(self) -> None:
-        """Take this run's lines out of the file, and delete the file where nothing is left; other runs' lines stay."""
+        """Remove this run's lines from the file, and delete an empty file; lines of other runs stay."""
         if self._file is None:
             return
         path = self._file.path

@@ -1,7 +1,7 @@
-"""Protocol of an importance: what every way to find the losses of choices must answer.
+"""Protocol of an importance, a way to find the losses of choices.
 
-An importance is a file of this folder with a class that answers the protocol; the class is what users pass. Its file
-may also register presets, which users give by name: `PRESETS.register("mine", MyImportance())`.
+Each importance is a class in its own file of this folder; users pass an instance. Its file may also register presets,
+which users give by name: `PRESETS.register("mine", MyImportance())`.
 """
 
 from __future__ import annotations
@@ -18,30 +18,30 @@ __all__ = ["Importance"]
 
 @runtime_checkable
 class Importance(Protocol):
-    """A way to find what each choice costs in loss; lower is better."""
+    """A way to find the loss of each choice; lower is better."""
 
     @property
     def method(self) -> str:
-        """The name of the way, as an importance.json holds it; presets with other settings share it."""
+        """Name of the importance, as in importance.json; presets with other settings share it."""
 
     @property
     def settings(self) -> Settings:
-        """What decides the scores, as JSON scalars."""
+        """Settings that decide the scores, as JSON scalars."""
 
     @property
     def most_images(self) -> int | None:
-        """How many images of `data` are read at most; None for as many as their size asks for."""
+        """Most images of `data` to read; None to choose by their size."""
 
     @property
     def memory_mib(self) -> int:
-        """What fits may take in memory, in MiB, while choices are scored and where the chosen plans are refitted."""
+        """Memory that fits may use, in MiB, both for scores and for the refits of chosen plans."""
 
     @property
     def unshareable(self) -> str:
-        """Why a part of the choices cannot be scored apart from the others; empty where it can."""
+        """Reason why shards cannot score parts of the choices; empty where they can."""
 
     def rules(self, *, refit_kept: bool) -> str:
-        """Return by which rules it scores; other rules give other scores for equal settings. Empty if not known."""
+        """Return a version of the scoring rules, or "" if unknown; other rules give other scores for equal settings."""
 
     def score_all(self, context: ScoringContext) -> Scored:
         """Return the losses of the choices.
@@ -52,9 +52,9 @@ class Importance(Protocol):
         """
 
     def score_part(self, context: ScoringContext, part: Shard) -> int:
-        """Put the scores of a part of the choices into the journal, and return the number of the part's entries.
+        """Add the scores of a part of the choices to the journal, and return the number of the part's entries.
 
         Raises:
-            DepthCompError: no part can be scored apart.
+            DepthCompError: shards cannot score parts.
             DataError, TableError: as for `score_all`.
         """

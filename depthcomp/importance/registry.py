@@ -1,4 +1,4 @@
-"""Registry of the importances that users give by name."""
+"""Registry of presets, the importances that users give by name."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ PRESETS: Registry[Importance] = Registry("depthcomp.importance")
 
 
 def preset_name(table: ImportanceTable) -> str:
-    """Return the preset whose settings a table was scored with, such as "kim23"; else the table's method.
+    """Return the name of the preset with a table's settings, for example "kim23"; else the table's method.
 
-    Presets of one method are told apart by their settings. The memory of calibrated fits is a setting, too, but a table
-    with another memory is still called "calibrated".
+    Presets of one method differ in their settings. A calibrated table with another memory than the preset's is still
+    called "calibrated", after its method.
     """
     same = (name for name, preset in PRESETS.items() if dict(table.settings) == dict(preset.settings))
     return next(same, table.method)

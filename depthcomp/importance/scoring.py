@@ -1,4 +1,4 @@
-"""Losses of choices from any importance: a user's argument is read, the context made, the choices scored."""
+"""Scoring of choices with the importance that a user gives."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from fx_passes import SpanChoice
 __all__ = ["ImportanceLike", "parse_importance", "score_choices", "scoring_context"]
 
 ImportanceLike = str | os.PathLike[str] | Importance
-"""A preset's name, the path of a file, or an importance such as settings or a table."""
+"""A preset's name, the path of an importance.json, or an importance object."""
 
 
 def parse_importance(importance: ImportanceLike) -> Importance:
-    """Return the importance that a user's argument stands for.
+    """Return the importance that a user's argument names.
 
     Raises:
         TableError: the file cannot be read, or holds something else.
-        DepthCompError: it is something else.
+        DepthCompError: the argument is no preset, path or importance.
     """
     if isinstance(importance, str) and importance in PRESETS:
         return PRESETS[importance]
@@ -36,7 +36,7 @@ def parse_importance(importance: ImportanceLike) -> Importance:
         return ImportanceTable.load(importance)
     if isinstance(importance, str) or not isinstance(importance, Importance):
         raise DepthCompError(
-            f"importance (={importance!r}) must be one of {', '.join(map(repr, PRESETS))}, settings such as "
+            f"importance (={importance!r}) must be one of {', '.join(map(repr, PRESETS))}, an importance like "
             "FinetunedImportance(steps=100), or the path of an importance.json"
         )
     return importance
@@ -57,7 +57,7 @@ def scoring_context(
     seed: int = 0,
     progress: Progress = silent,
 ) -> ScoringContext:
-    """Return what an importance scores; fits that memory has no room for are left out, which is noted.
+    """Return the context of a scoring, without fits that exceed the memory; a note counts those.
 
     The arguments are as for `score_choices`.
     """
@@ -80,18 +80,18 @@ def score_choices(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Scored:
-    """Return the losses of candidates; fits that memory has no room for are left out, which is noted.
+    """Return the losses of candidates; fits that exceed the memory are left out, and a note counts them.
 
     Args:
         prepared: the network and its images.
-        candidates: what to score.
-        savings_ms: what each choice saves, in ms.
-        importance: how losses are found.
-        refit_kept: whether kept convolutions that read a change are refitted for its score, as they will be where the
-            plan is carried out.
-        folder: where finished scores are kept in importance.jsonl, from which a run that was killed resumes with the
-            same result; None to keep none.
-        seed: of everything random.
+        candidates: the choices to score.
+        savings_ms: latency that each choice saves, in ms.
+        importance: the importance that finds the losses.
+        refit_kept: whether the score of a change includes a refit of the kept layers that read it. The refit of a
+            plan should agree.
+        folder: folder for importance.jsonl, the journal of finished scores; a killed run resumes from it with an equal
+            result. None to keep no journal.
+        seed: seed of everything random.
         progress: called as (what, done, total).
 
     Raises:
@@ -106,6 +106,6 @@ def score_choices(
 
 
 def _rules(importance: Importance, refit_kept: bool) -> dict[str, str]:
-    """Return the rules by which each method of scoring scores now."""
+    """Return the current scoring rules of each method."""
     presets = {preset.method: preset.rules(refit_kept=refit_kept) for preset in PRESETS.values()}
     return {importance.method: importance.rules(refit_kept=refit_kept), **presets}

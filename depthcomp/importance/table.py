@@ -1,6 +1,6 @@
-"""Importance from a file: what each choice costs in loss, how that was found, and what it took.
+"""Tables of losses in files, with how the losses were found.
 
-`compress_depth(..., importance="importance.json")` takes the losses from the file instead of finding them again.
+`compress_depth(..., importance="importance.json")` takes the losses from the file instead of scoring again.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from latency_tables.fleet.work import Shard
 __all__ = ["NO_METHOD", "TABLE", "ImportanceTable", "Scored", "scored"]
 
 TABLE = "importance.json"
-NO_METHOD = "none"  # how losses were found where a method of compression needs none
+NO_METHOD = "none"  # where the compression method needs no losses
 
 
 class _Choice(BaseModel):
@@ -54,7 +54,7 @@ class _Document(BaseModel):
 
 
 def _from_version_1(content: dict[str, Any]) -> dict[str, Any]:
-    """Return the content of a version 1 file, where a loss stood among the fields of its choice, as it is now."""
+    """Upgrade the content of a version 1 file, where the loss is a field of its choice."""
     choices = [
         {"choice": from_version_1({k: v for k, v in stored.items() if k != "loss"}), "loss": stored["loss"]}
         for stored in content["choices"]
@@ -78,14 +78,14 @@ class ImportanceTable:
     """The loss of each choice of one network.
 
     Attributes:
-        losses: expected rise of the loss, lower is better, by choice; NaN where it was not finite.
-        method: "calibrated" or "finetuned".
-        settings: those of the method.
-        network: hash of the network that was scored.
+        losses: expected rise of the loss by choice, lower is better; NaN where it was not finite.
+        method: name of the importance that found them, for example "calibrated" or "finetuned".
+        settings: settings of that importance.
+        network: hash of the scored network.
         data: hash of the images.
-        seed: of everything random.
-        seconds: what the scores cost, over all runs and processes.
-        algorithm: by which rules the method scored; empty where it is not known.
+        seed: seed of everything random.
+        seconds: wall time of the scores, over all runs and processes.
+        algorithm: version of the scoring rules; empty where unknown.
     """
 
     losses: Mapping[SpanChoice, float]
@@ -99,39 +99,39 @@ class ImportanceTable:
 
     @property
     def most_images(self) -> int | None:
-        """As many images as their size asks for: the chosen plans are fitted on them."""
+        """None: the number of images follows from their size, and the chosen plans are fitted on them."""
         return None
 
     @property
     def memory_mib(self) -> int:
-        """What fits of the chosen plans may take in memory, in MiB: the default."""
+        """Memory that the refits of chosen plans may use, in MiB: the default."""
         return MEMORY_MIB
 
     @property
     def unshareable(self) -> str:
-        """Why there are no shards."""
-        return "is a table of scores, of which nothing is left to share"
+        """Reason why there are no shards."""
+        return "is a finished table, so shards have nothing to score"
 
     def rules(self, *, refit_kept: bool) -> str:
-        """Return by which rules the losses were found."""
+        """Return the version of the rules that found the losses."""
         return self.algorithm
 
     def score_all(self, context: ScoringContext) -> Scored:
-        """Return the losses of the choices that the table has; the others are left out, which is noted.
+        """Return the losses of the choices in the table; the others are left out, and a note counts them.
 
         Raises:
-            TableError: the table has a loss for none of the choices.
+            TableError: the table has none of the choices.
         """
         known = {c.choice: self.losses[c.choice] for c in context.candidates if c.choice in self.losses}
         if not known:
             raise TableError(
-                f"the importance table has {len(self.losses)} choices, and none of the {len(context.candidates)} of "
-                "this network; give the table of this network, or score its choices anew"
+                f"the importance table has {len(self.losses)} choices, but none of the {len(context.candidates)} of "
+                "this network; give the table of this network, or score the choices anew"
             )
         return _finite(self, known, (*context.notes, *self._doubts(context, len(known))))
 
     def score_part(self, context: ScoringContext, part: Shard) -> int:
-        """Refuse: all choices are scored.
+        """Refuse to score a part: all choices are scored.
 
         Raises:
             DepthCompError: always.
@@ -139,21 +139,23 @@ class ImportanceTable:
         raise DepthCompError(f"importance {self.unshareable}")
 
     def _doubts(self, context: ScoringContext, known: int) -> list[str]:
-        """Return why the losses may not be those of the network and the rules at hand."""
+        """Return notes on missing losses, and on losses of another network or of other rules."""
         count, notes = len(context.candidates), []
         if known < count:
-            notes.append(f"{count - known} of {count} choices are missing in the importance table and were left out")
+            notes.append(f"{count - known} of {count} choices were left out, as the importance table lacks them")
         if self.network and self.network != context.network:
-            notes.append("the importance table was made for a network with other weights")
+            notes.append(
+                "the importance table was scored on a network with other weights; score the choices anew to be sure"
+            )
         if self.algorithm != context.rules.get(self.method, ""):
             notes.append(
-                "the importance table was scored by other rules: those of another version, or of a method that refits "
-                "otherwise; score anew to be sure"
+                "the importance table was scored by other rules (another version of depthcomp, or other refits); score "
+                "the choices anew to be sure"
             )
         return notes
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the table, all of it or nothing, and return the path.
+        """Write the table whole or not at all, and return the path.
 
         Raises:
             TableError: the path cannot be written, or holds something else.
@@ -192,20 +194,20 @@ def _losses(choices: Iterable[_Choice]) -> dict[SpanChoice, float]:
     for stored in choices:
         choice = decode_choice(stored.choice)
         if choice in losses:
-            raise PlanError(f"{choice} stands there twice; remove one")
+            raise PlanError(f"it lists {choice} twice; remove one entry")
         losses[choice] = math.nan if stored.loss is None else stored.loss
     return losses
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """Losses of choices.
+    """Losses of scored choices.
 
     Attributes:
-        table: how they were found.
-        losses: of the choices that may be chosen from, each a finite number.
-        notes: what the user should know.
-        journal: where the scores are kept until the table is saved.
+        table: all losses, with how they were found.
+        losses: the finite losses, of the choices to choose from.
+        notes: notes for the user.
+        journal: the journal that keeps the scores until the table is saved.
     """
 
     table: ImportanceTable
@@ -222,14 +224,14 @@ def scored(
     method: str,
     settings: Settings,
 ) -> Scored:
-    """Return losses that were just found, with the table that says how; losses that are not finite are left out.
+    """Return new losses with their table; losses that are not finite are left out.
 
     Args:
-        context: what was scored.
-        losses: by choice.
-        journal: where the scores are kept.
-        method: which importance found them.
-        settings: those of the importance.
+        context: the context of the scoring.
+        losses: the losses, by choice.
+        journal: the journal of the scores.
+        method: name of the importance.
+        settings: settings of the importance.
     """
     table = ImportanceTable(
         losses, method, settings, context.network, context.data, context.seed, journal.seconds,
@@ -242,5 +244,5 @@ def _finite(table: ImportanceTable, losses: Mapping[SpanChoice, float], notes: t
     finite = {choice: loss for choice, loss in losses.items() if math.isfinite(loss)}
     if len(finite) < len(losses):
         count = len(losses) - len(finite)
-        notes = (*notes, f"{count} choices made the loss NaN or infinite and were left out")
+        notes = (*notes, f"{count} choices were left out, as their loss is NaN or infinite")
     return Scored(table, finite, notes)

@@ -1,9 +1,8 @@
-"""Scores of choices by the papers' protocol: train the network with one choice, and score it on held-out images.
+"""Scores of choices by short training, after the papers' protocol.
 
-Each choice is one entry: the captured graph is linearized by the choice alone. Two of the scores also need an entry for
-each layer: the captured graph with the layer initialised anew. The network of an entry is trained for some steps and
-scored on images that the training has not seen. The name of an entry seeds its training, so that order, interruptions
-and other processes do not change its score.
+Each choice is one entry: the captured graph is linearized by the choice alone, trained for some steps, and scored on
+images that the training has not seen. Two of the scores need an entry for each layer, too: the graph with that layer
+initialised anew. Each entry is seeded by its name, so order, interruptions and other processes do not change it.
 
 Sources: Kim et al., ICML 2023 (arXiv 2301.12187), section 5 and appendix; LayerMerge, ICML 2024 (arXiv 2406.12837),
 section 3; both in github.com/snu-mllab/LayerMerge.
@@ -41,26 +40,23 @@ Score = Literal["change", "normalized", "exponential"]
 
 @dataclass(frozen=True, slots=True)
 class TrainingSettings:
-    """How the network of each choice is trained, and what the change of its accuracy is worth.
+    """Settings of the training of each choice, and of its score.
 
-    Training changes the accuracy on held-out images by d. The worth of a choice is computed from the d of its network.
-    The worth of a kept layer is computed from the d of a network in which that layer is initialised anew. The loss of
-    a choice is the worth of its span's layers less the worth of the choice.
-
-    Without labels, accuracy is agreement with the original network. Where outputs are no class scores, d is the change
-    of the negative divergence.
+    Let d be the change of accuracy on held-out images after training. `score` turns the d of a choice into the value
+    of the choice. It turns the d of a network with one layer initialised anew into the value of that layer. The loss
+    of a choice is the sum of its span's layer values, less its own value. Where outputs are no class scores, d is the
+    change of the negative divergence. Without labels, accuracy is agreement with the original network.
 
     Attributes:
-        steps: training steps for each choice and each layer; the papers' one epoch is 5,000 steps.
-        images: most images of `data` that are read.
+        steps: training steps for each choice and each layer; the papers train one epoch, 5,000 steps.
+        images: most images of `data` to read.
         batch_size: images in a step.
         lr: learning rate at the start; it falls to zero along a cosine.
-        momentum: Nesterov's momentum of SGD.
+        momentum: Nesterov momentum of SGD.
         weight_decay: weight decay of SGD.
-        score: the worth of a change d of accuracy. "change": d itself; kept layers are worth nothing, and no layer is
-            trained. "normalized" (Kim et al.): d less `alpha` times the mean d of the single layers. "exponential"
-            (LayerMerge): exp(d).
-        alpha: weight of the mean in "normalized".
+        score: the value of a change d. "change": d; layers have value 0, and none is trained. "normalized" (Kim et
+            al.): d less `alpha` times the mean d of the single layers. "exponential" (LayerMerge): exp(d).
+        alpha: factor of the mean in "normalized".
     """
 
     steps: int = 20
@@ -77,7 +73,7 @@ class TrainingSettings:
         for name in ("lr", "momentum", "weight_decay", "alpha"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-                raise DepthCompError(f"{name} (={value!r}) of an importance must be a finite number from 0 on")
+                raise DepthCompError(f"{name} (={value!r}) of an importance must be a finite number of at least 0")
         if self.score not in get_args(Score):
             raise DepthCompError(
                 f"score (={self.score!r}) of an importance must be one of {', '.join(get_args(Score))}"
@@ -95,16 +91,16 @@ def finetuned(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> None:
-    """Train and score what the journal lacks, and put it there.
+    """Train and score the entries that the journal lacks, and add them to it.
 
     Args:
         captured: the captured network with its norms; it is not changed.
         candidates: the choices.
-        calibration: images; those of the first judging fold are held out, the others trained on.
-        config: how to train and score.
-        journal: what is known, and where the rest goes.
-        entries: names out of `entries_of`, where another process scores the others; None for all.
-        seed: of the order of images and of new layers.
+        calibration: the images; the first judging fold is held out, the others are trained on.
+        config: settings of training and score.
+        journal: the scores so far; new scores are added.
+        entries: names from `entries_of` to score, where other processes score the rest; None for all.
+        seed: seed of the order of images and of new layers.
         progress: called as (what, done, total).
     """
     report = progress or silent
@@ -123,7 +119,7 @@ def finetuned(
 def entries_of(
     captured: CapturedNetwork, candidates: Sequence[Candidate], config: TrainingSettings
 ) -> dict[str, Callable[[], fx.GraphModule]]:
-    """Return what is to be trained: the name of each entry, and a function that makes its network."""
+    """Return the entries to train: functions that make their networks, by entry name."""
     layers = _all_layers(captured, candidates)
     entries: dict[str, Callable[[], fx.GraphModule]] = {
         str(candidate.choice): lambda choice=candidate.choice: linearize(captured, Plan((choice,)))  # type: ignore[misc]
@@ -140,9 +136,9 @@ def losses_of(
     config: TrainingSettings,
     changes: Mapping[str, float],
 ) -> dict[SpanChoice, float]:
-    """Return the loss of each choice from the changes of accuracy; NaN where one is not known or not finite.
+    """Return the loss of each choice from the changes of accuracy; NaN where a change is unknown or not finite.
 
-    The loss is what the span's layers are worth, kept, less what the choice is worth.
+    The loss is the sum of the values of the span's layers, less the value of the choice.
     """
     layers = _all_layers(captured, candidates)
     known = [value for name in layers if math.isfinite(value := changes.get(_layer_entry(name), math.nan))]
@@ -169,7 +165,7 @@ def _layer_entry(name: str) -> str:
 
 
 def layers_of(captured: CapturedNetwork, candidate: Candidate) -> list[str]:
-    """Return the nodes of a span's convolutions; where norms were folded, those of the norms behind them."""
+    """Return the node names of a span's convolutions, or of the norms behind them where those were folded."""
     nodes = captured.nodes
     return [name for name in candidate.span.nodes if name in nodes and _convolution(captured.gm, nodes[name])]
 
@@ -179,7 +175,7 @@ def _all_layers(captured: CapturedNetwork, candidates: Sequence[Candidate]) -> l
 
 
 def _convolution(gm: fx.GraphModule, node: fx.Node) -> fx.Node | None:
-    """Return the convolution that a node is, or that the norm which it is follows alone."""
+    """Return the convolution of a node: its own where no norm follows alone, else the one before a norm, else None."""
     layer, source = known_layer(gm, node), node.args[0] if node.args else None
     if isinstance(layer, nn.Conv2d):
         follower = next(iter(node.users), None) if len(node.users) == 1 else None
@@ -190,7 +186,7 @@ def _convolution(gm: fx.GraphModule, node: fx.Node) -> fx.Node | None:
 
 
 def _reinitialised(captured: fx.GraphModule, name: str) -> fx.GraphModule:
-    """Return a copy with one convolution, and the norm behind it, as they are before any training."""
+    """Return a copy with one convolution, and the norm behind it, initialised anew."""
     copied = copy.deepcopy(captured)
     node = next(node for node in copied.graph.nodes if node.name == name)
     for part in {node, _convolution(copied, node)}:
@@ -202,7 +198,7 @@ def _reinitialised(captured: fx.GraphModule, name: str) -> fx.GraphModule:
 
 @contextmanager
 def _seeded(gm: fx.GraphModule, seed: int) -> Iterator[None]:
-    """Draw random numbers from a seed, and leave the user's as they were."""
+    """Seed random numbers inside the block, and restore the user's random state after it."""
     device = next(gm.parameters()).device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
@@ -210,7 +206,7 @@ def _seeded(gm: fx.GraphModule, seed: int) -> Iterator[None]:
 
 
 class _Protocol:
-    """Trains networks alike, and says how far they are from the original on held-out images."""
+    """Trains networks with equal settings, and compares them with the original on held-out images."""
 
     def __init__(self, captured: fx.GraphModule, calibration: CalibrationSet, config: TrainingSettings) -> None:
         held_out = calibration.judges[0] if calibration.judges else None
@@ -225,12 +221,12 @@ class _Protocol:
         self._wanted = [self._teacher(batch) for batch in self._judging]
         require_finite(self._wanted)
         self._classes = _joined(calibration.labels, judged)
-        largest = config.batch_size if max(map(len, calibration.batches)) > 1 else 1  # the network may take no more
+        largest = config.batch_size if max(map(len, calibration.batches)) > 1 else 1  # it may take one image only
         self._batch_size = min(largest, len(self._images))
         self._base = self._score(self._wanted)
 
     def change(self, network: fx.GraphModule) -> float:
-        """Return by how much the score on held-out images changes from the original to a network, once trained."""
+        """Train a network and return the change of its score on held-out images from the original's."""
         self._train(network)
         network.eval()
         with torch.no_grad():
@@ -260,7 +256,7 @@ class _Protocol:
         )  # fmt: skip
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.steps)
         network.train().requires_grad_(True)
-        if self._batch_size == 1:  # one image tells no statistics, and of one pixel there are none
+        if self._batch_size == 1:  # one image gives poor statistics, one pixel none
             for norm in [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]:
                 norm.eval()
         for chosen in self._batches(config.steps):

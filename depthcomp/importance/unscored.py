@@ -1,4 +1,4 @@
-"""Importance of methods that need no losses: every choice costs nothing."""
+"""Importance for methods that need no losses: every loss is 0."""
 
 from __future__ import annotations
 
@@ -16,35 +16,35 @@ __all__ = ["Unscored"]
 
 @dataclass(frozen=True, slots=True)
 class Unscored:
-    """No loss for any choice, found without any work."""
+    """An importance without scores: every loss is 0."""
 
     @property
     def method(self) -> str:
-        """The name of this way to score."""
+        """Name of the importance."""
         return NO_METHOD
 
     @property
     def settings(self) -> Settings:
-        """Nothing to set."""
+        """No settings."""
         return {}
 
     @property
     def most_images(self) -> int | None:
-        """As many images as their size asks for: the chosen plan is fitted on them."""
+        """None: the number of images follows from their size, and the chosen plan is fitted on them."""
         return None
 
     @property
     def memory_mib(self) -> int:
-        """What fits of the chosen plans may take in memory, in MiB: the default."""
+        """Memory that the refits of chosen plans may use, in MiB: the default."""
         return MEMORY_MIB
 
     @property
     def unshareable(self) -> str:
-        """Why there are no shards."""
-        return "scores nothing, so nothing is left to share"
+        """Reason why there are no shards."""
+        return "scores nothing, so shards have nothing to do"
 
     def rules(self, *, refit_kept: bool) -> str:
-        """Return nothing: there are no scores."""
+        """Return "": there are no scores."""
         return ""
 
     def score_all(self, context: ScoringContext) -> Scored:
@@ -53,7 +53,7 @@ class Unscored:
         return Scored(ImportanceTable(losses, method=self.method), losses, context.notes)
 
     def score_part(self, context: ScoringContext, part: Shard) -> int:
-        """Refuse: nothing is scored.
+        """Refuse to score a part: nothing is scored.
 
         Raises:
             DepthCompError: always.

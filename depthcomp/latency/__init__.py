@@ -1,1 +1,1 @@
-"""Latencies of operators and of whole networks: prices for the solver, the table's files, predictions."""
+"""Latencies of operators and of whole networks: the solver's costs, the files of tables, predictions."""

@@ -1,6 +1,7 @@
-"""Spans, latencies and losses become the solver's problem: the one place where they meet.
+"""Pricing of spans and choices, and the solver's problem made of their latencies and losses.
 
-`fx_passes.workload` says which operators a runtime runs; here they get the names that latency tables know them by.
+`fx_passes.workload` gives the operators that a runtime runs; this module translates them to signatures of latency
+tables.
 """
 
 from __future__ import annotations
@@ -32,11 +33,11 @@ class Candidate:
     """One choice for a span.
 
     Attributes:
-        span: where.
-        choice: what is done there.
-        body: what takes the span's place.
-        slots: the convolutions of the body whose weights are solved for.
-        signatures: what the latency table knows the body's operators by; none for a dropped span, which costs nothing.
+        span: the span.
+        choice: the choice.
+        body: the subgraph in the span's place.
+        slots: the layers of the body whose weights are solved for.
+        signatures: signatures of the body's operators; none for a dropped span, which takes no time.
     """
 
     span: Span
@@ -47,19 +48,19 @@ class Candidate:
 
     @property
     def piece(self) -> Piece:
-        """The piece of the network that the span is."""
-        assert self.span.piece is not None  # spans without have no choices
+        """The span's piece of the network."""
+        assert self.span.piece is not None  # a span without a piece has no choices
         return self.span.piece
 
 
 class Pricing:
-    """Knows what each operator of a captured graph, and each candidate, is called in the latency table.
+    """Signatures of a captured network's operators and candidates, and their latencies by a table.
 
     Args:
         network: a captured network.
 
     Attributes:
-        kept: the signatures of the graph's operators as they are, by the names of their nodes.
+        kept: signatures of the network's own operators, by node name.
     """
 
     def __init__(self, network: CapturedNetwork) -> None:
@@ -71,7 +72,7 @@ class Pricing:
         return [self._candidate(span, span.piece, choice) for span in spans if span.piece for choice in span.choices]
 
     def signatures(self, candidates: Iterable[Candidate]) -> list[OperatorSignature]:
-        """Return what must be measured to price the graph and the candidates, each once."""
+        """Return all signatures that price the network and the candidates, each once."""
         return sorted({*self.kept.values(), *(s for candidate in candidates for s in candidate.signatures)})
 
     def kept_ms(self, names: Iterable[str], price: Price) -> float:
@@ -79,24 +80,24 @@ class Pricing:
         return math.fsum(price(self.kept[name]) for name in names if name in self.kept)
 
     def saving_ms(self, candidate: Candidate, price: Price) -> float:
-        """Return what a candidate saves against keeping its span, in ms; negative where it is slower."""
+        """Return the ms that a candidate saves against keeping its span; negative where it is slower."""
         return self.kept_ms(candidate.span.nodes, price) - _cost_ms(candidate, price)
 
     def convolutions(self, span: Span) -> int:
-        """Return how many convolutions stand in a span."""
+        """Return the number of convolutions in a span."""
         return self._workload.convolutions(span.nodes)
 
     def problem(
         self, tree: Level, candidates: Sequence[Candidate], losses: Mapping[SpanChoice, float], price: Price
     ) -> Chain:
-        """Return the solver's problem: keeping costs its latency and no loss, a choice its latency and its loss."""
-        offered: dict[Level, dict[tuple[int, int], list[Choice]]] = {}
+        """Return the solver's problem: each unit kept without loss, or a choice with its latency and loss."""
+        by_level: dict[Level, dict[tuple[int, int], list[Choice]]] = {}
         for candidate in candidates:
             if candidate.choice in losses:
                 choice = Choice(candidate.choice, _cost_ms(candidate, price), losses[candidate.choice])
-                spans = offered.setdefault(candidate.span.level, {})
+                spans = by_level.setdefault(candidate.span.level, {})
                 spans.setdefault((candidate.span.start, candidate.span.stop), []).append(choice)
-        return self._chain(tree, offered, price)
+        return self._chain(tree, by_level, price)
 
     def _candidate(self, span: Span, piece: Piece, choice: SpanChoice) -> Candidate:
         kind = kind_of(choice)
@@ -105,7 +106,7 @@ class Pricing:
         return Candidate(span, choice, body, kind.slots(choice, piece), signatures)
 
     def _chain(
-        self, level: Level, offered: Mapping[Level, Mapping[tuple[int, int], list[Choice]]], price: Price
+        self, level: Level, by_level: Mapping[Level, Mapping[tuple[int, int], list[Choice]]], price: Price
     ) -> Chain:
         spans: dict[tuple[int, int], list[Choice | Parallel]] = {}
         for index, unit in enumerate(level.units):
@@ -114,16 +115,16 @@ class Pricing:
             if unit.branches:
                 inner = [name for branch in unit.branches for name in _all_nodes(branch)]
                 join = cost - self.kept_ms(inner, price)
-                branches = tuple(self._chain(branch, offered, price) for branch in unit.branches)
+                branches = tuple(self._chain(branch, by_level, price) for branch in unit.branches)
                 kept = Parallel(max(join, 0.0), branches)
             spans[index, index + 1] = [kept]
-        for place, choices in offered.get(level, {}).items():
+        for place, choices in by_level.get(level, {}).items():
             spans.setdefault(place, []).extend(choices)
         return Chain(len(level.units), spans)
 
 
 def signature_of(operator: Operator) -> OperatorSignature:
-    """Return what a latency table knows an operator by; cropped borders just make its image smaller."""
+    """Return the signature of an operator; a cropped border makes its input smaller."""
     geometry, (batch, channels, height, width) = operator.geometry, operator.in_shape
     top, bottom, left, right = geometry.padding
     activation, residual = operator.epilogue.activation, operator.epilogue.residual
@@ -138,7 +139,7 @@ def signature_of(operator: Operator) -> OperatorSignature:
 
 
 def _activation_name(activation: type[nn.Module]) -> str:
-    """Return the table's name of an activation, for a subclass that of its parent."""
+    """Return the table's name of an activation; a subclass has the name of its parent."""
     return next(_ACTIVATION_NAMES[base] for base in activation.__mro__ if base in _ACTIVATION_NAMES)
 
 

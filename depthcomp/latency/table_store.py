@@ -1,4 +1,4 @@
-"""Store of latencies: the table that a compression starts from, and the files that keep what it measures."""
+"""Store of latencies: the table that a compression starts from, and the files for new measurements."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ __all__ = ["TableStore"]
 
 @dataclass(frozen=True, slots=True)
 class TableStore:
-    """What is known of the latencies in one environment, and where more of it goes.
+    """Known latencies of one environment, and the files that new ones are added to.
 
-    The journal's name holds the environment's fingerprint: runs with other threads or on other machines may use
-    one folder in turn, and each resumes its own.
+    The journal's name holds the environment's fingerprint. So runs with other thread counts or on other machines may
+    use one folder in turn, and each resumes its own journal.
 
     Attributes:
-        environment: where it is measured.
+        environment: the environment of the measurements.
         known: the table to start from; None for an empty one.
-        path: the file that the completed table is written to; None for none.
-        journal: the file that keeps what an unfinished run has measured; None for none.
+        path: file for the completed table; None for no file.
+        journal: file for the measurements of an unfinished run; None for no file.
     """
 
     environment: Environment
@@ -39,16 +39,16 @@ class TableStore:
     def open(
         cls, table: LatencyTable | str | os.PathLike[str] | None, environment: Environment, folder: Path | None = None
     ) -> TableStore:
-        """Return the store for a table, or for the path of one that is there or will be written.
+        """Return the store for a table, or for a path where a table is or will be.
 
         Args:
-            table: the table, its path, or None to begin with nothing.
-            environment: where it will be used and completed.
-            folder: where the journal is kept; None for no journal.
+            table: the table, its path, or None to start without one.
+            environment: the environment in which the table is used and completed.
+            folder: folder for the journal; None for no journal.
 
         Raises:
             TableMismatchError: the table comes from another environment.
-            TableError: the path holds something else than a table, or could not be written later.
+            TableError: the path holds something other than a table, or cannot be written.
         """
         journal = None if folder is None else folder / f"latency_journal.{environment.fingerprint()}.jsonl"
         if table is None:
@@ -62,7 +62,7 @@ class TableStore:
 
     @property
     def failures(self) -> Mapping[str, str]:
-        """Why operators could not be measured in earlier runs, by key."""
+        """Reasons why operators could not be measured in earlier runs, by key."""
         return {} if self.known is None else self.known.failures
 
     def complete(
@@ -73,12 +73,12 @@ class TableStore:
         seed: int,
         progress: Progress | None = None,
     ) -> LatencyTable:
-        """Return the table with all the signatures, measuring what is not known, and add it to the file at `path`.
+        """Measure missing signatures, add them to the file at `path`, and return the complete table.
 
         Args:
-            signatures: what the table must have.
-            backend: what measures, in the store's environment.
-            seed: draws the order of the rounds.
+            signatures: the signatures that the table must have.
+            backend: the backend that measures, in the store's environment.
+            seed: seed of the order of rounds.
             progress: called as (entries done, entries wanted, key) after each new entry.
 
         Raises:
@@ -88,32 +88,32 @@ class TableStore:
             signatures, backend, table=self.known, journal=self.journal, seed=seed, progress=progress,
             check_environment=False,
         )  # fmt: skip
-        if self.path is not None:  # what stands in the file by now may be fresher than what was read from it
+        if self.path is not None:  # another run may have updated the file since it was read
             fresh = self._fresh(complete) if self.path.exists() else complete
             update_table(self.path, replace(fresh, calibration=None))
         return complete
 
     def _fresh(self, complete: LatencyTable) -> LatencyTable:
-        """Return what of a table is not known from the start."""
+        """Return a table with only the entries that are new since the start."""
         known = {} if self.known is None else self.known.entries
         new = {key: entry for key, entry in complete.entries.items() if known.get(key) != entry}
         return replace(complete, entries=new)
 
     def keep_calibration(self, table: LatencyTable) -> None:
-        """Put a table's line to whole networks into the file at `path`, where there is one, and nothing else.
+        """Write only a table's line to whole networks to the file at `path`, if there is one.
 
         Warns:
-            UserWarning: the file cannot be written any more; a network that was found is not lost by that.
+            UserWarning: the file can no longer be written; this does not stop the run.
         """
         if self.path is None:
             return
         try:
             update_table(self.path, replace(table, entries={}, failures={}))
         except DepthCompError as error:
-            warn_caller(f"the line to whole networks was not added to the latency table: {error}")
+            warn_caller(f"the calibration on whole networks was not added to the latency table: {error}")
 
     def forget_journal(self) -> None:
-        """Delete the journal of this environment; those of others stay."""
+        """Delete the journal of this environment; journals of other environments stay."""
         if self.journal is not None:
             for path in (self.journal, self.journal.with_name(f"{self.journal.name}.lock")):
                 path.unlink(missing_ok=True)

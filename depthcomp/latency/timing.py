@@ -1,4 +1,4 @@
-"""Latencies of whole networks, measured side by side, and what they teach about sums over a latency table."""
+"""Latencies of whole networks, measured side by side or predicted from sums over a latency table."""
 
 from __future__ import annotations
 
@@ -17,14 +17,13 @@ __all__ = ["LatencyPredictor", "Network", "NetworkTimer"]
 
 
 class Network:
-    """A captured network as backends take it; either form is made when it is asked for, and `gm` is not changed.
+    """A captured network in the forms that backends take, each made on first use; `gm` is not changed.
 
-    In both, norms are folded and nothing is left of dropout, whether the network was compressed or not: runtimes do
-    that to ONNX models by themselves, and PyTorch does not.
+    Both forms have folded norms and no dropout, compressed or not: runtimes do this to ONNX models, PyTorch does not.
 
     Args:
-        gm: a captured graph, or one made of it.
-        example_inputs: tell the shapes.
+        gm: a captured graph, or a graph made from one.
+        example_inputs: inputs that give the shapes.
     """
 
     def __init__(self, gm: fx.GraphModule, example_inputs: tuple[Tensor, ...]) -> None:
@@ -32,7 +31,7 @@ class Network:
         self._example_inputs = example_inputs
 
     def onnx(self) -> bytes:
-        """Return it as a serialised ONNX model.
+        """Return the network as a serialised ONNX model.
 
         Raises:
             ArtifactError: it cannot be exported.
@@ -44,7 +43,7 @@ class Network:
         return to_onnx(self._gm, self._example_inputs)
 
     def module(self) -> tuple[fx.GraphModule, tuple[Tensor, ...]]:
-        """Return a copy of it in evaluation mode, and its example inputs."""
+        """Return a copy of the network in evaluation mode, and its example inputs."""
         return merge(self._gm, Plan()), self._example_inputs
 
 
@@ -53,9 +52,9 @@ class NetworkTimer:
 
     Args:
         original: the captured network.
-        example_inputs: what to run it on.
-        backend: where to measure.
-        seed: for the order of rounds.
+        example_inputs: the inputs to run on.
+        backend: the backend that measures.
+        seed: seed of the order of rounds.
         progress: called as (what, done, total).
     """
 
@@ -71,20 +70,20 @@ class NetworkTimer:
 
     @cached_property
     def original(self) -> Timing:
-        """The original's timing, measured alone when it is first asked for."""
+        """The original's timing, measured alone on first use."""
         return self._time({"original": self._original}, rounds=5)["original"]
 
     def compare(self, network: fx.GraphModule, *, rounds: int = 7) -> tuple[Timing, Timing]:
         """Return the timings of the original and of `network`, measured side by side in one run.
 
-        Where the spread of either is above 2.5 %, two more sets of rounds are added at most.
+        While the spread of either is above 2.5 %, more rounds are added, at most two more sets.
         """
         networks = {"original": self._original, "compressed": Network(network, self._example_inputs)}
         timings = self._time(networks, rounds)
         return timings["original"], timings["compressed"]
 
     def _time(self, networks: dict[str, Network], rounds: int) -> dict[str, Timing]:
-        """Time all networks in turns, and all of them again while one of them is not steady."""
+        """Time all networks in turns, and again while one of them is not steady."""
         runners = {name: runner_of(network, self._backend) for name, network in networks.items()}
         try:
             return time_until_steady(
@@ -97,13 +96,13 @@ class NetworkTimer:
 
 
 class LatencyPredictor:
-    """Learns from measured networks to predict others from the sums of their operators in a latency table.
+    """Predictor of network latencies from sums over a latency table, learnt from measured networks.
 
     Predictions are relative to the original: machines drift, but two networks measured side by side drift alike.
 
     Args:
-        timer: measures networks.
-        original_sum_ms: the sum of the latencies of the original's operators.
+        timer: measures whole networks.
+        original_sum_ms: sum of the latencies of the original's operators.
     """
 
     def __init__(self, timer: NetworkTimer, original_sum_ms: float) -> None:
@@ -114,7 +113,7 @@ class LatencyPredictor:
         self._measured_shares = [1.0]
 
     def learn(self, network: fx.GraphModule, sum_ms: float) -> tuple[Timing, Timing]:
-        """Measure a network whose operators sum to `sum_ms`; return the original's timing beside it, and its own."""
+        """Measure a network whose operators sum to `sum_ms`; return the original's timing and its own."""
         original, found = self._timer.compare(network)
         self._sum_shares.append(sum_ms / self.original_sum_ms)
         self._measured_shares.append(found.median_ms / original.median_ms)
@@ -132,8 +131,8 @@ class LatencyPredictor:
     def calibration(self) -> Calibration:
         """The line through the networks measured so far, from sums in ms to ms at the speed of `original`.
 
-        It is fitted in shares of the original and then scaled, as where there are too few networks for a slope, a
-        share saved of the sum is taken for the same share of the whole.
+        It is fitted in shares of the original, then scaled. So with too few networks for a slope, saving a share of
+        the sum predicts saving that share of the whole.
         """
         line, whole_ms = fit_affine(self._sum_shares, self._measured_shares), self.original.median_ms
         return Calibration(

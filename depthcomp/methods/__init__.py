@@ -1,1 +1,1 @@
-"""Methods of compression, one file each, and the plans of those that choose without a solver."""
+"""Methods of compression, one file each, and the plans of methods without a solver."""

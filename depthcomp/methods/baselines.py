@@ -1,4 +1,4 @@
-"""Plans of methods that choose without a solver, ordered from fast to slow like a solver's frontier."""
+"""Plans of methods without a solver, ordered from fast to slow like a solver's frontier."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ Rewrites = Sequence[Candidate]
 
 @dataclass(frozen=True, slots=True)
 class Materials:
-    """What a plan may be made of.
+    """Inputs of a method that draws plans.
 
     Attributes:
         network: the captured network.
         candidates: the rewrites.
-        losses: what each costs in loss, by its choice; empty for methods that do not ask.
-        savings_ms: what each saves, by its choice.
-        total_ms: the sum of the latencies of the network's operators.
-        seed: of everything random.
+        losses: losses by choice; empty for methods that need none.
+        savings_ms: latency that each rewrite saves in ms, by choice.
+        total_ms: sum of the latencies of the network's operators.
+        seed: seed of everything random.
     """
 
     network: CapturedNetwork
@@ -40,13 +40,13 @@ class Materials:
 
 
 class BaselineFrontier:
-    """Plans by the sum of their latencies, read like a solver's frontier; their losses need not be the least.
+    """Plans by the sum of their latencies, with the interface of a solver's frontier; their losses need not be minimal.
 
     The slowest plan keeps everything.
 
     Args:
-        plans: the choices of each other plan; of plans with equal sums the first stays.
-        materials: their latencies and losses; a choice without a loss counts as none.
+        plans: the choices of all other plans; of plans with equal sums the first stays.
+        materials: the latencies and losses of choices; a choice without a loss counts as 0.
 
     Attributes:
         costs: (n,) sums in ms, strictly increasing.
@@ -67,26 +67,26 @@ class BaselineFrontier:
         return len(self.costs)
 
     def plan(self, k: int) -> tuple[SpanChoice, ...]:
-        """Return the choices of plan number `k`, 0 being the fastest."""
+        """Return the choices of plan number `k`; plan 0 is the fastest."""
         return self._plans[k]
 
     def at(self, budget_ms: float) -> int:
-        """Return the number of the slowest plan within a sum.
+        """Return the number of the slowest plan whose sum is at most `budget_ms`.
 
         Raises:
-            BudgetInfeasibleError: the fastest is not within it.
+            BudgetInfeasibleError: the sum of the fastest plan is larger.
         """
         k = int(np.searchsorted(self.costs, budget_ms, side="right")) - 1
         if k < 0:
             raise BudgetInfeasibleError(
-                f"the fastest plan sums to {self.costs[0]:.3f} ms, more than {budget_ms:.3f} ms; ask for more time",
+                f"the fastest plan sums to {self.costs[0]:.3f} ms, more than {budget_ms:.3f} ms; give a larger budget",
                 best_ms=float(self.costs[0]),
             )
         return k
 
 
 Draw = Callable[[Materials], Iterator[Rewrites]]
-"""Makes plans of what they may be made of."""
+"""Function of a method that yields plans."""
 
 
 def growing(candidates: Rewrites) -> Iterator[Rewrites]:
@@ -96,7 +96,7 @@ def growing(candidates: Rewrites) -> Iterator[Rewrites]:
 
 
 def disjoint(candidates: Iterable[Candidate]) -> Rewrites:
-    """Return the candidates that overlap none before them."""
+    """Return the candidates that overlap no earlier one."""
     taken: set[str] = set()
     chosen = []
     for candidate in candidates:
@@ -107,5 +107,5 @@ def disjoint(candidates: Iterable[Candidate]) -> Rewrites:
 
 
 def in_order(candidates: Iterable[Candidate], network: CapturedNetwork) -> Rewrites:
-    """Return candidates in the order in which their spans run."""
+    """Return candidates in the order of their spans in the network."""
     return sorted(candidates, key=lambda candidate: network.order[candidate.span.exit])

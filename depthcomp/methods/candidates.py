@@ -1,4 +1,4 @@
-"""Candidates of a compression at the latencies of a table: the rewrites that save enough to be tried."""
+"""Candidates of a compression, priced by a table: the rewrites that save enough to be tried."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from latency_tables import LatencyTable, OperatorSignature
 
 __all__ = ["PricedCandidates", "operators_of", "worthwhile"]
 
-LEAST_SAVING = 0.005  # of the network's latency; what saves less is lost in the noise of measuring
+LEAST_SAVING = 0.005  # share of the network's latency; smaller savings are lost in measurement noise
 
 
 @dataclass(frozen=True, slots=True)
 class PricedCandidates:
-    """Rewrites that the search may choose from, with what they save by a table.
+    """Rewrites that the search may choose from, with the latency that they save.
 
     Attributes:
         table: the latencies.
         candidates: the rewrites that save enough to be tried.
-        savings_ms: what each rewrite saves, those that save too little included.
-        total_ms: the sum of the latencies of the original's operators.
+        savings_ms: latency that each rewrite saves in ms, by choice; it covers all rewrites.
+        total_ms: sum of the latencies of the original's operators.
     """
 
     table: LatencyTable
@@ -32,12 +32,12 @@ class PricedCandidates:
 
 
 def operators_of(prepared: Prepared) -> set[OperatorSignature]:
-    """Return every operator whose latency decides which rewrites are worthwhile and how long a plan takes."""
+    """Return every operator of the original, the prepared network and its candidates."""
     return {*prepared.pricing.signatures(prepared.candidates), *prepared.original_pricing.kept.values()}
 
 
 def worthwhile(prepared: Prepared, table: LatencyTable) -> PricedCandidates:
-    """Return the rewrites that save enough by a table; it must have all of `operators_of`."""
+    """Return the rewrites that save enough by a table, which must have all of `operators_of`."""
     pricing, original = prepared.pricing, prepared.original_pricing
     total_ms = original.kept_ms(original.kept, table.ms)
     savings_ms = {candidate.choice: pricing.saving_ms(candidate, table.ms) for candidate in prepared.candidates}

@@ -1,7 +1,7 @@
 """Method of DepthShrinker, Fu et al., ICML 2022 (arXiv 2206.00843).
 
-Whole blocks lose their activations and become one dense convolution each. The paper learns which blocks, as masks
-together with the weights, for a given share of activations that stay.
+Whole blocks lose their activations, and each becomes one dense convolution. The paper learns masks of blocks together
+with the weights, for a given share of kept activations.
 
 Deviations: an importance ranks the blocks in place of learnt masks. The share of activations falls until the budget
 holds.
@@ -23,8 +23,8 @@ __all__ = ["whole_blocks"]
 def whole_blocks(materials: Materials) -> Iterator[Rewrites]:
     """Yield the plans that merge the least important block, the two least important ones, and so on.
 
-    A block is a region of parallel branches, or the units between two tensors that no activation made or that join
-    branches. The units before the first of these tensors are no block.
+    A block is a region of parallel branches, or the units between two ends. An end is a tensor without an activation
+    before it, or one that joins branches. The units before the first end are no block.
     """
     network = materials.network
     ends = {(level, *block) for level in network.levels for block in _blocks(level, network.roles)}

@@ -1,10 +1,10 @@
 """Method of Kim et al., ICML 2023 (arXiv 2301.12187).
 
 Activations become identity, and the convolutions between two kept activations merge exactly. An exact two-stage
-programme chooses by latency and importance. The end of a merge may get an activation where it had none.
+programme chooses by latency and importance. A merge without an activation at its end may get one.
 
-Deviations: no merge loses the activation at its end. Spans are bounded as for all methods. The measured search takes
-the place of rounding the table to a grid.
+Deviations: no merge loses the activation at its end. Spans are bounded as for all methods. A measured search replaces
+the rounding of the table to a grid.
 """
 
 from __future__ import annotations

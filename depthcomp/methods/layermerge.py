@@ -1,9 +1,9 @@
 """Method of LayerMerge, Kim et al., ICML 2024 (arXiv 2406.12837).
 
-Besides activations, whole convolutions become identity, so that the others merge into a smaller kernel. For each kernel
-the convolutions with the largest sum of absolute weights stay.
+Activations and whole convolutions become identity, so that the rest merges into a smaller kernel. For each kernel the
+convolutions with the largest sum of absolute weights stay.
 
-Deviations: a chain of which no convolution stays is a drop. A pruned residual branch leaves its sum in place.
+Deviations: a chain without a kept convolution is a drop. A pruned residual branch leaves its sum in place.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fx_passes.operators import Role
 
 
 def _leaves_a_layer_or_prunes_all(network: CapturedNetwork, candidate: Candidate) -> bool:
-    """Say whether something takes the span's place, or all convolutions of a chain can become identity."""
+    """Return whether the candidate has a layer, or all convolutions of its chain can become identity."""
     return bool(candidate.body.operators) or _all_prunable(network, candidate.span.nodes)
 
 

@@ -1,8 +1,7 @@
-"""Method of compression: which rewrites it may choose from, what it takes for loss, how it chooses.
+"""Method of compression: its rewrites, its losses, and how it chooses.
 
-All methods go through the same capture, latency table, measured search for the budget, merge and measurement. What
-differs between their results is therefore the method alone. Each method is one file of this folder; a file of a paper's
-method says where it deviates from the paper.
+All methods share capture, latency table, measured search, merge and measurement, so their results differ by the method
+alone. Each method is one file of this folder. The file of a paper's method says where it deviates from the paper.
 """
 
 from __future__ import annotations
@@ -25,18 +24,18 @@ def _anything(network: CapturedNetwork, candidate: Candidate) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """A way to choose what is rewritten.
+    """A method that chooses the rewrites of a network.
 
     Attributes:
-        name: what users call it.
-        summary: what it does, in a line.
-        limits: which choices are enumerated for it.
-        allows: which of these choices it may take; called with the network and the candidate.
-        importance: name of the importance that belongs to it; a compression takes the one that it is told to take.
-        draw: makes the plans that it chooses among where no solver does; None for the solver's frontier.
+        name: name for users.
+        summary: one line on what it does.
+        limits: limits of the choices that are enumerated.
+        allows: returns whether the method may take a candidate; called with the network and the candidate.
+        importance: name of the importance that the paper pairs with the method; the user's `importance` decides.
+        draw: yields the plans of a method without a solver; None for the solver's frontier.
         scored: whether it needs the losses of choices.
-        fits: whether new convolutions are solved for on calibration images, and a solver's plans compared by their
-            true loss. Where not, fine-tuning starts from merged weights.
+        fits: whether new convolutions are solved for on calibration images. A solver's plans are then compared by true
+            loss. If False, fine-tuning starts from merged weights.
     """
 
     name: str

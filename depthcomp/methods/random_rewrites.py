@@ -13,11 +13,11 @@ from depthcomp.preparation import OFFERED
 
 __all__ = ["at_random"]
 
-WALKS = 30  # random orders; their plans lie close enough together to come near any budget
+WALKS = 30  # random orders; enough plans to come near any budget
 
 
 def at_random(materials: Materials) -> Iterator[Rewrites]:
-    """Yield plans that grow by one random rewrite after the other until no room is left, many times over."""
+    """Yield plans of several random orders; each order adds one rewrite at a time until no more fits."""
     rng = np.random.default_rng(materials.seed)
     for _ in range(WALKS):
         order = rng.permutation(len(materials.candidates))

@@ -11,11 +11,11 @@ from depthcomp.preparation import OFFERED
 
 __all__ = ["evenly_spread"]
 
-SHIFTS = 4  # of the evenly spread places, by parts of the distance between them
+SHIFTS = 4  # shifted copies of the evenly spread places, by equal parts of their distance
 
 
 def evenly_spread(materials: Materials) -> Iterator[Rewrites]:
-    """Yield the plans that rewrite some units, evenly spread, each in the way that saves most by the table."""
+    """Yield plans that rewrite evenly spread units, each with the rewrite that saves most by the table."""
     units = [c for c in materials.candidates if c.span.stop == c.span.start + 1]
     units.sort(key=lambda candidate: -materials.savings_ms[candidate.choice])
     places = in_order(disjoint(units), materials.network)

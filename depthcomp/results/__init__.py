@@ -1,1 +1,1 @@
-"""What a compression found: in memory, on disk as a folder that can be loaded again, and as a page to read."""
+"""Results of a compression: in memory, saved to a folder, loaded from it, and as a report."""

@@ -1,4 +1,4 @@
-"""What a compression found: the networks, the plan, and every number that it rests on."""
+"""Findings of a compression: the networks, the plan, and all numbers behind it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class FrontierPoint:
     """A plan that no other beats in both predicted latency and importance.
 
     Attributes:
-        predicted_ms: latency of the whole network as the calibrated table predicts it.
+        predicted_ms: latency of the whole network, predicted by the calibrated table.
         loss: importance of the plan, the sum over its choices.
         plan: the plan.
     """
@@ -37,10 +37,10 @@ class SpanRecord:
 
     Attributes:
         choice: the choice.
-        modules: the user's modules that stood there, in words.
-        convolutions: how many convolutions stood there.
-        kept_ms: latency of the span as it was, by the table.
-        new_ms: latency of what takes its place, by the table; 0 for a dropped span.
+        modules: the user's modules that the span covers, in words.
+        convolutions: number of convolutions in the span.
+        kept_ms: latency of the original span, by the table.
+        new_ms: latency of the body in its place, by the table; 0 for a dropped span.
         loss: importance of the choice.
     """
 
@@ -54,40 +54,40 @@ class SpanRecord:
 
 @dataclass(frozen=True, repr=False)
 class Findings:
-    """A compressed network with its evidence. Latencies are in ms, of one forward at the example's batch size.
+    """A compressed network and the numbers behind it. Latencies are in ms, for one forward of the example's batch size.
 
     Attributes:
         model: the merged network, an fx.GraphModule in evaluation mode.
         trainable: the linearised form of the same function, for fine-tuning.
         plan: the choices for all spans that are not kept.
         frontier: all plans worth considering, fastest first.
-        budget: what was asked for.
-        budget_ms: the same in ms.
-        original_timing: the original, measured whole, side by side with `measured_timing`.
-        measured_timing: `model`, measured whole.
-        predicted_ms: what the calibrated table predicted for `plan` before it was measured.
-        loss: divergence from the original (KL in nats for class scores), estimated by refits of `plan` on images that
-            their weights have not seen; `model` itself is fitted on all of `data`.
-        rank_correlation: Spearman's, between importance and true loss of the whole plans that were tried; None
-            where fewer than three were, or all were scored alike.
+        budget: the requested budget.
+        budget_ms: the budget in ms.
+        original_timing: timing of the whole original, measured side by side with `measured_timing`.
+        measured_timing: timing of the whole `model`.
+        predicted_ms: prediction of the calibrated table for `plan`, made before the measurement.
+        loss: divergence from the original (KL in nats for class scores). It is estimated by refits of `plan` on images
+            that their weights have not seen; `model` itself is fitted on all of `data`.
+        rank_correlation: Spearman's correlation between importance and true loss of the whole plans that were tried;
+            None for fewer than three plans, or where all were scored alike.
         original_depth: convolutions on the longest path of the original.
         depth: convolutions on the longest path of `model`.
-        spans: what the plan does, span by span.
+        spans: what the plan does to each span.
         refusals: spans that cannot be compressed.
-        warnings: what the user should know about how this was made.
-        environment: where it was measured.
-        table: the latency table that was used, with the line from sums to whole networks that was learnt.
-        example_inputs: the inputs that the network was captured and measured with.
-        seed: the seed of everything random.
+        warnings: notes for the user.
+        environment: where the latencies were measured.
+        table: the latency table, with the line learnt from sums to whole networks.
+        example_inputs: inputs that the network was captured and measured with.
+        seed: seed of everything random.
         seconds: wall time of each stage.
-        free_merges: spans of the original that were one convolution already and were merged first, at no loss;
-            `plan` is for the network after that.
-        importance: the loss of every choice that was scored, how it was found and what that cost in seconds.
-        original: the network before, its norms folded, as it was measured; the teacher in fine-tuning.
-        finetuned: what fine-tuning came to, where it was asked for; `model` and `trainable` are its outcome then, and
-            `loss` is still that before it.
-        method: how the plan was chosen.
-        tuned_before: what earlier fine-tunings came to, each of which the next went on from, `finetuned` last.
+        free_merges: merges without loss, done first, of spans that compute a single convolution; `plan` is for the
+            network after them.
+        importance: the losses of all scored choices, with how they were found and the seconds that took.
+        original: the original network as measured, its norms folded; the teacher in fine-tuning.
+        finetuned: record of the fine-tuning, if any; `model` and `trainable` are then tuned, and `loss` is from before.
+        method: name of the method that chose the plan.
+        tuned_before: records of earlier fine-tunings, in order; each continued from the one before, and `finetuned`
+            from the last.
     """
 
     model: fx.GraphModule
@@ -130,15 +130,14 @@ class Findings:
 
     @property
     def speedup(self) -> float:
-        """How many times as fast as the original the compressed network is, both measured."""
+        """Measured latency of the original, divided by the measured latency of the compressed network."""
         return self.original_ms / self.measured_ms
 
     @property
     def residual(self) -> float | None:
-        """How far the measured networks lie from the line that predicts them, as a share of the original's latency.
+        """Residual of the predicting line, as a share of the original's latency.
 
-        The root mean square over all networks that were measured, this one included; None where the table has no
-        line.
+        It is the root mean square over all measured networks, this one included; None where the table has no line.
         """
         line = self.table.calibration
         return None if line is None else line.residual_ms / self.original_ms

@@ -1,4 +1,4 @@
-"""The frontier as a picture: what each plan costs in latency and in loss, and where the result stands."""
+"""Plot of the frontier: latency and loss of each plan, with the result, the original and the budget."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ __all__ = ["frontier_svg"]
 SIZE_INCHES = (5.0, 4.3)  # small enough for 10 point text to stay legible on a phone
 TITLE_COLUMNS = 50  # characters of the title's font that fit the width
 MOST_DOTS = 200  # more dots run into each other and only make the file large
-CROWDED = 30  # a loss axis that is this many times the chosen plan's loss hides it at the bottom
-LINEAR_SHARE = 1e-3  # of the largest loss: a logarithmic axis is linear from about here down to 0
+CROWDED = 30  # a linear axis up to this many times the chosen plan's loss would hide the plan at the bottom
+LINEAR_SHARE = 1e-3  # the logarithmic axis is linear from about this share of the largest loss down to 0
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; markers and dashes differ as well.
 FRONTIER, CHOSEN, MEASURED, ORIGINAL, BUDGET = "#0072B2", "#E69F00", "#D55E00", "#595959", "#000000"
@@ -38,10 +38,10 @@ _SETTINGS = {
 
 
 def frontier_svg(result: Findings) -> str:
-    """Return the frontier of a compression as an SVG document, the same text for the same result.
+    """Return the frontier of a compression as an SVG document; equal results give equal text.
 
-    Horizontal: predicted latency of the network in ms; vertical: importance. Marked are the chosen plan, its
-    measured latency, the original and the budget. pyplot and its global figures are not touched.
+    The horizontal axis is the predicted latency of the network in ms, the vertical axis its importance. Marks show the
+    chosen plan, its measured latency, the original and the budget. pyplot and its global figures are not touched.
     """
     import matplotlib.style
 
@@ -53,7 +53,7 @@ def frontier_svg(result: Findings) -> str:
 
 
 def draw_frontier(result: Findings) -> Figure:
-    """Return the picture as a figure that belongs to no window."""
+    """Return the plot as a figure without a window."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=SIZE_INCHES, layout="constrained")
@@ -69,7 +69,7 @@ def draw_frontier(result: Findings) -> Figure:
 
 
 def _draw_plans(axes: Axes, result: Findings) -> None:
-    """Draw the frontier as steps: between two plans, a budget buys the faster one."""
+    """Draw the frontier as steps: a budget between two plans gets the faster one."""
     ms = [point.predicted_ms for point in result.frontier]
     losses = [point.loss for point in result.frontier]
     marker = "o" if len(ms) <= MOST_DOTS else "None"
@@ -92,7 +92,7 @@ def _draw_references(axes: Axes, result: Findings) -> None:
 
 
 def _draw_result(axes: Axes, result: Findings) -> None:
-    """Draw the chosen plan where it was predicted and where it was measured, joined by a line."""
+    """Draw the chosen plan's predicted and measured latency, joined by a line."""
     loss = _chosen_loss(result)
     axes.plot([result.predicted_ms, result.measured_ms], [loss, loss], color=MEASURED, linewidth=1.2, zorder=4)
     axes.plot(

@@ -1,8 +1,8 @@
-"""A network's structure as plain JSON, both ways, from closed lists of what may appear in it.
+"""Structure of a network as plain JSON, limited to closed lists of operations.
 
-Nothing in a file decides what is imported or looked up: layers come from `torch.nn` and a list of this package's
-own, functions, methods and attributes from the lists below, and every name that ends up in generated code is checked
-against a pattern. Tensors are kept apart; the JSON only names them.
+No file decides what is imported or looked up. Layers come from `torch.nn` and a list of this package; functions,
+methods and attributes come from the lists below. Every name in generated code must match a pattern. The JSON only names
+the tensors; their values are stored elsewhere.
 """
 
 from __future__ import annotations
@@ -62,14 +62,14 @@ class StoredNode(_Stored):
 
 
 class StoredModule(_Stored):
-    """A layer of `torch.nn`, or of captured graphs, by the name of its class and the arguments of its constructor."""
+    """A layer of `torch.nn` or of captured graphs: the name of its class and the arguments of its constructor."""
 
     kind: Identifier
     arguments: dict[Identifier, Any]
 
 
 class StoredTensor(_Stored):
-    """A parameter or buffer: the key of its values among the tensors, and how it is held."""
+    """A parameter or buffer: the key of its values in the weights file, and its properties."""
 
     key: str
     parameter: bool
@@ -79,7 +79,7 @@ class StoredTensor(_Stored):
 
 
 class StoredNetwork(_Stored):
-    """The whole file; `sha256` is the digest of the tensors that belong to it."""
+    """The whole file; `sha256` is the digest of its weights file."""
 
     schema_version: Literal[1]
     name: Identifier
@@ -154,10 +154,10 @@ _DEVICE = re.compile(r"(cpu|cuda|xpu|mps|meta)(:[0-9]+)?")
 
 
 def encode_value(value: Any) -> Any:
-    """Return `value` as plain JSON: what JSON lacks becomes an object of one field that names its kind.
+    """Return `value` as plain JSON; a value that JSON lacks becomes an object with one field, named after its kind.
 
     Raises:
-        ValueError: the value is of a kind that is not stored.
+        ValueError: values of this type are not stored.
 
     Example:
         >>> encode_value((1, None, slice(0, 2)))
@@ -275,7 +275,7 @@ def decode_graph(nodes: list[StoredNode]) -> fx.Graph:
     """Return the graph of these nodes.
 
     Raises:
-        ValueError: a node calls what is not on the lists, or two nodes have one name; the message names it.
+        ValueError: a node's operation is not on the lists, or two nodes have one name; the message names the node.
     """
     graph = fx.Graph()
     known: dict[str, fx.Node] = {}
@@ -324,7 +324,7 @@ def _functions() -> dict[str, Callable[..., Any]]:
 @cache
 def _torchvision_functions() -> dict[str, Callable[..., Any]]:
     """The functions of torchvision that a graph may call, by their names in the file."""
-    import torchvision.ops  # slow, and brings all of torchvision, so only where a network needs it
+    import torchvision.ops  # slow, as it imports all of torchvision; so only where a network needs it
 
     return dict(_listed("torchvision.ops", torchvision.ops, _TORCHVISION_OPS))
 
@@ -350,10 +350,10 @@ def _function(name: str) -> Callable[..., Any]:
 
 
 def encode_module(module: nn.Module) -> StoredModule:
-    """Return a layer of `torch.nn` by its class and the arguments that its constructor needs.
+    """Return the stored form of a layer of `torch.nn`: its class and the arguments of its constructor.
 
-    An argument is read back from the attribute of the same name; a tensor stands for True, as in `bias`. The
-    layer is built again from them and must look the same.
+    Each argument is read from the attribute of its name; a tensor stands for True, as in `bias`. The layer is built
+    again from them and must be alike.
 
     Raises:
         ValueError: the layer is not of torch.nn, has hooks, or its arguments cannot be read back.
@@ -389,7 +389,7 @@ def _argument(value: Any, parameter: inspect.Parameter) -> Any:
 def _require_alike(module: nn.Module, rebuilt: nn.Module) -> None:
     shapes, rebuilt_shapes = _tensor_shapes(module), _tensor_shapes(rebuilt)
     if repr(module) != repr(rebuilt) or shapes != rebuilt_shapes:
-        raise ValueError(f"built again from its attributes it becomes {rebuilt!r}")
+        raise ValueError(f"rebuilt from its attributes it becomes {rebuilt!r}")
 
 
 def _tensor_shapes(module: nn.Module) -> dict[str, torch.Size]:
@@ -409,7 +409,7 @@ def build_module(stored: StoredModule) -> nn.Module:
     try:
         with torch.device("meta"):
             return layer(**arguments).eval()
-    except Exception as error:  # whatever the constructor objects to
+    except Exception as error:  # constructors raise errors of any type
         raise ValueError(f"arguments that {stored.kind} does not take ({_fault(error)})") from error
 
 

@@ -1,4 +1,4 @@
-"""A result from the folder that it was saved to, which later commands go on from."""
+"""Loading of a saved result, from which later commands continue."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ _SEED = 0
 def load_result(directory: str | os.PathLike[str]) -> CompressionResult:
     """Return the result that `save_result` wrote to a folder.
 
-    Its example inputs are random ones of the same shapes, its refusals stand by reason, and a loss that was not finite
-    is NaN. `original` is None where its folder was deleted.
+    Its example inputs are random, with the saved shapes. Refusals are ordered by reason. A loss that was not finite is
+    NaN. `original` is None where its folder was deleted.
 
     Raises:
         ArtifactError: a file is missing, broken or of another version, or the trainable form was deleted.
@@ -81,10 +81,10 @@ def load_result(directory: str | os.PathLike[str]) -> CompressionResult:
 
 
 def saved_inputs(directory: Path) -> tuple[Tensor, ...]:
-    """Return random inputs like those that a saved network was compressed with, in shape and type.
+    """Return random inputs with the shapes and types that a saved network was compressed with.
 
     Raises:
-        ArtifactError: the folder does not tell them.
+        ArtifactError: result.json is missing or does not hold them.
     """
     path = directory / NUMBERS
     try:
@@ -93,7 +93,7 @@ def saved_inputs(directory: Path) -> tuple[Tensor, ...]:
         return tuple(torch.randn(each["shape"], generator=generator).to(_dtype(each["dtype"])) for each in stored)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise ArtifactError(
-            f"{path} does not tell the shapes of the inputs ({type(error).__name__}: {error}); give the folder that "
+            f"{path} does not hold the shapes of the inputs ({type(error).__name__}: {error}); give the folder that "
             "CompressionResult.save wrote"
         ) from error
 
@@ -101,15 +101,15 @@ def saved_inputs(directory: Path) -> tuple[Tensor, ...]:
 def _dtype(name: str) -> torch.dtype:
     dtype = getattr(torch, name)
     if not isinstance(dtype, torch.dtype):
-        raise TypeError(f"{name} is no type of tensors")
+        raise TypeError(f"{name} is no tensor type")
     return dtype
 
 
 def load_trainable(folder: Path, example: tuple[Tensor, ...]) -> fx.GraphModule:
-    """Return the trainable form in a folder, its nodes with the shapes that inputs like the example's give.
+    """Return the trainable form in a folder, its nodes annotated with the shapes for the example.
 
     Raises:
-        ArtifactError: it was deleted, or is broken or of another version.
+        ArtifactError: the trainable form is missing, broken or of another version.
     """
     if not (folder / TRAINABLE).is_dir():
         raise ArtifactError(f"{folder} has no folder {TRAINABLE}, which fine-tuning needs; compress the model anew")
@@ -130,7 +130,7 @@ def _frontier(numbers: StoredNumbers) -> tuple[FrontierPoint, ...]:
     try:
         plans = [Plan.of([choices[place] for place in point.plan]) for point in numbers.frontier]
     except KeyError as error:
-        raise ArtifactError(f"result.json tells no choice number {error}; compress the model anew") from error
+        raise ArtifactError(f"result.json has no choice number {error}; compress the model anew") from error
     return tuple(
         FrontierPoint(point.predicted_ms, _number(point.loss), plan)
         for point, plan in zip(numbers.frontier, plans, strict=True)

@@ -1,4 +1,4 @@
-"""A result as one self-contained page: what was gained, where, at what cost, and what was refused."""
+"""Report of a result, one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ NOT_KNOWN = "—"
 def write_report(result: Findings, directory: Path) -> None:
     """Write `report.html` and `frontier.svg` to an existing folder, each whole or not at all.
 
-    The page needs no other file and no network: style sheet and picture are inside.
+    The page holds its style sheet and picture, so it needs no other file and no internet.
 
     Raises:
         ArtifactError: the folder cannot be written.
@@ -127,7 +127,7 @@ def _foretold(predicted_ms: float, measured_ms: float) -> str:
 
 
 def _speedups(result: Findings) -> str:
-    """Return the range of the speed-ups of the single rounds, in which both networks had a turn."""
+    """Return the range of the speed-ups in single rounds, each of which times both networks."""
     before, after = result.original_timing.rounds_ms, result.measured_timing.rounds_ms
     if len(before) != len(after):
         return NOT_KNOWN
@@ -141,24 +141,24 @@ def _rounds(result: Findings) -> str:
 
 
 def _importance(result: Findings) -> str:
-    """Say how the losses of choices were found, and how far they are to be trusted."""
+    """Return how the losses of choices were found, and how well they rank plans."""
     table = result.importance
     if table.method == NO_METHOD:
-        return "None, the method asks for no losses of choices"
+        return "None: the method needs no losses of choices"
     choices = "1 choice" if len(table.losses) == 1 else f"{len(table.losses)} choices"
     found = f"{preset_name(table)}, {choices} scored in {table.seconds:.0f} s"
-    return f"{found}: a surrogate that adds up over spans; {_agreement(result)}"
+    return f"{found}. It is an estimate, summed over spans; {_agreement(result)}"
 
 
 def _agreement(result: Findings) -> str:
     if result.rank_correlation is None:
-        return "how well it ranks plans is not known, as fewer than three whole plans were tried or it scored all alike"
+        return "its rank correlation is not known, as fewer than three whole plans were tried or all scores were equal"
     rho = f"{result.rank_correlation:.2f}"
-    return f"its rank correlation (Spearman) with the loss of the whole plans that were tried is {rho}"
+    return f"its rank correlation (Spearman) with the losses of the whole plans that were tried is {rho}"
 
 
 def _tunings(result: Findings) -> list[str]:
-    """Say what each fine-tuning came to, in their order."""
+    """Return the outcome of each fine-tuning, in order."""
     last = () if result.finetuned is None else (result.finetuned,)
     records = (*result.tuned_before, *last)
     return [_tuning(record, "Then fine-tuned" if place else "Fine-tuned") for place, record in enumerate(records)]
@@ -169,7 +169,7 @@ def _tuning(record: FinetuneRecord, what: str) -> str:
         f", {record.metric} {record.metric_before:.4g} to {record.metric_after:.4g}" if record.metric != "loss" else ""
     )
     losses = f"from loss {record.loss_before:.4g} to {record.loss_after:.4g}{metric}"
-    return f"{what}, by the validation data {losses} ({tuning(record)})."
+    return f"{what} {losses} on the validation data ({tuning(record)})."
 
 
 def _parameters(gm: fx.GraphModule) -> int:
@@ -177,17 +177,17 @@ def _parameters(gm: fx.GraphModule) -> int:
 
 
 def _free(result: Findings) -> str:
-    """Say how many spans cost nothing to merge; nothing where there were none."""
+    """Return how many spans were merged for free, or an empty text for none."""
     count = len(result.free_merges)
     if not count:
         return ""
-    spans = "1 span was" if count == 1 else f"{count} spans were"
-    return f"Merged for free, before anything else: {spans} one convolution already, and nothing but latency changed."
+    spans = "1 span was merged" if count == 1 else f"{count} spans were merged"
+    return f"First, {spans} for free: each computes a single convolution, so only the latency changed."
 
 
 @dataclass(frozen=True, slots=True)
 class _SpanRow:
-    """A row of the table of spans, its numbers ready to print."""
+    """A row of the table of spans, with numbers as text."""
 
     modules: str
     deed: str
@@ -223,7 +223,7 @@ def _numbers(kept_ms: float, new_ms: float, loss: float) -> tuple[str, str, str,
 
 @dataclass(frozen=True, slots=True)
 class _RefusalGroup:
-    """Spans that were refused for the same reason."""
+    """Spans refused for one reason."""
 
     reason: str
     spans: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""What a compression returns: what it found, which can be exported and saved."""
+"""Result of a compression: its findings, with methods to export and save them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["CompressionResult"]
 
 @dataclass(frozen=True, repr=False)
 class CompressionResult(Findings):
-    """A compressed network with its evidence, the attributes of `Findings`."""
+    """A compressed network and the numbers behind it; the attributes are those of `Findings`."""
 
     def __repr__(self) -> str:
         return (
@@ -31,7 +31,7 @@ class CompressionResult(Findings):
         """Write `model` as ONNX, checked by onnx.checker and against onnxruntime; return the path.
 
         Raises:
-            ArtifactError: the path cannot be written, or the exported network does not compute the same.
+            ArtifactError: the path cannot be written, or the exported network computes other values.
         """
         return onnx_model.export_onnx(self.model, self.example_inputs, path)
 
@@ -48,7 +48,7 @@ class CompressionResult(Findings):
         timing_cache: str | os.PathLike[str] | None = None,
         progress: Progress | None = None,
     ) -> Path:
-        """Build a TensorRT engine of `model`, write it with a file that says what it is, and return its path.
+        """Build a TensorRT engine of `model`, write it with a JSON file that describes it, and return its path.
 
         Arguments and errors are those of `depthcomp.export.engine.export_engine`.
 
@@ -62,9 +62,9 @@ class CompressionResult(Findings):
         )  # fmt: skip
 
     def save(self, directory: str | os.PathLike[str]) -> Path:
-        """Write everything to a folder, which `depthcomp.load` reads back; return the folder.
+        """Write the result to a folder, which `depthcomp.load` reads, and return the folder.
 
-        plan.json, model.json and model.safetensors (the network), model.onnx, result.json (the numbers),
+        The files are plan.json, model.json and model.safetensors (the network), model.onnx, result.json (the numbers),
         latency_table.json, importance.json, report.html and frontier.svg. Each file is written whole or not at all.
 
         Raises:

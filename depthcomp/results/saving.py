@@ -1,4 +1,4 @@
-"""What a compression found, on disk: a folder of everything, which later commands go on from."""
+"""Saving of a result to a folder, from which later commands continue."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from depthcomp_files import write_atomically, write_json
 
 __all__ = ["save_result"]
 
-TRAINABLE, ORIGINAL = "trainable", "original"  # folders, of a network each
+TRAINABLE, ORIGINAL = "trainable", "original"  # folders with one network each
 NUMBERS, PLAN, TABLE, IMPORTANCE = "result.json", "plan.json", "latency_table.json", "importance.json"
 
 
 def save_result(result: Findings, directory: str | os.PathLike[str]) -> Path:
-    """Write everything that a compression found to a folder, created if need be, and return the folder.
+    """Write a result to a folder, created if missing, and return the folder.
 
-    plan.json, model.json and model.safetensors, model.onnx, latency_table.json, importance.json, result.json,
-    report.html and frontier.svg; in folders below, the original and the trainable form, for `depthcomp finetune`. Each
-    file and each network is written whole or not at all, the trainable form last: fine-tuning that is killed while it
-    saves begins where it did before, and its finished checkpoint makes the rest whole.
+    The files are plan.json, model.json and model.safetensors, model.onnx, latency_table.json, importance.json,
+    result.json, report.html and frontier.svg. Folders below hold the original and the trainable form, for `depthcomp
+    finetune`. Each file and each network is written whole or not at all. The trainable form comes last: a fine-tuning
+    killed while it saves then starts again from the old form, and its finished checkpoint restores the rest.
 
     Raises:
         ArtifactError: the folder cannot be written, or the network cannot be stored or exported.

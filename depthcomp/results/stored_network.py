@@ -1,9 +1,9 @@
 """A network on disk, as structure and weights.
 
 It is stored without pickle and without its class: `model.json` holds the graph (see
-`depthcomp.results.graph_json`), `model.safetensors` the values of its tensors. Both change at once: values that are to
-take the place of others are written under the name of their digest first, then `model.json` is replaced, then
-`model.safetensors`; whoever is killed in between leaves the network before, or the new one under that name.
+`depthcomp.results.graph_json`), `model.safetensors` the values of its tensors. A killed write leaves the old or the
+new network: new values are first written under the name of their digest, then `model.json` is replaced, then
+`model.safetensors`. Loading finds the values under either name.
 """
 
 from __future__ import annotations
@@ -42,10 +42,9 @@ def save_network(
 ) -> Path:
     """Write a network to model.json and model.safetensors in a folder, and return the folder.
 
-    The network is rebuilt from what will be written, before anything is written; with `example_inputs`, both
-    are run in evaluation mode and must return the same bits. `gm` is not changed. Plain attributes of the
-    user (num_classes, pretrained_cfg, ...) are kept as far as JSON can hold them. A network that was there stays
-    until the new one is complete.
+    Before anything is written, the network is rebuilt from its stored form. With `example_inputs`, both run in
+    evaluation mode and must return equal bits. `gm` is not changed. Plain attributes of the user (num_classes,
+    pretrained_cfg, ...) are kept as far as JSON can hold them. An older network stays until the new one is complete.
 
     Raises:
         ArtifactError: a node or a layer cannot be stored (it is named), the rebuilt network differs, or the
@@ -98,7 +97,7 @@ def _encode_module(path: str, module: nn.Module) -> StoredModule:
 def _encode_tensors(
     gm: fx.GraphModule, modules: Mapping[str, StoredModule], fetched: set[str]
 ) -> tuple[dict[str, StoredTensor], dict[str, Tensor]]:
-    """Describe the tensors that the graph uses; a tensor that stands at two places is stored once."""
+    """Return descriptions and values of the tensors that the graph uses; a shared tensor is stored once."""
     stored: dict[str, StoredTensor] = {}
     values: dict[str, Tensor] = {}
     first_path: dict[int, str] = {}
@@ -109,7 +108,7 @@ def _encode_tensors(
             values.setdefault(key, tensor.detach().clone(memory_format=torch.contiguous_format))
     missing = sorted(fetched - stored.keys())
     if missing:
-        raise ValueError(f"node with target {missing[0]!r} fetches what is no parameter or buffer")
+        raise ValueError(f"node with target {missing[0]!r} fetches something other than a parameter or buffer")
     return stored, values
 
 
@@ -135,9 +134,9 @@ def _describe(gm: fx.GraphModule, path: str, tensor: Tensor, key: str) -> Stored
 
 
 def _lies_channels_last(tensor: Tensor) -> bool:
-    """Say whether torch takes a tensor for one in channels-last format.
+    """Return whether torch treats a tensor as channels-last.
 
-    Strides decide, not `is_contiguous`: of one channel, or one pixel, a tensor is contiguous in both formats, and a
+    Strides decide, not `is_contiguous`: a tensor of one channel or one pixel is contiguous in both formats. A
     convolution still chooses its kernel, and so its rounding, by the strides.
     """
     if tensor.dim() != 4:
@@ -169,8 +168,8 @@ def _require_same_outputs(gm: fx.GraphModule, rebuilt: fx.GraphModule, example_i
     )
     if not same:
         raise ArtifactError(
-            "the network rebuilt from its structure and weights returns other values on the example inputs; "
-            "a network that draws random numbers or keeps state cannot be stored"
+            "the stored network returns other values than the original on the example inputs; remove random numbers "
+            "and state from its forward, which cannot be stored"
         )
 
 
@@ -181,7 +180,7 @@ def _same_bits(a: Tensor, b: Tensor) -> bool:
 def load_network(directory: str | os.PathLike[str]) -> fx.GraphModule:
     """Return the network that `save_network` wrote to a folder, on the CPU and in evaluation mode.
 
-    No code of the network's class is needed or run; what the files may name is limited to closed lists.
+    No code of the network's class is needed or run: the files may name only operations on closed lists.
 
     Raises:
         ArtifactError: a file is missing, truncated, of another version, or not written by depthcomp.
@@ -225,13 +224,13 @@ def _parse_weights(folder: Path, stored: StoredNetwork) -> dict[str, Tensor]:
         ) from error
     if data is None:
         raise ArtifactError(
-            f"{path} does not belong to {_STRUCTURE} beside it: it is truncated, changed or from another "
+            f"{path} does not belong to the {_STRUCTURE} beside it: it is truncated, changed or from another "
             "network; save the network anew"
         )
     try:
         return safetensors.torch.load(data)
     except Exception as error:  # safetensors raises errors of its own that share no useful base
-        raise ArtifactError(f"{path} is no safetensors file ({error}); save the network anew") from error
+        raise ArtifactError(f"{path} is not a safetensors file ({error}); save the network anew") from error
 
 
 def _decode(stored: StoredNetwork, values: Mapping[str, Tensor]) -> fx.GraphModule:
@@ -247,7 +246,7 @@ def _decode(stored: StoredNetwork, values: Mapping[str, Tensor]) -> fx.GraphModu
 
 
 def _owner(root: nn.Module, path: str) -> tuple[nn.Module, str]:
-    """Return the module that holds `path`, creating the containers on the way, and the last part's name."""
+    """Return the module that holds `path`, creating missing containers, and the last part of `path`."""
     *parts, name = path.split(".")
     owner = root
     for part in parts:
@@ -258,7 +257,7 @@ def _owner(root: nn.Module, path: str) -> tuple[nn.Module, str]:
 
 
 def _fill(root: nn.Module, stored: StoredNetwork, values: Mapping[str, Tensor]) -> None:
-    """Put the values into their places; tensors that were one object are one object again."""
+    """Put the values into their places; a shared tensor becomes one object again."""
     shared: dict[str, Tensor] = {}
     for path, description in stored.tensors.items():
         if description.key not in values:
@@ -303,5 +302,5 @@ def _attach_attributes(gm: fx.GraphModule, stored: StoredNetwork) -> None:
     attributes = {name: graph_json.decode_value(value, {}) for name, value in stored.attributes.items()}
     for name in attributes:
         if name.startswith("_") or hasattr(gm, name):
-            raise ValueError(f"the attribute {name!r} would hide one of the network's own")
+            raise ValueError(f"the attribute {name!r} would hide an attribute of the network")
     attach_attributes(gm, attributes)

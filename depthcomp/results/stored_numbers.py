@@ -1,4 +1,4 @@
-"""The numbers of a result as JSON, both ways: what result.json holds."""
+"""Numbers of a result as JSON, the content of result.json."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class _Budget(_Stored):
 
 
 class StoredTiming(_Stored):
-    """The latency of a network; all but the last fields follow from them."""
+    """The timing of a network; `rounds_ms`, `n` and `drifted_rounds` determine the other fields."""
 
     ms: float
     least_ms: float
@@ -103,9 +103,9 @@ class _TensorKind(_Stored):
 
 
 class StoredNumbers(_Stored):
-    """Every number of a result, as result.json holds them; None stands for one that is not finite.
+    """All numbers of a result, as in result.json; None stands for a number that is not finite.
 
-    The plans of the frontier share their choices, so each is a list of places in `frontier_choices`.
+    Each plan of the frontier is a list of indices into `frontier_choices`, as plans share choices.
     """
 
     schema_version: Literal[3]
@@ -138,7 +138,7 @@ class StoredNumbers(_Stored):
 
 
 def _from_version_2(content: dict[str, Any]) -> dict[str, Any]:
-    """Return the content of a version 2 file, where choices had all fields and nobody told modules, as it is now."""
+    """Upgrade the content of a version 2 file, which stores choices with all fields and no names of modules."""
     numbers = ("convolutions", "kept_ms", "new_ms", "loss")
     return {
         **content,
@@ -179,7 +179,7 @@ def read_numbers(path: Path) -> StoredNumbers:
 
 
 def result_json(result: Findings) -> dict[str, Any]:
-    """Return every number of a result as plain JSON values; a number that is not finite becomes None."""
+    """Return all numbers of a result as plain JSON values; a number that is not finite becomes None."""
     choices = list(dict.fromkeys(choice for point in result.frontier for choice in point.plan))
     places = {choice: place for place, choice in enumerate(choices)}
     content: dict[str, Any] = {

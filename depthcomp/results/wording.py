@@ -1,4 +1,4 @@
-"""The words that reports and the terminal share: latencies, places, deeds and verdicts as text."""
+"""Wording that reports and the terminal share: latencies, environments, deeds and verdicts as text."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def where(here: Environment) -> str:
 
 
 def line_residual(result: Findings) -> str:
-    """Return how far the measured networks lie from the line that predicts them."""
+    """Return the residual of the predicting line, and over how many networks."""
     line, residual = result.table.calibration, result.residual
     return "not known" if line is None or residual is None else f"{100 * residual:.1f} % over {line.n} networks"
 
@@ -77,7 +77,7 @@ def deed(choice: SpanChoice) -> str:
 
 
 def deeds(spans: Iterable[SpanRecord]) -> str:
-    """Return how many spans a plan did what with."""
+    """Return the number of spans for each deed of a plan."""
     counts = Counter(record.choice.kind for record in spans)
     return ", ".join(f"{counts[each.name]} {each.done}" for each in kinds() if counts[each.name]) or "none"
 

@@ -1,1 +1,1 @@
-"""One compression from end to end: the pipeline, its fine-tuned result, and its resumption."""
+"""Runs of a compression from end to end: pipeline, fine-tuned result, resumption, shards."""

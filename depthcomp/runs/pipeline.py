@@ -1,4 +1,4 @@
-"""Pipeline from a prepared network to one within its budget: latencies, importance, search, measured result."""
+"""Pipeline from a prepared network to a network within the budget: latencies, importance, search, result."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ class Pipeline:
     """One compression, ready to run.
 
     Attributes:
-        task: what is compressed, by which method and importance.
-        budget: what the network must meet when measured.
+        task: the model, the method and the importance.
+        budget: the budget that the measured network must meet.
         prepared: the network, its images, and the rewrites that the method may take.
-        store: what is known of latencies; it is completed.
-        backend: what measures operators.
-        timer: measures whole networks with the same backend.
-        folder: where scores are kept until they are saved; None for nowhere.
-        stages: are named, reported and timed.
+        store: the known latencies; missing ones are measured and added.
+        backend: the backend that measures operators.
+        timer: measures whole networks with that backend.
+        folder: folder for the journal of scores until they are saved; None for no journal.
+        stages: names, reports and times the stages.
     """
 
     task: CompressionTask
@@ -61,7 +61,7 @@ class Pipeline:
     stages: Stages
 
     def run(self) -> tuple[CompressionResult, Scored]:
-        """Return what was found, and the scores that it was chosen by.
+        """Return the result, and the scores that the plan was chosen by.
 
         Raises:
             BudgetError: the original meets the budget already.
@@ -69,7 +69,7 @@ class Pipeline:
             TableError: the table or a journal cannot be read or written, or the backend refuses an operator.
 
         Warns:
-            UserWarning: choices were left out of the scoring.
+            UserWarning: some choices were not scored.
         """
         with self.stages("measuring the original"):
             self._require_room(self.prepared.candidates, _refusal(self.prepared))
@@ -92,11 +92,11 @@ class Pipeline:
         original_ms = self.timer.original.median_ms
         if self.budget.target_ms(original_ms) >= original_ms:
             raise BudgetError(
-                f"budget {self.budget} is met by the original already, measured at {original_ms:.3f} ms; ask for less"
+                f"the original, measured at {original_ms:.3f} ms, already meets budget {self.budget}; ask for less"
             )
         if not candidates and not self.prepared.free:
             raise BudgetInfeasibleError(
-                f"nothing in this network can be made faster, so {original_ms:.3f} ms is the best: {reason}",
+                f"no span of this network can be made faster than its {original_ms:.3f} ms: {reason}",
                 best_ms=original_ms,
             )
 
@@ -121,7 +121,7 @@ class Pipeline:
         )  # fmt: skip
 
     def _baseline(self, priced: PricedCandidates, losses: Mapping[SpanChoice, float]) -> BaselineFrontier | None:
-        """Return the plans that a method chooses among where no solver does."""
+        """Return the plans of a method without a solver; None for a method with one."""
         if self.task.method.draw is None:
             return None
         pricing = self.prepared.pricing
@@ -170,7 +170,7 @@ def _refusal(prepared: Prepared) -> str:
 
 
 def _trainable(captured: CapturedNetwork, found: Found) -> fx.GraphModule:
-    """Return the found plan's linearized graph with norms that are not folded, and with the weights found."""
+    """Return the found plan's linearized graph, with unfolded norms and the solved weights."""
     trainable = GraphFacts(linearize(captured, found.plan))
     for name, operator in found.solved.items():
         load_operator(trainable, name, operator)

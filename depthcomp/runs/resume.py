@@ -1,4 +1,4 @@
-"""Resumption of a run that was killed while it fine-tuned: the compression is saved before the fine-tuning begins."""
+"""Resumption of a run that was killed while it fine-tuned, from the compression saved before."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def settings_hash(
     seed: int,
     environment: Environment,
 ) -> str:
-    """Hash the settings that decide whether a run may go on from a saved compression.
+    """Hash the settings that decide whether a run can resume from a saved compression.
 
     Latencies are left out: measurements never repeat exactly.
     """
@@ -43,11 +43,13 @@ def settings_hash(
 
 @dataclass(frozen=True, slots=True)
 class SavedCompression:
-    """A folder of results; it also holds a mark and the fine-tuning's start until the fine-tuning has ended.
+    """A compression saved in a folder of results.
+
+    Until its fine-tuning has ended, the folder also holds a mark and the trainable form to start from.
 
     Attributes:
         folder: the folder.
-        settings: the hash of what is asked for.
+        settings: the hash of the run's settings.
     """
 
     folder: Path
@@ -58,15 +60,15 @@ class SavedCompression:
         return self.folder / CHECKPOINTS / UNFINISHED
 
     def save(self, result: CompressionResult, *, to_be_tuned: bool) -> CompressionResult:
-        """Write a result, and the mark if it is to be fine-tuned; return it with its trainable form as it is stored.
+        """Write a result, with a mark if it is to be fine-tuned, and return it with the stored trainable form.
 
-        Fine-tuning begins with the stored one, so that a later run begins with the same: optimisers number parameters
-        by their order. It is stored apart from the result's own, in whose place the tuned one is saved.
+        This run and a resumed one both start from the stored form, as optimisers number parameters by their order. A
+        copy is stored, because the tuned form later replaces the result's own.
 
         Raises:
             ArtifactError: the folder cannot be written.
         """
-        self._mark.unlink(missing_ok=True)  # what is written over must not pass for what another run has left
+        self._mark.unlink(missing_ok=True)  # a half-written result must not pass for a resumable one
         result.save(self.folder)
         if not to_be_tuned:
             return result
@@ -75,12 +77,12 @@ class SavedCompression:
         return replace(result, trainable=load_trainable(self._mark.parent, result.example_inputs))
 
     def unfinished(self, prepared: Prepared) -> CompressionResult | None:
-        """Return the result of the same settings whose fine-tuning has not ended, as it was before that.
+        """Return the saved result with these settings whose fine-tuning has not ended; None if there is none.
 
-        The tuned network may stand in its place already, where a run was killed as it ended.
+        It is returned as it was before fine-tuning, even where a run was killed after it saved the tuned network.
 
         Warns:
-            UserWarning: there is one; or it cannot be read.
+            UserWarning: the run resumes, or the saved result cannot be read.
         """
         if not self._mark.is_file() or self._mark.read_bytes() != self.settings.encode():
             return None
@@ -88,9 +90,9 @@ class SavedCompression:
             found = load_result(self.folder)
             trainable = load_trainable(self._mark.parent, found.example_inputs)
         except DepthCompError as error:
-            warn_caller(f"an unfinished run cannot go on, and all is compressed anew: {error}")
+            warn_caller(f"the unfinished run cannot resume, so the model is compressed anew: {error}")
             return None
-        warn_caller(f"{self.folder} holds this compression, not yet fine-tuned to the end; the run goes on from there")
+        warn_caller(f"{self.folder} holds this compression with unfinished fine-tuning; the run resumes from there")
         return replace(
             found, trainable=trainable, original=prepared.original, example_inputs=(prepared.example,),
             finetuned=None, tuned_before=(),

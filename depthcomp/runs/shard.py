@@ -1,10 +1,10 @@
-"""Shard of the scores of an importance: many processes or machines share the work.
+"""Shards of the scores of an importance, for several processes or machines.
 
     score_shard(model, "0/4", "scores", table="desktop.json", data=loader)    # and 1/4, 2/4, 3/4
     compress_depth(model, "70%", table="desktop.json", data=loader, output_dir="scores")
 
-The shards of one machine append to one journal; the journals of several are put together by `cat`, in any order.
-`depthcomp importance --shard 0/4` is the same from the command line.
+The shards on one machine append to one journal; `cat` joins the journals of several machines, in any order. From the
+command line: `depthcomp importance --shard 0/4`.
 """
 
 from __future__ import annotations
@@ -44,34 +44,33 @@ def score_shard(
     seed: int = 0,
     progress: Progress = silent,
 ) -> int:
-    """Score a part of the choices into `output_dir`/importance.jsonl; return how many entries that are.
+    """Score a part of the choices into `output_dir`/importance.jsonl, and return the number of the part's entries.
 
-    Entries that stand there already are not scored again. `compress_depth` with the same arguments then scores what is
-    left and goes on, with the result that it would have alone: to the bit where all processors are of one kind and all
-    processes, that of `compress_depth` too, use as many threads (`torch.set_num_threads`). Other threads are
-    another run, whose scores are not taken.
+    Entries in the journal are not scored again. `compress_depth` with equal arguments then scores the rest and
+    continues, with the result that it would have alone. The result is equal to the bit where all processors are of one
+    kind. All processes, `compress_depth` too, must use equally many threads (`torch.set_num_threads`); scores of other
+    thread counts are ignored.
 
-    A shard of "calibrated" scores all its choices on all images that judge, as it cannot tell which ones would be
-    passed over in favour of other shards' choices: all shards together fit as much as one process does, and score, and
-    refit what reads a change for that, up to four times as much.
+    A shard of "calibrated" scores all its choices on all judging images, as halving needs the scores of all shards. All
+    shards together need as many fits as one process, but up to four times as many scores and refits of consumers.
 
     Args:
         model: a trained CNN; it is not changed.
-        shard: which part, INDEX/COUNT, counted from 0.
-        output_dir: the folder that `compress_depth` will be given.
-        table: a complete latency table, which decides what is worth scoring; nothing is measured.
-        method: as for `compress_depth`; it decides which choices there are.
+        shard: the part, INDEX/COUNT, counted from 0.
+        output_dir: the folder to pass to `compress_depth` later.
+        table: a complete latency table, which decides which choices are scored; nothing is measured.
+        method: as for `compress_depth`; it decides which choices exist.
         importance: how losses are found; not a table of scores.
-        example_inputs: as for `compress_depth`, like the following.
-        data: calibration images.
-        val_data: images to score on.
-        seed: of everything random.
+        example_inputs: as for `compress_depth`.
+        data: calibration images, as for `compress_depth`.
+        val_data: images to score on, as for `compress_depth`.
+        seed: seed of everything random.
         progress: called as (what, done, total).
 
     Raises:
-        TableError: there is no such shard, the table lacks an operator, or a file cannot be read or written.
-        DepthCompError: the method needs no losses, or the importance is a table of scores: nothing is left to share.
-        CaptureError, DataError: as `compress_depth`.
+        TableError: the shard does not exist, the table lacks an operator, or a file cannot be read or written.
+        DepthCompError: the method needs no losses, or the importance is a finished table.
+        CaptureError, DataError: as for `compress_depth`.
     """
     task = CompressionTask.of(
         model, method, importance, example_inputs=example_inputs, data=data, val_data=val_data, seed=seed
@@ -89,8 +88,7 @@ def _require_shareable(task: CompressionTask, importance: ImportanceLike) -> Non
     if not task.method.scored:
         scored = ", ".join(name for name, method in METHODS.items() if method.scored)
         raise DepthCompError(
-            f"method (={task.method.name!r}) needs no losses of choices, so there is nothing to share; give one of "
-            f"{scored}"
+            f"method (={task.method.name!r}) needs no losses, so shards have nothing to score; give one of {scored}"
         )
     if task.importance.unshareable:
         raise DepthCompError(
@@ -100,7 +98,7 @@ def _require_shareable(task: CompressionTask, importance: ImportanceLike) -> Non
 
 
 def _worthwhile(prepared: Prepared, table: LatencyTable) -> PricedCandidates:
-    """Return the choices that `compress_depth` would score by a table.
+    """Return the choices that `compress_depth` would score with a table.
 
     Raises:
         TableError: the table lacks an operator.
@@ -109,7 +107,7 @@ def _worthwhile(prepared: Prepared, table: LatencyTable) -> PricedCandidates:
     missing = sorted(signature.key for signature in needed if signature not in table)
     if missing:
         raise TableError(
-            f"the latency table lacks {len(missing)} of {len(needed)} operators, such as {missing[0]!r}, and shards "
-            "measure none; add them first, with `depthcomp tables plan` and `depthcomp tables run`"
+            f"the latency table lacks {len(missing)} of {len(needed)} operators, for example {missing[0]!r}; add them "
+            "first with `depthcomp tables plan` and `depthcomp tables run`, as shards measure none"
         )
     return worthwhile(prepared, table)

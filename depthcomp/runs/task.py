@@ -1,4 +1,4 @@
-"""Task of a compression: the model, its images, the method and the importance, prepared alike for all who share it."""
+"""Task of a compression: the model, its images, the method and the importance."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ __all__ = ["CompressionTask"]
 
 @dataclass(frozen=True, slots=True)
 class CompressionTask:
-    """What `compress_depth` and the shards of its scores agree on.
+    """The arguments that `compress_depth` and the shards of its scores share, and their preparation.
 
     Attributes:
         model: a trained CNN; it is not changed.
-        method: how the plan is chosen.
-        importance: how the losses of choices are found.
+        method: the method that chooses the plan.
+        importance: the importance that finds the losses of choices.
         example_inputs: a batch of images; None to take one from the data or guess.
         data: calibration images; None for synthetic ones.
-        val_data: images to judge on; None to let the calibration images take turns.
-        seed: of everything random.
+        val_data: images to judge on; None to let parts of the calibration images judge in turn.
+        seed: seed of everything random.
     """
 
     model: nn.Module
@@ -57,28 +57,28 @@ class CompressionTask:
         val_data: Data | None = None,
         seed: int = 0,
     ) -> CompressionTask:
-        """Return the task that a user's arguments stand for.
+        """Return the task for a user's arguments.
 
         Raises:
-            DepthCompError: the method or the importance is unknown, or the seed is no such number.
+            DepthCompError: the method or the importance is unknown, or the seed is out of range.
             TableError: the file of an importance cannot be read.
         """
         chosen = find_method(method)
         if type(seed) is not int or not 0 <= seed < 2**63:
-            raise DepthCompError(f"seed (={seed!r}) must be a whole number, 0 or more")
+            raise DepthCompError(f"seed (={seed!r}) must be a whole number from 0 to 2**63 - 1")
         known = parse_importance(importance)
         return cls(model, chosen, known if chosen.scored else Unscored(), example_inputs, data, val_data, seed)
 
     @property
     def refit_kept(self) -> bool:
-        """Whether kept convolutions behind a change are refitted, too; never on images that are none."""
+        """Whether kept layers behind a change are refitted, too; never on synthetic images."""
         return self.data is not None and self.method.fits
 
     def prepared(self, failures: Mapping[str, str]) -> Prepared:
         """Return the captured model, its images, and the rewrites that the method may take.
 
         Args:
-            failures: why an operator could not be measured, by its key; rewrites to such operators are refused.
+            failures: reasons why operators could not be measured, by key; rewrites to these operators are refused.
 
         Raises:
             CaptureError, DataError: as `compress_depth`.
@@ -94,7 +94,7 @@ class CompressionTask:
     def scoring(
         self, prepared: Prepared, priced: PricedCandidates, *, folder: Path | None, progress: Progress
     ) -> ScoringContext:
-        """Return what the importance scores: the choices that save time by a table, and the journal's folder."""
+        """Return the context that the importance scores in, with the choices that save time by a table."""
         return scoring_context(
             prepared, priced.candidates, priced.savings_ms, self.importance,
             refit_kept=self.refit_kept, folder=folder, seed=self.seed, progress=progress,

@@ -1,4 +1,4 @@
-"""Result of a compression after fine-tuning: trained, merged, measured again, saved in place of the first result."""
+"""Fine-tuned result of a compression, measured anew and saved in place of the first result."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ from depthcomp.warning import warn_caller
 
 __all__ = ["CHECKPOINTS", "UNFINISHED", "completed", "is_first_process", "require_tunable", "trained", "tuned"]
 
-CHECKPOINTS = "finetune"  # the folder of checkpoint and log, in that of the results
-UNFINISHED = "unfinished"  # a file there, and the trainable form beside it, until the outcome of the training is saved
-MEASUREMENTS = 3  # of a network whose untrained twin met the budget; machines drift
+CHECKPOINTS = "finetune"  # folder of checkpoint and log, inside the folder of results
+UNFINISHED = "unfinished"  # marks that folder, with the trainable form beside it, until the tuned result is saved
+MEASUREMENTS = 3  # at most, of a network whose untrained form met the budget; machines drift
 _TOO_SLOW = (
-    f"the fine-tuned network was measured {MEASUREMENTS} times above the budget, which its untrained form met: the "
-    "machine has become slower or busier"
+    f"the fine-tuned network missed the budget in {MEASUREMENTS} measurements, though its untrained form met it; the "
+    "machine has become slower or busier, so measure again when it is idle"
 )
 
 
 def require_tunable(config: object, data: object, val_data: object) -> None:
-    """Refuse what would stop fine-tuning only after all has been measured; a config of None asks for none.
+    """Refuse, before any measurement, arguments with which fine-tuning would fail; a config of None passes.
 
     Raises:
         DepthCompError: `config` is no FinetuneConfig, or torchrun started several processes, which would disturb each
             other's measurements.
-        DataError: there are no data, or they can be read once only.
-        MissingPackageError: timm is not installed, or tensorboard where it is asked for.
+        DataError: there are no data, or they can be read only once.
+        MissingPackageError: timm is not installed, or tensorboard where the config asks for it.
     """
     if config is None:
         return
@@ -49,7 +49,7 @@ def require_tunable(config: object, data: object, val_data: object) -> None:
         raise DepthCompError(f"finetune (={config!r}) must be a FinetuneConfig, or None not to fine-tune")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise DepthCompError(
-            "compress_depth measures latencies and runs in one process; compress first, then start "
+            "compress_depth must run in one process, as it measures latencies; compress first, then start "
             "`depthcomp finetune DIR` with torchrun"
         )
     if data is None:
@@ -74,25 +74,25 @@ def tuned(
     checkpoints: Path | None,
     out: Path | None,
 ) -> CompressionResult:
-    """Return a result with its network fine-tuned and measured anew, and save it.
+    """Fine-tune a result's network, measure it anew, save the result and return it.
 
-    Of several processes that train together the first one measures and saves; the others return what was trained.
+    Where several processes train together, only the first measures and saves; the others return the trained result.
 
     Args:
-        result: what to go on from; its trainable form may have been fine-tuned before.
+        result: the result to start from; its trainable form may have been fine-tuned before.
         teacher: as for `finetune_plan`.
-        data: likewise.
-        val_data: likewise.
-        config: likewise.
+        data: as for `finetune_plan`.
+        val_data: as for `finetune_plan`.
+        config: as for `finetune_plan`.
         timer: measures against the original; None to leave the latencies as they are.
-        stages: are named, reported and timed.
-        checkpoints: the folder of checkpoint and log; None for none.
-        out: the folder to save to; None for none.
+        stages: names, reports and times the stages.
+        checkpoints: folder of checkpoint and log; None for no checkpoint.
+        out: folder to save to; None not to save.
 
     Raises:
-        DataError: the data do not fit or change; the message says where the last checkpoint is.
-        TrainingError: fine-tuning cannot go on; likewise.
-        ArtifactError: the folder cannot be written to.
+        DataError: the data do not fit, or change between passes; the message names the last checkpoint.
+        TrainingError: fine-tuning cannot continue; the message names the last checkpoint.
+        ArtifactError: the folder cannot be written.
     """
     found = trained(result, teacher, data, val_data, config, stages, checkpoints=checkpoints)
     return completed(found, timer, stages, checkpoints=checkpoints, out=out) if is_first_process() else found
@@ -110,9 +110,9 @@ def trained(
     calibration: Sequence[Tensor] | None = None,
     anew: bool = False,
 ) -> CompressionResult:
-    """Return a result with its network fine-tuned and its latencies as they were.
+    """Fine-tune a result's network, and return the result with its old latencies.
 
-    A finished training is not run again, and the same outcome counts once: a run may have been killed while it saved.
+    A finished training does not run again, and its record counts once, as a run may be killed while it saves.
     `calibration` and `anew` are as for `finetune_plan`, the other arguments and the errors as for `tuned`.
     """
     with stages("fine-tuning"):
@@ -130,7 +130,7 @@ def trained(
 def completed(
     result: CompressionResult, timer: NetworkTimer | None, stages: Stages, *, checkpoints: Path | None, out: Path | None
 ) -> CompressionResult:
-    """Return a fine-tuned result measured anew, and save it; for arguments and errors see `tuned`."""
+    """Measure a fine-tuned result anew, save it and return it; for arguments and errors see `tuned`."""
     if timer is not None:
         with stages("measuring the fine-tuned network"):
             result = _measured(result, timer)
@@ -145,14 +145,14 @@ def completed(
 
 
 def is_first_process() -> bool:
-    """Say whether this process is the first of those that torchrun started, or the only one."""
+    """Return whether this process is the first that torchrun started, or the only one."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
 def _measured(result: CompressionResult, timer: NetworkTimer) -> CompressionResult:
-    """Return the result with latencies of its network as it is now, of the first measurement within the budget.
+    """Return the result with new latencies, from the first measurement within the budget or the last one.
 
-    What was predicted stays the same share of the original's latency.
+    The prediction keeps its share of the original's latency.
     """
     result = replace(result, warnings=tuple(note for note in result.warnings if note != _TOO_SLOW))
     for _ in range(MEASUREMENTS):

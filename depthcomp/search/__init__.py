@@ -1,1 +1,1 @@
-"""The search for a plan whose network meets the budget when measured."""
+"""Search for a plan whose network meets the budget when measured."""

@@ -1,4 +1,4 @@
-"""Plans that the search weighs: as the solver knows them, and as they were found when measured."""
+"""Plans in the search: with the solver's numbers, and with measured ones."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Found", "Option"]
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """A plan with what the solver knows of it.
+    """A plan with the solver's numbers.
 
     Attributes:
         plan: the plan.
@@ -31,16 +31,16 @@ class Option:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A plan that was measured and meets the budget.
+    """A measured plan.
 
     Attributes:
         plan: the plan.
         linearized: its refitted graph.
         solved: the operators of its slots, by node.
         loss: true divergence on judging images, of refits whose weights have not seen them.
-        predicted_ms: what was predicted before its refitted network was measured, at the original's speed in this run.
-        original: the original's timing in the same run.
-        measured: the timing of the merged network.
+        predicted_ms: prediction before the measurement, scaled to the original's latency in that measurement.
+        original: timing of the original in that measurement.
+        measured: timing of the merged network.
     """
 
     plan: Plan

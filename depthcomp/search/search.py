@@ -21,33 +21,33 @@ from fx_passes import CapturedNetwork, Plan, SpanChoice, linearize, merge
 
 __all__ = ["Search"]
 
-COMPARED_BATCHES = 20  # for plans that are only compared; the chosen one is refitted on all
-FINALISTS = 4  # frontier neighbours that are compared by their true loss
-NEIGHBOURHOOD = 0.05  # of a plan's sum: neighbours that give away more speed are not worth a refit
-CLIMBS = 2  # rounds in which each choice of the best plan is given up in turn
+COMPARED_BATCHES = 20  # plans are compared on this many batches; the chosen one is refitted on all
+FINALISTS = 4  # this many frontier neighbours are compared by their true loss
+NEIGHBOURHOOD = 0.05  # share of a plan's sum; neighbours that are faster by more are not worth a refit
+CLIMBS = 2  # rounds in which the best plan tries to do without each of its choices
 ATTEMPTS = 6
-LESS = 1 - 1e-9  # of the original: what sums to all of it is the original, what takes all of it is not faster
-UNUSED = 0.98  # of the budget: a plan that is faster than this leaves accuracy on the table
-CALIBRATION_SHARES = (0.5, 1.4)  # of the saving that the budget asks for: one plan on either side of it
+LESS = 1 - 1e-9  # share of the original's latency; a plan at or above it is no faster than the original
+UNUSED = 0.98  # share of the budget; a faster plan gives up accuracy that the budget would allow
+CALIBRATION_SHARES = (0.5, 1.4)  # shares of the saving that the budget asks for: one plan on either side of it
 
 
 class Search:
-    """Chooses, refits, measures and corrects until the budget holds.
+    """A search that chooses, refits, measures and corrects plans until one meets the budget.
 
     Args:
         network: the captured network, norms folded.
-        problem: the solver's problem without the given choices.
-        predictor: measures whole networks and predicts them.
-        calibration: images to refit on, and to rank plans on by their true loss; the plan that is returned is
-            refitted on all of them.
+        problem: returns the solver's problem without the given choices.
+        predictor: measures whole networks and predicts their latency.
+        calibration: images to refit on, and to rank plans on by their true loss; the returned plan is refitted on all
+            of them.
         baseline: the plans to choose among; None for the frontier of the problem.
-        fits: whether a plan's convolutions are solved for, and a frontier's plans ranked by their true loss; those of
-            a baseline are taken as they come.
-        seed: of the sampled pixels.
+        fits: whether a plan's convolutions are solved for. The frontier's plans are then ranked by true loss; plans of
+            a baseline are not.
+        seed: seed of the sampled pixels.
         progress: called as (what, done, total).
-        refit_kept: whether the kept convolutions behind a change are refitted, too, where that lowers the loss; not
-            to be done on images that are none.
-        memory_mib: what a fit may take, as for those that were scored.
+        refit_kept: whether the kept layers behind a change are refitted, too, where that lowers the loss; False for
+            synthetic images.
+        memory_mib: memory that fits may use, in MiB; give the value that the choices were scored with.
     """
 
     def __init__(
@@ -79,16 +79,16 @@ class Search:
         self._found: dict[Option, Found] = {}
 
     def option(self, index: int) -> Option:
-        """Return the frontier's plan number `index`."""
+        """Return plan number `index` of the frontier."""
         costs, losses = self.frontier.costs, self.frontier.losses
         return Option(_plan_of(self.frontier.plan(index)), float(costs[index]), float(losses[index]))
 
     def meet(self, budget: Budget) -> Found:
         """Return a plan whose merged network was measured within `budget`.
 
-        Each measured network corrects the prediction; a plan that misses the budget also lowers the sum that
-        the next one may have. A plan that is not faster than the original beside it misses every budget: a budget in
-        ms may be met by both where the machine has become faster since the original was measured alone.
+        Each measured network corrects the prediction. A plan that misses the budget also lowers the sum allowed for the
+        next one. A plan that is no faster than the original, timed beside it, misses every budget: the machine may have
+        become faster since the original was timed alone, so that both meet a budget in ms.
 
         Raises:
             BudgetInfeasibleError: the fastest plan, measured, misses the budget or is not faster than the original.
@@ -113,9 +113,9 @@ class Search:
         return best if best is not None else self._fastest(budget)
 
     def rank_correlation(self) -> float | None:
-        """Return Spearman's correlation of importance and true loss over the plans that were compared.
+        """Return Spearman's correlation of importance and true loss over the compared plans.
 
-        None where there are fewer than three, or where one of both is the same for all.
+        It is None for fewer than three plans, or where all importances or all losses are equal.
         """
         summed = [option.importance for option in self._true_losses]
         true = [min(losses.values()) for losses in self._true_losses.values()]
@@ -124,21 +124,20 @@ class Search:
         return float(spearmanr(summed, true).statistic)
 
     def _fastest(self, budget: Budget) -> Found:
-        """Return the fastest plan if it meets the budget, and say how far it gets where it does not."""
+        """Return the fastest plan if it meets the budget, else raise with its latency."""
         fastest = self._try(self.option(0))
         original_ms, best_ms = fastest.original.median_ms, fastest.measured.median_ms
         if _used(fastest, budget) <= 1:
             return fastest
         if best_ms <= budget.target_ms(original_ms):
             raise BudgetInfeasibleError(
-                f"no plan is faster than the original when measured beside it: the fastest took {best_ms:.3f} ms, the "
-                f"original {original_ms:.3f} ms, which is within budget {budget}; keep the original, or ask for less "
-                f"than {original_ms:.3f} ms",
+                f"no plan is faster than the original, measured side by side: the fastest took {best_ms:.3f} ms, the "
+                f"original {original_ms:.3f} ms; the original meets budget {budget}, so keep it or ask for less",
                 best_ms=best_ms,
             )
         raise BudgetInfeasibleError(
-            f"budget {budget} ({budget.target_ms(original_ms):.3f} ms) is below what any plan reaches: the "
-            f"fastest was measured at {best_ms:.3f} ms, the original at {original_ms:.3f} ms; ask for more time",
+            f"no plan meets budget {budget} ({budget.target_ms(original_ms):.3f} ms): the fastest was measured at "
+            f"{best_ms:.3f} ms, the original at {original_ms:.3f} ms; give a larger budget",
             best_ms=best_ms,
         )
 
@@ -151,15 +150,15 @@ class Search:
             self.predictor.learn(merge(linearize(self._network, option.plan), option.plan), option.sum_ms)
 
     def _at(self, sum_ms: float) -> int:
-        """Return the plan of least importance within a sum, or the fastest where none is within it."""
+        """Return the index of the plan of least importance within a sum, or of the fastest where none is."""
         return 0 if sum_ms < self.frontier.costs[0] else self.frontier.at(sum_ms)
 
     def _choose(self, sum_ms: float) -> Option:
         """Return the plan of least true loss within a sum.
 
-        Importance only adds up approximately. So frontier neighbours are compared by their true loss, and then
-        each choice of the best plan is given up in turn, the solver's answer without it taking its place where
-        that is truly better. A plan of a baseline, or one without fits, stands as the method gave it.
+        Importances add up only approximately, so frontier neighbours are compared by their true loss. Then the solver
+        plans without each choice of the best plan in turn, and a plan of lower true loss replaces the best. Plans of a
+        baseline, and plans without fits, are taken as the method gave them.
         """
         if not self._ranks or sum_ms < self.frontier.costs[0]:
             return self.option(self._at(sum_ms))
@@ -178,7 +177,7 @@ class Search:
         return [self.option(place) for place in sorted({round(p) for p in np.linspace(first, index, FINALISTS)})]
 
     def _without_one(self, option: Option, sum_ms: float) -> Iterator[Option]:
-        """Yield the solver's best plans within a sum that do without one of a plan's choices."""
+        """Yield the solver's best plan within a sum, for each choice of `option` without that choice."""
         for choice in option.plan:
             try:
                 answer = solve(self._problem({choice}), sum_ms)
@@ -187,11 +186,11 @@ class Search:
             yield Option(_plan_of(answer.keys), answer.cost, answer.loss)
 
     def _loss(self, option: Option) -> float:
-        """Return the true loss of a plan on the judging images, at best."""
+        """Return the true loss of a plan on the judging images, with refits where they lower it."""
         return min(self._losses(option).values())
 
     def _losses(self, option: Option) -> dict[Kept, float]:
-        """Return the true loss of a plan without and with refits of the nearest kept convolutions, computed once."""
+        """Return the true loss of a plan without and with refits of the nearest kept layers, computed once."""
         if option not in self._true_losses:
             ways: tuple[Kept, ...] = ("none", "nearest") if self._refits_kept else ("none",)
             self._report("comparing plans", 0, 1)
@@ -218,7 +217,7 @@ class Search:
 
 
 def _used(found: Found, budget: Budget) -> float:
-    """Return which share a plan takes of what it may: of the budget, and of all but the original's own time."""
+    """Return a plan's latency as a share of its limit: the budget, or just below the original's latency."""
     original_ms = found.original.median_ms
     return found.measured.median_ms / min(budget.target_ms(original_ms), LESS * original_ms)
 

@@ -1,1 +1,1 @@
-"""Fine-tuning a network or a plan, and its parts: configuration, batches, loss, loop, checkpoints, log, processes."""
+"""Fine-tuning of a network or a plan: configuration, batches, loss, loop, checkpoints, log, processes."""

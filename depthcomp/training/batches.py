@@ -1,4 +1,4 @@
-"""Batches of images, checked and shared out among processes, read anew each epoch in an order of its own."""
+"""Batches of images, checked, shared among processes, and read anew in each epoch."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class Batch:
     """One batch, or one process's rows of it.
 
     Attributes:
-        images: (n, c, h, w).
-        labels: what stands beside them as labels; None where there are none.
+        images: the images (n, c, h, w).
+        labels: their labels; None where there are none.
         item: the whole batch, as the data gave it.
     """
 
@@ -41,7 +41,7 @@ class Batch:
 
     @property
     def counted(self) -> int:
-        """How many of its labels count; where there are none, or shares of classes, its images do."""
+        """Number of labels that count; the number of images where labels are missing or are class shares."""
         if self.labels is None or self.labels.is_floating_point():
             return len(self)
         return int((self.labels != IGNORED).sum())
@@ -51,19 +51,19 @@ class Batch:
         """Return an item of the data as a batch.
 
         Raises:
-            DataError: it holds no batch of finite floating-point images.
+            DataError: the item holds no batch of finite floating-point images.
         """
         images = images_of(item, argument)
         if images.ndim != 4:
             raise DataError(
-                f"an item of {argument} has shape {tuple(images.shape)}, and fine-tuning needs batches of images "
-                "(n, c, h, w); torch.utils.data.DataLoader(..., batch_size=64) makes them"
+                f"an item of {argument} has shape {tuple(images.shape)}, but fine-tuning needs batches of images "
+                "(n, c, h, w); make them with torch.utils.data.DataLoader(..., batch_size=64)"
             )
         require_values(images, argument)
         return cls(images, _labels_of(item), item)
 
     def to(self, weights: Tensor, memory: torch.memory_format) -> Batch:
-        """Return the batch where a network's weights are, its images of their type and in a memory format."""
+        """Return the batch on the device of a network's weights, its images in their type and a memory format."""
 
         def moved(leaf: Any) -> Any:
             if not isinstance(leaf, Tensor):
@@ -83,14 +83,14 @@ def _labels_of(item: Any) -> Tensor | None:
 
 
 class Source:
-    """Data as checked batches, each process's own rows of them.
+    """Data as checked batches, of which each process gets its own rows.
 
     Args:
-        data: a DataLoader, or another iterable of batches that can be read again and again.
-        argument: what the user calls it, for messages.
-        processes: who shares the batches.
-        least: batches with fewer images are passed over.
-        seed: decides the order of each epoch, where it is random.
+        data: a DataLoader, or another iterable of batches that can be read repeatedly.
+        argument: the user's name for the data, for messages.
+        processes: the processes that share the batches.
+        least: batches with fewer images are skipped.
+        seed: seed of each epoch's order, where it is random.
     """
 
     def __init__(self, data: Iterable[Any], argument: str, processes: Processes, least: int, seed: int) -> None:
@@ -103,12 +103,12 @@ class Source:
         self._length: int | None = None
 
     def __len__(self) -> int:
-        """Return how many batches an epoch has; data that do not tell are read once to know.
+        """Return the number of batches in an epoch; data without a length are read once to count them.
 
-        What data other than a DataLoader tell includes batches that are passed over.
+        The length of data other than a DataLoader includes skipped batches.
 
         Raises:
-            DataError: there is none.
+            DataError: there is no batch.
         """
         if self._length is None:
             self._length = self._counted()
@@ -117,10 +117,10 @@ class Source:
         return self._length
 
     def first(self, count: int) -> list[Batch]:
-        """Return up to `count` batches, those that the first epoch begins with; data are not read on to be counted.
+        """Return up to `count` first batches of the first epoch, without reading the rest of the data.
 
         Raises:
-            DataError: there is none, or as for `epoch`.
+            DataError: there is no batch, or as for `epoch`.
         """
         found = list(itertools.islice(self._used(0), count))
         if not found:
@@ -130,12 +130,12 @@ class Source:
     def epoch(self, number: int, *, start: int = 0) -> Iterator[Batch]:
         """Yield the batches of an epoch, from batch `start` on.
 
-        Random numbers are drawn anew from the seed, the epoch and the batch's number: an epoch that is entered in the
-        middle goes on as one that was not left. What the data have beyond the batches of the first epoch is left out.
+        Random numbers depend on the seed, the epoch and the batch's number, so an epoch resumed in the middle has equal
+        batches. Batches beyond the length of the first epoch are left out.
 
         Raises:
             DataError: an item holds no images or images of another shape, there are fewer batches than before, or all
-                are passed over.
+                are skipped.
         """
         done = used = 0
         told = _order_of(self._data) is None and told_length(self._data) is not None
@@ -150,20 +150,20 @@ class Source:
             raise self._empty()
         if done < len(self):
             raise DataError(
-                f"{self._argument} ended after {done} batches in epoch {number + 1}, and an epoch has {len(self)}; "
-                "give data that have as many each time"
+                f"{self._argument} ended after {done} batches in epoch {number + 1}, but an epoch has {len(self)}; "
+                "give data with equally many batches each time"
             )
 
     def digest(self) -> str:
-        """Return a hash of the number of batches and of the first one, however many processes share it.
+        """Return a hash of the number of batches and of the first batch, equal for any number of processes.
 
-        Where two readings of it differ, by random numbers that no seed reaches, the number alone counts.
+        Where two readings of that batch differ, by random numbers that no seed reaches, only the number counts.
         """
         one, other = fingerprint(self._whole_first()), fingerprint(self._whole_first())
         return f"{len(self)} {one if one == other else 'drawn anew'}"
 
     def _whole_first(self) -> Any:
-        """Return the first item of the first epoch, before it is shared out."""
+        """Return the whole first item of the first epoch."""
         data = self._data
         with entered(data, self._seed, 0):
             order = _order_of(data)
@@ -176,7 +176,7 @@ class Source:
         return (batch for batch in self._batches(number) if batch is not None)
 
     def _batches(self, number: int) -> Iterator[Batch | None]:
-        """Yield the batches of an epoch, None for those that are passed over."""
+        """Yield the batches of an epoch, with None for skipped ones."""
         with entered(self._data, self._seed, number):
             items = iter(self._data)  # workers draw their seeds and the order here
             for index in itertools.count():
@@ -193,8 +193,8 @@ class Source:
         self._shape = self._shape or shape
         if shape != self._shape:
             raise DataError(
-                f"{self._argument} holds images of shape {tuple(shape)} after ones of {tuple(self._shape)}; "
-                "bring them to one shape, as torchvision's Resize does"
+                f"{self._argument} holds images of shape {tuple(shape)} after images of {tuple(self._shape)}; "
+                "resize them to one shape, for example with torchvision's Resize"
             )
         if isinstance(self._data, DataLoader) and isinstance(self._data.batch_sampler, _Shares):
             return batch
@@ -216,7 +216,7 @@ class Source:
 
 
 class _Shares:
-    """Batches of indices of which each process loads its own rows."""
+    """Batches of indices, cut to the rows of one process."""
 
     def __init__(self, batches: Iterable[Sequence[Any]], processes: Processes, least: int) -> None:
         self.batches = batches
@@ -230,19 +230,19 @@ class _Shares:
 
 
 def _shared_out(data: Iterable[Any], argument: str, processes: Processes, least: int) -> Iterable[Any]:
-    """Return data of which each process loads no more than its own rows, where that can be arranged."""
+    """Return data of which each process loads only its own rows, where possible."""
     order = _order_of(data)
     if processes.count == 1 or order is None or not isinstance(data, DataLoader):
         return data
     if isinstance(data.sampler, DistributedSampler):
         raise DataError(
-            f"{argument} has a DistributedSampler, and fine-tuning itself shares each batch out among the processes; "
-            "pass a DataLoader with shuffle=True, as for one process"
+            f"{argument} has a DistributedSampler, but fine-tuning itself shares each batch among the processes; pass "
+            "a DataLoader with shuffle=True, as for one process"
         )
     if least < processes.count:
         with entered(data, 0, 0):
             if any(len(batch) < processes.count for batch in order):
-                return data  # some shares are empty, which no loader loads: each process cuts its rows from the whole
+                return data  # no loader loads an empty share, so each process cuts its rows from whole batches
     return loader_like(data, data.dataset, batch_sampler=_Shares(order, processes, max(least, processes.count)))
 
 
@@ -252,7 +252,7 @@ def _order_of(data: Iterable[Any]) -> Iterable[Sequence[Any]] | None:
 
 
 def told_length(data: Any) -> int | None:
-    """Return how many batches data say that they have; None for streams, whose loaders guess, and where they do not."""
+    """Return the number of batches by the data's length; None without one, and for streams, whose length is a guess."""
     if isinstance(data, DataLoader) and isinstance(data.dataset, IterableDataset):
         return None
     try:
@@ -262,7 +262,7 @@ def told_length(data: Any) -> int | None:
 
 
 def loader_like(loader: DataLoader[Any], dataset: Dataset[Any], **batching: Any) -> DataLoader[Any]:
-    """Return a loader that loads as another does, from other data or in other batches."""
+    """Return a loader with the settings of another, for other data or other batches."""
     return DataLoader(
         dataset, num_workers=loader.num_workers, collate_fn=loader.collate_fn, pin_memory=loader.pin_memory,
         timeout=loader.timeout, worker_init_fn=loader.worker_init_fn, generator=loader.generator,

@@ -34,8 +34,8 @@ class BestSoFar(BaseModel):
 
     Attributes:
         what: "untrained", "epoch 3", or "epoch 3, averaged".
-        loss: on the validation data.
-        metric: likewise.
+        loss: its loss on the validation data.
+        metric: its metric on the validation data.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -46,29 +46,29 @@ class BestSoFar(BaseModel):
 
 
 class Checkpoint(BaseModel):
-    """Where a training stands, but for its tensors.
+    """State of a training without its tensors.
 
     Attributes:
-        schema_version: of this form.
-        config: the configuration, as its JSON has it.
-        hashes: of the network that the training began with, of its teacher, data and functions.
-        batches: in an epoch.
-        epoch: which one is running, from 0.
-        batch: how many of its batches are done.
-        update: how many updates of the weights are done.
-        loss_sum: of the images of this epoch.
-        images: how many these are.
-        seconds: that the training took so far.
-        metric: what decides which network is the best.
-        before: the network that the training began with.
-        best: the best one so far.
-        history: what is known of each finished epoch.
-        groups: the optimiser's groups of parameters, learning rates among their values.
-        numbers: what the optimiser keeps for a parameter besides tensors, by the parameter's number.
-        scaler: the state of the scaler of fp16's gradients.
+        schema_version: version of this form.
+        config: the configuration, as JSON values.
+        hashes: hashes of the untrained network, of its teacher, data and functions.
+        batches: number of batches in an epoch.
+        epoch: the running epoch, from 0.
+        batch: number of finished batches of the epoch.
+        update: number of finished updates of the weights.
+        loss_sum: sum of the losses of this epoch's images.
+        images: number of this epoch's images so far.
+        seconds: wall time of the training so far.
+        metric: name of the metric that decides which network is the best.
+        before: scores of the untrained network.
+        best: the best network so far.
+        history: records of finished epochs.
+        groups: the optimiser's groups of parameters, with their learning rates.
+        numbers: values other than tensors that the optimiser keeps for a parameter, by the parameter's number.
+        scaler: state of the scaler of fp16 gradients.
         serial: number of this checkpoint.
-        state: the file with the tensors of network, average and optimiser.
-        best_file: the file with the tensors of the best network; None where none was better than the untrained.
+        state: file with the tensors of network, average and optimiser.
+        best_file: file with the tensors of the best network; None where that is the untrained one.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -99,11 +99,11 @@ class CheckpointFolder:
     """A folder of one training's checkpoint.
 
     Args:
-        folder: where; it is created.
+        folder: the folder; it is created.
         writes: whether this process writes, or only reads.
 
     Raises:
-        ArtifactError: the folder cannot be written to.
+        ArtifactError: the folder cannot be written.
     """
 
     def __init__(self, folder: Path, *, writes: bool) -> None:
@@ -111,7 +111,7 @@ class CheckpointFolder:
         self._writes = writes
 
     def read(self) -> Checkpoint | None:
-        """Return the checkpoint but for its tensors; None where there is none.
+        """Return the checkpoint without its tensors; None where there is none.
 
         Raises:
             ArtifactError: it is broken, or of another release.
@@ -123,7 +123,7 @@ class CheckpointFolder:
             return Checkpoint.model_validate_json(path.read_bytes())
         except (OSError, ValidationError) as error:
             reason = first_fault(error) if isinstance(error, ValidationError) else error.strerror
-            raise ArtifactError(f"{path} is no checkpoint that this release reads ({reason}); {_REMEDY}") from error
+            raise ArtifactError(f"{path} is not a checkpoint of this release ({reason}); {_REMEDY}") from error
 
     def tensors(self, name: str) -> State:
         """Return the tensors of one of the checkpoint's files.
@@ -138,15 +138,15 @@ class CheckpointFolder:
             raise ArtifactError(f"{path} cannot be read ({error}); {_REMEDY}") from error
 
     def write(self, checkpoint: Checkpoint, state: State, best: State | None) -> None:
-        """Put a checkpoint in the place of the one before.
+        """Write a checkpoint in place of the one before.
 
         Args:
-            checkpoint: names its files afterwards.
+            checkpoint: the checkpoint; its names of files are set.
             state: tensors of network, average and optimiser.
-            best: the best network's tensors, where they are newer than the checkpoint before.
+            best: tensors of the best network, where they are newer than the last checkpoint.
 
         Raises:
-            ArtifactError: the folder cannot be written to.
+            ArtifactError: the folder cannot be written.
         """
         checkpoint.serial += 1
         checkpoint.state = self._write(f"state-{checkpoint.serial}.safetensors", state)
@@ -174,10 +174,10 @@ class CheckpointFolder:
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]], State]:
-    """Return what an optimiser keeps: its groups and numbers as JSON values, and its tensors by name.
+    """Return the state of an optimiser: groups and numbers as JSON values, and tensors by name.
 
     Raises:
-        ArtifactError: it keeps something else.
+        ArtifactError: it holds values of another type.
     """
     content = optimizer.state_dict()
     numbers: dict[str, dict[str, Any]] = {}
@@ -202,7 +202,7 @@ def restore_optimizer(
     numbers: Mapping[str, Mapping[str, Any]],
     tensors: Mapping[str, Tensor],
 ) -> None:
-    """Give an optimiser what `optimizer_state` returned; tensors shaped like their parameter lie in memory like it."""
+    """Load the state from `optimizer_state` into an optimiser; tensors take the memory layout of their parameter."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Any]] = {int(number): dict(kept) for number, kept in numbers.items()}
     for key, tensor in tensors.items():
@@ -217,5 +217,5 @@ def restore_optimizer(
 
 
 def _typed(value: Any, like: Any) -> Any:
-    """Return what JSON made a list of as the tuple that it was."""
+    """Return a list from JSON as a tuple where `like` is one."""
     return tuple(value) if isinstance(like, tuple) else value

@@ -1,4 +1,4 @@
-"""How a network is fine-tuned: a frozen configuration, checked when it is made, and JSON both ways."""
+"""Configuration of a fine-tuning: frozen, checked when it is made, with JSON both ways."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Loss = Callable[[Any, Any, Any], Any]
 Student and teacher are the networks, not their outputs: `mse_loss(student(batch[0]), teacher(batch[0]))` is one.
 """
 Metric = Callable[[Any, Any, Any], Any]
-"""(student, teacher, batch) -> the mean over the batch of what is to be large, a number or a tensor with one."""
+"""(student, teacher, batch) -> the batch's mean of a value, higher is better; a number or a tensor with one."""
 
 SCHEMA_VERSION = 1
 SCHEDULES = ("cosine", "tanh", "poly", "wsd", "constant")
@@ -29,44 +29,46 @@ _CALLABLES = ("loss", "metric")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FinetuneConfig:
-    """How to fine-tune. Numbers that may be switched off are None, weights 0.
+    """Settings of a fine-tuning. None switches a number off, 0 switches a weight off.
 
     Attributes:
         epochs: passes over the data.
-        batch_size: images of an update's batch where the data are a Dataset or a tensor; a DataLoader brings its own.
+        batch_size: images in a batch where the data are a Dataset or a tensor; a DataLoader has its own.
         workers: processes that load images, where the data are a Dataset.
         accumulate: batches whose gradients make one update.
-        optimizer: a name that timm.optim knows, such as "adamw", "sgd" or "lamb".
-        learning_rate: its highest value.
-        weight_decay: of weights with more than one dimension.
-        momentum: for optimisers that have one.
-        schedule: of the learning rate, by update: "cosine", "tanh", "poly", "wsd" or "constant", as in timm.scheduler.
-        warmup: share of all updates in which the learning rate rises from almost nothing.
+        optimizer: a name in timm.optim, for example "adamw", "sgd" or "lamb".
+        learning_rate: the highest learning rate.
+        weight_decay: weight decay of weights with more than one dimension.
+        momentum: momentum, for optimisers that have one.
+        schedule: schedule of the learning rate, by update: "cosine", "tanh", "poly", "wsd" or "constant", as in
+            timm.scheduler.
+        warmup: share of all updates in which the learning rate rises from almost 0.
         clip_norm: largest norm of an update's gradient.
-        labels: weight of the labels' cross-entropy, where there are labels; the label -100 is passed over. At 0 they
-            are not looked at, unless `metric` is "accuracy".
+        labels: weight of the cross-entropy with the labels, if any; the label -100 is ignored. At 0 no label is used,
+            unless `metric` is "accuracy".
         label_smoothing: share of the label's weight that goes to all classes.
-        distillation: weight of the divergence from the teacher's outputs: of class scores, by pixel where masks of
-            integers stand beside the images, else of squared differences.
-        temperature: by which scores are divided when the teacher's are compared with the student's.
+        distillation: weight of the distance from the teacher's outputs. For class scores it is the divergence, for each
+            pixel where integer masks come with the images; for other outputs, the squared difference.
+        temperature: divides teacher's and student's scores before they are compared.
         features: weight of the squared difference from the teacher's tensors at the ends of rewritten spans, relative
             to their variance.
-        ema_decay: of the moving average of the weights, which is judged beside the weights; it begins with small ones.
-        precision: "fp32", or "bf16" or "fp16" for what torch.autocast computes in them.
-        channels_last: lay images and weights out with their channels last, which many devices compute faster.
-        freeze_norms: leave the statistics of batch norms as they are.
-        fit_norms: let a batch norm that changes nothing at first follow each fitted convolution, until the merge.
-        loss: what to train by instead, as (student, teacher, batch) -> loss; it is given the two networks, and an item
-            of the data with its tensors on the training device.
+        ema_decay: decay of the moving average of the weights, which is validated beside the weights; it starts small
+            and rises.
+        precision: "fp32", or "bf16" or "fp16" for the operations that torch.autocast computes in them.
+        channels_last: whether images and weights are laid out with channels last, which is faster on many devices.
+        freeze_norms: whether the statistics of batch norms stay as they are.
+        fit_norms: whether a batch norm, the identity at first, follows each fitted convolution until the merge.
+        loss: a function (student, teacher, batch) -> loss to train by instead. It gets the two networks and an item
+            of the data, with its tensors on the training device.
         metric: what decides which epoch is the best: "loss" on the validation data; "accuracy" against the labels;
-            "auto", the accuracy where there are labels of classes and no `loss`, else the loss; or a function
-            (student, teacher, batch) -> what is to be large.
-        val_share: share of the data that validates where no other data do.
-        checkpoint_updates: updates from one checkpoint to the next within an epoch; None: at ends of epochs only.
-        log_updates: updates from one line of the log to the next.
-        tensorboard: whether to write the log for TensorBoard, too.
+            "auto", the accuracy where there are class labels and no `loss`, else the loss; or a function
+            (student, teacher, batch) -> value, higher is better.
+        val_share: share of the data to validate on where there are no validation data.
+        checkpoint_updates: updates between checkpoints within an epoch; None for checkpoints at ends of epochs only.
+        log_updates: updates between lines of the log.
+        tensorboard: whether the log is also written for TensorBoard.
         device: a device of torch; "auto" for the GPU where torch sees one.
-        seed: of everything random.
+        seed: seed of everything random.
 
     Raises:
         DepthCompError: a value is out of range; the message names it.
@@ -112,13 +114,13 @@ class FinetuneConfig:
             self._require(name, _is_count, "a whole number, 1 or more")
         self._require("checkpoint_updates", lambda v: v is None or _is_count(v), "a whole number, 1 or more, or None")
         self._require("workers", lambda v: type(v) is int and v >= 0, "a whole number, 0 or more")
-        self._require("seed", lambda v: type(v) is int and 0 <= v < 2**63, "a whole number, 0 or more")
+        self._require("seed", lambda v: type(v) is int and 0 <= v < 2**63, "a whole number from 0 to 2**63 - 1")
         for name in ("learning_rate", "temperature"):
             self._require(name, lambda v: _is_number(v) and v > 0, "a number above 0")
         for name in ("weight_decay", "labels", "distillation", "features"):
             self._require(name, lambda v: _is_number(v) and v >= 0, "a number, 0 or more")
         for name in ("momentum", "warmup", "label_smoothing"):
-            self._require(name, lambda v: _is_number(v) and 0 <= v < 1, "a number from 0 up to, but not, 1")
+            self._require(name, lambda v: _is_number(v) and 0 <= v < 1, "a number from 0 to below 1")
         self._require("val_share", lambda v: _is_number(v) and 0 < v < 1, "a number between 0 and 1")
         self._require("clip_norm", lambda v: v is None or (_is_number(v) and v > 0), "a number above 0, or None")
         self._require("ema_decay", lambda v: v is None or (_is_number(v) and 0 < v < 1), "between 0 and 1, or None")
@@ -139,7 +141,7 @@ class FinetuneConfig:
             raise DepthCompError(f"{name} (={value!r}) of FinetuneConfig must be {what}")
 
     def to_json(self) -> str:
-        """Return the configuration as JSON text; of functions, only the names."""
+        """Return the configuration as JSON text, with functions by name."""
         content = {field.name: _plain(getattr(self, field.name)) for field in fields(self)}
         return json.dumps({"schema_version": SCHEMA_VERSION, **content}, indent=2, sort_keys=True) + "\n"
 
@@ -148,9 +150,9 @@ class FinetuneConfig:
         """Return the configuration that `to_json` wrote; no code is looked up by name.
 
         Args:
-            text: what `to_json` returned.
-            loss: the function, where the configuration had one.
-            metric: likewise.
+            text: the text from `to_json`.
+            loss: the function `loss`, where the configuration had one.
+            metric: the function `metric`, where the configuration had one.
 
         Raises:
             DepthCompError: the text is not JSON, of another schema version, a field is unknown or out of range, or a
@@ -189,7 +191,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value as JSON holds it."""
+    """Return a value for JSON; a function becomes its name."""
     if not callable(value):
         return value
     name = getattr(value, "__qualname__", type(value).__qualname__)

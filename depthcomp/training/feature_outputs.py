@@ -1,4 +1,4 @@
-"""Feature outputs: copies of networks that also return inner tensors, to be compared with a teacher's."""
+"""Feature outputs: copies of networks that also return inner tensors, to compare with a teacher's."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def with_feature_outputs(network: nn.Module, names: Sequence[str]) -> fx.GraphMo
     """Return a copy of a captured graph that returns (its output, the tensors at the nodes called `names`).
 
     Raises:
-        TrainingError: it is no captured graph, lacks one of the nodes, or no names are given.
+        TrainingError: the network is no captured graph, lacks one of the nodes, or no names are given.
     """
     nodes = {node.name for node in network.graph.nodes} if isinstance(network, fx.GraphModule) else set()
     missing = [name for name in names if name not in nodes]
     if missing or not names:
         lacking = f"a {type(network).__name__} lacks {missing[0]!r}" if missing else "no spans are rewritten"
         raise TrainingError(
-            f"features above 0 compare tensors of two captured networks at the ends of rewritten spans, and {lacking}; "
+            f"features above 0 compare tensors of two captured networks at the ends of rewritten spans, but {lacking}; "
             "set features=0"
         )
     assert isinstance(network, fx.GraphModule)  # or the names are missing

@@ -1,4 +1,4 @@
-"""Fine-tuning a network: from a teacher, from labels, or by a loss of the user's own."""
+"""Fine-tuning of a network from a teacher, from labels, or by a user's loss."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ from depthcomp.training.trainer import Trainer, Training
 
 __all__ = ["FinetuneRecord", "Finetuned", "finetune", "rehearse"]
 
-LABELLED_BATCHES = 8  # that tell whether the labels are in the teacher's numbering
+LABELLED_BATCHES = 8  # for the check that labels use the teacher's numbering
 
 
 @dataclass(frozen=True, slots=True)
 class FinetuneRecord:
-    """What fine-tuning came to, in numbers; losses and metrics are means over the validation images.
+    """Numbers of a fine-tuning; losses and metrics are means over the validation images.
 
     Attributes:
-        best: which network is returned: "untrained", "epoch 3", or "epoch 3, averaged" for the moving average.
-        metric: what decided: "accuracy", "loss" (its sign changed), or the name of the user's function.
+        best: the returned network: "untrained", "epoch 3", or "epoch 3, averaged" for the moving average.
+        metric: the metric that chose it: "accuracy", "loss" (negative), or the name of the user's function.
         loss_before: loss of the untrained network.
-        loss_after: loss of the network that is returned.
+        loss_after: loss of the returned network.
         metric_before: metric of the untrained network.
-        metric_after: metric of the network that is returned.
+        metric_after: metric of the returned network.
         epochs: passes over the data.
-        updates: of the weights.
-        seconds: wall time, of interrupted runs up to their last checkpoint.
+        updates: updates of the weights.
+        seconds: wall time; interrupted runs count up to their last checkpoint.
         history: for each epoch its number, losses, metrics, learning rate and the seconds until its end.
     """
 
@@ -67,7 +67,7 @@ class Finetuned:
     """A fine-tuned network.
 
     Attributes:
-        network: the best one by validation, in evaluation mode on the CPU; the untrained one where none was better.
+        network: the best network by validation, possibly the untrained one, in evaluation mode on the CPU.
         record: the numbers.
     """
 
@@ -87,32 +87,32 @@ def finetune(
     anew: bool = False,
     progress: Progress | None = None,
 ) -> Finetuned:
-    """Return a copy of `student` with weights trained on; `student` and `teacher` are not changed.
+    """Train a copy of `student` and return it; `student` and `teacher` are not changed.
 
-    Started by torchrun, the processes share each batch; every one of them returns the same network, and the first
-    writes. On CPUs norms then normalise by the images of their own process, and their statistics are averaged.
+    Processes started by torchrun share each batch. All of them return an equal network, and the first one writes. On
+    CPUs, norms then normalise by the images of their own process, and their statistics are averaged.
 
     Args:
         student: any network.
-        teacher: whose outputs the student's shall be like; None for none.
+        teacher: the network whose outputs the student learns; None for none.
         train: a DataLoader, a Dataset, a tensor of images or another iterable of batches that can be read every epoch;
             batches are x, (x, labels) or dicts.
-        val: the same to validate on; None for a part of `train`.
-        config: how to train.
-        features: names of nodes that student and teacher, captured graphs then, both have; their tensors are compared
-            where `FinetuneConfig.features` is above 0.
-        folder: for checkpoint.json, files of tensors and log.jsonl. A training that was interrupted goes on from
-            there, to the same bits where it runs in one process on a CPU; a finished one is not run again, and a
-            warning says so.
-        anew: whether to begin anew, with a warning, where the folder holds an unfinished training of another network,
-            teacher, data or configuration, which is refused otherwise. A finished one gives way in any case.
+        val: data to validate on, in any of these forms; None for a part of `train`.
+        config: settings of the training.
+        features: names of nodes that student and teacher have, which must then be captured graphs; their tensors are
+            compared where `FinetuneConfig.features` is above 0.
+        folder: folder for checkpoint.json, files of tensors and log.jsonl. An interrupted training resumes from there,
+            with equal bits where it runs in one process on a CPU. A finished one does not run again, and a warning says
+            so.
+        anew: whether to replace, with a warning, an unfinished training of another network, teacher, data or
+            configuration in the folder; otherwise that is an error. A finished one is always replaced.
         progress: called as (stage, done, total).
 
     Raises:
         DataError: the data are empty, cannot be read twice, do not fit the network, or change between epochs.
         TrainingError: the loss is not finite, there is nothing to train by, or the device cannot be used.
-        MissingPackageError: timm is not installed, or tensorboard where it is asked for.
-        ArtifactError: the folder cannot be written to, or holds the checkpoint of another training.
+        MissingPackageError: timm is not installed, or tensorboard where the config asks for it.
+        ArtifactError: the folder cannot be written, or holds the checkpoint of another training.
 
     Example:
         >>> tuned = finetune(student, teacher, loader, config=FinetuneConfig(epochs=3))  # doctest: +SKIP
@@ -145,12 +145,12 @@ def finetune(
 
 
 def rehearse(network: nn.Module, train: Any, val: Any, config: FinetuneConfig | None = None) -> None:
-    """Make one update of a copy of a network, its own teacher, and judge it, so that faults show at once.
+    """Validate and update a copy of a network once, with itself as teacher, so that faults show early.
 
     Raises:
         DataError: the data are empty, cannot be read twice, or do not fit the network.
         TrainingError: as for `finetune`.
-        ArtifactError: checkpoints cannot hold what the optimiser keeps.
+        ArtifactError: checkpoints cannot hold the optimiser's state.
     """
     config = config or FinetuneConfig()
     with joined_processes(config.device) as processes, own_randomness(processes.device):
@@ -173,8 +173,8 @@ def rehearse(network: nn.Module, train: Any, val: Any, config: FinetuneConfig | 
             loss = objective.loss(recipe.wrapped, training)
         if not loss.isfinite():
             raise TrainingError(
-                f"the loss on the first batch is {loss.item()}, before any training; mend the data, the network or the "
-                "function first"
+                f"the loss on the first batch is {loss.item()} before any training; correct the data, the network or "
+                "the function first"
             )
         torch.autograd.backward(recipe.scaler.scale(loss))
         recipe.step(1)
@@ -185,7 +185,7 @@ def rehearse(network: nn.Module, train: Any, val: Any, config: FinetuneConfig | 
 def _with_known_labels(
     config: FinetuneConfig, teacher: nn.Module, train: Source, processes: Processes, *, returns_features: bool
 ) -> FinetuneConfig:
-    """Return the configuration, without labels where the teacher hardly ever gives the first images theirs."""
+    """Return the configuration, without labels where the teacher hardly ever predicts those of the first images."""
     weights = next(teacher.parameters(), torch.empty(0, device=processes.device))
     batches = [batch.to(weights, torch.contiguous_format) for batch in train.first(LABELLED_BATCHES)]
     if any(batch.labels is None or batch.labels.ndim != 1 or batch.labels.is_floating_point() for batch in batches):

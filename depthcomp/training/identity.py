@@ -1,4 +1,4 @@
-"""What functions compute, as hashes: a checkpoint goes on only where they are equal."""
+"""Hashes of users' functions, which must be equal to resume from a checkpoint."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ __all__ = ["function_hash"]
 
 
 def function_hash(function: Callable[..., Any]) -> str:
-    """Return a hash of a function's name and code, and of its defaults and the values that it encloses.
+    """Return a hash of a function's name, code, defaults and enclosed values.
 
-    Of those only numbers, texts and tensors count, but for what it changes itself, as a counter; what it reads from its
-    module, and what it calls, does not count.
+    Of defaults and enclosed values only numbers, texts and tensors count, except variables that the function changes,
+    for example a counter. Values from its module and functions that it calls do not count.
     """
     if isinstance(function, functools.partial):
         return fingerprint(function_hash(function.func), function.args, function.keywords)
@@ -40,5 +40,5 @@ def _code(code: CodeType) -> list[Any]:
 
 
 def _constant(value: Any) -> str:
-    """Return a constant as a text that is the same in each process: the order of a set is not."""
+    """Return a constant as text that is equal in each process; sets are sorted, as their order is not."""
     return str(sorted(map(repr, value))) if isinstance(value, frozenset) else repr(value)

@@ -1,4 +1,4 @@
-"""The log of a training: a JSON object a line, and the same for TensorBoard where it is asked for."""
+"""Log of a training: one JSON object a line, and optionally files for TensorBoard."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FILE = "log.jsonl"
 
 
 def require_tensorboard() -> ModuleType:
-    """Return the module that writes for TensorBoard.
+    """Return the module that writes files for TensorBoard.
 
     Raises:
         MissingPackageError: the package is not installed.
@@ -31,12 +31,12 @@ def require_tensorboard() -> ModuleType:
 
 
 class TrainingLog:
-    """Writes lines for updates and epochs.
+    """A log with lines for updates and epochs.
 
     Args:
-        folder: where; None for nowhere.
-        update: how many updates are done; what an interrupted run wrote beyond them is removed, as it comes again.
-        tensorboard: whether to write for TensorBoard, too.
+        folder: folder of the log; None for no log.
+        update: number of finished updates; lines of an interrupted run beyond them are removed, as they come again.
+        tensorboard: whether to write files for TensorBoard, too.
     """
 
     def __init__(self, folder: Path | None, update: int, *, tensorboard: bool) -> None:
@@ -47,7 +47,7 @@ class TrainingLog:
         self._board: Any = require_tensorboard().SummaryWriter(folder, purge_step=update + 1) if board else None
 
     def write(self, kind: str, update: int, **values: Any) -> None:
-        """Write a line: its kind, the updates that are done, and values."""
+        """Write a line: its kind, the number of finished updates, and values."""
         if self._path is not None:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"kind": kind, "update": update, **values}) + "\n")
@@ -56,7 +56,7 @@ class TrainingLog:
                 self._board.add_scalar(f"{kind}/{name}", value, update)
 
     def close(self) -> None:
-        """Write what is not written yet."""
+        """Write what is still buffered."""
         if self._board is not None:
             self._board.close()
 

@@ -1,4 +1,4 @@
-"""What training minimises and what decides which epoch is the best."""
+"""Loss that training minimises, and metric that chooses the best epoch."""
 
 from __future__ import annotations
 
@@ -23,33 +23,33 @@ from depthcomp_errors.first_line import first_line
 
 __all__ = ["Objective", "Score", "difference"]
 
-ROUNDING = 0.01  # by which the shares of an image's classes may miss 1; half-precision ones do
+ROUNDING = 0.01  # the sum of an image's class shares may miss 1 by this much, as in half precision
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """How good a network is on the validation data.
+    """Score of a network on the validation data.
 
     Attributes:
-        loss: the mean of what training minimises.
-        metric: the mean of what is to be large: accuracy, the user's metric, or the loss with its sign changed.
+        loss: mean of the loss that training minimises.
+        metric: mean of the accuracy, of the user's metric, or of the negative loss; higher is better.
     """
 
     loss: float
     metric: float
 
     def beats(self, other: Score) -> bool:
-        """Say whether it is better; of equal metrics, the lower loss is."""
+        """Return whether this score is better: by metric, then by lower loss."""
         return (self.metric, -self.loss) > (other.metric, -other.loss)
 
 
 def difference(wanted: Any, found: Any, temperature: float = 1.0, *, masks: Tensor | None = None) -> Tensor:
-    """Return how far one network's outputs are from another's, to train by.
+    """Return a differentiable distance between two networks' outputs.
 
-    For class scores (n, classes), and for scores of classes by pixel (n, classes, h, w), the mean of
-    KL(softmax wanted/T || softmax found/T) * T^2, as in Hinton et al. (2015), T being the temperature; for
-    everything else the mean square of the difference relative to the variance of what is wanted, averaged over
-    tensors. That channels of pixels are scores and not colours, the masks beside them tell: integers (n, h, w).
+    For class scores (n, classes), or (n, classes, h, w) for each pixel, it is the mean of
+    KL(softmax wanted/T || softmax found/T) * T^2 at temperature T, as in Hinton et al. (2015). For other outputs it is
+    the mean squared difference relative to the variance of `wanted`, averaged over tensors. Outputs (n, c, h, w) are
+    scores only where `masks` are integers (n, h, w); else they may be colours.
     """
 
     def are_scores(outputs: Tensor) -> bool:
@@ -61,7 +61,7 @@ def difference(wanted: Any, found: Any, temperature: float = 1.0, *, masks: Tens
 
 
 def _are_classes_of(outputs: Tensor, labels: Tensor) -> bool:
-    """Say whether labels name the classes that outputs (n, classes, ...) score, or tell the share of each."""
+    """Return whether labels are classes for outputs (n, classes, ...), or shares of all classes."""
     if outputs.ndim < 2 or outputs.shape[1] < 2:
         return False
     if not labels.is_floating_point():
@@ -88,11 +88,11 @@ class Objective:
 
     Args:
         config: the weights of the loss, or functions.
-        teacher: whose outputs the student's shall be like; None for none.
-        returns_features: whether student and teacher return (outputs, tensors inside), to be compared one by one.
+        teacher: the network whose outputs the student learns; None for none.
+        returns_features: whether student and teacher return (outputs, inner tensors), to be compared one by one.
 
     Attributes:
-        teacher: the same.
+        teacher: the teacher.
     """
 
     def __init__(self, config: FinetuneConfig, teacher: nn.Module | None, *, returns_features: bool = False) -> None:
@@ -101,7 +101,7 @@ class Objective:
         self._returns_features = returns_features
 
     def metric_name(self, batch: Batch) -> str:
-        """Return what decides which epoch is the best, for data like `batch`."""
+        """Return the name of the metric that chooses the best epoch, for data like `batch`."""
         metric = self._config.metric
         if callable(metric):
             return getattr(metric, "__name__", type(metric).__name__)
@@ -109,21 +109,21 @@ class Objective:
             labelled = batch.labels is not None and self._config.labels
             return "accuracy" if labelled and self._config.loss is None else "loss"
         if metric == "accuracy" and batch.labels is None:
-            raise DataError("metric='accuracy' needs labels, and the data have none; give (images, labels)")
+            raise DataError("metric='accuracy' needs labels, but the data have none; give (images, labels)")
         return metric
 
     def loss(self, student: nn.Module, batch: Batch, labelled: float = 1.0) -> Tensor:
-        """Return the mean loss over a batch: its labels' over those that count, the rest over the images.
+        """Return the loss of a batch: the mean over its counted labels, plus the mean over its images of other terms.
 
         Args:
             student: the network.
             batch: the batch.
-            labelled: by which the labels' part is multiplied; what a batch with more labels by image than others
-                needs where the means over several are weighted by images.
+            labelled: factor of the labels' term, which corrects for batches with more labels per image where several
+                batches are weighted by images.
 
         Raises:
             DataError: the labels do not fit.
-            TrainingError: a network or the user's function fails on the batch, or the loss hangs on no weight.
+            TrainingError: a network or the user's function fails on the batch, or the loss depends on no weight.
         """
         with _explained(batch):
             if self._config.loss is None:
@@ -133,14 +133,14 @@ class Objective:
                 value = _one_number(self._config.loss(student, self.teacher, batch.item), "loss")
         if torch.is_grad_enabled() and not value.requires_grad:
             raise TrainingError(
-                "the loss depends on no weight that is trained; compute it from student(images), not detached"
+                "the loss depends on no trained weight; compute it from student(images), without detach"
             )
         return value
 
     def judge(self, student: nn.Module, batches: Iterable[Batch], name: str, processes: Processes) -> Score:
-        """Return the score of a network over batches; NaN where a loss is, and the accuracy where no label counts.
+        """Return the score of a network over batches; NaN where a loss is NaN, or an accuracy has no label.
 
-        What hangs on labels is the mean over those that count, everything else the mean over the images.
+        Terms with labels are means over the counted labels, other terms means over the images.
         """
         images = counted = by_label = by_image = metric = 0.0
         for batch in batches:
@@ -161,7 +161,7 @@ class Objective:
         return name == "accuracy" and not callable(self._config.metric)
 
     def _judge(self, student: nn.Module, batch: Batch, name: str) -> tuple[float, float, float]:
-        """Return the part of the loss that hangs on labels, the rest, and the metric, where that is not the loss."""
+        """Return the labels' part of the loss, the rest, and the metric where that is not the loss."""
         outputs, by_label = None, 0.0
         if self._config.loss is None:
             outputs = self._outputs(student, batch)
@@ -187,7 +187,7 @@ class Objective:
             return self.teacher(batch.images)
 
     def _terms(self, found: Any, wanted: Any, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return the mean over the labels that count of what hangs on them, and the mean over images of the rest."""
+        """Return the labels' part of the loss, a mean over counted labels, and the rest, a mean over images."""
         by_label, rest = [], []
         if self._returns_features:
             (found, found_inside), (wanted, wanted_inside) = found, wanted
@@ -214,15 +214,15 @@ class Objective:
         return F.cross_entropy(scores, batch.labels, ignore_index=IGNORED, label_smoothing=smoothing)
 
     def _scores(self, outputs: Any, batch: Batch) -> Tensor:
-        """Return the scores that stand beside a batch's labels."""
+        """Return the class scores for a batch's labels."""
         labels = batch.labels
         assert labels is not None  # asked for with labels alone
         outputs = outputs[0] if self._returns_features and isinstance(outputs, tuple) else outputs
         if not isinstance(outputs, Tensor) or not _are_classes_of(outputs, labels):
             what = f"shape {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else f"type {type(outputs).__name__}"
             raise DataError(
-                f"labels of shape {tuple(labels.shape)} and {labels.dtype} do not stand beside outputs of {what} as "
-                "classes do, or as shares of all classes that are 0 or more and sum to 1; give a loss of your own, or "
+                f"labels of shape {tuple(labels.shape)} and {labels.dtype} do not fit outputs of {what}: they must be "
+                "classes, or shares of all classes that are 0 or more and sum to 1; give a loss of your own, or "
                 "labels=0 to learn from the teacher alone"
             )
         if not labels.is_floating_point():
@@ -232,7 +232,7 @@ class Objective:
 
 @contextmanager
 def _explained(batch: Batch) -> Iterator[None]:
-    """Say in a sentence on what a network or a function of the user's failed."""
+    """Turn a failure of a network or of a user's function into a TrainingError that describes the batch."""
     try:
         yield
     except DepthCompError:
@@ -251,13 +251,13 @@ def _require_in_range(labels: Tensor, classes: int) -> None:
     wrong = labels[(labels != IGNORED) & ((labels < 0) | (labels >= classes))]
     if len(wrong):
         raise DataError(
-            f"the data hold the label {int(wrong[0])}, and the network tells {classes} classes apart, 0 to "
-            f"{classes - 1}; mend the labels, or set those to pass over to {IGNORED}"
+            f"the data hold the label {int(wrong[0])}, but the network has {classes} classes, 0 to {classes - 1}; "
+            f"correct the labels, or set labels to ignore to {IGNORED}"
         )
 
 
 def _accuracy(scores: Tensor, batch: Batch) -> float:
-    """Return the share of the labels that count for which the network is right; 0 where none does."""
+    """Return the share of counted labels that the network predicts; 0 where no label counts."""
     assert batch.labels is not None  # asked for with labels alone
     labels = batch.labels.argmax(1) if batch.labels.is_floating_point() else batch.labels
     counted = labels != IGNORED
@@ -274,4 +274,4 @@ def _one_number(value: Any, what: str) -> Tensor:
     if isinstance(value, Tensor) and value.numel() == 1:
         return value.reshape(())
     shape = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
-    raise TrainingError(f"the function {what} returned {shape} and must return a tensor with one number")
+    raise TrainingError(f"the function {what} returned {shape}, but must return a tensor with one number")

@@ -1,4 +1,4 @@
-"""Fine-tuning a compression: norms for the fitted convolutions come first, the merge and its proof last."""
+"""Fine-tuning of a compression: norms for fitted convolutions, training, merge, and a check of the merge."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from fx_passes import Plan, insert_norms, merge, solved_without_norm
 
 __all__ = ["FinetunedPlan", "finetune_plan", "with_norms_for_fits"]
 
-CALIBRATION_BATCHES = 8  # whose tensors tell the statistics that norms begin with, where none are given
-TOLERANCE = 1e-3  # of the largest output, between the network that was trained and its merged form, in single precision
+CALIBRATION_BATCHES = 8  # for the initial statistics of norms, where no calibration batches are given
+TOLERANCE = 1e-3  # share of the largest output by which the merged network may differ, in single precision
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class FinetunedPlan:
 
     Attributes:
         model: the merged network, in evaluation mode.
-        trainable: what was trained, the same function; `fx_passes.merge(trainable, plan)` gives `model`.
+        trainable: the trained form of the same function; `fx_passes.merge(trainable, plan)` gives `model`.
         record: the numbers.
     """
 
@@ -56,26 +56,26 @@ def finetune_plan(
     anew: bool = False,
     progress: Progress | None = None,
 ) -> FinetunedPlan:
-    """Return a compression with weights trained on, merged, and compared with what was trained.
+    """Train a compression, merge it, and check the merged network against the trained one.
 
     While training, a batch norm follows each fitted convolution (`FinetuneConfig.fit_norms`).
 
     Args:
-        trainable: a linearized graph, fitted; not changed.
+        trainable: a linearized graph, fitted; it is not changed.
         plan: the plan that it was linearized by.
         teacher: usually the original network; None for none.
         train: as for `finetune`.
         val: as for `finetune`.
-        config: how to train.
-        calibration: batches of images, by which the norms begin and the merged network is compared; None for the
-            first ones of `train`.
+        config: settings of the training.
+        calibration: batches of images for the initial statistics of norms and for the check of the merge; None for the
+            first batches of `train`.
         folder: as for `finetune`.
         anew: as for `finetune`.
         progress: called as (stage, done, total).
 
     Raises:
         DataError: as for `finetune`.
-        TrainingError: as for `finetune`, or the merged network is not the function that was trained.
+        TrainingError: as for `finetune`, or the merged network differs from the trained one.
     """
     config = config or FinetuneConfig()
     calibration = _first_images(train, val, config) if calibration is None else calibration
@@ -91,7 +91,7 @@ def finetune_plan(
 
 
 def _first_images(train: Iterable[Any], val: Iterable[Any] | None, config: FinetuneConfig) -> list[Tensor]:
-    """Return the first batches to train on, the same in each run and process."""
+    """Return the first batches to train on, equal in each run and process."""
     here = Processes(0, 1, torch.device("cpu"))
     with own_randomness(here.device):
         return [batch.images for batch in sources(train, val, config, here)[0].first(CALIBRATION_BATCHES)]
@@ -99,14 +99,14 @@ def _first_images(train: Iterable[Any], val: Iterable[Any] | None, config: Finet
 
 @torch.no_grad()
 def with_norms_for_fits(trainable: fx.GraphModule, plan: Plan, batches: Sequence[Tensor]) -> fx.GraphModule:
-    """Return a copy of a linearized graph in which a batch norm that changes nothing follows each fitted convolution.
+    """Return a copy of a linearized graph in which a batch norm follows each fitted convolution.
 
-    Norms that follow one already, from an earlier fine-tuning, stay as they are.
+    The new norms change nothing at first. Norms from an earlier fine-tuning stay as they are.
 
     Args:
-        trainable: the graph; not changed.
+        trainable: the graph; it is not changed.
         plan: the plan that it was linearized by.
-        batches: images, whose tensors tell the statistics that the norms begin with.
+        batches: images for the initial statistics of the norms.
     """
     network = copy.deepcopy(trainable).eval()
     sums: dict[str, list[Tensor]] = {}
@@ -124,11 +124,11 @@ def with_norms_for_fits(trainable: fx.GraphModule, plan: Plan, batches: Sequence
 def _run(network: nn.Module, images: Tensor) -> None:
     try:
         network(images)
-    except Exception as error:  # layers refuse tensors by errors of many kinds
+    except Exception as error:  # layers raise errors of many types
         reason = first_line(error)
         raise DataError(
-            f"the network cannot be run on images {tuple(images.shape)} of {images.dtype} ({reason}); give images like "
-            "those that it was compressed with"
+            f"the network cannot run on images {tuple(images.shape)} of {images.dtype} ({reason}); give images of the "
+            "shape and type that it was compressed with"
         ) from error
 
 
@@ -145,13 +145,13 @@ def _summing(sums: dict[str, list[Tensor]], name: str) -> Any:
 
 @torch.no_grad()
 def _require_same(trained: nn.Module, merged: nn.Module, images: Tensor) -> None:
-    """Refuse a merged network that is not the function that was trained."""
+    """Refuse a merged network that differs from the trained one."""
     for wanted, found in zip(tree_leaves(trained(images)), tree_leaves(merged(images)), strict=True):
         if isinstance(wanted, Tensor) and wanted.is_floating_point():
             error, scale = float((wanted - found).abs().max()), float(wanted.abs().max())
             if not error <= TOLERANCE * max(scale, 1e-6):
                 raise TrainingError(
-                    f"the merged network differs from the one that was trained by {error:.2g}, where outputs are up to "
-                    f"{scale:.2g}; its weights are too large to be merged in single precision, so train with a lower "
+                    f"the merged network's outputs differ by {error:.2g} from the trained network's, which reach "
+                    f"{scale:.2g}; the weights are too large to merge in single precision, so train with a lower "
                     "learning rate or more weight decay"
                 )

@@ -1,4 +1,4 @@
-"""The processes that train together, as torchrun starts them; usually there is one."""
+"""Processes of one training, started by torchrun; usually there is one."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class Processes:
     """The processes of one training.
 
     Attributes:
-        rank: number of this one.
-        count: how many there are.
-        device: where this one computes.
+        rank: number of this process.
+        count: number of processes.
+        device: device of this process.
     """
 
     rank: int
@@ -45,7 +45,7 @@ class Processes:
         return self.rank == 0
 
     def share(self, item: Any, size: int) -> Any:
-        """Return this process's rows of a batch of `size`: every tensor in it that has so many rows is cut."""
+        """Return this process's rows of a batch of `size`, cut from every tensor with that many rows."""
         if self.count == 1:
             return item
 
@@ -64,7 +64,7 @@ class Processes:
         return total.tolist()
 
     def average_statistics(self, *networks: nn.Module) -> None:
-        """Give the statistics of norms, each process's own of its share of the images, their mean over all."""
+        """Replace the statistics of norms, which differ by process, with their mean over all processes."""
         if self.count == 1:
             return
         for network in networks:
@@ -74,9 +74,9 @@ class Processes:
                     buffer.div_(self.count)
 
     def wrap(self, network: nn.Module) -> nn.Module:
-        """Return what trains `network` together with the other processes; alone, the network itself.
+        """Return a module that trains `network` together with the other processes; the network itself for one process.
 
-        On GPUs, batch norms become SyncBatchNorm; on CPUs, which have none, each process normalises by its own share.
+        On GPUs, batch norms become SyncBatchNorm. CPUs have none, so each process normalises by its own images.
         """
         if self.count == 1:
             return network
@@ -89,9 +89,9 @@ class Processes:
 
 @contextmanager
 def joined_processes(device: str) -> Iterator[Processes]:
-    """Join the processes that torchrun started, if it did; they stay together until Python ends.
+    """Join the processes that torchrun started, if any; they stay joined until Python ends.
 
-    torchrun's store serves one group: processes that leave it do not find each other again for the next training.
+    torchrun's store serves one group: processes that leave it cannot join again for the next training.
 
     Args:
         device: a device of torch, or "auto".

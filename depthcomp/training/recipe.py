@@ -1,4 +1,4 @@
-"""The parts of timm and torch that move weights: optimiser, schedule, moving average, mixed precision."""
+"""Recipe of weight updates, from parts of timm and torch: optimiser, schedule, moving average, mixed precision."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from depthcomp.training.processes import Processes
 
 __all__ = ["Recipe", "require_timm"]
 
-SLOWEST = 0.01  # of the learning rate, where it begins to rise
+SLOWEST = 0.01  # share of the learning rate at the start of the warm-up
 _TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def require_timm() -> SimpleNamespace:
-    """Return what of timm is used, by name.
+    """Return the functions of timm that fine-tuning uses, by name.
 
     Raises:
         MissingPackageError: timm is not installed.
@@ -42,20 +42,20 @@ class Recipe:
     """Everything that changes the weights of one network.
 
     Args:
-        network: what is trained, on its device.
-        config: how.
-        updates_per_epoch: how many updates an epoch has.
-        processes: who trains together.
+        network: the network to train, on its device.
+        config: settings of the training.
+        updates_per_epoch: number of updates in an epoch.
+        processes: the processes that train together.
 
     Attributes:
-        wrapped: what to call while training.
-        optimizer: timm's.
-        average: timm's moving average of the weights; None for none.
-        scaler: of fp16's gradients; in other precisions it does nothing.
+        wrapped: the module to call while training.
+        optimizer: the optimiser, from timm.
+        average: the moving average of the weights, from timm; None for none.
+        scaler: the scaler of fp16 gradients; in other precisions it does nothing.
 
     Raises:
         MissingPackageError: timm is not installed.
-        TrainingError: the optimiser is unknown, no parameter is to be trained, or the device lacks the precision.
+        TrainingError: the optimiser is unknown, no parameter can be trained, or the device lacks the precision.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Recipe:
             )
         if config.optimizer not in timm.optimizers():
             raise TrainingError(
-                f"optimizer (={config.optimizer!r}) is unknown to timm; timm.optim.list_optimizers() lists them"
+                f"optimizer (={config.optimizer!r}) is unknown to timm; choose one of timm.optim.list_optimizers()"
             )
         self.optimizer: torch.optim.Optimizer = timm.create_optimizer(
             network, config.optimizer, lr=config.learning_rate, weight_decay=config.weight_decay,
@@ -92,7 +92,7 @@ class Recipe:
 
     @property
     def networks(self) -> list[nn.Module]:
-        """The network and, where there is one, its average."""
+        """The network and its moving average, if any."""
         return [self._network] if self.average is None else [self._network, self.average.module]
 
     @property
@@ -101,25 +101,25 @@ class Recipe:
         return float(self.optimizer.param_groups[0]["lr"])
 
     def train_mode(self) -> None:
-        """Put the network in training mode; norms only where their statistics may change."""
+        """Put the network in training mode, except norms whose statistics are frozen."""
         self.wrapped.train()
         for module in self._network.modules() if self._config.freeze_norms else ():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """Return the context in which networks compute."""
+        """Return the context for forwards in the training precision."""
         kind = _TYPES[self._config.precision]
         return torch.autocast(self._device.type, dtype=kind, enabled=kind is not torch.float32)
 
     def apart(self) -> contextlib.AbstractContextManager[Any]:
-        """Return the context in which gradients stay in their process."""
+        """Return the context for backwards whose gradients are not shared among processes."""
         if isinstance(self.wrapped, nn.parallel.DistributedDataParallel):
             return self.wrapped.no_sync()
         return contextlib.nullcontext()
 
     def step(self, update: int) -> None:
-        """Move the weights by the gradients, which are then forgotten; `update` counts from 1."""
+        """Update the weights by the gradients, and clear the gradients; `update` counts from 1."""
         if self._config.clip_norm is not None:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self._network.parameters(), self._config.clip_norm)

@@ -1,4 +1,4 @@
-"""What users give to train and to validate on, as sources of batches; without validation data a part is set apart."""
+"""Sources of batches to train and to validate on, from users' data."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ _MENDED = "pass a DataLoader, a Dataset or a list of batches"
 
 
 def require_repeatable(data: object, argument: str) -> None:
-    """Refuse data that can be read once only.
+    """Refuse data that can be read only once.
 
     Raises:
-        DataError: they are an iterator, or nothing that can be iterated over.
+        DataError: they are an iterator, or cannot be iterated over.
     """
     if isinstance(data, Iterator):
         raise DataError(
-            f"{argument} is a {type(data).__name__}, which can be read once, and fine-tuning reads it every epoch; "
+            f"{argument} is a {type(data).__name__}, which can be read once, but fine-tuning reads it every epoch; "
             f"{_MENDED}"
         )
     if not isinstance(data, Iterable | Dataset) or isinstance(data, str | bytes):
@@ -47,11 +47,12 @@ def require_repeatable(data: object, argument: str) -> None:
 def sources(
     train: Any, val: Any, config: FinetuneConfig, processes: Processes, *, normed: bool = True
 ) -> tuple[Source, Source]:
-    """Return what to train and what to validate on; batches of one image train no network with batch norms (`normed`).
+    """Return the sources to train and to validate on.
 
-    Without validation data, a part of the training data validates: images drawn by the seed from a Dataset, a tensor
-    or a DataLoader that is in order or shuffled; every so-many-th batch of anything else, which must then come in the
-    same order each time. Neighbours, such as frames of one film, are not kept together: pass validation data then.
+    With batch norms (`normed`), batches of one image are skipped. Without validation data, a part of the training data
+    validates. From a Dataset, a tensor, or a DataLoader in order or shuffled, the seed draws images. From other data,
+    every n-th batch is taken, so their order must be equal each time. Neighbours may be separated: pass validation data
+    where they are alike, for example frames of one film.
 
     Raises:
         DataError: the data cannot be read twice, or cannot be split.
@@ -71,16 +72,16 @@ def sources(
 
 
 def _loader(data: Any, config: FinetuneConfig, *, shuffled: bool) -> Iterable[Any]:
-    """Return data in batches, images (n, c, h, w) and Datasets in those of the configuration.
+    """Return data in batches; tensors of images (n, c, h, w) and Datasets get the configured batch size.
 
-    Workers begin anew each epoch: those that last draw random numbers on, and a training that goes on has none of them.
+    Workers start anew each epoch: persistent ones would keep drawing random numbers, which a resumed training lacks.
     """
     if isinstance(data, Tensor):
         data = TensorDataset(data)
     if not isinstance(data, Dataset) or isinstance(data, IterableDataset):
         if isinstance(data, DataLoader) and data.persistent_workers:
             data = copy.copy(data)
-            object.__setattr__(data, "persistent_workers", False)  # DataLoader itself lets nobody
+            object.__setattr__(data, "persistent_workers", False)  # DataLoader forbids setting it
         found: Iterable[Any] = data
         return found
     return DataLoader(data, batch_size=config.batch_size, shuffle=shuffled, num_workers=config.workers)
@@ -89,15 +90,15 @@ def _loader(data: Any, config: FinetuneConfig, *, shuffled: bool) -> Iterable[An
 def set_apart(
     loader: Iterable[Any], config: FinetuneConfig, *, plain: Iterable[Any] | None = None
 ) -> tuple[Iterable[Any], Iterable[Any]]:
-    """Return what to train on and what to validate on, out of the same data.
+    """Split data into a part to train on and a part to validate on.
 
     Args:
         loader: the data, in batches.
-        config: its `val_share` and `seed` say what validates.
-        plain: the same images in the same order, as they are to be judged, where `loader` changes them at random.
+        config: its `val_share` and `seed` choose the part to validate on.
+        plain: the images without random changes, in equal order, to validate on where `loader` changes them at random.
 
     Raises:
-        DataError: the data are too few, or drawn in a way that cannot be split.
+        DataError: there are too few images, or their order cannot be split.
     """
     if not isinstance(loader, DataLoader) or loader.batch_sampler is None:
         step = max(2, round(1 / config.val_share))
@@ -105,14 +106,14 @@ def set_apart(
     sampler = loader.sampler
     if not _takes_each_once(sampler) or type(loader.batch_sampler) is not BatchSampler:
         raise DataError(
-            f"data is drawn by a {type(sampler).__name__} that does not take each image once, so no part of it can be "
-            "set apart to validate on; pass val_data=, or a DataLoader with shuffle=True"
+            f"data is drawn by a {type(sampler).__name__} that does not take each image once, so it cannot be split; "
+            "pass val_data=, or a DataLoader with shuffle=True"
         )
     shuffled = isinstance(sampler, RandomSampler)
     size = len(sampler)
     count = max(1, round(config.val_share * size))
     if count >= size:
-        raise DataError(f"data holds {size} images, too few to set some apart to validate on; pass val_data=")
+        raise DataError(f"data holds {size} images, too few to validate on a part of them; pass val_data=")
     order = torch.randperm(size, generator=torch.Generator().manual_seed(config.seed)).tolist()
     held, kept = sorted(order[:count]), sorted(order[count:])
     judged = plain if isinstance(plain, DataLoader) else loader
@@ -130,7 +131,7 @@ def _takes_each_once(sampler: object) -> TypeGuard[RandomSampler | SequentialSam
 
 
 class _Part:
-    """Every so-many-th batch of the data, or all others."""
+    """Every n-th batch of the data, or all others."""
 
     def __init__(self, data: Iterable[Any], step: int, *, held: bool) -> None:
         self._data = data
@@ -138,13 +139,13 @@ class _Part:
         self._held = held
 
     def __getattr__(self, name: str) -> Any:
-        """Return what tells the order of the data: their sampler, generator or set_epoch."""
+        """Return an attribute of the data that decides their order: sampler, generator or set_epoch."""
         return getattr(self._data, name)
 
     def __len__(self) -> int:
         count = told_length(self._data)
         if count is None:
-            raise TypeError("the data do not tell how many batches they have")
+            raise TypeError("the data have no length")
         held = len(range(1, count, self._step))
         return held if self._held else count - held
 

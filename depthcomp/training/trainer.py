@@ -1,4 +1,4 @@
-"""The loop: updates, epochs, and the best network by validation; it goes on from its checkpoint as if never left."""
+"""Training loop with updates, epochs and validation, which resumes from its checkpoint with equal results."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ _MAY_DIFFER = ("device", "workers", "log_updates", "checkpoint_updates", "tensor
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """What a training came to.
+    """Outcome of a training.
 
     Attributes:
-        best: the tensors of the best network; None where it is the untrained one.
+        best: tensors of the best network; None where that is the untrained one.
         checkpoint: the numbers.
     """
 
@@ -63,15 +63,15 @@ class Trainer:
     """Trains one network.
 
     Args:
-        network: what to train; it is changed.
-        objective: what to train by.
+        network: the network to train; it is changed.
+        objective: the loss and the metric.
         train: the batches to train on.
-        val: the batches that judge.
-        config: how to train.
-        processes: who trains together.
-        folder: for checkpoint and log; None for none.
-        progress: called as (stage, done, total), in epochs' batches.
-        anew: whether to begin anew in the place of an unfinished training of another kind.
+        val: the batches to validate on.
+        config: settings of the training.
+        processes: the processes that train together.
+        folder: folder of checkpoint and log; None for none.
+        progress: called as (stage, done, total), in batches.
+        anew: whether to replace an unfinished training that differs from this one.
     """
 
     def __init__(
@@ -90,12 +90,12 @@ class Trainer:
         self._memory = torch.channels_last if config.channels_last else torch.contiguous_format
 
     def run(self) -> Training:
-        """Train to the end, from the checkpoint on where there is one.
+        """Train to the end, from the checkpoint if there is one.
 
         Raises:
-            DataError: the data do not fit; the message says where the last checkpoint is.
+            DataError: the data do not fit; the message names the last checkpoint.
             TrainingError: the loss is not finite, or there is nothing to train by.
-            ArtifactError: the folder holds the checkpoint of another training, or cannot be written to.
+            ArtifactError: the folder holds the checkpoint of another training, or cannot be written.
         """
         self._begin()
         log_folder = self._store.path if self._store is not None and self._processes.writes else None
@@ -110,7 +110,7 @@ class Trainer:
         return Training(self._best, self._at)
 
     def _begin(self) -> None:
-        """Find out where the training stands."""
+        """Set up the training, from the checkpoint if there is one."""
         hashes = {} if self._store is None else self._hashes()
         self._network.to(self._processes.device)
         self._network.to(memory_format=self._memory)
@@ -130,7 +130,7 @@ class Trainer:
         return -(-len(self._train) // self._config.accumulate)
 
     def _first(self, hashes: dict[str, str]) -> Checkpoint:
-        """Return where a training stands that has not begun: the untrained network is the best so far."""
+        """Return the checkpoint of a new training, whose best network is the untrained one."""
         first = next(iter(self._val.epoch(0))) if len(self._val) else None
         assert first is not None  # an empty source has no length but an error
         metric = self._objective.metric_name(first)
@@ -138,7 +138,7 @@ class Trainer:
         for what, value in (("loss", score.loss), (f"metric {metric}", score.metric)):
             if not math.isfinite(value):
                 raise TrainingError(
-                    f"the {what} of the untrained network on the validation data is {value}; mend the data, the "
+                    f"the {what} of the untrained network on the validation data is {value}; correct the data, the "
                     "network or the function first"
                 )
         untrained = BestSoFar(what="untrained", loss=score.loss, metric=score.metric)
@@ -149,24 +149,24 @@ class Trainer:
         )  # fmt: skip
 
     def _read(self, store: CheckpointFolder, hashes: dict[str, str]) -> Checkpoint | None:
-        """Return the checkpoint to go on from; None to begin."""
+        """Return the checkpoint to resume from; None to start anew."""
         found = store.read()
         other = "" if found is None else self._other(found, hashes)
         if found is None or not other:
             if found is not None and found.epoch == self._config.epochs and self._processes.writes:
-                warn_caller(f"{store.path} holds this training, which is finished and not run again")
+                warn_caller(f"{store.path} holds this training; it is finished and does not run again")
             return found
         what = f"{store.path} holds the checkpoint of a training {other}"
         if found.epoch < found.config["epochs"]:
             if not self._anew:
                 raise ArtifactError(f"{what}; give another folder, or delete that one")
-            warn_caller(f"{what}; it is removed, and fine-tuning begins anew")
+            warn_caller(f"{what}; the checkpoint is removed, and fine-tuning starts anew")
         if self._processes.writes:
             store.clear()
         return None
 
     def _other(self, found: Checkpoint, hashes: dict[str, str]) -> str:
-        """Say how a checkpoint's training differs from this one; nothing where it does not."""
+        """Return how a checkpoint's training differs from this one; empty where it does not."""
         here = _plain(self._config)
         other = [
             field.name
@@ -182,7 +182,7 @@ class Trainer:
         return next((said for what, said in _OTHERS.items() if found.hashes.get(what) != hashes.get(what)), "")
 
     def _hashes(self) -> dict[str, str]:
-        """Return hashes of what the training depends on besides its configuration."""
+        """Return hashes of the inputs of the training: network, teacher, data and functions."""
         functions = {"loss": self._config.loss, "metric": self._config.metric}
         found = {name: function_hash(function) for name, function in functions.items() if callable(function)}
         if self._objective.teacher is not None:
@@ -213,7 +213,7 @@ class Trainer:
         self._save(best)
 
     def _groups(self, epoch: int) -> Iterator[list[Batch]]:
-        """Yield the batches of each update that is left in an epoch."""
+        """Yield the batches of each remaining update of an epoch."""
         batches = self._train.epoch(epoch, start=self._at.batch)
         while group := list(itertools.islice(batches, self._config.accumulate)):
             yield group
@@ -255,7 +255,7 @@ class Trainer:
                 self._log.write("update", self._at.update, epoch=epoch + 1, loss=loss, learning_rate=rate)
 
     def _compare(self, epoch: int) -> dict[str, Tensor] | None:
-        """Judge the network and its average after an epoch; return the tensors of one that is the best now."""
+        """Validate the network and its average after an epoch; return the tensors of a new best one, else None."""
         known: dict[str, Any] = {
             "epoch": epoch + 1,
             "train_loss": self._at.loss_sum / self._at.images,
@@ -295,9 +295,9 @@ class Trainer:
         self._store.write(self._at, state, best)
 
     def _what_stays(self) -> str:
-        """Say what is not lost."""
+        """Return a sentence on what an error leaves behind."""
         if self._store is None or not self._at.serial:
-            return "nothing was written, and the network is as it was"
+            return "nothing was written, and the network is unchanged"
         return (
             f"the checkpoint after {self._at.update} updates stays in {self._store.path}, with the best network so far "
             f"({self._at.best.what})"

@@ -55,7 +55,7 @@ def test_an_unwritable_folder_is_refused_before_any_work(tmp_path, inside):
         ({"precision": "int4"}, "precision .='int4'. must be"),
         ({"importance": "guessed"}, "importance .='guessed'. must be"),
         ({"finetune": 3}, "finetune .=3. must be a FinetuneConfig"),
-        ({"seed": -1}, r"seed \(=-1\) must be a whole number, 0 or more"),
+        ({"seed": -1}, r"seed \(=-1\) must be a whole number from 0 to"),
         ({"seed": 0.5}, r"seed \(=0.5\) must be a whole number"),
         ({"method": "uniform", "importance": "typo"}, r"importance \(='typo'\) must be one of"),
     ],

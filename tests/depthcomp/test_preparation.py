@@ -70,7 +70,7 @@ def test_a_rewrite_whose_operator_failed_before_is_refused_with_the_reason():
     assert len(left.candidates) == sum(signature not in c.signatures for c in prepared.candidates)
     added = left.refusals[len(prepared.refusals) :]
     (reason,) = {refusal.reason for refusal in added}
-    assert reason == f"the latency table says that {failed!r} could not be measured: its process died"
+    assert reason == f"its operator {failed!r} could not be measured for the latency table: its process died"
     assert {refusal.modules for refusal in added} == {"0 to 2"}
     untouched = measurable(prepared, {})
     assert (untouched.candidates, untouched.refusals) == (prepared.candidates, prepared.refusals)
@@ -79,7 +79,7 @@ def test_a_rewrite_whose_operator_failed_before_is_refused_with_the_reason():
 def test_a_network_with_an_operator_that_failed_before_is_refused():
     prepared = prepare(net(), None, [images(8)], None, seed=0)
     kept = next(iter(prepared.pricing.kept.values()))
-    with pytest.raises(TableError, match=r"which the network has, could not be measured: no kernel; try again with"):
+    with pytest.raises(TableError, match=r"which could not be measured for the latency table: no kernel; try again"):
         measurable(prepared, {kept.key: "no kernel."})
 
 
@@ -154,7 +154,7 @@ def test_one_image_is_fitted_to_and_judges_and_that_is_said():
     prepared = prepare(net(), None, [images(1)], None, seed=0)
     assert torch.equal(judging(prepared), images(1))
     (note,) = prepared.notes
-    assert note == "one calibration image: the loss is estimated on the image that was fitted to"
+    assert note == "the loss is estimated on the one image that was also fitted to; pass more images in data="
 
 
 class Checked(nn.Module):
@@ -173,28 +173,28 @@ class Checked(nn.Module):
 def test_a_network_for_single_images_is_said():
     prepared = prepare(Checked().eval(), EXAMPLE, [images(8)], None, seed=0)
     (note,) = prepared.notes
-    assert note.startswith("the network takes batches of one image alone, and so will what is made of it")
+    assert note.startswith("the network and its compressed form take only batches of one image")
     assert {len(batch) for batch in prepared.calibration.batches} == {1}
-    assert prepare(Checked().eval(), EXAMPLE, [images(1)], None, seed=0).notes[0].startswith("one calibration image")
+    assert prepare(Checked().eval(), EXAMPLE, [images(1)], None, seed=0).notes[0].startswith("the loss is")
 
 
 @pytest.mark.parametrize("val_data", [None, [images(12, seed=1)]])
 def test_no_data_are_synthetic_images_and_that_is_said(val_data):
     prepared = prepare(net(), EXAMPLE, None, val_data, seed=0)
     (note,) = prepared.notes
-    assert note.startswith("no data: importance comes from the weights alone, on synthetic images; pass data=")
+    assert note.startswith("without data the importance is estimated on synthetic images; pass data=")
     assert sum(map(len, prepared.calibration.batches)) == 64 + (12 if val_data else 0)
 
 
 def test_a_guessed_shape_is_said_first():
     prepared = prepare(net(), None, None, None, seed=0)
     assert prepared.example.shape == (1, 3, 224, 224)
-    assert [note.partition(":")[0] for note in prepared.notes] == ["no example_inputs and no data", "no data"]
+    assert [note[:12] for note in prepared.notes] == ["without exam", "without data"]
 
 
 def test_a_guessed_shape_that_does_not_fit_is_said_to_be_a_guess():
     model = nn.Sequential(nn.Conv2d(3, 5, 3), nn.Flatten(), nn.Linear(5 * 5 * 9, 2)).eval()
-    with pytest.raises(CaptureError, match=r"neither example_inputs nor data were given, so .* \(1, 3, 224, 224\)"):
+    with pytest.raises(CaptureError, match=r"does not take images of shape \(1, 3, 224, 224\), which were tried"):
         prepare(model, None, None, None, 0)
 
 

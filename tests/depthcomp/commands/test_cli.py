@@ -186,7 +186,7 @@ def test_ctrl_c_exits_as_shells_expect(monkeypatch):
     result = run(SPEC, "--budget", "80%")
     assert (result.exit_code, result.stderr) == (130, "interrupted\n")
     result = run(SPEC, "--budget", "80%", "--out", "out")
-    said = "interrupted; the same command goes on from what is in out\n"
+    said = "interrupted; the same command resumes from out\n"
     assert (result.exit_code, result.stderr) == (130, said)
 
 
@@ -280,4 +280,6 @@ def test_what_images_are_normalised_with_can_be_given(tunings):
     for given in (["--mean", "0.2"], ["--mean", "a", "--std", "1"], ["--mean", "1,2", "--std", "1"]):
         result = tune(*given)
         assert result.exit_code == 2
-        assert "must both be a number for each channel, such as 0.485,0.456,0.406" in " ".join(result.stderr.split())
+        assert "must both be a number for each channel, for example 0.485,0.456,0.406" in " ".join(
+            result.stderr.split()
+        )

@@ -37,7 +37,7 @@ def test_summary_says_what_was_gained_and_at_what_cost():
         r"predicted latency\W+9\.62 ms",
         r"budget 80%\W+10\.27 ms\W+met, 0\.472 ms to spare",
         r"longest path\W+52\W+43",
-        r"cross-fitted\W+0\W+0\.287",
+        r"on unseen images\W+0\W+0\.287",
         r"spans rewritten\W+1 merged, 1 fitted",
         r"spans refused\W+3",
     ):

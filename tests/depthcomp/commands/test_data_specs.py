@@ -110,11 +110,11 @@ def test_a_packed_download_of_another_layout_is_explained(tmp_path):
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("folder:nowhere", "nowhere is no folder (.*); give folder:PATH of one that holds a folder"),
+        ("folder:nowhere", "nowhere is no folder (.*); give folder:PATH of a folder that holds a folder"),
         ("nowhere", "image folder nowhere does not exist"),
         ("torchvision:FashionMINT", "names no data set of torchvision.datasets"),
-        ("torchvision:FashionMNIST:half", "FashionMNIST has no split 'half'; train and test are what it has"),
-        ("torchvision:FashionMNIST", "give the folder that holds its own with --data-root, or --download"),
+        ("torchvision:FashionMNIST:half", "FashionMNIST has no split 'half'; give train or test"),
+        ("torchvision:FashionMNIST", "give its folder with --data-root, or --download"),
         ("no_module_of_mine:images", "cannot be made .ModuleNotFoundError: .*package.module:function"),
     ],
 )

@@ -16,9 +16,9 @@ from depthcomp.errors import TrainingError
         (
             "found",
             Path("out"),
-            "the loss is nan; what was compressed stays in out, and the same command goes on from there",
+            "the loss is nan; the compressed network is in out, and the same command resumes from there",
         ),
-        ("found", None, "the loss is nan; what was compressed is lost, and stays with --out"),
+        ("found", None, "the loss is nan; the compressed network is lost; give --out to keep it"),
     ],
 )
 def test_where_a_compression_is_whose_tuning_failed(result, kept, said, capsys):

@@ -64,7 +64,7 @@ def test_int8_takes_a_folder_of_images(folder, tmp_path):
         ("--to onnx --precision bf16", "--precision bf16 is unknown; choose fp32, fp16, int8"),
         ("--to onnx --sm 89", "--sm 89 goes with --to tensorrt-rtx only"),
         ("--to tensorrt --sm 89", "--sm 89 goes with --to tensorrt-rtx only"),
-        ("--to tensorrt-rtx --sm 8.9", "--sm 8.9 must be whole numbers with commas between them, such as 86,89"),
+        ("--to tensorrt-rtx --sm 8.9", "--sm 8.9 must be whole numbers with commas between them, for example 86,89"),
         ("--to tensorrt-rtx --timing-cache c", "--timing-cache c goes with --to tensorrt only; leave it out"),
         ("--to onnx --batch 8,1,32", "--batch 8,1,32 must be a size, or smallest,typical,largest in order"),
         ("--to onnx --batch 0", "--batch 0 must be a size"),
@@ -98,9 +98,9 @@ def test_a_folder_without_a_network_or_without_shapes_is_named(folder, tmp_path)
     (folder / "result.json").write_text("{}")
     result = run(folder, "--to", "onnx")
     assert result.exit_code == 2
-    assert "result.json does not tell the shapes of the inputs" in result.stderr
+    assert "result.json does not hold the shapes of the inputs" in result.stderr
 
 
 def test_a_type_that_is_none_is_no_type(folder):
     (folder / "result.json").write_text('{"example_inputs": [{"shape": [1, 3, 32, 32], "dtype": "save"}]}')
-    assert "save is no type of tensors" in run(folder, "--to", "onnx").stderr
+    assert "save is no tensor type" in run(folder, "--to", "onnx").stderr

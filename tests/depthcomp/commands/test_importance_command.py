@@ -98,5 +98,5 @@ def test_a_table_that_lacks_operators_is_refused():
     replace(table, entries=dict(list(table.entries.items())[3:])).save("table.json")
     found = run("--data", "photos")
     assert found.exit_code == 2
-    assert f"the latency table lacks 3 of {len(table)} operators, such as" in " ".join(found.stderr.split())
+    assert f"the latency table lacks 3 of {len(table)} operators, for example" in " ".join(found.stderr.split())
     assert not Path("out/importance.jsonl").exists()

@@ -85,7 +85,7 @@ def test_a_factory_in_the_current_directory():
 
 @pytest.mark.usefixtures("user_module")
 def test_a_model_that_tells_no_size_gets_the_usual_one_and_a_warning():
-    with pytest.warns(UserWarning, match=r"some_nets:silent does not tell its input size, so \(2, 224, 224\)"):
+    with pytest.warns(UserWarning, match=r"some_nets:silent does not give its input size, so \(2, 224, 224\)"):
         _, example = load_model("some_nets:silent")
     assert example.shape == (1, 2, 224, 224)
 
@@ -107,7 +107,7 @@ def test_a_model_that_tells_no_size_gets_the_usual_one_and_a_warning():
         ("some_nets:number", "names a int in some_nets"),
         ("some_nets:needy", "cannot be built without arguments: TypeError.*width"),
         ("some_nets:broken", "ValueError: no such width$"),
-        ("some_nets:wrong", "returned a dict where an nn.Module is needed"),
+        ("some_nets:wrong", "returned a dict, but must return an nn.Module"),
     ],
 )
 def test_a_wrong_spec_is_refused(spec, message):
@@ -161,7 +161,9 @@ def test_missing_weights_alone(net, tmp_path):
 def test_weights_of_other_shapes_are_refused(net, tmp_path):
     state = net.state_dict()
     torch.save({**state, "0.weight": torch.zeros(5, 2, 3, 3)}, tmp_path / "w.pt")
-    with pytest.raises(CaptureError, match=r"0\.weight of other shapes.*\(5, 2, 3, 3\), not \(3, 2, 3, 3\)"):
+    with pytest.raises(
+        CaptureError, match=r"has other shapes than the model for 0\.weight.*\(5, 2, 3, 3\), not \(3, 2, 3, 3\)"
+    ):
         load_weights(net, tmp_path / "w.pt")
 
 
@@ -170,7 +172,7 @@ def test_a_file_that_is_no_state_dict(net, tmp_path):
         load_weights(net, tmp_path / "none.pt")
     for name in ("w.pt", "w.safetensors"):
         (tmp_path / name).write_bytes(b"not weights")
-        with pytest.raises(CaptureError, match=r"cannot be read: \w+; give a \.safetensors file"):
+        with pytest.raises(CaptureError, match=r"cannot be read \(\w+\); give a \.safetensors file"):
             load_weights(net, tmp_path / name)
     torch.save([1, 2], tmp_path / "list.pt")
     with pytest.raises(CaptureError, match="holds a list without tensors by name"):

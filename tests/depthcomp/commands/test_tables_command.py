@@ -178,14 +178,14 @@ def test_a_plan_says_nothing_of_random_weights(monkeypatch):
         (("plan", "timm:mobilnetv2_050"), "error: model timm:mobilnetv2_050 is unknown to timm; did you mean"),
         (("plan", "some_table_nets:net", "--out", "no/w.json"), "error: cannot write the work file no/w.json: its f"),
         (("check", "absent.json"), "error: cannot read the latency table absent.json: No such file"),
-        (TRTEXEC, "error: a file of trtexec does not say where"),
-        ((*TRTEXEC, "--device", "A", "--backend-version", "1"), "error: x.json does not say what was timed"),
+        (TRTEXEC, "error: a file of trtexec does not name its device"),
+        ((*TRTEXEC, "--device", "A", "--backend-version", "1"), "error: x.json does not name the timed operator"),
         (("plan", "some_table_nets:net", "--out", "t0.json"), "error: t0.json holds a latency table, and a work"),
         (("estimate", "work.json", "--device", "t4", "--out", "t0.json"), "error: t0.json holds a latency table, and"),
         (("estimate", "work.json", "--device", "t4", "--out", "notes"), "error: notes is truncated or not JSON"),
         (("plan", "some_table_nets:net", "--out", "list.json"), "error: list.json is no work file, so it is not overw"),
         (("estimate", "work.json", "--device", "abacus"), "error: device 'abacus' is unknown; choose one of"),
-        (("estimate", "work.json", "--device", "x", "--tflops", "1"), "error: device 'x' needs both of --tflops and"),
+        (("estimate", "work.json", "--device", "x", "--tflops", "1"), "error: device 'x' needs both --tflops and"),
     ],
 )
 def test_what_the_user_can_mend_is_one_sentence_and_code_2(arguments, sentence):
@@ -234,17 +234,17 @@ def test_merging_tells_how_far_repeated_entries_are_apart():
     write("a.json", {KEYS[0]: entry(1.0)})
     write("b.json", {KEYS[0]: entry(1.1, spread=0.02)})
     text = tables("merge", "a.json", "b.json", "--out", "c.json").stdout
-    assert "1 stood in several tables, at most 10.0 % apart" in text
+    assert "1 were in several tables, at most 10.0 % apart" in text
 
 
 def test_merging_says_where_a_line_to_whole_networks_is_lost():
     fit = Calibration(0.1, 0.9, 0.02, 5)
     write("a.json", {KEYS[0]: entry()}, calibration=fit)
     write("b.json", {KEYS[1]: entry()})
-    assert "fits to whole networks" not in tables("merge", "a.json", "b.json", "--out", "c.json").stderr
+    assert "calibrations on whole networks" not in tables("merge", "a.json", "b.json", "--out", "c.json").stderr
     assert LatencyTable.load("c.json").calibration == fit
     write("d.json", {KEYS[2]: entry()}, calibration=replace(fit, slope=1.1))
-    assert "the 2 fits to whole networks of these tables differ" in tables("merge", "c.json", "--out", "d.json").stderr
+    assert "the tables' 2 calibrations on whole networks differ" in tables("merge", "c.json", "--out", "d.json").stderr
     assert LatencyTable.load("d.json").calibration is None
 
 
@@ -258,7 +258,7 @@ def test_check_reports_what_is_wrong_and_exits_with_1():
     assert "slower than a larger one: 1 of 3" in text
     assert "unstable: 1 of 3" in text
     assert f"  {KEYS[2]}, spread 30.0 %" in text
-    assert "measured in part while the machine changed its speed: 1 of 3" in text
+    assert "measured partly while the machine changed its speed: 1 of 3" in text
     assert f"failed: 1 of 4\n  {failed}: no kernel" in text
     assert "whole networks, by the last compression: +0.100 ms + 0.900 x sum, residual 0.020 ms over 5 networks" in text
     content = in_json("check", "t.json", code=1)
@@ -268,7 +268,7 @@ def test_check_reports_what_is_wrong_and_exits_with_1():
 
 def test_check_is_content_with_a_sound_table():
     write("t.json", {KEYS[0]: entry()})
-    assert "no fit to whole networks is stored" in tables("check", "t.json").stdout
+    assert "no calibration on whole networks is stored" in tables("check", "t.json").stdout
 
 
 def test_show_sorts_filters_and_limits():
@@ -282,7 +282,7 @@ def test_show_sorts_filters_and_limits():
     assert "abacus 1, wood, threads=1, fp32" in text
     assert "30.0 % unstable" in text
     assert "3 of 3 entries, 0 failed" in text
-    assert "no fit to whole networks is stored" in text
+    assert "no calibration on whole networks is stored" in text
 
 
 def test_show_tells_the_line_to_whole_networks():
@@ -337,7 +337,7 @@ def test_times_of_trtexec_join_no_table_of_another_place(field, found, options):
 def test_published_latencies_by_position_are_a_list_of_their_own():
     Path("rows.csv").write_text("st,end,ker,str,is_dw,time,stdev\n0,1,3,1,False,2.0,0.1\n0,2,5,2,True,0.0,0.1\n")
     text = tables("import", "rows.csv", "--from", "kim23", "--table", "rows.json").stdout
-    assert "2 latencies by position in one network, which price no other: not a table" in text
+    assert "2 latencies by position in one network; other networks cannot use them" in text
     first, second = json.loads(Path("rows.json").read_text())["rows"]
     assert first == {
         "start": 0, "end": 1, "ms": 2.0, "spread": 0.05, "breaks": None, "kernel": 3, "stride": 1, "depthwise": False,

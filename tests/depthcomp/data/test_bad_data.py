@@ -25,7 +25,7 @@ def test_labels_out_of_range(model, label):
     x = images(6)
     y = right(model, x)
     y[3] = label
-    with pytest.raises(DataError, match=r"labels run from .* and the network has 5 classes, 0 to 4; give labels in"):
+    with pytest.raises(DataError, match=r"labels run from .* but the network has 5 classes, 0 to 4; number the"):
         prepare(model, EXAMPLE, [(x, y)], None, seed=0)
 
 
@@ -34,7 +34,7 @@ def test_labels_of_another_numbering_are_left_and_said(model):
     prepared = prepare(model, EXAMPLE, [(x, (right(model, x) + 1) % 5)], None, seed=0)
     assert prepared.calibration.labels is None
     (note,) = prepared.notes
-    assert note.startswith("the network gives 0.0% of the images their label, hardly more than by chance")
+    assert note.startswith("the network predicts the labels of 0.0% of the images, hardly more than by chance")
 
 
 def test_labels_go_with_their_images(model):
@@ -65,7 +65,7 @@ def breaking_off(after, error):
 
 @pytest.mark.parametrize("error", [OSError("disk gone"), RuntimeError("DataLoader worker exited"), IndexError("7")])
 def test_a_loader_that_breaks_off(model, error):
-    with pytest.raises(DataError, match=r"data broke off with an error after 3 items \(.*\); mend the data first"):
+    with pytest.raises(DataError, match=r"data raised an error after 3 items \(.*\); correct the data first"):
         prepare(model, EXAMPLE, breaking_off(3, error), None, seed=0)
 
 

@@ -146,8 +146,8 @@ class Uneven(Dataset):
 @pytest.mark.parametrize(
     ("batch_size", "sentence"),
     [
-        (1, r"data holds images of shape \(3, 7, 12\), and the model was captured for \(3, 7, 11\); resize the data"),
-        (2, r"broke off with an error after 1 items \(.*equal size, but got \[3, 7, 12\].*\); mend the data first"),
+        (1, r"data holds images of shape \(3, 7, 12\), but the model was captured for \(3, 7, 11\); resize the data"),
+        (2, r"raised an error after 1 items \(.*equal size, but got \[3, 7, 12\].*\); correct the data first"),
     ],
 )
 def test_images_of_differing_sizes(batch_size, sentence):
@@ -191,7 +191,7 @@ def test_wrong_shape(batch):
     ],
 )
 def test_items_that_hold_no_tensor(data, what):
-    with pytest.raises(DataError, match=f"an item of data holds a {what} where a tensor of images is needed"):
+    with pytest.raises(DataError, match=f"an item of data holds a {what}, not a tensor of images"):
         calibration_batches(data, EXAMPLE)
 
 
@@ -211,7 +211,7 @@ def test_values_that_are_not_finite(value):
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.bool])
 def test_images_of_integers(dtype):
-    sentence = f"val_data holds images of {dtype} and must hold floating-point ones, normalised as for training; "
+    sentence = f"val_data holds images of {dtype}, but must hold floating-point images, normalised as for training; "
     with pytest.raises(DataError, match=sentence):
         calibration_batches([X, (X > 0).to(dtype)], EXAMPLE, argument="val_data")
     with pytest.raises(DataError, match=sentence):

@@ -198,7 +198,7 @@ def test_the_command_writes_an_engine_and_says_so(folder):
     lines = result.stdout.splitlines()
     assert lines[:3] == [f"wrote {path}", f"wrote {path}.onnx", f"wrote {path}.json"]
     assert lines[3] == f"{said['kernels']} kernels, {said['layout_changes']} of them layout changes"
-    assert lines[-1] == f"the same with NVIDIA's tool: {said['command']}"
+    assert lines[-1] == f"command for NVIDIA's tool: {said['command']}"
     assert "building the engine" in result.stderr
 
 

@@ -65,8 +65,8 @@ def test_cut_fits_are_counted_with_the_memory_that_they_need():
     assert kept == some
     needed = 3 * math.ceil(8 * 8 * (1024 * 25) ** 2 / 2**20)
     assert note == (
-        "2 of 3 fits are mixtures of fewer patterns than their kernels have pixels, as the whole systems take up to "
-        f"{needed} MiB; CalibratedImportance(memory_mib={needed}) solves them whole, in more time"
+        "2 of 3 fits solve fewer patterns than their kernels have pixels, as whole kernels need up to "
+        f"{needed} MiB; CalibratedImportance(memory_mib={needed}) solves whole kernels, but takes longer"
     )
     assert FitMemory(3, needed).fitting(some) == (some, ())
 
@@ -75,5 +75,5 @@ def test_fits_without_room_for_one_pixel_are_left_out_and_said():
     some = [candidate(512, (1, 1)), candidate(8, (1, 1), at="c"), candidate(512, (3, 3), "merge")]
     kept, (note,) = FitMemory(3, 1).fitting(some)
     assert kept == some[1:]
-    assert note.startswith("1 of 2 fits were left out: 1 MiB have not even room for one pixel of their kernels; ")
+    assert note.startswith("1 of 2 fits were left out, as 1 MiB are too little for even one pixel of their kernels; ")
     assert FitMemory(3, 48).fitting(some) == (some, ())

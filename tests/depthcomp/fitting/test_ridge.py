@@ -208,7 +208,7 @@ def test_what_was_not_seen_does_not_show(folds, monkeypatch, unseen, dtype, matc
 
 def test_a_lone_fold_cannot_be_left_out(folds):
     system = summed(folds[0], {"y": folds[1]}, SHAPE)
-    with pytest.raises(ValueError, match="nothing was accumulated, so there is nothing to solve"):
+    with pytest.raises(ValueError, match="the system is empty; accumulate batches before solving it"):
         system.solve_without((0,), ["y"], starting_point(SHAPE), match_variance=())
 
 

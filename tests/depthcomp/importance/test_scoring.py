@@ -126,14 +126,14 @@ def test_choices_that_a_table_lacks_are_left_out_and_said(prepared, some):
     found = score_choices(prepared, some, SAVINGS, table)
     assert dict(found.losses) == {some[0].choice: 0.25}
     assert found.notes == (
-        f"{len(some) - 1} of {len(some)} choices are missing in the importance table and were left out",
-        "the importance table was made for a network with other weights",
+        f"{len(some) - 1} of {len(some)} choices were left out, as the importance table lacks them",
+        "the importance table was scored on a network with other weights; score the choices anew to be sure",
     )
 
 
 def test_a_table_of_another_network_is_refused(prepared, some):
     table = ImportanceTable({Drop("here", "there"): 0.25})
-    with pytest.raises(TableError, match=r"has 1 choices, and none of the .* of this network"):
+    with pytest.raises(TableError, match=r"has 1 choices, but none of the .* of this network"):
         score_choices(prepared, some, SAVINGS, table)
 
 
@@ -141,7 +141,7 @@ def test_losses_that_are_not_finite_are_left_out_and_said(prepared, some, tmp_pa
     wild = replace(QUICK, lr=1e30, steps=3)
     found = score_choices(prepared, some[:2], SAVINGS, wild)
     assert dict(found.losses) == {}
-    assert found.notes == ("2 choices made the loss NaN or infinite and were left out",)
+    assert found.notes == ("2 choices were left out, as their loss is NaN or infinite",)
     found.table.save(tmp_path / "importance.json")
     assert all(map(math.isnan, ImportanceTable.load(tmp_path / "importance.json").losses.values()))
 
@@ -153,7 +153,7 @@ def test_losses_that_are_not_finite_are_left_out_and_said(prepared, some, tmp_pa
         (lambda d: d.update(version=0), "has version 0, but this depthcomp reads version"),
         (lambda d: d.update(version=1), "is no choice of a plan: it must be an object with the field 'kind'"),
         (lambda d: d.pop("seed"), "is not a importance table: seed: Field required"),
-        (lambda d: d["choices"].append(d["choices"][0]), "stands there twice; remove one"),
+        (lambda d: d["choices"].append(d["choices"][0]), "twice; remove one entry"),
         (lambda d: d["choices"][0]["choice"].update(kernel=[3, 3, 3]), r"kernel \(=\[3, 3, 3\]\) .* must be two whole"),
         (lambda d: d["choices"][0]["choice"].update(kind="widen"), r"kind \(='widen'\) .* must be one of drop, fit"),
         (
@@ -204,7 +204,7 @@ def test_the_first_version_is_read(tmp_path):
     [
         (lambda d: d.pop("choices"), "is not a importance table of an earlier version; score the choices anew"),
         (lambda d: d["choices"][0].pop("loss"), "is not a importance table of an earlier version"),
-        (lambda d: d["choices"].append(d["choices"][0]), "stands there twice; remove one"),
+        (lambda d: d["choices"].append(d["choices"][0]), "twice; remove one entry"),
         (lambda d: d["choices"][2].update(kernel=[3, 3]), "a 'drop' choice needs the fields"),
         (lambda d: d["choices"][1].update(pruned=["b"]), "a 'fit' choice needs the fields"),
         (lambda d: d["choices"][1].update(kernel=None), "a 'fit' choice needs the fields"),
@@ -227,7 +227,7 @@ def test_names_paths_and_settings(tmp_path):
         parse_importance(tmp_path / "missing.json")
     for wrong in ("best", 3, None):
         with pytest.raises(
-            DepthCompError, match="must be one of 'calibrated', 'kim23', 'layermerge', settings such as"
+            DepthCompError, match="must be one of 'calibrated', 'kim23', 'layermerge', an importance like"
         ):
             parse_importance(wrong)
 
@@ -237,7 +237,7 @@ def test_fits_that_memory_cuts_or_has_no_room_for_are_said(prepared):
     cut = score_choices(prepared, fits, SAVINGS, CalibratedImportance(memory_mib=1))
     assert dict(cut.losses).keys() == {c.choice for c in fits}
     (note,) = cut.notes
-    assert "fits are mixtures of fewer patterns than their kernels have pixels, as the whole systems take up to" in note
+    assert "fits solve fewer patterns than their kernels have pixels, as whole kernels need up to" in note
     whole = score_choices(prepared, fits, SAVINGS, CalibratedImportance())
     assert whole.notes == ()
     assert dict(whole.losses) != dict(cut.losses)
@@ -245,11 +245,11 @@ def test_fits_that_memory_cuts_or_has_no_room_for_are_said(prepared):
 
 def test_a_compression_warns_of_fits_that_memory_cuts_and_refits_them_alike(arithmetic_backend):
     little = CalibratedImportance(memory_mib=1)
-    with pytest.warns(UserWarning, match="fits are mixtures of fewer patterns than their kernels have pixels"):
+    with pytest.warns(UserWarning, match="fits solve fewer patterns than their kernels have pixels"):
         result = compress_depth(
             tiny_net(), "80%", backend=arithmetic_backend(), data=[images(6)], importance=little
         )  # fmt: skip
-    assert any("mixtures of fewer patterns" in warning for warning in result.warnings)
+    assert any("solve fewer patterns" in warning for warning in result.warnings)
     assert result.measured_ms <= result.budget_ms
 
 

@@ -156,8 +156,8 @@ def test_layers_are_the_convolutions_of_the_span_each_once(prepared):
 @pytest.mark.parametrize(
     ("field", "value", "match"),
     [
-        ("steps", 0, r"steps \(=0\) of an importance must be a whole number from 1 on"),
-        ("lr", math.nan, r"lr \(=nan\) of an importance must be a finite number from 0 on"),
+        ("steps", 0, r"steps \(=0\) of an importance must be a whole number of at least 1"),
+        ("lr", math.nan, r"lr \(=nan\) of an importance must be a finite number of at least 0"),
         ("score", "best", r"score \(='best'\) of an importance must be one of change, normalized, exponential"),
     ],
 )

@@ -112,7 +112,7 @@ def test_a_line_that_cannot_be_written_is_a_warning_as_the_network_must_not_be_l
     folder.mkdir()
     store, table = complete(arithmetic_backend(), folder / "table.json", signatures=SIGNATURES[:3])
     shutil.rmtree(folder)
-    with pytest.warns(UserWarning, match=r"line to whole networks was not added .*: its folder does not exist"):
+    with pytest.warns(UserWarning, match=r"calibration on whole networks was not added .*: its folder does not exist"):
         store.keep_calibration(replace(table, calibration=LINES[0]))
 
 

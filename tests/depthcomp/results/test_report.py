@@ -141,10 +141,10 @@ def test_trust_in_importance_is_said(tmp_path, correlation, said):
 def test_how_the_plan_was_chosen_is_said(tmp_path):
     losses = dict.fromkeys(make_result().plan, 0.1)
     kinds = {
-        "kim23, 2 choices scored in 70 s: a surrogate": ImportanceTable(losses, "finetuned", asdict(KIM23), seconds=70),
+        "kim23, 2 choices scored in 70 s. It is": ImportanceTable(losses, "finetuned", asdict(KIM23), seconds=70),
         "finetuned, 2 choices": ImportanceTable(losses, "finetuned", asdict(replace(KIM23, steps=7))),
         "calibrated, 2 choices": ImportanceTable(losses, "calibrated", {"memory_mib": 512}),
-        "None, the method asks for no losses of choices.": ImportanceTable({}, "none"),
+        "None: the method needs no losses of choices.": ImportanceTable({}, "none"),
     }
     for said, table in kinds.items():
         text = page_of(make_result(importance=table, method="layermerge"), tmp_path).text
@@ -157,9 +157,8 @@ def test_each_tuning_is_said_and_the_loss_is_that_before(tmp_path):
     assert "ine-tuned" not in page_of(make_result(), tmp_path).text
     second = replace(first, loss_before=0.25, loss_after=0.125, metric="loss")
     page = page_of(make_result(finetuned=second, tuned_before=(first,)), tmp_path)
-    one = "Fine-tuned, by the validation data from loss 0.5 to 0.25, accuracy 0.875 to 0.9375 (best: epoch 2; 3 epochs"
-    assert one in page.text
-    assert "Then fine-tuned, by the validation data from loss 0.25 to 0.125 (best" in page.text
+    assert "Fine-tuned from loss 0.5 to 0.25, accuracy 0.875 to 0.9375 on the validation data (best: epoch" in page.text
+    assert "Then fine-tuned from loss 0.25 to 0.125 on the validation data (best" in page.text
     rows = {row[0]: row[1:] for row in page.rows}
     assert rows["Loss against the original on images left out of the fits, before fine-tuning"] == ["0", "0.287"]
 
@@ -173,27 +172,27 @@ def test_the_residual_of_the_line_stands_below_what_it_predicts(tmp_path):
 
 
 def test_rounds_in_which_the_machine_drifted_are_counted(tmp_path):
-    steady = "in 5 interleaved rounds, the one having a turn before and after that of the other in each;"
+    steady = "in 5 interleaved rounds. In each round one network ran before and after the other."
     assert steady in page_of(make_result(), tmp_path).text
-    assert "that are counted" not in page_of(make_result(), tmp_path).text
+    assert "still differ, and are counted" not in page_of(make_result(), tmp_path).text
     drifted = Timing((9.78, 9.76, 9.80, 9.84, 9.88), 15, drifted=2)
     page = page_of(make_result(measured_timing=drifted), tmp_path)
-    assert "explains, were done again as far as their number allowed, but for 2 that are" in page.text
+    assert "after all repeats 2 of the rounds still differ, and are counted" in page.text
 
 
 def test_free_merges_are_said_and_the_original_is_then_not_predicted(tmp_path):
     free = Plan((Merge("x", "act", (3, 3)),) * 2)
     page = page_of(make_result(free_merges=free), tmp_path)
-    assert "before anything else: 2 spans were one convolution already" in page.text
+    assert "First, 2 spans were merged for free" in page.text
     rows = {row[0]: row[1:] for row in page.rows}
     assert rows["Latency, predicted"][0] == "\N{EM DASH}"
-    assert "before anything else" not in page_of(make_result(), tmp_path).text
+    assert "merged for free" not in page_of(make_result(), tmp_path).text
 
 
 def test_nothing_to_report_is_said(tmp_path):
     result = make_result(spans=(), plan=Plan(), refusals=(), warnings=(), frontier=(), seconds={})
     text = page_of(result, tmp_path).text
-    assert "Nothing was rewritten." in text
+    assert "No span was rewritten." in text
     assert "No span was refused." in text
     assert "Warnings" not in text
 

@@ -183,7 +183,7 @@ def changed(**fields):
         (changed(schema_version=2), "is not a result of an earlier version; compress the model anew"),
         (changed(method=3), "is not a result: method: Input should be a valid string"),
         (changed(surprise=3), "is not a result: surprise: Extra inputs"),
-        (changed(frontier=[{"predicted_ms": 1.0, "loss": 0.5, "plan": [7]}]), "tells no choice number 7"),
+        (changed(frontier=[{"predicted_ms": 1.0, "loss": 0.5, "plan": [7]}]), "has no choice number 7"),
         (lambda folder: (folder / "result.json").write_text("{"), "result.json is truncated or not JSON"),
         (lambda folder: (folder / "result.json").unlink(), "cannot read .*result.json"),
         (lambda folder: (folder / "plan.json").unlink(), "cannot read .*plan.json"),

@@ -284,7 +284,7 @@ def test_a_layer_of_the_users_own_class_is_named(tmp_path):
 
 def test_a_network_that_draws_random_numbers_is_refused(tmp_path):
     gm = graph_with("call_function", F.dropout)
-    with pytest.raises(ArtifactError, match="other values on the example inputs"):
+    with pytest.raises(ArtifactError, match="other values than the original on the example inputs"):
         stored_network.save_network(gm, tmp_path, (images(2, 3, 5, 7),))
 
 
@@ -354,7 +354,7 @@ def truncate(path):
     ("spoil", "reason"),
     [
         (lambda folder: truncate(folder / "model.json"), r"model\.json is truncated or not JSON"),
-        (lambda folder: truncate(folder / "model.safetensors"), "does not belong to model.json"),
+        (lambda folder: truncate(folder / "model.safetensors"), "does not belong to the model.json"),
         (lambda folder: (folder / "model.safetensors").unlink(), r"cannot read .*model\.safetensors"),
         (lambda folder: (folder / "model.json").unlink(), r"cannot read .*model\.json"),
         (lambda folder: (folder / "model.json").write_bytes(b"\x80\x04\x95"), "truncated or not JSON"),

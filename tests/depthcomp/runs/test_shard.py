@@ -113,7 +113,7 @@ def test_a_shard_that_was_interrupted_goes_on(tmp_path, arithmetic_backend):
 
 
 def test_a_table_of_scores_has_no_shards(tmp_path):
-    with pytest.raises(DepthCompError, match="is a table of scores, of which nothing is left to share; give"):
+    with pytest.raises(DepthCompError, match="is a finished table, so shards have nothing to score; give"):
         score_shard(tiny_net(), "0/2", tmp_path, table="table.json", importance=ImportanceTable({}))
 
 

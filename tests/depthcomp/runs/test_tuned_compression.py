@@ -168,7 +168,7 @@ def test_the_command_trains_what_a_folder_holds_and_measures_it_again(untuned, r
 def test_images_that_do_not_fit_are_said(untuned, request_for):
     result, _ = untuned
     grey = [(torch.randn(8, 1, 9, 9), torch.zeros(8).long())] * 2
-    with pytest.raises(DataError, match=r"cannot be run on images \(8, 1, 9, 9\) of torch.float32 .*channels"):
+    with pytest.raises(DataError, match=r"cannot run on images \(8, 1, 9, 9\) of torch.float32 .*channels"):
         finetune_plan(result.trainable, result.plan, None, grey, grey)
 
 
@@ -199,7 +199,7 @@ def test_a_command_that_was_killed_while_it_saved_ends_as_if_it_had_not_been(unt
         with pytest.raises(KeyboardInterrupt):
             run(request)
     assert load_result(request.directory).finetuned is not None  # the numbers stand there before the report
-    with pytest.warns(UserWarning, match="holds this training, which is finished and not run again"):
+    with pytest.warns(UserWarning, match="holds this training; it is finished and does not run again"):
         found = run(request)
     require_one_network(request.directory)
     assert found.tuned_before == ()
@@ -218,7 +218,7 @@ def test_latencies_that_cannot_be_measured_again_stay_and_that_is_said(untuned, 
     result, folder = untuned
     request = request_for(folder, distillation=0.0)
     spoil(request.directory, abacus)
-    with pytest.warns(UserWarning, match=f"measured before fine-tuning and not again: .*{reason}"):
+    with pytest.warns(UserWarning, match=f"the latencies are from before fine-tuning: .*{reason}"):
         found = run(request)
     stored = require_one_network(request.directory)
     assert stored.measured_timing == result.measured_timing
@@ -228,7 +228,7 @@ def test_latencies_that_cannot_be_measured_again_stay_and_that_is_said(untuned, 
 
 
 def test_a_backend_of_the_users_own_is_not_guessed(untuned, request_for):
-    with pytest.warns(UserWarning, match="the backend 'arithmetic' is none that depthcomp brings"):
+    with pytest.warns(UserWarning, match="the backend 'arithmetic' is not one of depthcomp"):
         run(request_for(untuned[1]))
 
 
@@ -258,7 +258,7 @@ def test_elsewhere_the_tuned_network_stands_complete_and_the_folder_is_left(untu
         (
             {"data": [(images(8), torch.full((8,), 7))] * 3},
             DataError,
-            "labels run from 7 to 7, and the network has 5 classes",
+            "labels run from 7 to 7, but the network has 5 classes",
         ),
         ({"data": [images(8)] * 3, "finetune": FinetuneConfig(distillation=0.0)}, TrainingError, "nothing to train by"),
         ({"data": [images(8)], "finetune": 3}, DepthCompError, "must be a FinetuneConfig"),
@@ -286,7 +286,7 @@ def test_a_training_that_fails_leaves_the_compression_in_its_error(arithmetic_ba
             tiny_net(), "60%", data=data(), backend=arithmetic_backend(), finetune=FinetuneConfig(epochs=2, loss=loss)
         )
     result = caught.value.result
-    assert caught.value.__notes__ == ["what was compressed is the `result` of this error"]
+    assert caught.value.__notes__ == ["the `result` of this error is the compressed network"]
     assert isinstance(result, depthcomp.CompressionResult)
     assert result.finetuned is None
     assert result.measured_ms <= result.budget_ms
@@ -300,7 +300,7 @@ def test_a_failure_after_the_training_leaves_what_was_trained_in_its_error(compr
     with pytest.raises(TrainingError, match="the machine is gone") as caught:
         compressing(None, progress=gone)
     assert caught.value.__notes__ == [
-        "what was fine-tuned, with the latencies from before, is the `result` of this error"
+        "the `result` of this error is the fine-tuned network with its latencies from before"
     ]
     x = images(8, 5)
     with torch.no_grad():
@@ -314,7 +314,7 @@ def test_a_tuned_network_that_misses_the_budget_is_told_to_the_caller(compressin
         if stage == "measuring the fine-tuned network":
             backend.hidden = lambda model, ms: ms + 1
 
-    with pytest.warns(UserWarning, match="measured 3 times above the budget, which its untrained form met") as caught:
+    with pytest.warns(UserWarning, match="missed the budget in 3 measurements, though its untrained") as caught:
         result = compressing(None, progress=busier, backend=backend)[0]
     assert [warning.filename for warning in caught] == [__file__]
     assert result.measured_ms > result.budget_ms
@@ -415,10 +415,10 @@ def compressing(arithmetic_backend):
     return run
 
 
-GOES_ON = "holds this compression, not yet fine-tuned to the end; the run goes on from there"
+GOES_ON = "holds this compression with unfinished fine-tuning; the run resumes from there"
 
 
-@pytest.mark.filterwarnings("ignore:.*which is finished and not run again:UserWarning")
+@pytest.mark.filterwarnings("ignore:.*it is finished and does not run again:UserWarning")
 @pytest.mark.parametrize("stops", [("fine-tuning", 5), *(("saving the fine-tuned network", n) for n in (0, 1))])
 def test_a_call_that_was_killed_while_tuning_goes_on_from_its_own_compression(compressing, tuned, tmp_path, stops):
     with pytest.raises(KeyboardInterrupt):
@@ -448,7 +448,7 @@ def test_another_tuning_after_one_that_was_killed_at_its_end_begins_before_that(
     assert found.finetuned.loss_before == tuned[0].finetuned.loss_before
 
 
-@pytest.mark.filterwarnings("ignore:.*fine-tuning begins anew:UserWarning")
+@pytest.mark.filterwarnings("ignore:.*fine-tuning starts anew:UserWarning")
 def test_what_is_of_other_settings_or_lost_a_file_is_compressed_anew(compressing, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         compressing(tmp_path, stops=("fine-tuning", 5))
@@ -456,7 +456,7 @@ def test_what_is_of_other_settings_or_lost_a_file_is_compressed_anew(compressing
         compressing(tmp_path, budget="70%", stops=("searching", 0))
     shutil.rmtree(tmp_path / "trainable")
     with (
-        pytest.warns(UserWarning, match="an unfinished run cannot go on, and all is compressed anew: .* trainable"),
+        pytest.warns(UserWarning, match="the unfinished run cannot resume, so the model .*: .* trainable"),
         pytest.raises(KeyboardInterrupt),
     ):
         compressing(tmp_path, stops=("searching", 0))

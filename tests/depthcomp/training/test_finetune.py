@@ -94,7 +94,7 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_a_whole_one(tmp_path, repla
 def test_a_finished_training_is_not_run_again(tmp_path):
     wanted = finetune(classifier(), None, loader(), labelled(16, 2), config(), folder=tmp_path)
     calls = []
-    with pytest.warns(UserWarning, match="holds this training, which is finished and not run again") as caught:
+    with pytest.warns(UserWarning, match="holds this training; it is finished and does not run again") as caught:
         found = finetune(
             classifier(), None, loader(), labelled(16, 2), config(), folder=tmp_path,
             progress=lambda *call: calls.append(call),
@@ -112,7 +112,7 @@ def test_an_unfinished_training_of_another_kind_is_refused_or_begun_anew(tmp_pat
         finetune(*arguments, config(epochs=2), folder=tmp_path)
     with pytest.raises(ArtifactError, match="of another network"):
         finetune(classifier(5), *arguments[1:], config(), folder=tmp_path)
-    with pytest.warns(UserWarning, match="begins anew") as caught:
+    with pytest.warns(UserWarning, match="starts anew") as caught:
         found = finetune(*arguments, config(epochs=2), folder=tmp_path, anew=True)
     assert [warning.filename for warning in caught] == [__file__]
     assert same_bits(found.network, finetune(*arguments, config(epochs=2)).network)
@@ -124,7 +124,7 @@ def test_a_broken_checkpoint_is_named(tmp_path):
     with pytest.raises(ArtifactError, match=r"state-\d+.safetensors cannot be read"):
         finetune(classifier(), classifier(9), loader(), labelled(16, 2), config(), folder=tmp_path)
     (tmp_path / checkpoint.FILE).write_text("{")
-    with pytest.raises(ArtifactError, match="is no checkpoint that this release reads"):
+    with pytest.raises(ArtifactError, match="is not a checkpoint of this release"):
         finetune(classifier(), classifier(9), loader(), labelled(16, 2), config(), folder=tmp_path)
 
 
@@ -240,14 +240,14 @@ def mixed_shapes():
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (bad_labels, r"the label 12, and the network tells 4 classes apart, 0 to 3; mend the labels.*; nothing was"),
-        (Shrinking, r"data ended after \d batches in epoch \d, and an epoch has 6"),
-        (mixed_shapes, r"images of shape \(3, 5, 5\) after ones of \(3, 7, 9\)"),
+        (bad_labels, r"the label 12, but the network has 4 classes, 0 to 3; correct the labels.*; nothing was"),
+        (Shrinking, r"data ended after \d batches in epoch \d, but an epoch has 6"),
+        (mixed_shapes, r"images of shape \(3, 5, 5\) after images of \(3, 7, 9\)"),
         (list, "data holds no batch of 2 images or more"),
-        (lambda: iter([(images(), 0)]), "which can be read once, and fine-tuning reads it every epoch"),
-        (lambda: [images()[0]] * 3, r"has shape \(3, 7, 9\), and fine-tuning needs batches"),
+        (lambda: iter([(images(), 0)]), "which can be read once, but fine-tuning reads it every epoch"),
+        (lambda: [images()[0]] * 3, r"has shape \(3, 7, 9\), but fine-tuning needs batches"),
         (lambda: 3, "data is a int; pass a DataLoader"),
-        (lambda: [(images(), torch.zeros(48))], "do not stand beside outputs of shape"),
+        (lambda: [(images(), torch.zeros(48))], "do not fit outputs of shape"),
     ],
 )  # fmt: skip
 def test_bad_data_are_said_in_a_sentence(data, message):

@@ -75,7 +75,7 @@ def broken(student, teacher, batch):
         (nn.Sequential(*classifier()[:-1], nn.Linear(8, 5)), images(), {}, "tensor a .5. must match.*of one shape"),
         (None, labelled(), {"loss": lambda s, b: s(b[0]).mean()}, "TypeError: .*takes 2 positional arguments but 3"),
         (None, labelled(), {"loss": broken}, "LookupError: no such key"),
-        (None, labelled(), {"loss": detached}, "depends on no weight that is trained"),
+        (None, labelled(), {"loss": detached}, "depends on no trained weight"),
         (None, labelled(), {"metric": lambda s, t, b: float("nan")}, "the metric <lambda> of the untrained .* is nan"),
     ],
 )  # fmt: skip
@@ -96,7 +96,7 @@ def test_one_image_at_a_time_trains_networks_without_norms():
     ("options", "message"),
     [
         ({"optimizer": "adamz"}, "optimizer .='adamz'. is unknown to timm"),
-        ({"loss": detached}, "depends on no weight that is trained"),
+        ({"loss": detached}, "depends on no trained weight"),
         (
             {"loss": lambda s, t, b: s(b[0]).sum() * float("nan")},
             "on the first batch is nan, before any training",
@@ -133,7 +133,7 @@ def test_a_rehearsal_compares_tensors_inside(options):
 )
 def test_numbers_that_are_no_shares_of_classes_are_refused(outputs, labels):
     student = nn.Sequential(*classifier()[:-1], nn.Linear(8, outputs))
-    with pytest.raises(DataError, match=r"float32 do not stand beside outputs of shape .* sum to 1; give a loss of"):
+    with pytest.raises(DataError, match=r"float32 do not fit outputs of shape .* sum to 1; give a loss of"):
         finetune(student, None, TensorDataset(images(), labels), None, config(**SHORT))
 
 

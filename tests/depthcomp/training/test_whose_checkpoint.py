@@ -70,7 +70,7 @@ def test_a_checkpoint_of_other_data_or_another_teacher_is_refused(tmp_path, chan
 def test_a_finished_training_gives_way_to_one_on_other_data(tmp_path):
     options = config(batch_size=8, epochs=1)
     finetune(classifier(), None, labelled(), labelled(16, 2), options, folder=tmp_path)
-    with pytest.warns(UserWarning, match="holds this training, which is finished and not run again"):
+    with pytest.warns(UserWarning, match="holds this training; it is finished and does not run again"):
         finetune(classifier(), None, labelled(), labelled(16, 2), options, folder=tmp_path)
     found = finetune(classifier(), None, other_labels(), labelled(16, 2), options, folder=tmp_path)
     assert same_bits(found.network, finetune(classifier(), None, other_labels(), labelled(16, 2), options).network)
