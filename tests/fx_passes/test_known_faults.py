@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 from toy_nets import captured, convolutions, image, outputs, plan_of, relative_error
 
-from fx_passes import SpanLimits, affine, enumerate_spans, find_span, linearize, merge
+from fx_passes import Merge, SpanLimits, affine, enumerate_spans, find_span, linearize, merge
 from fx_passes.operators import image_shape
 
 SAME = 1e-9  # of the largest value, in float64
@@ -119,7 +119,7 @@ def test_shapes_behind_a_max_pool_are_those_that_really_occur():
     spans = [span for span in enumerate_spans(gm, GENEROUS) if span.entry == "_3" and span.piece is not None]
     assert {span.piece.in_shape for span in spans} == {(2, 5, 8, 12)}
     (whole,) = (span for span in spans if span.exit == "add")
-    assert whole.macs == 2 * 8 * 12 * (5 * 5 * 9 + 5 * 5)
+    assert whole.piece.macs == 2 * 8 * 12 * (5 * 5 * 9 + 5 * 5)
     nodes = {node.name: node for node in gm.graph.nodes}
     with torch.no_grad():
         behind = F.max_pool2d(torch.zeros(2, 5, 16, 24), 3, 2, 1)
@@ -143,7 +143,8 @@ def test_candidates_are_not_enumerated_as_subsets(monkeypatch):
 def test_which_of_forty_convolutions_to_prune_is_found_as_by_sorting():
     convs = [nn.Conv2d(3, 3, 3, padding=1) for _ in range(40)]
     gm = captured(nn.Sequential(*(layer for conv in convs for layer in (conv, nn.ReLU()))), image())
-    pruned = {choice.kernel: choice.pruned for choice in find_span(gm, "input_1", "_79").choices if choice.pruned}
+    merges = [choice for choice in find_span(gm, "input_1", "_79").choices if isinstance(choice, Merge)]
+    pruned = {choice.kernel: choice.pruned for choice in merges if choice.pruned}
     weights = {f"_{2 * index}": float(conv.weight.detach().abs().sum()) for index, conv in enumerate(convs)}
     smallest_first = sorted(weights, key=weights.__getitem__)
     assert len(pruned) == 39

@@ -24,6 +24,7 @@ from fx_passes import (
     merge,
     structure_tree,
 )
+from fx_passes.facts import GraphFacts
 from fx_passes.graph_edit import nodes_by_name
 from fx_passes.module_paths import (
     ModuleNames,
@@ -35,7 +36,7 @@ from fx_passes.module_paths import (
     places_of,
     set_places,
 )
-from fx_passes.spans import SpanWalker
+from fx_passes.walker import SpanWalker
 
 OWN_NAME = re.compile(r"(batch_norm|add|mul|relu|conv2d|cat|mean|flatten)_\d+")
 
@@ -260,7 +261,7 @@ NETWORKS = {
 @pytest.mark.parametrize("name", sorted(NETWORKS))
 def test_no_refusal_speaks_of_the_graphs_own_names(name):
     gm = capture(NETWORKS[name]().eval(), torch.zeros(1, 3, 64, 64))
-    walker = SpanWalker(gm, SpanLimits())
+    walker = SpanWalker(GraphFacts(gm), SpanLimits())
     spans = [span for level in structure_tree(gm).levels() for span in walker.spans(level)]
     refusals = [span.refusal for span in spans if span.refusal]
     assert refusals
