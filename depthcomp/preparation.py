@@ -35,10 +35,10 @@ from fx_passes.module_paths import module_path
 from fx_passes.preconditions import require_capturable
 from latency_tables import OperatorSignature
 
-__all__ = ["OFFERED", "Prepared", "Refusal", "measurable", "needed_operators", "prepare"]
+__all__ = ["DEFAULT_LIMITS", "Prepared", "Refusal", "measurable", "needed_operators", "prepare"]
 
 SYNTHETIC_IMAGES = 64
-OFFERED = SpanLimits(layer_pruning=False, other_ends=(), skips_pixels=False)
+DEFAULT_LIMITS = SpanLimits(layer_pruning=False, other_ends=(), skips_pixels=False)
 """Limits of the default choices: a fit replaces layer pruning, and its target is the original end."""
 _NO_DATA = (
     "without data the importance is estimated on synthetic images; pass data=, even a few dozen unlabelled images, "
@@ -115,7 +115,7 @@ def prepare(
     seed: int,
     *,
     most: int | None = None,
-    limits: SpanLimits = OFFERED,
+    limits: SpanLimits = DEFAULT_LIMITS,
 ) -> Prepared:
     """Prepare a model for measurement and compression; the model is not changed.
 
@@ -180,7 +180,7 @@ def measurable(prepared: Prepared, failures: Mapping[str, str]) -> Prepared:
 
 
 def needed_operators(
-    model: nn.Module, example: Tensor, *, limits: SpanLimits = OFFERED
+    model: nn.Module, example: Tensor, *, limits: SpanLimits = DEFAULT_LIMITS
 ) -> dict[OperatorSignature, list[str]]:
     """Return every operator that a compression of `model` measures, with its places.
 

@@ -17,11 +17,11 @@ __all__ = ["GraphFacts"]
 class GraphFacts:
     """The nodes of a graph by name, their order, roles, layers and shapes.
 
-    Roles and layers are computed at the first request. Names stay valid when nodes are redirected; roles and layers do
-    not.
+    Roles and layers are computed at the first request. While a rewrite edits the graph, names stay valid; roles and
+    layers do not.
 
     Args:
-        gm: the graph; it is not changed.
+        gm: the graph.
 
     Attributes:
         gm: the graph.

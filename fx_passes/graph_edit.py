@@ -11,8 +11,8 @@ from torch import fx, nn
 __all__ = [
     "add_module",
     "attach_attributes",
+    "device_and_dtype",
     "nodes_by_name",
-    "number_kind",
     "preserve_attributes",
     "preserved_attributes",
     "redirect",
@@ -35,7 +35,7 @@ def add_module(gm: fx.GraphModule, hint: str, module: nn.Module) -> str:
     return name
 
 
-def number_kind(gm: fx.GraphModule, node: fx.Node) -> tuple[torch.device, torch.dtype]:
+def device_and_dtype(gm: fx.GraphModule, node: fx.Node) -> tuple[torch.device, torch.dtype]:
     """Return the device and type of a graph's weights; without any, the CPU and the type captured at `node`."""
     for tensor in (*gm.parameters(), *gm.buffers()):
         if tensor.is_floating_point():

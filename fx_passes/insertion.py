@@ -8,7 +8,7 @@ from torch.nn.utils import skip_init
 
 from depthcomp_errors import PlanError
 from fx_passes.affine import AffineConv
-from fx_passes.graph_edit import add_module, number_kind, redirect
+from fx_passes.graph_edit import add_module, device_and_dtype, redirect
 from fx_passes.hoist_padding import pad
 from fx_passes.module_paths import module_path
 
@@ -27,7 +27,7 @@ def insert_convolution(
     """
     top, bottom, left, right = operator.padding
     symmetric = top == bottom >= 0 and left == right >= 0
-    device, dtype = number_kind(gm, source)
+    device, dtype = device_and_dtype(gm, source)
     conv: nn.Conv2d = skip_init(  # type: ignore[no-untyped-call]  # draws no random numbers, unlike nn.Conv2d
         nn.Conv2d, operator.in_channels, operator.out_channels, operator.kernel, operator.stride,
         padding=(top, left) if symmetric else 0, groups=operator.groups,

@@ -57,7 +57,11 @@ class CapturedNetwork(GraphFacts):
         return [span for span in found if span.choices or walker.concerns_convolutions(span)]
 
     def span(self, entry: str, exit_: str) -> Span:
-        """Return the span between two tensors, as `fx_passes.find_span` does; results are cached."""
+        """Return the span between two tensors, whatever its length; results are cached.
+
+        Raises:
+            PlanError: the two are not cuts of one level, or a layer between them cannot be part of any span.
+        """
         if (entry, exit_) not in self._found:
             self._found[entry, exit_] = self._find(entry, exit_)
         return self._found[entry, exit_]
@@ -69,11 +73,11 @@ class CapturedNetwork(GraphFacts):
             PlanError: there is no such span, or the choice is not possible there; the message says why.
         """
         kind, span = kind_of(choice), self.span(choice.entry, choice.exit)
-        assert span.piece is not None  # spans that cannot be compressed are refused
+        assert span.piece is not None  # or `span` refuses it
         reason = kind.check(choice, span.piece)
         if reason:
-            offered = ", ".join(map(str, span.choices))
-            raise PlanError(f"{choice} is not possible: {reason}; this span offers {offered}")
+            possible = ", ".join(map(str, span.choices)) or "nothing"
+            raise PlanError(f"{choice} is not possible: {reason}; this span offers {possible}")
         return span.piece
 
     @cached_property
@@ -86,7 +90,7 @@ class CapturedNetwork(GraphFacts):
             cuts = level.cuts
             if entry in cuts and exit_ in cuts and cuts.index(entry) < cuts.index(exit_):
                 span = self._unlimited.span(level, cuts.index(entry), cuts.index(exit_))
-                if span.choices:
+                if span.piece is not None:
                     return span
                 raise PlanError(f"the span ({entry}, {exit_}] cannot be compressed: {span.refusal}")
         raise PlanError(f"the graph has no span ({entry}, {exit_}]: both must be cuts of one level, in this order")

@@ -37,7 +37,10 @@ def find_span(gm: fx.GraphModule | CapturedNetwork, entry: str, exit_: str) -> S
     Raises:
         PlanError: the two are not cuts of one level, or the span between them cannot be compressed.
     """
-    return as_network(gm).span(entry, exit_)
+    span = as_network(gm).span(entry, exit_)
+    if not span.choices:
+        raise PlanError(f"the span ({entry}, {exit_}] cannot be compressed: {span.refusal}")
+    return span
 
 
 def random_plan(

@@ -33,7 +33,7 @@ from torch import nn
 
 from depthcomp.export.onnx_model import to_onnx
 from depthcomp.latency.pricing import Pricing
-from depthcomp.preparation import OFFERED
+from depthcomp.preparation import DEFAULT_LIMITS
 from fx_passes import CapturedNetwork, Plan, capture, fold_batch_norms, linearize, merge, random_plan
 from latency_tables import Backend, OperatorSignature, create_backend, fit_affine, measure, time_interleaved
 from latency_tables.tables.environment import cpu_name
@@ -73,7 +73,7 @@ def network_of(create: Callable[[], nn.Module], seed: int) -> Network:
     fold_batch_norms(gm)
     network = CapturedNetwork(gm)
     pricing = Pricing(network)
-    candidates = {c.choice: c for c in pricing.candidates(network.spans(OFFERED))}
+    candidates = {c.choice: c for c in pricing.candidates(network.spans(DEFAULT_LIMITS))}
     models, operators = {}, {}
     for name, plan in _plans(network, seed).items():
         models[name] = to_onnx(merge(linearize(network, plan), plan), (example,))
@@ -87,7 +87,7 @@ def network_of(create: Callable[[], nn.Module], seed: int) -> Network:
 def _plans(network: CapturedNetwork, seed: int) -> dict[str, Plan]:
     rng = np.random.default_rng(seed)
     names = [*(f"learnt {i}" for i in range(LEARNT)), *(f"held out {i}" for i in range(HELD_OUT))]
-    return {ORIGINAL: Plan.of([]), **{name: random_plan(network, rng, OFFERED) for name in names}}
+    return {ORIGINAL: Plan.of([]), **{name: random_plan(network, rng, DEFAULT_LIMITS) for name in names}}
 
 
 def bench(network: Network, backend: Backend, rounds: int, seed: int) -> Record:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from depthcomp.methods.method import Method
 from depthcomp.methods.registry import METHODS
-from depthcomp.preparation import OFFERED
+from depthcomp.preparation import DEFAULT_LIMITS
 
 METHODS.register(
     "depthcomp",
-    Method("depthcomp", "fits, merges and drops, exact frontier, plans refitted", OFFERED, fits=True),
+    Method("depthcomp", "fits, merges and drops, exact frontier, plans refitted", DEFAULT_LIMITS, fits=True),
 )

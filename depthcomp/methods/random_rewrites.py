@@ -9,7 +9,7 @@ import numpy as np
 from depthcomp.methods.baselines import Materials, Rewrites, disjoint, growing
 from depthcomp.methods.method import Method
 from depthcomp.methods.registry import METHODS
-from depthcomp.preparation import OFFERED
+from depthcomp.preparation import DEFAULT_LIMITS
 
 __all__ = ["at_random"]
 
@@ -29,7 +29,7 @@ METHODS.register(
     Method(
         "random",
         "random rewrites until the budget holds, refitted",
-        OFFERED,
+        DEFAULT_LIMITS,
         draw=at_random,
         scored=False,
         fits=True,

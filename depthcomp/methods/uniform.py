@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from depthcomp.methods.baselines import Materials, Rewrites, disjoint, in_order
 from depthcomp.methods.method import Method
 from depthcomp.methods.registry import METHODS
-from depthcomp.preparation import OFFERED
+from depthcomp.preparation import DEFAULT_LIMITS
 
 __all__ = ["evenly_spread"]
 
@@ -29,7 +29,7 @@ METHODS.register(
     Method(
         "uniform",
         "single units rewritten, evenly spread, refitted",
-        OFFERED,
+        DEFAULT_LIMITS,
         draw=evenly_spread,
         scored=False,
         fits=True,

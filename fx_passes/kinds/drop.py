@@ -12,7 +12,7 @@ from fx_passes.body import Body, BodyBuilder
 from fx_passes.choice import SpanChoice
 from fx_passes.facts import GraphFacts
 from fx_passes.graph_edit import add_module, redirect
-from fx_passes.kinds.fields import node_name, read_choice
+from fx_passes.kinds.fields import parse_node, read_choice
 from fx_passes.kinds.linearized import not_linearized, span_ends
 from fx_passes.kinds.registry import Kind, register
 from fx_passes.limits import SpanLimits
@@ -73,4 +73,4 @@ class DropKind(Kind[Drop]):
 
     def decode(self, fields: Mapping[str, Any]) -> Drop:
         """Return the choice with these stored fields."""
-        return read_choice(Drop, fields, {"entry": node_name, "exit": node_name})
+        return read_choice(Drop, fields, {"entry": parse_node, "exit": parse_node})

@@ -9,14 +9,14 @@ from typing import Any, TypeVar, get_args
 from depthcomp_errors import PlanError
 from fx_passes.choice import End, Kernel, SpanChoice
 
-__all__ = ["Readers", "end", "kernel", "node_name", "node_names", "read_choice"]
+__all__ = ["Parsers", "parse_end", "parse_kernel", "parse_node", "parse_nodes", "read_choice"]
 
 C = TypeVar("C", bound=SpanChoice)
-Readers = Mapping[str, Callable[[str, Any], Any]]
+Parsers = Mapping[str, Callable[[str, Any], Any]]
 """Parser of each field; it takes the field's name and the stored value."""
 
 
-def read_choice(choice: type[C], stored: Mapping[str, Any], readers: Readers) -> C:
+def read_choice(choice: type[C], stored: Mapping[str, Any], parsers: Parsers) -> C:
     """Return a choice from its stored fields; a field with a default may be missing.
 
     Raises:
@@ -26,24 +26,24 @@ def read_choice(choice: type[C], stored: Mapping[str, Any], readers: Readers) ->
     known = [field.name for field in fields(choice)]
     if not set(needed) <= set(stored) <= set(known):
         raise PlanError(f"{dict(stored)!r} is no choice of a plan: a {choice.kind!r} choice needs the fields {needed}")
-    return choice(**{name: readers[name](name, stored[name]) for name in stored})
+    return choice(**{name: parsers[name](name, stored[name]) for name in stored})
 
 
-def node_name(field: str, stored: Any) -> str:
+def parse_node(field: str, stored: Any) -> str:
     """Return the name of a node."""
     if not isinstance(stored, str):
         raise PlanError(f"{field} (={stored!r}) of a choice must be the name of a node")
     return stored
 
 
-def node_names(field: str, stored: Any) -> tuple[str, ...]:
+def parse_nodes(field: str, stored: Any) -> tuple[str, ...]:
     """Return names of nodes."""
     if not isinstance(stored, list | tuple) or not all(isinstance(name, str) for name in stored):
         raise PlanError(f"{field} (={stored!r}) of a choice must be a list of node names")
     return tuple(stored)
 
 
-def kernel(field: str, stored: Any) -> Kernel:
+def parse_kernel(field: str, stored: Any) -> Kernel:
     """Return the height and the width of a kernel."""
     sized = isinstance(stored, list | tuple) and len(stored) == 2
     if not sized or not all(type(size) is int and size > 0 for size in stored):
@@ -51,7 +51,7 @@ def kernel(field: str, stored: Any) -> Kernel:
     return stored[0], stored[1]
 
 
-def end(field: str, stored: Any) -> End:
+def parse_end(field: str, stored: Any) -> End:
     """Return what follows the convolution of a choice."""
     if stored not in get_args(End):
         raise PlanError(f"{field} (={stored!r}) of a choice must be one of {', '.join(get_args(End))}")

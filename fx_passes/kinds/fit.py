@@ -16,7 +16,7 @@ from fx_passes.ends import pre_activation_of, set_end
 from fx_passes.facts import GraphFacts
 from fx_passes.insertion import insert_convolution
 from fx_passes.kinds.end_text import described_end, end_sign
-from fx_passes.kinds.fields import end, kernel, node_name, read_choice
+from fx_passes.kinds.fields import parse_end, parse_kernel, parse_node, read_choice
 from fx_passes.kinds.linearized import not_linearized, span_ends
 from fx_passes.kinds.registry import Kind, register
 from fx_passes.kinds.single_convolution import (
@@ -114,7 +114,9 @@ class FitKind(Kind[Fit]):
 
     def decode(self, fields: Mapping[str, Any]) -> Fit:
         """Return the choice with these stored fields."""
-        return read_choice(Fit, fields, {"entry": node_name, "exit": node_name, "kernel": kernel, "end": end})
+        return read_choice(
+            Fit, fields, {"entry": parse_node, "exit": parse_node, "kernel": parse_kernel, "end": parse_end}
+        )
 
 
 def _sizes(piece: Piece, limits: SpanLimits) -> list[Kernel]:

@@ -22,7 +22,7 @@ from fx_passes.facts import GraphFacts
 from fx_passes.graph_edit import add_module, redirect
 from fx_passes.hoist_padding import hoist_padding
 from fx_passes.kinds.end_text import described_end, end_sign
-from fx_passes.kinds.fields import end, kernel, node_name, node_names, read_choice
+from fx_passes.kinds.fields import parse_end, parse_kernel, parse_node, parse_nodes, read_choice
 from fx_passes.kinds.registry import Kind, register
 from fx_passes.kinds.single_convolution import (
     body_of,
@@ -111,8 +111,14 @@ class MergeKind(Kind[Merge]):
 
     def decode(self, fields: Mapping[str, Any]) -> Merge:
         """Return the choice with these stored fields."""
-        readers = {"entry": node_name, "exit": node_name, "kernel": kernel, "end": end, "pruned": node_names}
-        return read_choice(Merge, fields, readers)
+        parsers = {
+            "entry": parse_node,
+            "exit": parse_node,
+            "kernel": parse_kernel,
+            "end": parse_end,
+            "pruned": parse_nodes,
+        }
+        return read_choice(Merge, fields, parsers)
 
 
 def _sizes(piece: Piece, limits: SpanLimits) -> Iterator[tuple[Kernel, tuple[str, ...]]]:

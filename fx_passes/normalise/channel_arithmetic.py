@@ -12,7 +12,7 @@ from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from fx_passes.channel_affine import ChannelAffine
 from fx_passes.constants import Constants
-from fx_passes.graph_edit import add_module, number_kind, redirect
+from fx_passes.graph_edit import add_module, device_and_dtype, redirect
 from fx_passes.module_paths import cover_places
 from fx_passes.operators import called_module, image_shape
 
@@ -184,7 +184,7 @@ def _layer(gm: fx.GraphModule, node: fx.Node, change: _Map) -> ChannelAffine:
     layer = ChannelAffine(shape[1], change.scale is not None, change.shift is not None)
     for name, part in (("weight", change.scale), ("bias", change.shift)):
         if part is not None:
-            tensor = part.value.to(number_kind(gm, node)[0], dtype).contiguous()
+            tensor = part.value.to(device_and_dtype(gm, node)[0], dtype).contiguous()
             delattr(layer, name)
             setattr(layer, name, nn.Parameter(tensor) if part.learned else nn.Buffer(tensor))
     return layer

@@ -41,7 +41,7 @@ from fx_passes.body import BodyBuilder
 from fx_passes.collapse import collapse
 from fx_passes.insertion import insert_convolution
 from fx_passes.kinds import Kind, decode_choice, encode_choice, kind_of, register, registry
-from fx_passes.kinds.fields import kernel, node_name, read_choice
+from fx_passes.kinds.fields import parse_kernel, parse_node, read_choice
 
 NAME = "keep_last"
 
@@ -91,7 +91,7 @@ class KeepLastKind(Kind[KeepLast]):
         assert choice.exit in linearized.nodes
 
     def decode(self, fields):
-        return read_choice(KeepLast, fields, {"entry": node_name, "exit": node_name, "kernel": kernel})
+        return read_choice(KeepLast, fields, {"entry": parse_node, "exit": parse_node, "kernel": parse_kernel})
 
     def _source(self, piece):
         return piece.graph.nodes[piece.pre_activation].all_input_nodes[0].name

@@ -13,7 +13,7 @@ from depthcomp.fitting.consumers import refit_consumers
 from depthcomp.fitting.kept_slots import consumers_of
 from depthcomp.fitting.memory import FitMemory
 from depthcomp.latency.pricing import Pricing
-from depthcomp.preparation import OFFERED
+from depthcomp.preparation import DEFAULT_LIMITS
 from depthcomp.progress import silent
 from fx_passes import CapturedNetwork, capture, enumerate_spans
 
@@ -35,7 +35,7 @@ def calibration():
 
 @pytest.fixture(scope="module")
 def candidates(network):
-    return Pricing(network).candidates(enumerate_spans(network, OFFERED))
+    return Pricing(network).candidates(enumerate_spans(network, DEFAULT_LIMITS))
 
 
 @pytest.fixture(scope="module")

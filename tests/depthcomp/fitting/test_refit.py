@@ -16,7 +16,7 @@ from depthcomp.fitting.memory import FitMemory
 from depthcomp.fitting.refit import Refitter
 from depthcomp.fitting.ridge import RidgeSystem, design_of, sample_positions, starting_point
 from depthcomp.latency.pricing import Pricing
-from depthcomp.preparation import OFFERED
+from depthcomp.preparation import DEFAULT_LIMITS
 from fx_passes import (
     CapturedNetwork,
     Plan,
@@ -65,7 +65,7 @@ def network():
 
 @pytest.fixture(scope="module")
 def candidates(network):
-    return Pricing(network).candidates(enumerate_spans(network, OFFERED))
+    return Pricing(network).candidates(enumerate_spans(network, DEFAULT_LIMITS))
 
 
 @pytest.fixture(scope="module")

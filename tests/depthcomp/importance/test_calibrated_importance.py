@@ -21,7 +21,7 @@ from depthcomp.fitting.refit import Refitter
 from depthcomp.importance.calibrated import calibrated
 from depthcomp.importance.journal import ScoreJournal
 from depthcomp.latency.pricing import Pricing
-from depthcomp.preparation import OFFERED
+from depthcomp.preparation import DEFAULT_LIMITS
 from fx_passes import CapturedNetwork, Plan, SpanLimits, capture, enumerate_spans, linearize, merge
 from fx_passes.facts import GraphFacts
 from fx_passes.kinds import kind_of
@@ -68,7 +68,7 @@ def network():
 
 @pytest.fixture(scope="module")
 def candidates(network):
-    return Pricing(network).candidates(enumerate_spans(network, OFFERED))
+    return Pricing(network).candidates(enumerate_spans(network, DEFAULT_LIMITS))
 
 
 EQUAL_SAVINGS = defaultdict(lambda: 1.0)
@@ -154,7 +154,7 @@ def ways_of(candidates):
 
 @pytest.fixture(scope="module")
 def others(network):
-    """What OFFERED leaves out: merges with layers pruned, and merges and fits with another end."""
+    """What DEFAULT_LIMITS leaves out: merges with layers pruned, and merges and fits with another end."""
     found = Pricing(network).candidates(enumerate_spans(network, SpanLimits(skips_pixels=False)))
     some = [c for c in found if c.choice.kind != "drop" and ways_of([c]) <= WAYS]
     assert ways_of(some) == WAYS
@@ -197,7 +197,7 @@ def test_with_refitted_consumers_a_loss_is_that_of_the_plan_of_this_choice_alone
     """
     monkeypatch.setattr(leaning, "STRENGTHS", (0.03,))
     network = request.getfixturevalue(which)
-    some = Pricing(network).candidates(enumerate_spans(network, OFFERED))[:: 4 if which == "network" else 1]
+    some = Pricing(network).candidates(enumerate_spans(network, DEFAULT_LIMITS))[:: 4 if which == "network" else 1]
     calibration = cross_validated(images(12, seed=2), seed=0)
     if judging is not None:
         calibration = separate(images(8, seed=2), images(judging, seed=3), seed=0)
@@ -318,7 +318,7 @@ def test_channels_that_light_up_in_the_first_fold_alone():
     photos = 0.05 * torch.rand(24, 3, 26, 26)
     photos[:8] += 1
     network = CapturedNetwork(capture(model, photos[:1]))
-    some = Pricing(network).candidates(enumerate_spans(network, OFFERED))
+    some = Pricing(network).candidates(enumerate_spans(network, DEFAULT_LIMITS))
     found = calibrated(network, some, cross_validated(photos, seed=0), EQUAL_SAVINGS)
     assert all(math.isfinite(loss) for loss in found.values())
 

@@ -12,7 +12,7 @@ from depthcomp.importance.calibrated import calibrated
 from depthcomp.importance.finetuned_importance import FinetunedImportance
 from depthcomp.importance.trained import entries_of
 from depthcomp.latency.pricing import Pricing
-from depthcomp.preparation import OFFERED
+from depthcomp.preparation import DEFAULT_LIMITS
 from fx_passes import CapturedNetwork, Plan, capture, enumerate_spans, linearize, merge
 
 
@@ -37,7 +37,7 @@ def network():
 
 @pytest.fixture(scope="module")
 def merged(network):
-    candidates = Pricing(network).candidates(enumerate_spans(network, OFFERED))
+    candidates = Pricing(network).candidates(enumerate_spans(network, DEFAULT_LIMITS))
     return next(c for c in candidates if c.choice.kind == "merge" and c.choice.kernel == (5, 5))
 
 

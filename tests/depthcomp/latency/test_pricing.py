@@ -13,7 +13,7 @@ from torchvision.models.mobilenetv2 import InvertedResidual
 from torchvision.models.resnet import BasicBlock
 
 from depthcomp.latency.pricing import Pricing
-from depthcomp.preparation import OFFERED
+from depthcomp.preparation import DEFAULT_LIMITS
 from dp_solver import frontier
 from fx_passes import CapturedNetwork, Plan, SpanLimits, capture, enumerate_spans, linearize, merge
 from fx_passes.merge import fold_batch_norms
@@ -224,7 +224,7 @@ def toy():
 @pytest.fixture(scope="module")
 def priced(toy):
     pricing = Pricing(toy)
-    return pricing, pricing.candidates(enumerate_spans(toy, OFFERED))
+    return pricing, pricing.candidates(enumerate_spans(toy, DEFAULT_LIMITS))
 
 
 def test_candidates_have_the_sizes_of_the_spans_that_they_replace(toy, priced):

@@ -18,7 +18,7 @@ from depthcomp import FinetuneConfig, compress_depth
 from depthcomp.commands.finetune import TuningRequest, run
 from depthcomp.errors import DataError, DepthCompError, TrainingError
 from depthcomp.fitting.execution import record
-from depthcomp.preparation import OFFERED
+from depthcomp.preparation import DEFAULT_LIMITS
 from depthcomp.results.loading import load_result
 from depthcomp.results.stored_numbers import result_json
 from depthcomp.runs.tuned_result import CHECKPOINTS
@@ -67,7 +67,7 @@ def test_features_bring_tensors_inside_closer():
     config = FinetuneConfig(epochs=4, labels=0.0, distillation=0.0, features=1.0, learning_rate=3e-3)
     original = capture(tiny_net(), images(4))
     fold_batch_norms(original)
-    longest = next(choice for span in enumerate_spans(original, OFFERED) for choice in span.choices)
+    longest = next(choice for span in enumerate_spans(original, DEFAULT_LIMITS) for choice in span.choices)
     plan = Plan.of([longest])
     raw = linearize(original, plan)
     found = finetune_plan(raw, plan, original, data(), None, config)

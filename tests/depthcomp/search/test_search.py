@@ -14,7 +14,7 @@ from depthcomp.fitting.refit import Refitter
 from depthcomp.importance.calibrated import calibrated
 from depthcomp.latency.pricing import Pricing
 from depthcomp.latency.timing import LatencyPredictor, NetworkTimer
-from depthcomp.preparation import OFFERED
+from depthcomp.preparation import DEFAULT_LIMITS
 from depthcomp.search.plans import Option
 from depthcomp.search.search import Search
 from fx_passes import CapturedNetwork, Plan, capture, enumerate_spans
@@ -51,7 +51,9 @@ def price(signature):
 def choosable(network, calibration):
     """What the search chooses from: the pricing, the candidates that save time, and their losses; and the images."""
     pricing = Pricing(network)
-    candidates = [c for c in pricing.candidates(enumerate_spans(network, OFFERED)) if pricing.saving_ms(c, price) > 0]
+    candidates = [
+        c for c in pricing.candidates(enumerate_spans(network, DEFAULT_LIMITS)) if pricing.saving_ms(c, price) > 0
+    ]
     losses = calibrated(network, candidates, calibration, {candidate.choice: 1.0 for candidate in candidates})
     return pricing, candidates, losses, calibration
 
