@@ -28,7 +28,7 @@ from latency_tables.tables.environment import require_same_environment
 
 __all__ = ["TuningRequest", "configured", "run", "statistics"]
 
-_AS_BEFORE = "the latencies are from before fine-tuning"
+_AS_BEFORE = "the latencies were measured before fine-tuning and not again"  # saved results are matched by it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

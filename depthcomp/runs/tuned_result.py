@@ -29,9 +29,9 @@ CHECKPOINTS = "finetune"  # folder of checkpoint and log, inside the folder of r
 UNFINISHED = "unfinished"  # marks that folder, with the trainable form beside it, until the tuned result is saved
 MEASUREMENTS = 3  # at most, of a network whose untrained form met the budget; machines drift
 _TOO_SLOW = (
-    f"the fine-tuned network missed the budget in {MEASUREMENTS} measurements, though its untrained form met it; the "
-    "machine has become slower or busier, so measure again when it is idle"
-)
+    f"the fine-tuned network was measured {MEASUREMENTS} times above the budget, which its untrained form met: the "
+    "machine has become slower or busier"
+)  # saved results are matched by it
 
 
 def require_tunable(config: object, data: object, val_data: object) -> None:

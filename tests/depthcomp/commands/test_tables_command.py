@@ -352,7 +352,7 @@ def test_published_latencies_by_position_are_a_list_of_their_own():
 def test_published_latencies_take_no_option_that_would_be_ignored(option):
     Path("rows.csv").write_text("st,end,time,stdev\n0,1,2.0,0.1\n")
     line = refused("import", "rows.csv", "--from", "kim23", "--table", "rows.json", option, KEYS[0])
-    assert f"error: {option} only goes with --from trtexec" in line
+    assert f"error: {option} goes only with --from trtexec" in line
     assert not Path("rows.json").exists()
 
 

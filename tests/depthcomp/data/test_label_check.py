@@ -18,4 +18,4 @@ def test_labels_are_foreign_where_the_odds_are_hardly_better_than_those_of_guess
 
 
 def test_the_sentence_names_the_accuracy():
-    assert "gives 10.0% of the images their label" in foreign_labels(0.1, 10)
+    assert "predicts the labels of 10.0% of the images" in foreign_labels(0.1, 10)

@@ -218,7 +218,7 @@ def test_latencies_that_cannot_be_measured_again_stay_and_that_is_said(untuned, 
     result, folder = untuned
     request = request_for(folder, distillation=0.0)
     spoil(request.directory, abacus)
-    with pytest.warns(UserWarning, match=f"the latencies are from before fine-tuning: .*{reason}"):
+    with pytest.warns(UserWarning, match=f"measured before fine-tuning and not again: .*{reason}"):
         found = run(request)
     stored = require_one_network(request.directory)
     assert stored.measured_timing == result.measured_timing
@@ -314,7 +314,7 @@ def test_a_tuned_network_that_misses_the_budget_is_told_to_the_caller(compressin
         if stage == "measuring the fine-tuned network":
             backend.hidden = lambda model, ms: ms + 1
 
-    with pytest.warns(UserWarning, match="missed the budget in 3 measurements, though its untrained") as caught:
+    with pytest.warns(UserWarning, match="measured 3 times above the budget, which its untrained form met") as caught:
         result = compressing(None, progress=busier, backend=backend)[0]
     assert [warning.filename for warning in caught] == [__file__]
     assert result.measured_ms > result.budget_ms

@@ -24,7 +24,7 @@ def shifted():
 
 def test_labels_of_another_numbering_are_not_used():
     given = (classifier(), classifier(9))
-    with pytest.warns(UserWarning, match=r"gives 0.0% of the images their label.*so the labels are not used"):
+    with pytest.warns(UserWarning, match=r"predicts the labels of 0.0% of the images.*so the labels are not used"):
         found = finetune(*given, shifted(), shifted(), config(**SHORT))
     wanted = finetune(*given, shifted(), shifted(), config(labels=0.0, **SHORT))
     assert found.record.metric == wanted.record.metric == "loss"
