@@ -32,11 +32,6 @@ class Runner(Protocol):
 class Backend(Protocol):
     """A library that runs ONNX models on a device."""
 
-    @property
-    def name(self) -> str:
-        """The name by which `latency_tables.backends.create_backend` knows it."""
-        ...
-
     def environment(self) -> Environment:
         """Return where this backend measures."""
         ...
@@ -55,11 +50,6 @@ class Backend(Protocol):
 @runtime_checkable
 class ModuleBackend(Protocol):
     """A library that runs PyTorch modules on a device, and takes them in place of ONNX models."""
-
-    @property
-    def name(self) -> str:
-        """The name by which `latency_tables.backends.create_backend` knows it."""
-        ...
 
     def environment(self) -> Environment:
         """Return where this backend measures."""

@@ -13,7 +13,7 @@ from fx_passes.kinds import kinds
 REWRITES = tuple(f"{kind.name} " for kind in kinds())
 
 
-@pytest.mark.filterwarnings("ignore:no data")
+@pytest.mark.filterwarnings("ignore:without data")
 def test_it_is_what_a_compression_measures(arithmetic_backend, monkeypatch):
     wanted = []
 
