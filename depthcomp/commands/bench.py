@@ -155,8 +155,9 @@ def compare(
 
 def _require_runs_on(backend: AnyBackend, entry: BenchEntry) -> None:
     if entry.engine_for is not None and not (isinstance(backend, TensorRtBackend) and backend.name == entry.engine_for):
+        here = backend.environment().backend
         raise BackendUnavailableError(
-            f"{entry.source} is an engine for {entry.engine_for}, which the backend {backend.environment().backend} does not run; "
+            f"{entry.source} is an engine for {entry.engine_for}, which the backend {here} does not run; "
             f"choose --backend {entry.engine_for}, on the GPU that it was built for"
         )
 

@@ -128,9 +128,7 @@ def test_a_machine_that_breaks_its_promises(network, choosable, measured):
 
 def test_a_budget_out_of_reach_names_the_fastest(network, choosable):
     search, predictor = search_for(network, choosable, lambda sum_ms: 2.5 + sum_ms)
-    with pytest.raises(
-        BudgetInfeasibleError, match=r"no plan meets budget 3x \(2\.350 ms\): the fastest was"
-    ) as caught:
+    with pytest.raises(BudgetInfeasibleError, match=r"no plan meets budget 3x.*: the fastest was") as caught:
         search.meet(Budget(3, "x"))
     assert caught.value.best_ms == pytest.approx(min(predictor.measured))
 

@@ -99,7 +99,7 @@ def test_one_image_at_a_time_trains_networks_without_norms():
         ({"loss": detached}, "depends on no trained weight"),
         (
             {"loss": lambda s, t, b: s(b[0]).sum() * float("nan")},
-            "on the first batch is nan, before any training",
+            "on the first batch is nan before any training",
         ),
         (
             {"loss": lambda s, t, b: (s - t).sum()},

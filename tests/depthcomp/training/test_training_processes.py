@@ -80,7 +80,7 @@ def _latest(student, teacher, batch):
 def test_one_process_and_two_agree_on_what_two_started(tmp_path):
     student = classifier(dtype=DOUBLE)
     found = trained_by_two(tmp_path, student, loader(dtype=DOUBLE), config(epochs=1))
-    with pytest.warns(UserWarning, match="which is finished"):
+    with pytest.warns(UserWarning, match="it is finished"):
         again = finetune(
             student, None, loader(dtype=DOUBLE), labelled(15, 2, DOUBLE), config(epochs=1), folder=tmp_path / "out"
         )
