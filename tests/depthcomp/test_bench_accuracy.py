@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.whole
+
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 KEY = "tiny:uniform:1.05x:0"
 

@@ -29,6 +29,8 @@ from fx_passes import CapturedNetwork, Plan, capture, fold_batch_norms, merge
 from fx_passes.depth import convolution_depth
 from latency_tables import Calibration, LatencyTable
 
+pytestmark = pytest.mark.whole
+
 
 def whole_networks(backend, macs_of):
     """Return the whole networks that the backend built; isolated operators have one convolution."""

@@ -11,6 +11,8 @@ from fx_passes import capture
 from fx_passes.operators import NORMS
 from latency_tables import create_backend, time_interleaved
 
+pytestmark = pytest.mark.whole
+
 SIZE = 96  # large enough that convolutions, not calls, take the time
 
 

@@ -8,6 +8,8 @@ import pytest
 
 import depthcomp
 
+pytestmark = pytest.mark.whole
+
 HEAVY = ("onnxruntime", "onnxscript", "matplotlib", "tensorrt", "tensorrt_rtx", "openvino", "timm", "jinja2")
 CODE = f"""
 import json, sys

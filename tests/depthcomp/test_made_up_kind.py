@@ -43,6 +43,8 @@ from fx_passes.insertion import insert_convolution
 from fx_passes.kinds import Kind, decode_choice, encode_choice, kind_of, register, registry
 from fx_passes.kinds.fields import parse_kernel, parse_node, read_choice
 
+pytestmark = pytest.mark.whole
+
 NAME = "keep_last"
 
 

@@ -10,6 +10,8 @@ from depthcomp.errors import CaptureError, TableError
 from depthcomp.preparation import needed_operators
 from fx_passes.kinds import kinds
 
+pytestmark = pytest.mark.whole
+
 REWRITES = tuple(f"{kind.name} " for kind in kinds())
 
 

@@ -15,6 +15,8 @@ from fx_passes import capture
 from latency_tables.backends.tensorrt import BuildSpec, build_engine
 from latency_tables.operators.models import operator_model
 
+pytestmark = pytest.mark.whole
+
 pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx-cu13 is not installed")
 SIZE = 64
 BLOCKS = 19

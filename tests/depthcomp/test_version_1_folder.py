@@ -15,6 +15,8 @@ from depthcomp.commands.main import app
 from depthcomp.results.loading import load_result
 from fx_passes import merge
 
+pytestmark = pytest.mark.whole
+
 SAVED = Path(__file__).parent / "fixtures" / "compressed_by_version_1"
 PLAN = [
     ("_5", "_6_conv_3", "fit", (1, 1)),

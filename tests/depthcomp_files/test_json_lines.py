@@ -13,6 +13,8 @@ from pydantic import BaseModel, ConfigDict
 from depthcomp_errors import DataError
 from depthcomp_files import JsonLines
 
+pytestmark = pytest.mark.whole
+
 
 class Step(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)

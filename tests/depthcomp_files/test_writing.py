@@ -14,6 +14,8 @@ import pytest
 from depthcomp_errors import ArtifactError, DataError
 from depthcomp_files import write_atomically, write_json
 
+pytestmark = pytest.mark.whole
+
 
 def full(descriptor: int) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -12,6 +12,8 @@ from random_trees import WHOLE, all_plans, best_of, points, trees
 from depthcomp_errors import BudgetInfeasibleError, ProblemError
 from dp_solver import Chain, Choice, Parallel, enumerate_plans, frontier
 
+pytestmark = pytest.mark.whole
+
 
 def random_chain(length: int, seed: int) -> Chain:
     rng = np.random.default_rng(seed)

@@ -7,6 +7,8 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from depthcomp_errors import BudgetInfeasibleError, ProblemError
 from dp_solver import Chain, Choice, Parallel, Solution, solve
 
+pytestmark = pytest.mark.whole
+
 COST_STEP = 1 / 64  # budgets lie half a step off: the MILP's feasibility tolerance of 1e-6 decides nothing
 
 

@@ -7,6 +7,8 @@ import pytest
 
 import dp_solver
 
+pytestmark = pytest.mark.whole
+
 MODULES = ["problem", "quantities", "pareto", "labels", "grid", "frontier", "solve", "brute_force"]
 MODULES += ["kim23.two_stage", "kim23.tables", "kim23.key_order"]
 

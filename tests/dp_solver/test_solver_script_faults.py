@@ -10,6 +10,8 @@ from types import ModuleType
 import pytest
 from script_tables import ANSWER, SCRIPTS, TIME, Answer, script, write_tables
 
+pytestmark = pytest.mark.whole
+
 Refused = Callable[..., str]
 
 

@@ -12,6 +12,8 @@ from fx_passes.kinds import kind_of
 from fx_passes.shapes import propagate_shapes
 from fx_passes.workload import Workload
 
+pytestmark = pytest.mark.whole
+
 SAME = 1e-9  # of the largest value, in float64
 LIMITS = SpanLimits(largest_kernel=11, largest_mac_growth=1e9)
 SYMMETRIC = ("chain", "residual", "inverted", "depthwise")  # whose merged convolutions need no padding of their own

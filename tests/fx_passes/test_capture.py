@@ -17,6 +17,8 @@ from fx_passes.channel_affine import ChannelAffine
 from fx_passes.normalise.additions import UnifyAdditions
 from fx_passes.operators import image_shape
 
+pytestmark = pytest.mark.whole
+
 
 def called(gm):
     """Return the types of the called modules, in order."""

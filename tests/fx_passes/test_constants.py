@@ -11,6 +11,8 @@ from toy_nets import image, outputs, relative_error
 from fx_passes import capture, enumerate_spans, free_merges, linearize, merge
 from fx_passes.plan import Plan
 
+pytestmark = pytest.mark.whole
+
 
 class Standardised(nn.Conv2d):
     """A weight-standardised convolution."""

@@ -11,6 +11,8 @@ from toy_nets import captured, image, largest_error, plan_of, randomise
 from depthcomp_errors import CaptureError
 from fx_passes import capture, enumerate_spans, linearize, merge, random_plan
 
+pytestmark = pytest.mark.whole
+
 QUICK = [
     "lraspp_mobilenet_v3_large",
     "ssdlite320_mobilenet_v3_large",

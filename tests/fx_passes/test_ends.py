@@ -9,6 +9,8 @@ from depthcomp_errors import PlanError
 from fx_passes import Merge, Plan, SpanLimits, enumerate_spans, linearize, merge
 from fx_passes.operators import Role, role
 
+pytestmark = pytest.mark.whole
+
 SAME = 1e-9  # of the largest value, in float64
 GENEROUS = SpanLimits(largest_kernel=11, largest_mac_growth=1e9)
 

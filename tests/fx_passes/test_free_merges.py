@@ -12,6 +12,8 @@ from toy_nets import captured, convolutions, frozen_copy, image, is_unchanged, l
 
 from fx_passes import Plan, capture, free_merges, linearize, merge
 
+pytestmark = pytest.mark.whole
+
 SAME = 1e-9  # of the largest value, in float64
 
 

@@ -10,6 +10,8 @@ import pytest
 
 import fx_passes
 
+pytestmark = pytest.mark.whole
+
 MODULES = sorted(info.name for info in pkgutil.walk_packages(fx_passes.__path__, "fx_passes."))
 
 

@@ -14,6 +14,8 @@ from depthcomp_errors import PlanError
 from fx_passes import Merge, Plan, SpanLimits, enumerate_spans, fold_batch_norms, linearize, merge
 from fx_passes.collapse import collapse
 
+pytestmark = pytest.mark.whole
+
 SAME = 1e-9  # of the largest value, in float64
 LIMITS = SpanLimits(longest_span=12, largest_kernel=60, largest_mac_growth=1e9, other_ends=())
 

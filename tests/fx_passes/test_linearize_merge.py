@@ -48,6 +48,8 @@ from fx_passes.facts import GraphFacts
 from fx_passes.kinds import kind_of
 from fx_passes.slot_layers import load_operator
 
+pytestmark = pytest.mark.whole
+
 SAME = 1e-9  # of the largest value, in float64
 GENEROUS = SpanLimits(largest_kernel=11, largest_mac_growth=1e9)
 Linear = lambda: nn.LeakyReLU(1.0)  # noqa: E731 - an activation that is the identity

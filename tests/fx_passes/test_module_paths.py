@@ -38,6 +38,8 @@ from fx_passes.module_paths import (
 )
 from fx_passes.walker import SpanWalker
 
+pytestmark = pytest.mark.whole
+
 OWN_NAME = re.compile(r"(batch_norm|add|mul|relu|conv2d|cat|mean|flatten)_\d+")
 
 

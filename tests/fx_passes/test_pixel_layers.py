@@ -12,6 +12,8 @@ from fx_passes import capture, enumerate_spans, linearize, merge, random_plan
 from fx_passes.operators import image_shape
 from fx_passes.plan import Plan
 
+pytestmark = pytest.mark.whole
+
 
 def layers(gm):
     return [type(gm.get_submodule(node.target)) for node in gm.graph.find_nodes(op="call_module", sort=True)]

@@ -27,6 +27,8 @@ from fx_passes.module_paths import module_path
 from fx_passes.operators import called_module, image_shape
 from fx_passes.walker import SpanWalker
 
+pytestmark = pytest.mark.whole
+
 SAME = 1e-9  # of the largest value, in float64
 GENEROUS = SpanLimits(longest_span=4, largest_kernel=25, largest_mac_growth=1e9)
 LARGEST_JUDGED = 40  # kernels beyond this would reach the border of the judge's image

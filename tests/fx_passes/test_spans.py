@@ -25,6 +25,8 @@ from fx_passes import Plan, SpanLimits, enumerate_spans, find_span, linearize, m
 from fx_passes.module_paths import describe_modules, module_path
 from fx_passes.operators import Role, image_shape, role
 
+pytestmark = pytest.mark.whole
+
 GENEROUS = SpanLimits(largest_mac_growth=1e9)
 
 

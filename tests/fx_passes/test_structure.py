@@ -7,6 +7,8 @@ from toy_nets import TOYS, Residual, Sandwich, TwoInputs, captured, image, strai
 
 from fx_passes import SpanLimits, enumerate_spans, structure_tree
 
+pytestmark = pytest.mark.whole
+
 NO_LIMITS = SpanLimits(longest_span=20, largest_kernel=99, largest_mac_growth=1e9)
 
 

@@ -8,6 +8,8 @@ from toy_nets import convolutions, outputs, randomise, relative_error
 
 from fx_passes import capture, linearize, merge, random_plan
 
+pytestmark = pytest.mark.whole
+
 CLASSES = 7
 STEPS = 10
 NETWORKS = {

@@ -13,6 +13,8 @@ from toy_nets import convolutions, outputs, randomise, relative_error
 
 from fx_passes import capture, enumerate_spans, linearize, merge, random_plan
 
+pytestmark = pytest.mark.whole
+
 CLASSES = 7
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+import pytest
 from fake_backend import FakeBackend, FakeRunner, conv
 from onnx import TensorProto
 from onnx_models import residual_model
@@ -23,6 +24,8 @@ from latency_tables.measuring.journal import Journal
 from latency_tables.measuring.measure import measured_method
 from latency_tables.operators.subjects import Operator
 from latency_tables.tables.table import LatencyTable
+
+pytestmark = pytest.mark.whole
 
 
 @dataclass

@@ -17,6 +17,8 @@ from latency_tables import Entry, measure
 from latency_tables.measuring.journal import Journal
 from latency_tables.measuring.measure import CHUNK_ENTRIES
 
+pytestmark = pytest.mark.whole
+
 SIGNATURES = [conv(3, channels) for channels in range(1, 3 * CHUNK_ENTRIES)]
 
 

@@ -11,6 +11,8 @@ from latency_tables.backends.capabilities import layout_share
 from latency_tables.backends.layout_share import share_of_changes
 from latency_tables.operators.models import call_overhead_model, operator_model
 
+pytestmark = pytest.mark.whole
+
 WIDE = OperatorSignature(op="conv", batch=1, in_channels=32, out_channels=64, in_size=(40, 40), kernel=(1, 1))
 BACKENDS = pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
 

@@ -21,6 +21,8 @@ from latency_tables.backends.onnxruntime import FLAVOURS, OnnxRuntimeBackend
 from latency_tables.backends.tensorrt import gpu_is_visible
 from latency_tables.operators.models import operator_model
 
+pytestmark = pytest.mark.whole
+
 
 def relu_model(dtype: int = TensorProto.FLOAT, shape: tuple[int | str, ...] = (1, 3), opset: int = 20) -> bytes:
     ends = [make_tensor_value_info(name, dtype, shape) for name in "xy"]

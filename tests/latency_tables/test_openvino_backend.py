@@ -18,6 +18,8 @@ from latency_tables.backends.openvino import OpenVinoBackend
 from latency_tables.measuring.measure import measured_method
 from latency_tables.operators.models import operator_model
 
+pytestmark = pytest.mark.whole
+
 
 def test_a_table_is_measured_and_comes_back_from_disk(tmp_path: Path) -> None:
     signatures = [conv(16, 16, in_size=(31, 29)), conv(64, 64, in_size=(31, 29), residual=True, activation="relu")]

@@ -14,6 +14,8 @@ from latency_tables import OperatorSignature
 from latency_tables.operators.activations import ACTIVATIONS
 from latency_tables.operators.models import operator_model
 
+pytestmark = pytest.mark.whole
+
 Arrays = dict[str, NDArray[np.float32]]
 
 REFERENCES = {

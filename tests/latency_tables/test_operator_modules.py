@@ -14,6 +14,8 @@ from latency_tables.operators.models import operator_model
 from latency_tables.operators.modules import ACTIVATION_MODULES, call_overhead_module, example_inputs, operator_module
 from latency_tables.operators.subjects import CallOverhead, Operator
 
+pytestmark = pytest.mark.whole
+
 
 @pytest.mark.parametrize("signature", SIGNATURES, ids=lambda signature: signature.key)
 def test_the_module_computes_what_the_onnx_model_computes(signature: OperatorSignature) -> None:

@@ -12,6 +12,8 @@ from latency_tables.backends.layout_share import profiled_runs
 from latency_tables.backends.part import SWEPT_BYTES, PartRunner
 from latency_tables.operators.models import operator_model
 
+pytestmark = pytest.mark.whole
+
 ADDING = OperatorSignature(
     op="conv", batch=1, in_channels=16, out_channels=24, in_size=(12, 12), kernel=(1, 1), residual=True
 )

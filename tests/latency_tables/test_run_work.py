@@ -11,6 +11,8 @@ from latency_tables import LatencyTable, OperatorSignature, measure
 from latency_tables.fleet.run_work import Run, journal_path, run_work
 from latency_tables.measuring.journal import Journal
 
+pytestmark = pytest.mark.whole
+
 SIGNATURES = [conv(3, channels) for channels in range(10, 30)]
 Counted = Callable[[], list[int]]
 

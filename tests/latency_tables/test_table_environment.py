@@ -10,6 +10,8 @@ from depthcomp_errors import TableMismatchError
 from latency_tables import Environment
 from latency_tables.tables.environment import KEY_FIELDS, SOFT_FIELDS, cpu_name, require_same_environment
 
+pytestmark = pytest.mark.whole
+
 
 def compare(changed: Environment) -> None:
     require_same_environment(changed, ENVIRONMENT, what="the table", remedy="measure anew")

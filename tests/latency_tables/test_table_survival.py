@@ -27,6 +27,8 @@ from latency_tables.measuring.journal import Journal
 from latency_tables.measuring.measure import measure_chunk, measured_method
 from latency_tables.operators.signature import OperatorSignature
 
+pytestmark = pytest.mark.whole
+
 KILLS = 30
 SIGNATURES = [conv(3, channels) for channels in range(10, 70)]
 KEYS = {signature.key for signature in SIGNATURES}

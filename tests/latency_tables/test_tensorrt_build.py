@@ -14,6 +14,8 @@ from latency_tables.backends.tensorrt import build as building
 from latency_tables.backends.tensorrt.library import new_log
 from latency_tables.backends.tensorrt.runner import load_engine
 
+pytestmark = pytest.mark.whole
+
 trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx-cu13 is not installed")
 ADA = BuildSpec(targets=(89,))
 

@@ -8,6 +8,8 @@ import pytest
 
 import latency_tables.backends.tensorrt as package
 
+pytestmark = pytest.mark.whole
+
 NAMES = json.loads(Path(__file__).with_name("tensorrt_names.json").read_text())
 CLASSES = {
     "builder": "Builder", "network": "INetworkDefinition", "config": "IBuilderConfig", "parser": "OnnxParser",

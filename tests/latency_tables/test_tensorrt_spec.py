@@ -11,6 +11,8 @@ from latency_tables.backends.tensorrt import BuildSpec, flavour_of
 from latency_tables.backends.tensorrt.fused_plan import read_plan
 from latency_tables.backends.tensorrt.onnx_check import checked_model
 
+pytestmark = pytest.mark.whole
+
 SHAPES = {"x": ("batch", 3, 224, 224)}
 
 

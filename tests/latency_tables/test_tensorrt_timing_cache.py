@@ -11,6 +11,8 @@ from latency_tables.backends.tensorrt import BuildSpec, build_engine
 from latency_tables.backends.tensorrt import backend as measuring
 from latency_tables.backends.tensorrt.backend import TensorRtBackend
 
+pytestmark = pytest.mark.whole
+
 SPEC = BuildSpec(flavour="tensorrt")
 
 

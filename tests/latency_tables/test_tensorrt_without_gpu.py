@@ -17,6 +17,8 @@ from latency_tables.backends.gpu_state import read_device_state, slowdowns
 from latency_tables.backends.tensorrt import library, runner
 from latency_tables.backends.tensorrt.build import _network_flags
 
+pytestmark = pytest.mark.whole
+
 NO_GPU = "no NVIDIA GPU with a working driver is visible here"
 
 

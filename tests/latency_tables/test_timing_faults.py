@@ -8,6 +8,8 @@ from fake_backend import FakeBackend, Machine, conv, model_ms
 from latency_tables import OperatorSignature, measure
 from latency_tables.operators.models import operator_model
 
+pytestmark = pytest.mark.whole
+
 
 def nodes(signature: OperatorSignature) -> list[str]:
     return [node.op_type for node in onnx.load_from_string(operator_model(signature)).graph.node]

@@ -16,6 +16,8 @@ from latency_tables.backends.torch import TorchBackend
 from latency_tables.measuring.measure import measured_method
 from latency_tables.operators.modules import example_inputs, operator_module
 
+pytestmark = pytest.mark.whole
+
 ROUNDING = (
     torch.backends.cudnn.conv, torch.backends.cuda.matmul, torch.backends.mkldnn.conv, torch.backends.mkldnn.matmul,
 )  # fmt: skip

@@ -23,6 +23,8 @@ from latency_tables import Environment
 from latency_tables.backends.tensorrt import backend as tensorrt_backend
 from latency_tables.backends.tensorrt.backend import TensorRtBackend
 
+pytestmark = pytest.mark.whole
+
 OWN = ("--backend", "own_machine:backend")
 SMALL_HEAD = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 30 * 30, 5)).eval()
 

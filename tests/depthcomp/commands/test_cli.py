@@ -19,6 +19,8 @@ from depthcomp.training.config import FinetuneConfig
 from depthcomp.training.finetune import FinetuneRecord
 from latency_tables.backends import BACKEND_NAMES
 
+pytestmark = pytest.mark.whole
+
 SPEC = "some_cli_nets:net"
 MODULE = """
     from torch import nn

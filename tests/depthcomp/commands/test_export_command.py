@@ -12,6 +12,8 @@ from depthcomp.commands.main import app
 from depthcomp.results.stored_network import save_network
 from fx_passes import capture
 
+pytestmark = pytest.mark.whole
+
 
 @pytest.fixture(scope="module")
 def network():

@@ -16,6 +16,8 @@ from depthcomp.training.config import FinetuneConfig
 from depthcomp.training.processes import Processes
 from depthcomp.training.sources import sources
 
+pytestmark = pytest.mark.whole
+
 EXAMPLE = torch.zeros(1, 3, 20, 20)
 COUNT = 20
 

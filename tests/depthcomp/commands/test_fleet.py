@@ -12,6 +12,8 @@ import yaml
 from latency_tables import LatencyTable, OperatorSignature
 from latency_tables.fleet.work import Work
 
+pytestmark = pytest.mark.whole
+
 REPOSITORY = Path(__file__).parents[3]
 FLEET = REPOSITORY / "scripts" / "fleet"
 KEYS = [

@@ -18,6 +18,8 @@ from depthcomp.commands.models import load_model
 from depthcomp.preparation import needed_operators
 from latency_tables import LatencyTable, measure
 
+pytestmark = pytest.mark.whole
+
 NETS = """
 from tiny_network import tiny_net
 

@@ -17,6 +17,8 @@ from latency_tables.fleet.work import Work
 from latency_tables.measuring.chunk_process import TIMEOUT_S
 from latency_tables.tables.table_file import published_schema
 
+pytestmark = pytest.mark.whole
+
 REPOSITORY = Path(__file__).parents[3]
 MODULE = """
     from torch import nn

@@ -26,6 +26,8 @@ from depthcomp.results.stored_network import save_network
 from fx_passes import capture, linearize, merge, random_plan
 from latency_tables.backends.tensorrt import BuildSpec, build_engine, gpu_is_visible
 
+pytestmark = pytest.mark.whole
+
 pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx-cu13 is not installed")
 NETWORKS = {
     "mobilenet_v2": lambda: torchvision.models.mobilenet_v2(num_classes=10),

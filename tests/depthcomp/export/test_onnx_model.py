@@ -15,6 +15,8 @@ from depthcomp.export import onnx_model
 from fx_passes import Merge, Plan, capture, linearize, merge, random_plan
 from fx_passes.channel_affine import ChannelAffine
 
+pytestmark = pytest.mark.whole
+
 
 def small_net():
     torch.manual_seed(0)

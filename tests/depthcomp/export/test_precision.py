@@ -17,6 +17,8 @@ from depthcomp.export.onnx_model import BATCH, relative_error, require_sound, to
 from depthcomp.export.precision import in_half, onnx_in_precision, quantized
 from fx_passes import capture
 
+pytestmark = pytest.mark.whole
+
 INPUTS = (images(2),)
 
 

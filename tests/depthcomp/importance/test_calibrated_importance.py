@@ -28,6 +28,8 @@ from fx_passes.kinds import kind_of
 from fx_passes.merge import fold_batch_norms
 from fx_passes.slot_layers import load_operator
 
+pytestmark = pytest.mark.whole
+
 
 class Branched(nn.Module):
     """A stem, a strided convolution, an inverted residual, a block with a projection; class scores."""

@@ -11,6 +11,8 @@ import pytest
 from depthcomp.errors import TableError
 from depthcomp.importance.journal import ScoreJournal
 
+pytestmark = pytest.mark.whole
+
 
 def test_what_was_added_is_there_again(tmp_path):
     path = tmp_path / "importance.jsonl"

@@ -22,6 +22,8 @@ from depthcomp.importance.table import ImportanceTable
 from depthcomp.preparation import prepare
 from fx_passes import Drop, Fit, Merge
 
+pytestmark = pytest.mark.whole
+
 SAVINGS = defaultdict(lambda: 1.0)
 QUICK = FinetunedImportance(steps=1, batch_size=4)
 

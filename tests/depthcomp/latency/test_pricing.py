@@ -19,6 +19,8 @@ from fx_passes import CapturedNetwork, Plan, SpanLimits, capture, enumerate_span
 from fx_passes.merge import fold_batch_norms
 from fx_passes.operators import ACTIVATIONS, Role, called_module, role
 
+pytestmark = pytest.mark.whole
+
 
 def network_of(model, *shape):
     """Return the network as it is priced: captured, its norms folded."""

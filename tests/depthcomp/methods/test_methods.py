@@ -23,6 +23,8 @@ from depthcomp.methods.registry import METHODS, find_method
 from depthcomp.methods.uniform import evenly_spread
 from fx_passes import CapturedNetwork, Plan, capture, fold_batch_norms, linearize, merge
 
+pytestmark = pytest.mark.whole
+
 SLOW = ("kim23", "uniform")  # each takes ten seconds or so; the others go the same ways
 RIVALS = [
     pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in METHODS if name != "depthcomp"

@@ -11,6 +11,8 @@ from depthcomp.methods.method import Method
 from depthcomp.methods.registry import METHODS
 from fx_passes import SpanLimits
 
+pytestmark = pytest.mark.whole
+
 
 def largest_first(materials):
     """Yield the plans of the rewrite that saves most, of the two that save most, and so on."""

@@ -19,6 +19,8 @@ from depthcomp.training.finetune import FinetuneRecord
 from fx_passes import Drop, Merge, Plan
 from latency_tables import Calibration, Timing
 
+pytestmark = pytest.mark.whole
+
 ATTACK = "<script>alert('x')</script>"
 VOID = {"meta", "br"}
 

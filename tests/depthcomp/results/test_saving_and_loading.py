@@ -22,6 +22,8 @@ from fx_passes import Merge, Plan
 from latency_tables import Calibration, Environment, LatencyTable, Timing
 from latency_tables.tables.entry import Method
 
+pytestmark = pytest.mark.whole
+
 
 def images(*shape):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(1))

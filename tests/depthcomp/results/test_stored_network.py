@@ -24,6 +24,8 @@ from fx_passes import capture, linearize, merge, random_plan
 from fx_passes.channel_affine import ChannelAffine
 from fx_passes.graph_edit import attach_attributes
 
+pytestmark = pytest.mark.whole
+
 NETWORKS = {
     "mobilenet_v2": lambda: torchvision.models.mobilenet_v2(num_classes=7, width_mult=0.5),
     "resnet18": lambda: torchvision.models.resnet18(num_classes=7),

@@ -14,6 +14,8 @@ from depthcomp.preparation import needed_operators
 from depthcomp.runs.shard import score_shard
 from latency_tables import measure
 
+pytestmark = pytest.mark.whole
+
 QUICK = FinetunedImportance(steps=1, batch_size=4)
 
 

@@ -26,6 +26,8 @@ from depthcomp.training.finetune import finetune
 from depthcomp.training.plan import finetune_plan
 from fx_passes import Plan, capture, enumerate_spans, fold_batch_norms, linearize, merge
 
+pytestmark = pytest.mark.whole
+
 
 def data(count=48):
     x = images(count)
@@ -211,7 +213,10 @@ def test_a_command_that_was_killed_while_it_saved_ends_as_if_it_had_not_been(unt
     ("spoil", "reason"),
     [
         (lambda folder, backend: setattr(backend, "device", "slide rule"), "measured with device 'abacus', but here"),
-        (lambda folder, backend: shutil.rmtree(folder / "original"), "the folder has no original to measure"),
+        (
+            lambda folder, backend: shutil.rmtree(folder / "original"),
+            "the folder has no original to compare the network with",
+        ),
     ],
 )
 def test_latencies_that_cannot_be_measured_again_stay_and_that_is_said(untuned, request_for, abacus, spoil, reason):

@@ -21,6 +21,8 @@ from fx_passes import CapturedNetwork, Plan, capture, enumerate_spans
 from fx_passes.merge import fold_batch_norms
 from latency_tables import Timing, fit_affine
 
+pytestmark = pytest.mark.whole
+
 EXAMPLE = torch.zeros(1, 3, 16, 16)
 
 

@@ -27,6 +27,8 @@ from depthcomp.training.finetune import finetune
 from depthcomp.training.processes import Processes
 from depthcomp.training.sources import sources
 
+pytestmark = pytest.mark.whole
+
 
 def test_it_comes_closer_to_the_teacher_without_labels():
     student, teacher = classifier(), classifier(9)

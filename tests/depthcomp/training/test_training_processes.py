@@ -10,6 +10,8 @@ from tuning import classifier, config, exit_code, images, labelled, loader, same
 
 from depthcomp.training.finetune import finetune
 
+pytestmark = pytest.mark.whole
+
 DOUBLE = torch.float64
 
 

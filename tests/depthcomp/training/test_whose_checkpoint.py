@@ -13,6 +13,8 @@ from depthcomp.training.identity import function_hash
 from depthcomp.training.processes import Processes
 from depthcomp.training.sources import sources
 
+pytestmark = pytest.mark.whole
+
 HERE = Processes(0, 1, torch.device("cpu"))
 
 
