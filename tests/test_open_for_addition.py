@@ -8,6 +8,8 @@ import pytest
 
 from depthcomp.importance.registry import PRESETS
 
+pytestmark = pytest.mark.whole
+
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("depthcomp", "depthcomp_errors", "depthcomp_files", "dp_solver", "fx_passes", "latency_tables")
 KINDS = ROOT / "fx_passes" / "kinds"

@@ -11,6 +11,8 @@ from depthcomp_errors import BudgetInfeasibleError, ProblemError
 from dp_solver import Chain, Choice, Parallel, best_plans, solve
 from dp_solver.pareto import nondominated, skyband
 
+pytestmark = pytest.mark.whole
+
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(trees(), st.integers(1, 6), st.floats(0, 1))

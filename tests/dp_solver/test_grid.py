@@ -10,6 +10,8 @@ from depthcomp_errors import BudgetInfeasibleError, ProblemError
 from dp_solver import Chain, Choice, frontier, solve
 from dp_solver.grid import Grid
 
+pytestmark = pytest.mark.whole
+
 
 def random_chain(length: int, seed: int) -> Chain:
     rng = np.random.default_rng(seed)

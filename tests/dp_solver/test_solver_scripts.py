@@ -8,6 +8,8 @@ from types import ModuleType
 import pytest
 from script_tables import ANSWER, OPT_TIME, Answer, script, write_tables
 
+pytestmark = pytest.mark.whole
+
 
 @pytest.fixture(scope="module")
 def reproduce_kim23() -> ModuleType:

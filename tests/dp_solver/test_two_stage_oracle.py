@@ -11,6 +11,8 @@ from hypothesis.strategies import DrawFn
 from depthcomp_errors import BudgetInfeasibleError
 from dp_solver import extended_importance, normalized, optimal_latency, two_stage
 
+pytestmark = pytest.mark.whole
+
 LONGEST = 5
 Latency = dict[tuple[int, int], float]
 Importance = dict[tuple[int, int, int, int], float]

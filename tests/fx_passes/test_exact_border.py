@@ -27,6 +27,8 @@ from depthcomp_errors import PlanError
 from fx_passes import capture, linearize, merge, random_plan
 from fx_passes.operators import Role, role
 
+pytestmark = pytest.mark.whole
+
 SAME = 1e-9  # of the largest value, in float64
 
 

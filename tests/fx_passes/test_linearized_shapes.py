@@ -8,6 +8,8 @@ from fx_passes import SpanLimits, linearize, random_plan
 from fx_passes.operators import image_shape
 from fx_passes.shapes import run_with_shapes
 
+pytestmark = pytest.mark.whole
+
 GENEROUS = SpanLimits(largest_kernel=25, largest_mac_growth=1e9)
 
 

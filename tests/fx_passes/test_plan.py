@@ -11,6 +11,8 @@ from depthcomp_errors import PlanError
 from fx_passes import Drop, Fit, Merge, Plan
 from fx_passes.choice import End
 
+pytestmark = pytest.mark.whole
+
 names = st.text(min_size=1, max_size=11)
 kernels = st.tuples(st.integers(1, 99), st.integers(1, 99))
 choices = st.one_of(

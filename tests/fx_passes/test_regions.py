@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from fx_passes.regions import cut_chains
 
+pytestmark = pytest.mark.whole
+
 
 @st.composite
 def flows(draw):

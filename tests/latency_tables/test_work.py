@@ -13,6 +13,8 @@ from latency_tables import LatencyTable, Method
 from latency_tables.fleet.work import Origin, Shard, Work
 from latency_tables.tables.table_file import published_schema
 
+pytestmark = pytest.mark.whole
+
 METHOD = Method(
     estimator="by hand", rounds=3, samples_per_round=3, sample_ms=3.0, warmup_ms=20.0, seed=0, overhead_ms=0.0
 )

@@ -32,6 +32,8 @@ from fx_passes.facts import GraphFacts
 from fx_passes.kinds import kind_of
 from fx_passes.slot_layers import load_operator, operator_at
 
+pytestmark = pytest.mark.whole
+
 
 class Forked(nn.Module):
     """Three convolutions in a row, a strided one among them, then a block with a projection; class scores."""
