@@ -54,10 +54,10 @@ class JsonFormat(Generic[Document]):
         try:
             return self.schema.model_validate_json(self._current(text, raw))
         except (AttributeError, KeyError, TypeError) as error:
-            raise self.error(f"{path} is not a {self.what} of an earlier version; {self.remedy}.") from error
+            raise self.error(f"{path} is no {self.what} of an earlier version; {self.remedy}.") from error
         except ValidationError as error:
             raise self.error(
-                f"{path} is not a {self.what}: {first_fault(error)}; check the path, or {self.remedy}."
+                f"{path} is no {self.what}: {first_fault(error)}; check the path, or {self.remedy}."
             ) from error
 
     def write(self, path: Path, content: dict[str, Any]) -> None:
@@ -111,10 +111,11 @@ class JsonFormat(Generic[Document]):
 
     def _check_version(self, raw: Any, path: Path) -> None:
         version = raw.get(self.version_field) if isinstance(raw, dict) else None
-        if type(version) is not int or version not in (self.version, *self.upgrades):
+        known = sorted((*self.upgrades, self.version))
+        if type(version) is not int or version not in known:
             raise self.error(
                 f"{path} has {self.version_field.replace('_', ' ')} {version!r}, but this depthcomp reads version"
-                f" {self.version}; {self.remedy}, or use the depthcomp that wrote it."
+                f" {' and '.join(map(str, known))}; {self.remedy}, or use the depthcomp that wrote it."
             )
 
 

@@ -75,10 +75,16 @@ class BodyBuilder:
         node.meta["tensor_meta"] = _described((shape[0], operator.out_channels, *operator.out_size(shape[2:])))
         return node
 
-    def layer(self, source: fx.Node, original: fx.Node) -> fx.Node:
-        """Return a call of the layer that a network's node calls; the layer must keep the shape of its input."""
+    def layer(self, source: fx.Node, original: fx.Node, *, shaped_like: fx.Node | None = None) -> fx.Node:
+        """Return a call of the layer that a node of the network calls.
+
+        Args:
+            source: what the layer reads.
+            original: the network's node.
+            shaped_like: a node with the shape of the result; None where the layer keeps the shape of its input.
+        """
         node = self._graph.create_node("call_module", original.target, (source,), name=original.name)
-        node.meta["tensor_meta"] = source.meta["tensor_meta"]
+        node.meta["tensor_meta"] = (shaped_like or source).meta["tensor_meta"]
         return node
 
     def build(self, result: fx.Node, at: str) -> Body:

@@ -193,6 +193,7 @@ class _Scorer:
     def _entries(self, candidate: Candidate, number: int) -> list[str]:
         """Return the journal's names for the losses of a candidate."""
         bare = f"{candidate.choice} on batch {number}"
+        # journals on disk hold the word readers, for consumers
         return [bare, f"{candidate.choice} with refitted readers on batch {number}"] if self._refits else [bare]
 
     def _scored(self, candidate: Candidate, number: int) -> Ways:

@@ -29,9 +29,6 @@ class Drop(SpanChoice):
 
     kind: ClassVar[str] = "drop"
 
-    def __str__(self) -> str:
-        return f"drop {self.place}"
-
 
 @register
 class DropKind(Kind[Drop]):

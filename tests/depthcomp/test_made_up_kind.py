@@ -16,6 +16,7 @@ from torch import nn
 import depthcomp
 from depthcomp import compress_depth
 from depthcomp.data.calibration import cross_validated
+from depthcomp.errors import PlanError
 from depthcomp.fitting.candidates import fit_candidates, replacement
 from depthcomp.fitting.execution import Tail
 from depthcomp.importance.calibrated import calibrated
@@ -76,8 +77,8 @@ class KeepLastKind(Kind[KeepLast]):
     def body(self, choice, piece):
         builder, nodes = BodyBuilder(piece.entry, piece.in_shape), piece.graph.nodes
         first = builder.convolution(builder.entry, crop_kernel(self._before(piece), choice.kernel), self._source(piece))
-        last = builder.layer(first, nodes[piece.pre_activation])
-        last.meta["tensor_meta"] = nodes[piece.pre_activation].meta["tensor_meta"]
+        kept = nodes[piece.pre_activation]
+        last = builder.layer(first, kept, shaped_like=kept)
         return builder.build(last, at=piece.pre_activation)
 
     def slots(self, choice, piece):
@@ -191,6 +192,11 @@ def test_linearized_and_merged_it_computes_the_same(network, whole):
         assert torch.allclose(merge(linearized, plan)(x), linearized(x), atol=1e-5)
     convolutions = [m for m in linearized.modules() if isinstance(m, nn.Conv2d)]
     assert len(convolutions) == len([m for m in network.gm.modules() if isinstance(m, nn.Conv2d)]) - 2
+
+
+def test_an_impossible_choice_is_refused_with_the_reason_of_the_kind(network):
+    with pytest.raises(PlanError, match="is not possible: too few layers stand before its last one"):
+        linearize(network, Plan((KeepLast("_1", "_4", (3, 3)),)))
 
 
 def test_random_plans_draw_it(network):

@@ -146,7 +146,7 @@ def test_json_that_is_no_table_is_refused(tmp_path: Path) -> None:
 
 
 def test_unknown_fields_are_refused(tmp_path: Path, content: Any) -> None:
-    refused(tmp_path, content | {"colour": "red"}, "is not a latency table: colour: Extra inputs")
+    refused(tmp_path, content | {"colour": "red"}, "is no latency table: colour: Extra inputs")
 
 
 def test_unknown_fields_of_the_environment_are_refused(tmp_path: Path, content: Any) -> None:

@@ -69,5 +69,5 @@ def test_bounds_under_another_name_are_still_no_entries(written: Path) -> None:
     content: Any = json.loads(written.read_text())
     del content["kind"]
     written.write_text(json.dumps({**content, "schema_version": 2}))
-    with pytest.raises(TableError, match="is not a latency table"):
+    with pytest.raises(TableError, match="is no latency table"):
         LatencyTable.load(written)

@@ -77,7 +77,7 @@ def content(tmp_path: Path) -> Any:
     [
         ({"work_version": 2}, "has work version 2, but this depthcomp reads version 1; plan anew"),
         ({"kind": "roofline estimate"}, "holds a roofline estimate, and a work file is needed"),
-        ({"colour": "red"}, "is not a work file: colour: Extra inputs"),
+        ({"colour": "red"}, "is no work file: colour: Extra inputs"),
         ({"operators": {"conv": []}}, "'conv' is not an operator key"),
         (
             {"operators": {conv().key: [{"model": "m", "batch": "1", "places": []}]}},

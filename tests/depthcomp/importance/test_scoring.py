@@ -154,7 +154,7 @@ def test_losses_that_are_not_finite_are_left_out_and_said(prepared, some, tmp_pa
         (lambda d: d.update(version=3), "has version 3, but this depthcomp reads version"),
         (lambda d: d.update(version=0), "has version 0, but this depthcomp reads version"),
         (lambda d: d.update(version=1), "is no choice of a plan: it must be an object with the field 'kind'"),
-        (lambda d: d.pop("seed"), "is not a importance table: seed: Field required"),
+        (lambda d: d.pop("seed"), "is no importance table: seed: Field required"),
         (lambda d: d["choices"].append(d["choices"][0]), "twice; remove one entry"),
         (lambda d: d["choices"][0]["choice"].update(kernel=[3, 3, 3]), r"kernel \(=\[3, 3, 3\]\) .* must be two whole"),
         (lambda d: d["choices"][0]["choice"].update(kind="widen"), r"kind \(='widen'\) .* must be one of drop, fit"),
@@ -162,8 +162,8 @@ def test_losses_that_are_not_finite_are_left_out_and_said(prepared, some, tmp_pa
             lambda d: d["choices"][0]["choice"].update(alpha=1),
             "is no choice of a plan: a 'merge' choice needs the fields",
         ),
-        (lambda d: d["choices"][0].update(kernel=[3, 3]), "is not a importance table: choices.0.kernel: Extra inputs"),
-        (lambda d: d["choices"][0].pop("choice"), "is not a importance table: choices.0.choice: Field required"),
+        (lambda d: d["choices"][0].update(kernel=[3, 3]), "is no importance table: choices.0.kernel: Extra inputs"),
+        (lambda d: d["choices"][0].pop("choice"), "is no importance table: choices.0.choice: Field required"),
         (lambda d: d["choices"][0].update(loss="NaN"), "choices.0.loss: Input should be a valid number"),
     ],
 )
@@ -204,8 +204,8 @@ def test_the_first_version_is_read(tmp_path):
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        (lambda d: d.pop("choices"), "is not a importance table of an earlier version; score the choices anew"),
-        (lambda d: d["choices"][0].pop("loss"), "is not a importance table of an earlier version"),
+        (lambda d: d.pop("choices"), "is no importance table of an earlier version; score the choices anew"),
+        (lambda d: d["choices"][0].pop("loss"), "is no importance table of an earlier version"),
         (lambda d: d["choices"].append(d["choices"][0]), "twice; remove one entry"),
         (lambda d: d["choices"][2].update(kernel=[3, 3]), "a 'drop' choice needs the fields"),
         (lambda d: d["choices"][1].update(pruned=["b"]), "a 'fit' choice needs the fields"),

@@ -182,9 +182,9 @@ def changed(**fields):
     [
         (changed(schema_version=1), "schema version 1, but this depthcomp reads version .*; compress the model anew"),
         (changed(schema_version=4), "schema version 4, but this depthcomp reads version .*; compress the model anew"),
-        (changed(schema_version=2), "is not a result of an earlier version; compress the model anew"),
-        (changed(method=3), "is not a result: method: Input should be a valid string"),
-        (changed(surprise=3), "is not a result: surprise: Extra inputs"),
+        (changed(schema_version=2), "is no result of an earlier version; compress the model anew"),
+        (changed(method=3), "is no result: method: Input should be a valid string"),
+        (changed(surprise=3), "is no result: surprise: Extra inputs"),
         (changed(frontier=[{"predicted_ms": 1.0, "loss": 0.5, "plan": [7]}]), "has no choice number 7"),
         (lambda folder: (folder / "result.json").write_text("{"), "result.json is truncated or not JSON"),
         (lambda folder: (folder / "result.json").unlink(), "cannot read .*result.json"),
