@@ -101,7 +101,7 @@ class _Run(fx.Interpreter):
         self._weights = weights
 
     def run_node(self, n: fx.Node) -> Any:
-        """Return what a node computes."""
+        """Return the value of a node; a new convolution runs with the given weights."""
         if not isinstance(n.target, AffineConv):
             return super().run_node(n)
         (source,) = self.fetch_args_kwargs_from_env(n)[0]

@@ -81,7 +81,7 @@ def cover_places(node: fx.Node, covered: Iterable[fx.Node]) -> None:
 
 
 def places_of(node: fx.Node) -> tuple[Place, ...]:
-    """Return what `node` stands for; a place made from its target or name where tracing recorded none."""
+    """Return the places of `node`; one place made from its target or name where tracing recorded none."""
     recorded: tuple[Place, ...] = node.meta.get(PLACES, ())
     return recorded or (Place(_unrecorded(node)),)
 
@@ -125,7 +125,7 @@ class ModuleNames:
         self._held = _held(filter(_computes, nodes.values()))
 
     def describe_names(self, names: Iterable[str]) -> str:
-        """Return what `describe` does, for nodes given by name."""
+        """Return a short description of the modules of these nodes, as `describe` does."""
         return self.describe([self._nodes[name] for name in names])
 
     def describe(self, nodes: Sequence[fx.Node]) -> str:

@@ -211,7 +211,7 @@ def _judge_join(node: fx.Node) -> tuple[Role, str]:
 
 
 def zero_padding(module: nn.Module | None, node: fx.Node) -> affine.Sides:
-    """Return what an AFFINE padding node adds at (top, bottom, left, right)."""
+    """Return the padding of an AFFINE padding node at (top, bottom, left, right), in pixels."""
     pad = _padding_arguments(module, node)
     if pad is None:
         raise NotAffineError(f"{module_path(node)} is no padding with zeros")

@@ -72,7 +72,7 @@ class _Recorder(fx.Interpreter):
         self.running: fx.Node | None = None
 
     def run_node(self, n: fx.Node) -> Any:
-        """Return what a node computes, and describe it at the node."""
+        """Return the value of a node, and record its shape and type at the node."""
         self.running = n
         known = self._reuse_examples and "example" in n.meta
         result = n.meta["example"] if known else super().run_node(n)

@@ -41,7 +41,7 @@ def reported_errors(kept: Path | None = None) -> Iterator[None]:
 
 
 def _what_stays(error: DepthCompError, kept: Path | None) -> str:
-    """Return what remains of a compression whose fine-tuning failed."""
+    """Return a sentence on the saved parts of a compression whose fine-tuning failed."""
     if not isinstance(error, TrainingError) or error.result is None:
         return ""
     if kept is None:

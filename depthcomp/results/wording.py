@@ -72,7 +72,7 @@ def verdict(result: Findings) -> str:
 
 
 def deed(choice: SpanChoice) -> str:
-    """Return what a choice does with its span, in the past tense."""
+    """Return words for a choice in the past tense, such as "fitted 3x3"."""
     return kind_of(choice).describe(choice)
 
 

@@ -52,7 +52,7 @@ def parse_kernel(field: str, stored: Any) -> Kernel:
 
 
 def parse_end(field: str, stored: Any) -> End:
-    """Return what follows the convolution of a choice."""
+    """Return the end of a choice: "original", "inserted" or "none"."""
     if stored not in get_args(End):
         raise PlanError(f"{field} (={stored!r}) of a choice must be one of {', '.join(get_args(End))}")
     found: End = stored
