@@ -1,6 +1,6 @@
 """Files that survive kills, full disks and several processes at once.
 
-The room promises:
+Its promises:
 
 - a file is written whole or not at all (`write_atomically`, `write_json`);
 - one process at a time changes a file that several share (`locked`);

@@ -60,7 +60,7 @@ def collapse(
 def collapse_carrying_biases(
     gm: fx.GraphModule, entry: fx.Node, nodes: Sequence[fx.Node], channels: int
 ) -> dict[fx.Node, AffineConv]:
-    """Return what `collapse` does, for a tensor at `entry` that has one more channel, of ones, after its own.
+    """Return the operators as `collapse` does, for a tensor at `entry` with a channel of ones after its own channels.
 
     Tensors that must be zero beyond their frame, because they are padded, read their bias from that channel.
     """

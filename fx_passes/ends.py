@@ -14,9 +14,9 @@ from fx_passes.operators import Role, image_shape, known_layer, role
 __all__ = ["activation_to_insert", "end_activation", "pre_activation_of", "set_end"]
 
 
-def pre_activation_of(gm: fx.GraphModule, exit_: fx.Node) -> fx.Node:
-    """Return the node before the activation and dropout at the end of a span."""
-    while role(gm, exit_) in (Role.ACTIVATION, Role.PASS):
+def pre_activation_of(gm: fx.GraphModule, exit_: fx.Node, entry: fx.Node) -> fx.Node:
+    """Return the node before the activation and dropout at the end of a span; at most its entry."""
+    while exit_ is not entry and role(gm, exit_) in (Role.ACTIVATION, Role.PASS):
         exit_ = exit_.all_input_nodes[0]
     return exit_
 

@@ -12,7 +12,7 @@ from fx_passes.choice import SpanChoice
 from fx_passes.facts import GraphFacts
 from fx_passes.kinds import kind_of
 from fx_passes.limits import SpanLimits
-from fx_passes.span import Piece, Span
+from fx_passes.span import NO_LAYERS, Piece, Span
 from fx_passes.structure import Level, require_captured, structure_tree
 from fx_passes.walker import SpanWalker
 from fx_passes.workload import Workload
@@ -74,10 +74,10 @@ class CapturedNetwork(GraphFacts):
         """
         kind, span = kind_of(choice), self.span(choice.entry, choice.exit)
         assert span.piece is not None  # or `span` refuses it
-        reason = kind.check(choice, span.piece)
+        reason = kind.check(choice, span.piece) if span.piece.layers else NO_LAYERS
         if reason:
-            possible = ", ".join(map(str, span.choices)) or "nothing"
-            raise PlanError(f"{choice} is not possible: {reason}; this span offers {possible}")
+            where, possible = self.words(span.nodes), ", ".join(map(str, span.choices)) or "nothing"
+            raise PlanError(f"{choice} is not possible for {where}: {reason}; this span offers {possible}")
         return span.piece
 
     @cached_property

@@ -23,10 +23,11 @@ __all__ = [
     "NORMS",
     "Role",
     "affine_operator",
+    "before_norms",
     "called_module",
     "describe",
-    "follows_convolution",
     "image_shape",
+    "is_folded",
     "known_layer",
     "role",
     "zero_padding",
@@ -90,14 +91,18 @@ def role(gm: fx.GraphModule, node: fx.Node) -> Role:
     return _judge(gm, node)[0]
 
 
-def follows_convolution(gm: fx.GraphModule, norm: fx.Node) -> bool:
-    """Say whether a norm reads a convolution, directly or through norms; any runtime then folds it."""
-    source = norm.args[0]
-    while isinstance(source, fx.Node) and isinstance(known_layer(gm, source), NORMS):
-        source = source.args[0]
-    return isinstance(source, fx.Node) and (
-        isinstance(known_layer(gm, source), nn.Conv2d) or isinstance(source.target, AffineConv)
-    )
+def before_norms(gm: fx.GraphModule, node: fx.Node) -> fx.Node:
+    """Return the node before a chain of norms that ends at `node`; `node` itself, if it calls no norm."""
+    while isinstance(known_layer(gm, node), NORMS):
+        node = node.all_input_nodes[0]
+    return node
+
+
+def is_folded(gm: fx.GraphModule, node: fx.Node) -> bool:
+    """Say whether a node calls a norm that any runtime folds into the convolution before it."""
+    source = before_norms(gm, node)
+    convolution = isinstance(known_layer(gm, source), nn.Conv2d) or isinstance(source.target, AffineConv)
+    return convolution and source is not node
 
 
 def describe(gm: fx.GraphModule, node: fx.Node) -> str:

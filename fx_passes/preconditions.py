@@ -115,7 +115,7 @@ def _remedy(hook: object, where: str) -> str:
 
 
 def _wrapped(module: nn.Module, where: str) -> str | None:
-    """Return what to use instead of a wrapper, or None for a module that is no wrapper."""
+    """Return the replacement to suggest for a wrapper, or None for a module that is no wrapper."""
     if isinstance(module, torch.jit.ScriptModule):
         return "the original nn.Module that it was made from"
     if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):

@@ -14,10 +14,13 @@ from fx_passes.choice import SpanChoice
 from fx_passes.collapse import operands
 from fx_passes.facts import GraphFacts
 from fx_passes.layer_pruning import Prunings
-from fx_passes.operators import NORMS, Role, follows_convolution
+from fx_passes.operators import NORMS, Role, is_folded
 from fx_passes.structure import Level
 
-__all__ = ["Piece", "Span", "macs_of"]
+__all__ = ["NO_LAYERS", "Piece", "Span", "macs_of"]
+
+NO_LAYERS = "there is no convolution in it"
+"""Why nothing can be done with a piece without layers."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ class Piece:
     def layers(self) -> int:
         """Number of operators that a runtime computes; norms behind a convolution are folded."""
         modules = [self.graph.layer(name) for name in self.nodes]
-        folded = sum(_follows_convolution(self.graph, name) for name in self.nodes)
+        folded = sum(is_folded(self.graph.gm, self.graph.nodes[name]) for name in self.nodes)
         return sum(isinstance(module, (nn.Conv2d, nn.AvgPool2d, *NORMS)) for module in modules) - folded
 
     @cached_property
@@ -123,8 +126,3 @@ def _joins(graph: GraphFacts, name: str) -> bool:
     if graph.roles[name] is Role.CONCAT:
         return len(operands(graph.nodes[name], Role.CONCAT)) > 1
     return graph.roles[name] is Role.ADD
-
-
-def _follows_convolution(graph: GraphFacts, name: str) -> bool:
-    """Say whether a node is a norm that any runtime folds into the convolution before it."""
-    return isinstance(graph.layer(name), NORMS) and follows_convolution(graph.gm, graph.nodes[name])

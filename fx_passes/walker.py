@@ -14,14 +14,14 @@ from fx_passes import affine
 from fx_passes.affine import AffineConv, NotAffineError
 from fx_passes.choice import SpanChoice
 from fx_passes.collapse import collapse_node
+from fx_passes.ends import pre_activation_of
 from fx_passes.facts import GraphFacts
 from fx_passes.kinds import kinds
 from fx_passes.layer_pruning import UNPRUNED, LayerPruner, Prunings
 from fx_passes.limits import SpanLimits
 from fx_passes.module_paths import module_path
-from fx_passes.operators import Role
 from fx_passes.refusals import holds_layers, is_boundary
-from fx_passes.span import Piece, Span
+from fx_passes.span import NO_LAYERS, Piece, Span
 from fx_passes.structure import Level, Unit
 
 __all__ = ["SpanWalker"]
@@ -115,37 +115,23 @@ class SpanWalker:
         self, level: Level, start: int, stop: int, nodes: tuple[str, ...],
         values: Mapping[fx.Node, AffineConv], prunings: Prunings | None,
     ) -> Piece:  # fmt: skip
-        entry, last = level.cuts[start], self._pre_activation(level, stop)
+        entry, exit_, found = level.cuts[start], level.cuts[stop], self._graph.nodes
+        last = pre_activation_of(self._graph.gm, found[exit_], found[entry])
         shape = self._graph.shape(entry)
         assert shape is not None  # values would be empty
-        operator = values[self._graph.nodes[last]]
-        return Piece(entry, level.cuts[stop], last, nodes, operator, shape, prunings, self._graph)
-
-    def _pre_activation(self, level: Level, stop: int) -> str:
-        """Return the node before the activation and dropout at the end of the unit before cut `stop`."""
-        before, roles = level.cuts[stop - 1], self._graph.roles
-        for name in level.units[stop - 1].nodes:
-            if roles[name] is Role.ACTIVATION:
-                break
-            if roles[name] is not Role.PASS:
-                before = name
-        return before
+        return Piece(entry, exit_, last.name, nodes, values[last], shape, prunings, self._graph)
 
     def _choices(self, piece: Piece) -> Iterator[SpanChoice]:
-        for each in self._kinds:
+        for each in self._kinds if piece.layers else ():
             yield from each.enumerate(piece, self._limits)
 
     def _refusal(self, piece: Piece) -> str:
-        """Return a sentence that says why a piece has no choices."""
-        height, width = piece.operator.kernel
+        """Return a sentence that says why a piece has no choices; kinds with the same reason share a clause."""
         where = self._graph.words(piece.nodes)
-        if piece.layers == 0:
-            return f"{where}: there is no convolution between these cuts"
-        if piece.layers == 1 and (height, width) == (1, 1):
-            first = module_path(self._graph.nodes[piece.nodes[0]])
-            return f"{first}: a lone 1x1 convolution that changes its tensor's shape is as small as it can be"
-        return (
-            f"{where}: one convolution ({height}x{width}, {piece.operator.in_channels} to "
-            f"{piece.operator.out_channels} channels) would cost more than {self._limits.largest_mac_growth:g} "
-            "times the multiply-adds of what it replaces, at every kernel size, and its shapes rule out dropping it"
-        )
+        if not piece.layers:
+            return f"{where}: {NO_LAYERS}"
+        done: dict[str, list[str]] = {}
+        for each in self._kinds:
+            done.setdefault(each.refusal(piece, self._limits), []).append(each.done)
+        clauses = (f"cannot be {' or '.join(kinds)}, as {reason}" for reason, kinds in done.items())
+        return f"{where}: {'; '.join(clauses)}"

@@ -16,7 +16,7 @@ from torch import fx, nn
 from fx_passes.affine import AffineConv, conv_padding
 from fx_passes.body import Body
 from fx_passes.facts import GraphFacts
-from fx_passes.operators import NORMS, Role, affine_operator, follows_convolution, image_shape, known_layer, role
+from fx_passes.operators import NORMS, Role, affine_operator, image_shape, is_folded, known_layer, role
 
 __all__ = ["Operator", "Workload"]
 
@@ -101,7 +101,7 @@ class Workload:
             stride, dilation = (module.stride[0], module.stride[1]), (module.dilation[0], module.dilation[1])
             geometry = AffineConv(module.weight, module.weight, stride, conv_padding(module), module.groups)
             return Operator("conv", geometry, shape, self._epilogue(node, body), dilation)
-        if isinstance(module, NORMS) and follows_convolution(gm, node):
+        if is_folded(gm, node):
             return None
         if not isinstance(module, (nn.AvgPool2d, *NORMS)):
             return None

@@ -1,14 +1,14 @@
 """Latency tables: operator signature in, milliseconds out.
 
-The room promises:
+Its promises:
 
-- a latency belongs to an `OperatorSignature`, never to a position in a network, so what is repeated is
-  measured once and a `LatencyTable` serves every network that shares shapes;
+- a latency belongs to an `OperatorSignature`, never to a position in a network: repeated operators are
+  measured once, and a `LatencyTable` serves every network that shares shapes;
 - a table belongs to one `Environment` and refuses to answer for another unless told to;
-- `measure` times operators side by side in interleaved rounds (`time_interleaved`), removes what a call
-  costs by itself, flags what stays unstable, and resumes from its journal after it was killed;
-- `import_kim23` reads the tables that the method's authors published, which go by position in one network;
-- `fit_affine` turns sums of entries into latencies of whole networks, which the sums alone miss.
+- `measure` times operators side by side in interleaved rounds (`time_interleaved`), removes the cost of an
+  empty call, flags unstable entries, and resumes from its journal after a kill;
+- `import_kim23` reads the tables that Kim et al. published, whose keys are positions in one network;
+- `fit_affine` predicts latencies of whole networks from sums of entries, as the sums alone are biased.
 
 Importing it loads no backend's library, and PyTorch is known only where a backend takes modules or a GPU is used.
 """

@@ -8,6 +8,7 @@ from depthcomp.fitting.memory import MEMORY_MIB
 from depthcomp.importance.calibrated import calibrated, score_part
 from depthcomp.importance.context import ScoringContext
 from depthcomp.importance.journal import ScoreJournal
+from depthcomp.importance.protocol import Importance
 from depthcomp.importance.registry import PRESETS
 from depthcomp.importance.settings import Settings, require_counts
 from depthcomp.importance.table import Scored, scored
@@ -19,7 +20,7 @@ ALGORITHM = 3  # raised by each change that gives other scores for equal setting
 
 
 @dataclass(frozen=True, slots=True)
-class CalibratedImportance:
+class CalibratedImportance(Importance):
     """Importance by closed-form fits: the rise of the loss on images that a fit has not seen.
 
     Attributes:
@@ -54,11 +55,6 @@ class CalibratedImportance:
     def most_images(self) -> int | None:
         """Most images of `data` to read; None to choose by their size."""
         return self.images
-
-    @property
-    def unshareable(self) -> str:
-        """Empty: shards can score parts."""
-        return ""
 
     def rules(self, *, refit_kept: bool) -> str:
         """Return the version of the scoring rules; refits of kept layers change the scores."""

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-from depthcomp.fitting.memory import MEMORY_MIB
 from depthcomp.importance.context import ScoringContext
 from depthcomp.importance.journal import ScoreJournal
+from depthcomp.importance.protocol import Importance
 from depthcomp.importance.registry import PRESETS
 from depthcomp.importance.settings import Settings
 from depthcomp.importance.table import Scored, scored
@@ -23,7 +23,7 @@ ALGORITHM = 3  # raised by each change that gives other scores for equal setting
 
 
 @dataclass(frozen=True, slots=True)
-class FinetunedImportance(TrainingSettings):
+class FinetunedImportance(TrainingSettings, Importance):
     """Importance by training each choice alone and scoring it on held-out images, as Kim et al. and LayerMerge do.
 
     The fields are those of `TrainingSettings`.
@@ -43,16 +43,6 @@ class FinetunedImportance(TrainingSettings):
     def most_images(self) -> int | None:
         """Most images of `data` to read."""
         return self.images
-
-    @property
-    def memory_mib(self) -> int:
-        """Memory that the refits of chosen plans may use, in MiB: the default, as scores need no fits."""
-        return MEMORY_MIB
-
-    @property
-    def unshareable(self) -> str:
-        """Empty: shards can score parts."""
-        return ""
 
     def rules(self, *, refit_kept: bool) -> str:
         """Return the version of the scoring rules; refits of kept layers play no part."""

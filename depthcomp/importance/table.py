@@ -14,16 +14,15 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from depthcomp.errors import DepthCompError, PlanError, TableError
-from depthcomp.fitting.memory import MEMORY_MIB
+from depthcomp.errors import PlanError, TableError
 from depthcomp.importance.context import ScoringContext
 from depthcomp.importance.journal import ScoreJournal
+from depthcomp.importance.protocol import Importance
 from depthcomp.importance.settings import Settings
 from depthcomp_files import JsonFormat
 from fx_passes import SpanChoice
 from fx_passes.kinds import decode_choice, encode_choice
 from fx_passes.kinds.codec import from_version_1
-from latency_tables.fleet.work import Shard
 
 __all__ = ["NO_METHOD", "TABLE", "ImportanceTable", "Scored", "scored"]
 
@@ -74,7 +73,7 @@ _FORMAT = JsonFormat(
 
 
 @dataclass(frozen=True, slots=True)
-class ImportanceTable:
+class ImportanceTable(Importance):
     """The loss of each choice of one network.
 
     Attributes:
@@ -98,16 +97,6 @@ class ImportanceTable:
     algorithm: str = ""
 
     @property
-    def most_images(self) -> int | None:
-        """None: the number of images follows from their size, and the chosen plans are fitted on them."""
-        return None
-
-    @property
-    def memory_mib(self) -> int:
-        """Memory that the refits of chosen plans may use, in MiB: the default."""
-        return MEMORY_MIB
-
-    @property
     def unshareable(self) -> str:
         """Reason why there are no shards."""
         return "is a finished table, so shards have nothing to score"
@@ -129,14 +118,6 @@ class ImportanceTable:
                 "this network; give the table of this network, or score the choices anew"
             )
         return _finite(self, known, (*context.notes, *self._doubts(context, len(known))))
-
-    def score_part(self, context: ScoringContext, part: Shard) -> int:
-        """Refuse to score a part: all choices are scored.
-
-        Raises:
-            DepthCompError: always.
-        """
-        raise DepthCompError(f"importance {self.unshareable}")
 
     def _doubts(self, context: ScoringContext, known: int) -> list[str]:
         """Return notes on missing losses, and on losses of another network or of other rules."""

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 
 from depthcomp.methods.baselines import Materials, Rewrites, disjoint, growing
 from depthcomp.methods.method import Method
-from depthcomp.methods.registry import METHODS
+from depthcomp.methods.registry import register
 from fx_passes import Level, SpanLimits, Unit
 from fx_passes.operators import Role
 
@@ -50,12 +50,11 @@ def _linear(unit: Unit, roles: Mapping[str, Role]) -> bool:
     return Role.ACTIVATION not in {roles[name] for name in unit.nodes}
 
 
-METHODS.register(
-    "depthshrinker",
+register(
     Method(
         "depthshrinker",
         "whole blocks lose their activations, the least important first",
         SpanLimits(layer_pruning=False, other_ends=(), kinds=("merge",)),
         draw=whole_blocks,
-    ),
+    )
 )

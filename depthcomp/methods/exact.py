@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from depthcomp.methods.method import Method
-from depthcomp.methods.registry import METHODS
+from depthcomp.methods.registry import register
 from depthcomp.preparation import DEFAULT_LIMITS
 
-METHODS.register(
-    "depthcomp",
-    Method("depthcomp", "fits, merges and drops, exact frontier, plans refitted", DEFAULT_LIMITS, fits=True),
-)
+register(Method("depthcomp", "fits, merges and drops, exact frontier, plans refitted", DEFAULT_LIMITS, fits=True))

@@ -10,15 +10,14 @@ the rounding of the table to a grid.
 from __future__ import annotations
 
 from depthcomp.methods.method import Method
-from depthcomp.methods.registry import METHODS
+from depthcomp.methods.registry import register
 from fx_passes import SpanLimits
 
-METHODS.register(
-    "kim23",
+register(
     Method(
         "kim23",
         "exact merges, ends original or inserted, exact frontier",
         SpanLimits(layer_pruning=False, other_ends=("inserted",), kinds=("merge",)),
         importance="kim23",
-    ),
+    )
 )

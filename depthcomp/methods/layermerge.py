@@ -14,7 +14,7 @@ from torch import nn
 
 from depthcomp.latency.pricing import Candidate
 from depthcomp.methods.method import Method
-from depthcomp.methods.registry import METHODS
+from depthcomp.methods.registry import register
 from fx_passes import CapturedNetwork, SpanLimits
 from fx_passes.operators import Role
 
@@ -31,13 +31,12 @@ def _all_prunable(network: CapturedNetwork, names: Sequence[str]) -> bool:
     return same and not any(network.roles[name] in (Role.ADD, Role.CONCAT) for name in names)
 
 
-METHODS.register(
-    "layermerge",
+register(
     Method(
         "layermerge",
         "exact merges with layer pruning, exact frontier",
         SpanLimits(layer_pruning=True, other_ends=(), kinds=("merge", "drop")),
         allows=_leaves_a_layer_or_prunes_all,
         importance="layermerge",
-    ),
+    )
 )

@@ -8,7 +8,7 @@ import numpy as np
 
 from depthcomp.methods.baselines import Materials, Rewrites, disjoint, growing
 from depthcomp.methods.method import Method
-from depthcomp.methods.registry import METHODS
+from depthcomp.methods.registry import register
 from depthcomp.preparation import DEFAULT_LIMITS
 
 __all__ = ["at_random"]
@@ -24,8 +24,7 @@ def at_random(materials: Materials) -> Iterator[Rewrites]:
         yield from growing(disjoint(materials.candidates[index] for index in order))
 
 
-METHODS.register(
-    "random",
+register(
     Method(
         "random",
         "random rewrites until the budget holds, refitted",
@@ -33,5 +32,5 @@ METHODS.register(
         draw=at_random,
         scored=False,
         fits=True,
-    ),
+    )
 )

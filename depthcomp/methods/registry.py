@@ -1,6 +1,6 @@
 """Registry of the methods of compression.
 
-A new method is one file in this folder that calls `METHODS.register(name, Method(...))`.
+A new method is one file in this folder that calls `register(Method(...))`.
 """
 
 from __future__ import annotations
@@ -9,9 +9,18 @@ from depthcomp.errors import DepthCompError
 from depthcomp.methods.method import Method
 from depthcomp.registry import Registry
 
-__all__ = ["METHODS", "find_method"]
+__all__ = ["METHODS", "find_method", "register"]
 
 METHODS: Registry[Method] = Registry("depthcomp.methods")
+
+
+def register(method: Method) -> Method:
+    """Add a method under its name, and return it.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+    return METHODS.register(method.name, method)
 
 
 def find_method(name: str) -> Method:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from depthcomp.methods.baselines import Materials, Rewrites, disjoint, in_order
 from depthcomp.methods.method import Method
-from depthcomp.methods.registry import METHODS
+from depthcomp.methods.registry import register
 from depthcomp.preparation import DEFAULT_LIMITS
 
 __all__ = ["evenly_spread"]
@@ -24,8 +24,7 @@ def evenly_spread(materials: Materials) -> Iterator[Rewrites]:
             yield [places[int((k + shift / SHIFTS) * len(places) / count)] for k in range(count)]
 
 
-METHODS.register(
-    "uniform",
+register(
     Method(
         "uniform",
         "single units rewritten, evenly spread, refitted",
@@ -33,5 +32,5 @@ METHODS.register(
         draw=evenly_spread,
         scored=False,
         fits=True,
-    ),
+    )
 )

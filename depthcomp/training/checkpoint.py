@@ -1,8 +1,8 @@
 """Checkpoints of a training: JSON beside safetensors, whole at any moment, nothing pickled.
 
-`checkpoint.json` says where the training stands and names the files of tensors that belong to it. These are written
-under new names first, then `checkpoint.json` is replaced, then what it no longer names is removed: whoever is killed in
-between leaves the checkpoint before.
+`checkpoint.json` says where the training stands and names its files of tensors. A save writes these files under new
+names, then replaces `checkpoint.json`, then removes the files that it no longer names. A run that is killed in between
+leaves the earlier checkpoint.
 """
 
 from __future__ import annotations

@@ -145,7 +145,7 @@ class TwoStageProblem:
         return self._described(plan, -float(front.losses[k]), float(front.costs[k]))
 
     def describe(self, keys: Sequence[Hashable]) -> TwoStageResult:
-        """Return what a plan of `chain` keeps and where its merges end, as for one of `best_plans(chain, ...)`.
+        """Return the kept activations and the merge ends of a plan, for example one of `best_plans(chain, ...)`.
 
         Args:
             keys: the plan's keys in order from position 0 to the last.

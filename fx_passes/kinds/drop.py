@@ -46,11 +46,13 @@ class DropKind(Kind[Drop]):
 
     def check(self, choice: Drop, piece: Piece) -> str:
         """Return why a piece cannot become the identity; empty where it can."""
-        if not piece.layers:
-            return "there is no convolution in it"
         if piece.graph.shape(piece.exit) != piece.in_shape:
             return "it changes the shape of its tensor"
         return ""
+
+    def refusal(self, piece: Piece, limits: SpanLimits) -> str:
+        """Return why a piece cannot become the identity."""
+        return self.check(Drop(piece.entry, piece.exit), piece)
 
     def body(self, choice: Drop, piece: Piece) -> Body:
         """Return the empty body."""

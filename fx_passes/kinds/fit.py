@@ -23,16 +23,16 @@ from fx_passes.kinds.single_convolution import (
     body_of,
     end_obstacle,
     ends,
-    fits_limits,
     inner_of,
+    limit_obstacle,
     merge_into_one,
     odd,
-    reads_enough,
+    one_layer,
     size_text,
 )
 from fx_passes.limits import SpanLimits
 from fx_passes.module_paths import cover_places, module_path
-from fx_passes.operators import NORMS, known_layer
+from fx_passes.operators import before_norms, known_layer
 from fx_passes.slots import Slot
 from fx_passes.span import Piece
 
@@ -66,13 +66,18 @@ class FitKind(Kind[Fit]):
 
     def enumerate(self, piece: Piece, limits: SpanLimits) -> Iterator[Fit]:
         """Yield, for each possible end, the odd kernels within limits, the smallest first."""
-        sizes = [size for size in _sizes(piece, limits) if not _size_obstacle(piece, size)]
+        sizes = [size for size in _sizes(piece, limits) if not _obstacle(piece, size, limits)]
         for ending in ends(piece, limits) if sizes else ():
             yield from (Fit(piece.entry, piece.exit, size, ending) for size in sizes)
 
     def check(self, choice: Fit, piece: Piece) -> str:
         """Return why a piece cannot become the choice's convolution; empty where it can."""
         return _size_obstacle(piece, choice.kernel) or end_obstacle(piece, choice.end)
+
+    def refusal(self, piece: Piece, limits: SpanLimits) -> str:
+        """Return why no kernel size is possible."""
+        obstacles = (_obstacle(piece, size, limits) for size in _sizes(piece, limits))
+        return ", and ".join(dict.fromkeys(obstacles))
 
     def body(self, choice: Fit, piece: Piece) -> Body:
         """Return the convolution, and the activation inserted after it if there is one."""
@@ -100,8 +105,8 @@ class FitKind(Kind[Fit]):
         """Return the node of the convolution, or of the norm behind it."""
         gm = linearized.gm
         entry, exit_ = span_ends(linearized, choice)
-        last = pre_activation_of(gm, exit_)
-        conv = last.all_input_nodes[0] if isinstance(known_layer(gm, last), NORMS) else last
+        last = pre_activation_of(gm, exit_, entry)
+        conv = before_norms(gm, last)
         padded = [conv, *conv.all_input_nodes]
         reads_entry = any(entry in node.all_input_nodes for node in padded)
         if not isinstance(known_layer(gm, conv), nn.Conv2d) or not reads_entry:
@@ -120,21 +125,23 @@ class FitKind(Kind[Fit]):
 
 
 def _sizes(piece: Piece, limits: SpanLimits) -> list[Kernel]:
+    """Return the odd kernels inside the kernel of a piece's collapse, the smallest first."""
     height, width = piece.operator.kernel
     squares = range(1, min(max(height, width), limits.largest_kernel) + 1, 2)
-    sizes = ((min(size, odd(height)), min(size, odd(width))) for size in squares)
-    return [size for size in sizes if reads_enough(piece, size, limits) and fits_limits(piece, size, limits)]
+    return [(min(size, odd(height)), min(size, odd(width))) for size in squares]
+
+
+def _obstacle(piece: Piece, size: Kernel, limits: SpanLimits) -> str:
+    return _size_obstacle(piece, size) or limit_obstacle(piece, size, limits)
 
 
 def _size_obstacle(piece: Piece, size: Kernel) -> str:
     """Return why a piece cannot become one convolution of a size; empty where it can."""
     full = piece.operator.kernel
-    if not piece.layers:
-        return "there is no convolution in it"
     if any(length % 2 == 0 for length in size):
         return f"a fitted kernel needs a central pixel, and {size_text(size)} has none; both sizes must be odd"
     if size[0] > full[0] or size[1] > full[1]:
         return f"its layers together read {size_text(full)} pixels, and a fitted kernel may be no larger"
     if piece.layers == 1 and size == full:
-        return "it is one convolution of that size already"
+        return one_layer(piece)
     return ""

@@ -28,16 +28,16 @@ from fx_passes.kinds.single_convolution import (
     body_of,
     end_obstacle,
     ends,
-    fits_limits,
     inner_of,
+    limit_obstacle,
     merge_into_one,
-    reads_enough,
+    one_layer,
     size_text,
 )
 from fx_passes.layer_pruning import with_norms
 from fx_passes.limits import SpanLimits
 from fx_passes.module_paths import module_path
-from fx_passes.operators import NORMS, Role, known_layer, role
+from fx_passes.operators import Role, before_norms, known_layer, role
 from fx_passes.span import Piece
 
 __all__ = ["Merge"]
@@ -82,6 +82,10 @@ class MergeKind(Kind[Merge]):
         """Return why a piece cannot merge as the choice says; empty where it can."""
         return _merge_obstacle(choice, piece) or end_obstacle(piece, choice.end)
 
+    def refusal(self, piece: Piece, limits: SpanLimits) -> str:
+        """Return why the layers of a piece cannot merge."""
+        return _whole_obstacle(piece) or limit_obstacle(piece, piece.operator.kernel, limits)
+
     def body(self, choice: Merge, piece: Piece) -> Body:
         """Return the convolution, and the activation inserted after it if there is one."""
         return body_of(piece, choice.kernel, choice.end)
@@ -124,18 +128,16 @@ class MergeKind(Kind[Merge]):
 def _sizes(piece: Piece, limits: SpanLimits) -> Iterator[tuple[Kernel, tuple[str, ...]]]:
     """Yield the kernels within limits, and the convolutions to prune for each."""
     full = piece.operator.kernel
-    if not _whole_obstacle(piece) and fits_limits(piece, full, limits):
+    if not _whole_obstacle(piece) and not limit_obstacle(piece, full, limits):
         yield full, ()
     for size, pruning in piece.prunings.by_kernel().items() if piece.prunings else ():
         pruned = 0 < len(pruning.names) < piece.layers
-        if pruned and size != full and reads_enough(piece, size, limits) and fits_limits(piece, size, limits):
+        if pruned and size != full and not limit_obstacle(piece, size, limits):
             yield size, pruning.names
 
 
 def _whole_obstacle(piece: Piece) -> str:
-    if not piece.layers:
-        return "there is no convolution in it"
-    return "" if piece.layers > 1 or piece.joins else "it is one convolution already"
+    return "" if piece.layers > 1 or piece.joins else one_layer(piece)
 
 
 def _merge_obstacle(choice: Merge, piece: Piece) -> str:
@@ -172,14 +174,7 @@ def _pruned(graph: GraphFacts, choice: Merge) -> list[fx.Node]:
     In a graph whose norms are folded, a convolution has the name of the norm that stood behind it. A choice made for
     that graph uses this name.
     """
-    return [_convolution(graph, name) for name in choice.pruned]
-
-
-def _convolution(graph: GraphFacts, name: str) -> fx.Node:
-    node = graph.nodes[name]
-    while isinstance(known_layer(graph.gm, node), NORMS):
-        node = node.all_input_nodes[0]
-    return node
+    return [before_norms(graph.gm, graph.nodes[name]) for name in choice.pruned]
 
 
 def _collapsed(choice: Merge, piece: Piece, *, device: str = "cpu") -> AffineConv:

@@ -44,11 +44,15 @@ class Kind(ABC, Generic[C]):
 
     @abstractmethod
     def enumerate(self, piece: Piece, limits: SpanLimits) -> Iterator[C]:
-        """Yield the choices for a piece that lie within limits, the original end first."""
+        """Yield the choices for a piece with layers that lie within limits, the original end first."""
 
     @abstractmethod
     def check(self, choice: C, piece: Piece) -> str:
-        """Return why a choice is impossible for a piece, as a clause; empty where it is possible."""
+        """Return why a choice is impossible for a piece with layers, as a clause; empty where it is possible."""
+
+    @abstractmethod
+    def refusal(self, piece: Piece, limits: SpanLimits) -> str:
+        """Return why `enumerate` yields nothing for a piece with layers, as a clause about the piece."""
 
     @abstractmethod
     def body(self, choice: C, piece: Piece) -> Body:

@@ -25,7 +25,7 @@ from fx_passes.operators import Role, image_shape, role
 from fx_passes.span import Piece
 
 __all__ = [
-    "body_of", "end_obstacle", "ends", "fits_limits", "inner_of", "merge_into_one", "odd", "reads_enough", "size_text",
+    "body_of", "end_obstacle", "ends", "inner_of", "limit_obstacle", "merge_into_one", "odd", "one_layer", "size_text",
 ]  # fmt: skip
 
 
@@ -39,17 +39,25 @@ def odd(size: int) -> int:
     return size - 1 + size % 2
 
 
-def fits_limits(piece: Piece, kernel: Kernel, limits: SpanLimits) -> bool:
-    """Say whether a convolution of this size in a piece's place lies within limits."""
+def one_layer(piece: Piece) -> str:
+    """Return the clause that refuses a convolution in the place of a single layer of equal size."""
+    return f"it is one {size_text(piece.operator.kernel)} layer already"
+
+
+def limit_obstacle(piece: Piece, kernel: Kernel, limits: SpanLimits) -> str:
+    """Return why limits rule out a convolution of this size in a piece's place; empty where they allow it."""
+    if max(kernel) > limits.largest_kernel:
+        return f"one convolution needs a {size_text(kernel)} kernel, larger than the allowed {limits.largest_kernel}"
+    least = map(min, piece.operator.stride, map(odd, piece.operator.kernel))
+    if not limits.skips_pixels and any(map(operator.lt, kernel, least)):
+        return "a smaller kernel would leave pixels unread"
     macs = piece.in_shape[0] * math.prod(piece.operator.out_size(piece.in_shape[2:]))
     per_pixel = piece.operator.weight.numel() // math.prod(piece.operator.kernel) * math.prod(kernel)
-    return max(kernel) <= limits.largest_kernel and macs * per_pixel <= limits.largest_mac_growth * piece.macs
-
-
-def reads_enough(piece: Piece, kernel: Kernel, limits: SpanLimits) -> bool:
-    """Say whether a kernel reads every pixel, or the limits let it skip some."""
-    least = map(min, piece.operator.stride, map(odd, piece.operator.kernel))
-    return limits.skips_pixels or all(map(operator.ge, kernel, least))
+    if macs * per_pixel > limits.largest_mac_growth * piece.macs:
+        channels = f"{piece.operator.in_channels} to {piece.operator.out_channels} channels"
+        growth = f"{limits.largest_mac_growth:g} times the multiply-adds of what it replaces"
+        return f"one convolution of {channels} would cost more than {growth}"
+    return ""
 
 
 def ends(piece: Piece, limits: SpanLimits) -> Iterator[End]:
@@ -101,7 +109,7 @@ def merge_into_one(linearized: GraphFacts, choice: SpanChoice, kernel: Kernel) -
     """
     gm = linearized.gm
     entry, exit_ = span_ends(linearized, choice)
-    last = pre_activation_of(gm, exit_)
+    last = pre_activation_of(gm, exit_, entry)
     inner, channels = _inner(gm, choice, entry, last)
     try:
         merged, source = _collapsed(gm, choice, entry, inner, channels)

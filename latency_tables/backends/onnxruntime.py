@@ -132,7 +132,7 @@ class OnnxRuntimeBackend:
         return PartRunner(runner, self._idle, share_of_changes(self._profile(onnx_model)))
 
     def _profile(self, onnx_model: bytes) -> Profile:
-        """Return what each operation of a model took."""
+        """Return the time of each operation of a model."""
         with TemporaryDirectory() as folder:
             session = self._session(onnx_model, profile=f"{folder}/profile")
             for _ in profiled_runs(PartRunner(OnnxRuntimeRunner(session, self._flavour.device), self._idle)):

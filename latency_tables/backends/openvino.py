@@ -132,7 +132,7 @@ class OpenVinoRunner:
         return (perf_counter_ns() - start) / 1e6
 
     def profile(self, idle: Runner) -> Profile:
-        """Return what each operation took, of a part that is compiled with counters; `idle` is as in `PartRunner`."""
+        """Return the time of each operation of a part compiled with counters; `idle` is as in `PartRunner`."""
         samples: dict[tuple[str, str], list[float]] = {}
         for _ in profiled_runs(PartRunner(self, idle)):
             for operation in self._request.profiling_info:
@@ -211,6 +211,6 @@ def _require_precision(compiled: Any, version: str) -> None:
 
 
 def _words(error: RuntimeError) -> str:
-    """Return what OpenVINO says in one line, without the places in its source where it says so."""
+    """Return OpenVINO's message in one line, without places in its source."""
     lines = [line.strip() for line in str(error).splitlines() if not line.startswith("Exception from")]
     return " ".join(line for line in lines if line) or type(error).__name__

@@ -123,7 +123,7 @@ class Work:
         _FORMAT.write(Path(path), self.content())
 
     def content(self) -> dict[str, object]:
-        """Return what the file holds, ready for JSON."""
+        """Return the content of the file as JSON values."""
         return {
             "operators": {key: [asdict(origin) for origin in sorted(self.operators[key])] for key in self.operators}
         }

@@ -275,7 +275,7 @@ def _inner(single_ms: float, sample_ms: float) -> int:
 
 
 def _turn(runner: Runner, inner: int) -> list[float]:
-    """Return what an inference takes in ms, by each sample."""
+    """Return the time of an inference in ms, one for each sample."""
     samples = range(_samples(runner, inner))
     restore = cache_restorer(runner)
     if restore is not None:

@@ -23,6 +23,7 @@ from depthcomp.importance.calibrated import calibrated
 from depthcomp.latency.pricing import Pricing
 from depthcomp.methods.method import Method
 from depthcomp.methods.registry import METHODS
+from depthcomp.methods.registry import register as register_method
 from depthcomp.results.loading import load_result
 from dp_solver import solve
 from fx_passes import (
@@ -74,6 +75,9 @@ class KeepLastKind(Kind[KeepLast]):
         full = self._before(piece).kernel
         return "" if min(full) >= 3 else "its layers read too few pixels"
 
+    def refusal(self, piece, limits):
+        return self.check(KeepLast(piece.entry, piece.exit, (3, 3)), piece)
+
     def body(self, choice, piece):
         builder, nodes = BodyBuilder(piece.entry, piece.in_shape), piece.graph.nodes
         first = builder.convolution(builder.entry, crop_kernel(self._before(piece), choice.kernel), self._source(piece))
@@ -113,7 +117,7 @@ def _registered():
         patch.setattr(METHODS, "_known", {name: METHODS[name] for name in METHODS})
         register(KeepLastKind)
         limits = SpanLimits(layer_pruning=False, other_ends=(), kinds=(NAME,))
-        METHODS.register("made up", Method("made up", "keeps last layers", limits, fits=True))
+        register_method(Method("made up", "keeps last layers", limits, fits=True))
         yield
 
 
@@ -195,8 +199,14 @@ def test_linearized_and_merged_it_computes_the_same(network, whole):
 
 
 def test_an_impossible_choice_is_refused_with_the_reason_of_the_kind(network):
-    with pytest.raises(PlanError, match="is not possible: too few layers stand before its last one"):
+    with pytest.raises(PlanError, match="is not possible for 2 to 4: too few layers stand before its last one"):
         linearize(network, Plan((KeepLast("_1", "_4", (3, 3)),)))
+
+
+def test_a_refused_span_says_the_reason_of_the_kind_and_of_no_other(network):
+    refusals = [span.refusal for span in network.spans(SpanLimits(kinds=(NAME,))) if span.refusal]
+    assert "0 to 1: cannot be shortened, as too few layers stand before its last one" in refusals
+    assert not any("as it is one" in refusal or "cannot be dropped" in refusal for refusal in refusals)
 
 
 def test_random_plans_draw_it(network):

@@ -463,7 +463,9 @@ def test_unknown_nodes_are_refused():
 def test_impossible_choices_are_refused_with_the_reason_and_what_is_possible(choice, reason, offer):
     gm, _ = toy("chain")
     before = frozen_copy(gm)
-    with pytest.raises(PlanError, match=rf"\(x -> act2\] is not possible: {reason}.*; this span offers .*{offer}"):
+    with pytest.raises(
+        PlanError, match=rf"\(x -> act2\] is not possible for .*: {reason}.*; this span offers .*{offer}"
+    ):
         linearize(gm, plan_of(choice))
     assert is_unchanged(gm, before)
 

@@ -101,7 +101,7 @@ class TensorRtBackend:
         return f"{line} {shapes_option('shapes', shapes)}" if dynamic else line
 
     def device_state(self) -> DeviceState | None:
-        """Return what NVML tells of the GPU now; None where it tells nothing."""
+        """Return the GPU's state now, from NVML; None where NVML is silent."""
         return read_device_state()
 
     def keep_timings_beside(self, file: Path) -> None:

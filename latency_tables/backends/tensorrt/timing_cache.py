@@ -68,7 +68,7 @@ class TimingCache:
             _warn(f"the timing cache {self._path} is not kept ({reason}); the engine is not affected.")
 
     def _stored(self, path: Path, config: Any) -> Any:
-        """Return what the file holds, attached; None where that is nothing or cannot be used."""
+        """Return the cache in the file, attached to `config`; None where there is none that can be used."""
         complaints = len(self._log.texts(*_COMPLAINTS))
         try:
             data = _read(path)
