@@ -15,7 +15,7 @@ PACKAGES = ("depthcomp", "depthcomp_errors", "depthcomp_files", "dp_solver", "fx
 KINDS = ROOT / "fx_passes" / "kinds"
 ASKS_KIND = re.compile(r"\bkind (==|!=|in) |\.kind (==|!=|in) ")
 SLOTS = {"Slot"}
-IMPORTANCES = {"CalibratedImportance", "FinetunedImportance", "ImportanceTable", "Unscored"}
+IMPORTANCES = {"CalibratedImportance", "FinetunedImportance", "StoredImportance", "Unscored"}
 
 
 def product_files(*more):

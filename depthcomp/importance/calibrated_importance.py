@@ -10,8 +10,8 @@ from depthcomp.importance.context import ScoringContext
 from depthcomp.importance.journal import ScoreJournal
 from depthcomp.importance.protocol import Importance
 from depthcomp.importance.registry import PRESETS
+from depthcomp.importance.scored import Scored, scored
 from depthcomp.importance.settings import Settings, require_counts
-from depthcomp.importance.table import Scored, scored
 from latency_tables.fleet.work import Shard
 
 __all__ = ["CalibratedImportance"]

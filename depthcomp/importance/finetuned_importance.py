@@ -12,8 +12,8 @@ from depthcomp.importance.context import ScoringContext
 from depthcomp.importance.journal import ScoreJournal
 from depthcomp.importance.protocol import Importance
 from depthcomp.importance.registry import PRESETS
+from depthcomp.importance.scored import Scored, scored
 from depthcomp.importance.settings import Settings
-from depthcomp.importance.table import Scored, scored
 from depthcomp.importance.trained import TrainingSettings, entries_of, finetuned, losses_of
 from latency_tables.fleet.work import Shard
 

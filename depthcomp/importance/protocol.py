@@ -8,16 +8,14 @@ Each importance is a class in its own file of this folder; users pass an instanc
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from depthcomp.errors import DepthCompError
 from depthcomp.fitting.memory import MEMORY_MIB
 from depthcomp.importance.context import ScoringContext
+from depthcomp.importance.scored import Scored
 from depthcomp.importance.settings import Settings
 from latency_tables.fleet.work import Shard
-
-if TYPE_CHECKING:  # a finished table is an importance itself
-    from depthcomp.importance.table import Scored
 
 __all__ = ["Importance"]
 
@@ -71,4 +69,5 @@ class Importance(Protocol):
             DepthCompError: shards cannot score parts.
             DataError, TableError: as for `score_all`.
         """
-        raise DepthCompError(f"importance {self.unshareable}")
+        reason = self.unshareable or "cannot score a part of the choices; score all choices in one process"
+        raise DepthCompError(f"importance {self.method} {reason}")

@@ -11,7 +11,9 @@ from depthcomp.fitting.memory import FitMemory
 from depthcomp.importance.context import ScoringContext
 from depthcomp.importance.protocol import Importance
 from depthcomp.importance.registry import PRESETS
-from depthcomp.importance.table import ImportanceTable, Scored
+from depthcomp.importance.scored import Scored
+from depthcomp.importance.stored_importance import StoredImportance
+from depthcomp.importance.table import ImportanceTable
 from depthcomp.latency.pricing import Candidate
 from depthcomp.preparation import Prepared
 from depthcomp.progress import Progress, silent
@@ -19,8 +21,8 @@ from fx_passes import SpanChoice
 
 __all__ = ["ImportanceLike", "parse_importance", "score_choices", "scoring_context"]
 
-ImportanceLike = str | os.PathLike[str] | Importance
-"""A preset's name, the path of an importance.json, or an importance object."""
+ImportanceLike = str | os.PathLike[str] | ImportanceTable | Importance
+"""A preset's name, the path of an importance.json, a table of losses, or an importance object."""
 
 
 def parse_importance(importance: ImportanceLike) -> Importance:
@@ -33,7 +35,9 @@ def parse_importance(importance: ImportanceLike) -> Importance:
     if isinstance(importance, str) and importance in PRESETS:
         return PRESETS[importance]
     if isinstance(importance, os.PathLike) or (isinstance(importance, str) and _names_file(importance)):
-        return ImportanceTable.load(importance)
+        return StoredImportance(ImportanceTable.load(importance))
+    if isinstance(importance, ImportanceTable):
+        return StoredImportance(importance)
     if isinstance(importance, str) or not isinstance(importance, Importance):
         raise DepthCompError(
             f"importance (={importance!r}) must be one of {', '.join(map(repr, PRESETS))}, an importance like "
@@ -73,7 +77,7 @@ def score_choices(
     prepared: Prepared,
     candidates: Sequence[Candidate],
     savings_ms: Mapping[SpanChoice, float],
-    importance: Importance,
+    importance: ImportanceLike,
     *,
     refit_kept: bool = True,
     folder: Path | None = None,
@@ -86,7 +90,7 @@ def score_choices(
         prepared: the network and its images.
         candidates: the choices to score.
         savings_ms: latency that each choice saves, in ms.
-        importance: the importance that finds the losses.
+        importance: a preset, a file or table, or an importance object.
         refit_kept: whether the score of a change includes a refit of the kept layers that read it. The refit of a
             plan should agree.
         folder: folder for importance.jsonl, the journal of finished scores; a killed run resumes from it with an equal
@@ -98,11 +102,12 @@ def score_choices(
         DataError: the network's own outputs on the images are not finite.
         TableError: a file cannot be read or written, or a table has no loss for any candidate.
     """
+    chosen = parse_importance(importance)
     context = scoring_context(
-        prepared, candidates, savings_ms, importance,
+        prepared, candidates, savings_ms, chosen,
         refit_kept=refit_kept, folder=folder, seed=seed, progress=progress or silent,
     )  # fmt: skip
-    return importance.score_all(context)
+    return chosen.score_all(context)
 
 
 def _rules(importance: Importance, refit_kept: bool) -> dict[str, str]:

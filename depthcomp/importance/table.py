@@ -8,23 +8,20 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from depthcomp.errors import PlanError, TableError
-from depthcomp.importance.context import ScoringContext
-from depthcomp.importance.journal import ScoreJournal
-from depthcomp.importance.protocol import Importance
 from depthcomp.importance.settings import Settings
 from depthcomp_files import JsonFormat
 from fx_passes import SpanChoice
 from fx_passes.kinds import decode_choice, encode_choice
 from fx_passes.kinds.codec import from_version_1
 
-__all__ = ["NO_METHOD", "TABLE", "ImportanceTable", "Scored", "scored"]
+__all__ = ["NO_METHOD", "TABLE", "ImportanceTable"]
 
 TABLE = "importance.json"
 NO_METHOD = "none"  # where the compression method needs no losses
@@ -73,7 +70,7 @@ _FORMAT = JsonFormat(
 
 
 @dataclass(frozen=True, slots=True)
-class ImportanceTable(Importance):
+class ImportanceTable:
     """The loss of each choice of one network.
 
     Attributes:
@@ -95,45 +92,6 @@ class ImportanceTable(Importance):
     seed: int = 0
     seconds: float = 0.0
     algorithm: str = ""
-
-    @property
-    def unshareable(self) -> str:
-        """Reason why there are no shards."""
-        return "is a finished table, so shards have nothing to score"
-
-    def rules(self, *, refit_kept: bool) -> str:
-        """Return the version of the rules that found the losses."""
-        return self.algorithm
-
-    def score_all(self, context: ScoringContext) -> Scored:
-        """Return the losses of the choices in the table; the others are left out, and a note counts them.
-
-        Raises:
-            TableError: the table has none of the choices.
-        """
-        known = {c.choice: self.losses[c.choice] for c in context.candidates if c.choice in self.losses}
-        if not known:
-            raise TableError(
-                f"the importance table has {len(self.losses)} choices, but none of the {len(context.candidates)} of "
-                "this network; give the table of this network, or score the choices anew"
-            )
-        return _finite(self, known, (*context.notes, *self._doubts(context, len(known))))
-
-    def _doubts(self, context: ScoringContext, known: int) -> list[str]:
-        """Return notes on missing losses, and on losses of another network or of other rules."""
-        count, notes = len(context.candidates), []
-        if known < count:
-            notes.append(f"{count - known} of {count} choices were left out, as the importance table lacks them")
-        if self.network and self.network != context.network:
-            notes.append(
-                "the importance table was scored on a network with other weights; score the choices anew to be sure"
-            )
-        if self.algorithm != context.rules.get(self.method, ""):
-            notes.append(
-                "the importance table was scored by other rules (another version of depthcomp, or other refits); score "
-                "the choices anew to be sure"
-            )
-        return notes
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the table whole or not at all, and return the path.
@@ -178,52 +136,3 @@ def _losses(choices: Iterable[_Choice]) -> dict[SpanChoice, float]:
             raise PlanError(f"it lists {choice} twice; remove one entry")
         losses[choice] = math.nan if stored.loss is None else stored.loss
     return losses
-
-
-@dataclass(frozen=True, slots=True)
-class Scored:
-    """Losses of scored choices.
-
-    Attributes:
-        table: all losses, with how they were found.
-        losses: the finite losses, of the choices to choose from.
-        notes: notes for the user.
-        journal: the journal that keeps the scores until the table is saved.
-    """
-
-    table: ImportanceTable
-    losses: Mapping[SpanChoice, float]
-    notes: tuple[str, ...] = ()
-    journal: ScoreJournal = field(default_factory=ScoreJournal)
-
-
-def scored(
-    context: ScoringContext,
-    losses: Mapping[SpanChoice, float],
-    journal: ScoreJournal,
-    *,
-    method: str,
-    settings: Settings,
-) -> Scored:
-    """Return new losses with their table; losses that are not finite are left out.
-
-    Args:
-        context: the context of the scoring.
-        losses: the losses, by choice.
-        journal: the journal of the scores.
-        method: name of the importance.
-        settings: settings of the importance.
-    """
-    table = ImportanceTable(
-        losses, method, settings, context.network, context.data, context.seed, journal.seconds,
-        context.rules.get(method, ""),
-    )  # fmt: skip
-    return replace(_finite(table, losses, context.notes), journal=journal)
-
-
-def _finite(table: ImportanceTable, losses: Mapping[SpanChoice, float], notes: tuple[str, ...]) -> Scored:
-    finite = {choice: loss for choice, loss in losses.items() if math.isfinite(loss)}
-    if len(finite) < len(losses):
-        count = len(losses) - len(finite)
-        notes = (*notes, f"{count} choices were left out, as their loss is NaN or infinite")
-    return Scored(table, finite, notes)

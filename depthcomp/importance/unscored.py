@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from depthcomp.importance.context import ScoringContext
 from depthcomp.importance.protocol import Importance
+from depthcomp.importance.scored import Scored
 from depthcomp.importance.settings import Settings
-from depthcomp.importance.table import NO_METHOD, ImportanceTable, Scored
+from depthcomp.importance.table import NO_METHOD, ImportanceTable
 
 __all__ = ["Unscored"]
 

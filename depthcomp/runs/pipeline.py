@@ -10,7 +10,7 @@ from torch import fx
 
 from depthcomp.budget import Budget
 from depthcomp.errors import BudgetError, BudgetInfeasibleError
-from depthcomp.importance.table import Scored
+from depthcomp.importance.scored import Scored
 from depthcomp.latency.pricing import Candidate
 from depthcomp.latency.table_store import TableStore
 from depthcomp.latency.timing import LatencyPredictor, NetworkTimer

@@ -8,21 +8,19 @@ from tiny_network import EXAMPLE, images, tiny_net
 
 from depthcomp.importance.protocol import Importance
 from depthcomp.importance.registry import PRESETS, preset_name
+from depthcomp.importance.scored import scored
 from depthcomp.importance.scoring import parse_importance, score_choices
-from depthcomp.importance.table import ImportanceTable, scored
+from depthcomp.importance.table import ImportanceTable
 from depthcomp.preparation import prepare
 
 
 @dataclass(frozen=True, slots=True)
-class NodeCount:
+class NodeCount(Importance):
     """Each choice costs as many units as its span has nodes."""
 
     unit: float = 1.0
 
     method = "nodes"
-    most_images = 4
-    memory_mib = 1024
-    unshareable = ""
 
     @property
     def settings(self):

@@ -101,12 +101,12 @@ def test_what_the_scores_depend_on_is_not_mixed_up(prepared, some, tmp_path):
 def test_a_table_gives_the_losses_that_were_saved(prepared, some, tmp_path):
     found = score_choices(prepared, some, SAVINGS, CalibratedImportance())
     found.table.save(tmp_path / "importance.json")
-    table = parse_importance(tmp_path / "importance.json")
+    table = ImportanceTable.load(tmp_path / "importance.json")
     assert table == ImportanceTable(
         dict(found.losses), "calibrated", {"memory_mib": 1536, "images": None}, found.table.network,
         found.table.data, 0, found.table.seconds, found.table.algorithm,
     )  # fmt: skip
-    again = score_choices(prepared, some, SAVINGS, table)
+    again = score_choices(prepared, some, SAVINGS, tmp_path / "importance.json")
     assert dict(again.losses) == dict(found.losses)
     assert again.notes == ()
     assert table.seconds > 0
