@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 from importlib import import_module
 from typing import TypeVar
 
+from depthcomp.errors import DepthCompError
+
 __all__ = ["Registry"]
 
 T = TypeVar("T")
@@ -31,16 +33,16 @@ class Registry(Mapping[str, T]):
     def __init__(self, folder: str) -> None:
         self._folder = folder
         self._known: dict[str, T] = {}
-        self._complete = False
+        self._loading = self._complete = False
 
     def register(self, name: str, thing: T) -> T:
         """Add a thing and return it.
 
         Raises:
-            ValueError: the name is taken.
+            DepthCompError: the name is taken.
         """
         if name in self._known:
-            raise ValueError(f"{name!r} is registered in {self._folder} already; choose another name")
+            raise DepthCompError(f"{name!r} is registered in {self._folder} already; choose another name")
         self._known[name] = thing
         return thing
 
@@ -55,8 +57,12 @@ class Registry(Mapping[str, T]):
 
     def _loaded(self) -> dict[str, T]:
         """Return everything that is registered, once all modules of the folder are imported."""
-        if not self._complete:
-            self._complete = True  # a module may read the registry while it is imported
-            for module in pkgutil.iter_modules(import_module(self._folder).__path__):
-                import_module(f"{self._folder}.{module.name}")
+        if not self._loading and not self._complete:
+            self._loading = True  # a module may read the registry while it is imported
+            try:
+                for module in pkgutil.iter_modules(import_module(self._folder).__path__):
+                    import_module(f"{self._folder}.{module.name}")
+                self._complete = True
+            finally:
+                self._loading = False
         return self._known

@@ -15,7 +15,7 @@ from depthcomp_files.writing import write_atomically
 __all__ = ["JsonFormat"]
 
 Document = TypeVar("Document", bound=BaseModel)
-_OLDEST_KIND = ("schema_version", "latency table")  # its files have this version field, and no field `kind`
+_WITHOUT_KIND = {"latency table": {"schema_version", "entries"}}  # fields of documents that have no field `kind`
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,11 +97,13 @@ class JsonFormat(Generic[Document]):
 
     def _check_kind(self, raw: Any, path: Path) -> None:
         found = raw.get("kind") if isinstance(raw, dict) else None
-        field, oldest = _OLDEST_KIND
-        if found is None and self.has_kind and isinstance(raw, dict) and field in raw:
-            found = oldest
+        if found is None and self.has_kind and isinstance(raw, dict):
+            found = next((kind for kind, fields in _WITHOUT_KIND.items() if fields <= raw.keys()), None)
         if found is not None and found != self.what:
-            raise self.error(f"{path} holds a {found}, and a {self.what} is needed; check the path, or {self.remedy}.")
+            wanted = _with_article(self.what)
+            raise self.error(
+                f"{path} holds {_with_article(found)}, and {wanted} is needed; check the path, or {self.remedy}."
+            )
 
     def _current(self, text: str, raw: dict[str, Any]) -> str:
         """Return the text of a document in the current version."""
@@ -110,6 +112,8 @@ class JsonFormat(Generic[Document]):
         return json.dumps({**self.upgrades[raw[self.version_field]](raw), self.version_field: self.version})
 
     def _check_version(self, raw: Any, path: Path) -> None:
+        if isinstance(raw, dict) and self.has_kind and "kind" not in raw:
+            raise self.error(f"{path} is no {self.what}, as it has no field 'kind'; check the path, or {self.remedy}.")
         version = raw.get(self.version_field) if isinstance(raw, dict) else None
         known = sorted((*self.upgrades, self.version))
         if type(version) is not int or version not in known:
@@ -117,6 +121,11 @@ class JsonFormat(Generic[Document]):
                 f"{path} has {self.version_field.replace('_', ' ')} {version!r}, but this depthcomp reads version"
                 f" {' and '.join(map(str, known))}; {self.remedy}, or use the depthcomp that wrote it."
             )
+
+
+def _with_article(noun: object) -> str:
+    text = str(noun)
+    return f"an {text}" if text[:1] in "aeiou" else f"a {text}"
 
 
 def _refuse_constant(name: str) -> None:

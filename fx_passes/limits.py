@@ -40,5 +40,8 @@ class SpanLimits:
                 raise PlanError(f"{name} (={value!r}) must be a whole number from 1 on")
         if not self.largest_mac_growth >= 0:  # as NaN is not
             raise PlanError(f"largest_mac_growth (={self.largest_mac_growth!r}) must be a number from 0 on")
+        named = isinstance(self.kinds, tuple) and all(isinstance(name, str) for name in self.kinds)
+        if self.kinds is not None and not (named and self.kinds):
+            raise PlanError(f"kinds (={self.kinds!r}) must be a tuple of names of kinds, at least one, or None for all")
         if not set(self.other_ends) <= {"inserted", "none"}:
             raise PlanError(f"other_ends (={self.other_ends!r}) may hold 'inserted' and 'none'")

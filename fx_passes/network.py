@@ -76,8 +76,9 @@ class CapturedNetwork(GraphFacts):
         assert span.piece is not None  # or `span` refuses it
         reason = kind.check(choice, span.piece) if span.piece.layers else NO_LAYERS
         if reason:
-            where, possible = self.words(span.nodes), ", ".join(map(str, span.choices)) or "nothing"
-            raise PlanError(f"{choice} is not possible for {where}: {reason}; this span offers {possible}")
+            possible = "; ".join(dict.fromkeys(kind_of(other).describe(other) for other in span.choices)) or "nothing"
+            where = f"{self.words(span.nodes)} (plan: {choice})"
+            raise PlanError(f"{where} cannot be {kind.describe(choice)}, as {reason}; possible here: {possible}")
         return span.piece
 
     @cached_property
@@ -93,7 +94,13 @@ class CapturedNetwork(GraphFacts):
                 if span.piece is not None:
                     return span
                 raise PlanError(f"the span ({entry}, {exit_}] cannot be compressed: {span.refusal}")
-        raise PlanError(f"the graph has no span ({entry}, {exit_}]: both must be cuts of one level, in this order")
+        unknown = [name for name in (entry, exit_) if name not in self.nodes]
+        if unknown:
+            raise PlanError(f"the network has no tensor {unknown[0]!r}; check that the plan was made for this network")
+        raise PlanError(
+            f"the network has no span from {entry!r} to {exit_!r}: the first must come before the second, and all data "
+            "must pass through both"
+        )
 
 
 def as_network(gm: fx.GraphModule | CapturedNetwork) -> CapturedNetwork:

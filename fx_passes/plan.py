@@ -71,7 +71,9 @@ class Plan:
 
 
 def _version(content: Any) -> int:
-    found = content.get("schema_version") if isinstance(content, dict) else type(content).__name__
+    if not isinstance(content, dict):
+        raise PlanError(f"a plan is a JSON object, and a {type(content).__name__} was given")
+    found = content.get("schema_version")
     if type(found) is not int or found not in _READERS:
         known = " and ".join(map(str, _READERS))
         raise PlanError(f"the plan has schema_version {found}, and this release reads {known}")

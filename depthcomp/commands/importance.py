@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from depthcomp.commands.backend_help import METHOD_NAMES
+from depthcomp.commands.backend_help import IMPORTANCE_NAMES, METHOD_NAMES
 from depthcomp.commands.error_reporting import reported_errors
 
 __all__ = ["importance"]
@@ -29,7 +29,7 @@ def importance(
         str, typer.Option(help=f"The --method for compress, which decides which choices exist: {METHOD_NAMES}.")
     ] = "depthcomp",
     scored_by: Annotated[
-        str, typer.Option("--importance", help="calibrated, by closed-form fits, or kim23 or layermerge, by training.")
+        str, typer.Option("--importance", help=f"How the losses are found: {IMPORTANCE_NAMES}.")
     ] = "calibrated",
     weights: Annotated[Path | None, typer.Option(help="A .safetensors file or a torch state dict.")] = None,
     data: Annotated[str | None, typer.Option(help="Images to fit on.")] = None,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from depthcomp.commands.backend_help import BACKENDS, METHOD_NAMES, BackendHelp
+from depthcomp.commands.backend_help import BACKENDS, IMPORTANCE_NAMES, METHOD_NAMES, BackendHelp
 from depthcomp.commands.error_reporting import reported_errors
 from depthcomp.commands.importance import importance as score
 from depthcomp.commands.printed_result import print_result, stamps, written_since
@@ -78,13 +78,13 @@ def compress(
         typer.Option(help="A latency table of this machine; missing entries are measured and added."),
     ] = None,
     method: Annotated[
-        str, typer.Option(help=f"How the plan is chosen: {METHOD_NAMES}; all but the first are for comparison.")
+        str, typer.Option(help=f"How the plan is chosen: {METHOD_NAMES}. All but the default are for comparison.")
     ] = "depthcomp",
     importance: Annotated[
         str,
         typer.Option(
-            help="How the losses of choices are found: calibrated, by closed-form fits; kim23 or layermerge, by "
-            "training each choice; or the path of an importance.json."
+            help=f"How the losses of choices are found: {IMPORTANCE_NAMES}, or the path of an importance.json. The "
+            "default uses closed-form fits; those named after papers train each choice."
         ),
     ] = "calibrated",
     finetune_epochs: Annotated[

@@ -10,6 +10,6 @@ def foreign_labels(accuracy: float, classes: int) -> str:
     if accuracy * (classes - 1) > LEAST_ABOVE_CHANCE * (1 - accuracy):
         return ""
     return (
-        f"the network predicts the labels of {accuracy:.1%} of the images, hardly more than by chance, so the labels "
+        f"the network predicts the labels of {accuracy:.1%} of the images, no more than by chance, so the labels "
         "are not used; number them as the network's classes"
     )

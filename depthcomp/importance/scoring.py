@@ -38,10 +38,14 @@ def parse_importance(importance: ImportanceLike) -> Importance:
         return StoredImportance(ImportanceTable.load(importance))
     if isinstance(importance, ImportanceTable):
         return StoredImportance(importance)
+    if isinstance(importance, type):
+        raise DepthCompError(
+            f"importance (={importance.__name__}) is a class; give an instance of it, {importance.__name__}(...)"
+        )
     if isinstance(importance, str) or not isinstance(importance, Importance):
         raise DepthCompError(
-            f"importance (={importance!r}) must be one of {', '.join(map(repr, PRESETS))}, an importance like "
-            "FinetunedImportance(steps=100), or the path of an importance.json"
+            f"importance (={importance!r}) must be one of {', '.join(map(repr, PRESETS))}, an instance of "
+            "a class that inherits from depthcomp.importance.protocol.Importance, or the path of an importance.json"
         )
     return importance
 

@@ -47,14 +47,16 @@ class StoredImportance(Importance):
         """Return the losses of the choices in the table; the others are left out, and a note counts them.
 
         Raises:
-            TableError: the table has none of the choices.
+            TableError: the table has none of the choices, or less than half of them and is of another network.
         """
         losses, candidates = self.table.losses, context.candidates
         known = {c.choice: losses[c.choice] for c in candidates if c.choice in losses}
-        if not known:
+        other = self.table.network not in ("", context.network)
+        if not known or (other and len(known) < len(candidates) / 2):
+            found = f"only {len(known)}" if known else "none"
             raise TableError(
-                f"the importance table has {len(losses)} choices, but none of the {len(candidates)} of this network; "
-                "give the table of this network, or score the choices anew"
+                f"the importance table has {len(losses)} choices, but {found} of the {len(candidates)} of this "
+                "network; give the table of this network, or score the choices anew"
             )
         return finite_of(self.table, known, (*context.notes, *self._doubts(context, len(known))))
 

@@ -18,7 +18,7 @@ def register(method: Method) -> Method:
     """Add a method under its name, and return it.
 
     Raises:
-        ValueError: the name is taken.
+        DepthCompError: the name is taken.
     """
     return METHODS.register(method.name, method)
 

@@ -14,6 +14,7 @@ from depthcomp.importance.registry import preset_name
 from depthcomp.importance.table import NO_METHOD
 from depthcomp.results.frontier_plot import frontier_svg
 from depthcomp.results.wording import deed, line_residual, milliseconds, percent, place, tuning, verdict
+from fx_passes.kinds import kind_of
 from latency_tables.measuring.timing import DRIFT_LIMIT
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ def _page(result: Findings, svg: str, folder: str) -> str:
         plans=len(result.frontier),
         spans=[_span_row(record) for record in _in_plan_order(result)],
         totals=_totals(result.spans),
+        legend=sorted(set(map(kind_of, result.plan)), key=lambda kind: kind.precedence),
         free=_free(result),
         tunings=_tunings(result),
         refusals=_grouped(result.refusals),

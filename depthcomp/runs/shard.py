@@ -93,7 +93,7 @@ def _require_shareable(task: CompressionTask, importance: ImportanceLike) -> Non
     if task.importance.unshareable:
         raise DepthCompError(
             f"importance (={importance!r}) {task.importance.unshareable}; give one of {', '.join(map(repr, PRESETS))}, "
-            "or settings"
+            "or an importance object"
         )
 
 

@@ -37,6 +37,7 @@ class DropKind(Kind[Drop]):
     choice = Drop
     precedence = 30
     done = "dropped"
+    explanation = "the span passes its input on"
 
     def enumerate(self, piece: Piece, limits: SpanLimits) -> Iterator[Drop]:
         """Yield the choice if the piece keeps the shape of its tensor."""

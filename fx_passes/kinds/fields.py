@@ -22,10 +22,14 @@ def read_choice(choice: type[C], stored: Mapping[str, Any], parsers: Parsers) ->
     Raises:
         PlanError: a field is missing, unknown or malformed.
     """
-    needed = [field.name for field in fields(choice) if field.default is MISSING]
-    known = [field.name for field in fields(choice)]
-    if not set(needed) <= set(stored) <= set(known):
-        raise PlanError(f"{dict(stored)!r} is no choice of a plan: a {choice.kind!r} choice needs the fields {needed}")
+    known = {field.name: field.default is MISSING for field in fields(choice)}
+    missing = [name for name, needed in known.items() if needed and name not in stored]
+    unknown = [name for name in stored if name not in known]
+    if missing or unknown:
+        faults = [f"lacks {name!r}" for name in missing] + [f"has the unknown field {name!r}" for name in unknown]
+        raise PlanError(
+            f"the {choice.kind!r} choice {dict(stored)!r} {' and '.join(faults)}; its fields are {', '.join(known)}"
+        )
     return choice(**{name: parsers[name](name, stored[name]) for name in stored})
 
 

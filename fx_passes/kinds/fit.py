@@ -63,6 +63,7 @@ class FitKind(Kind[Fit]):
     choice = Fit
     precedence = 20
     done = "fitted"
+    explanation = "one convolution replaces the span, with the weights that best map its input to its output"
 
     def enumerate(self, piece: Piece, limits: SpanLimits) -> Iterator[Fit]:
         """Yield, for each possible end, the odd kernels within limits, the smallest first."""

@@ -26,4 +26,6 @@ def span_ends(linearized: GraphFacts, choice: SpanChoice) -> tuple[fx.Node, fx.N
 
 def not_linearized(choice: SpanChoice, found: str) -> PlanError:
     """Return the error for a graph that does not hold a choice in its linearized form."""
-    return PlanError(f"{choice} is not in this form ({found}); merge needs the graph linearized by this plan")
+    return PlanError(
+        f"the graph does not hold {choice} in linearized form ({found}); merge needs the graph linearized by this plan"
+    )

@@ -71,6 +71,7 @@ class MergeKind(Kind[Merge]):
     choice = Merge
     precedence = 10
     done = "merged"
+    explanation = "the activations inside were removed, and the rest collapsed exactly into one convolution"
 
     def enumerate(self, piece: Piece, limits: SpanLimits) -> Iterator[Merge]:
         """Yield, for each possible end, the merge of all layers, then the merges with layers pruned."""
@@ -154,11 +155,15 @@ def _pruning_obstacle(choice: Merge, piece: Piece) -> str:
     graph = piece.graph
     for name in choice.pruned:
         if name not in piece.nodes:
-            return f"{name} cannot be pruned, as it is not inside the span"
+            return f"{_words(graph, name)} cannot be pruned, as it is not inside the span"
     for node in _pruned(graph, choice):
         if not _is_prunable(graph, node):
             return f"{module_path(node)} cannot be pruned, as only convolutions that keep the shape of their tensor can"
     return "" if len(choice.pruned) < piece.layers else "nothing is left to merge where all its layers are pruned"
+
+
+def _words(graph: GraphFacts, name: str) -> str:
+    return module_path(graph.nodes[name]) if name in graph.nodes else repr(name)
 
 
 def _is_prunable(graph: GraphFacts, node: fx.Node) -> bool:

@@ -31,11 +31,13 @@ class Kind(ABC, Generic[C]):
         precedence: rank of its choices among the choices of a span, lowest first; among equally good choices the
             first is taken.
         done: past participle for what it does to a span, for example "merged".
+        explanation: clause for the report that tells what happened to such a span.
     """
 
     choice: type[C]
     precedence: ClassVar[int]
     done: ClassVar[str]
+    explanation: ClassVar[str]
 
     @property
     def name(self) -> str:
@@ -143,7 +145,7 @@ def kind_named(name: object) -> Kind[Any]:
         PlanError: the name is not registered.
     """
     if not isinstance(name, str) or name not in _REGISTERED:
-        raise PlanError(f"kind (={name!r}) of a choice must be one of {', '.join(sorted(_REGISTERED))}")
+        raise PlanError(f"kind (={name!r}) must be one of {', '.join(sorted(_REGISTERED))}")
     return _REGISTERED[name]
 
 

@@ -60,6 +60,7 @@ class KeepLastKind(Kind[KeepLast]):
     choice = KeepLast
     precedence = 90
     done = "shortened"
+    explanation = "one convolution stands before the last layer"
 
     def enumerate(self, piece, limits):
         choice = KeepLast(piece.entry, piece.exit, (3, 3))
@@ -199,7 +200,7 @@ def test_linearized_and_merged_it_computes_the_same(network, whole):
 
 
 def test_an_impossible_choice_is_refused_with_the_reason_of_the_kind(network):
-    with pytest.raises(PlanError, match="is not possible for 2 to 4: too few layers stand before its last one"):
+    with pytest.raises(PlanError, match="cannot be shortened, as too few layers stand before its last one"):
         linearize(network, Plan((KeepLast("_1", "_4", (3, 3)),)))
 
 

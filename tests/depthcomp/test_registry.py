@@ -1,9 +1,11 @@
 """Registries find what the modules of a folder register, in one order."""
 
+import importlib
 import sys
 
 import pytest
 
+from depthcomp.errors import DepthCompError
 from depthcomp.registry import Registry
 
 MODULE = """
@@ -44,5 +46,22 @@ def test_every_module_is_found_whichever_was_imported_first(folder, early):
 def test_a_name_is_given_once():
     found = Registry("depthcomp.export")
     found.register("one", 1)
-    with pytest.raises(ValueError, match=r"'one' is registered in depthcomp.export already; choose another name"):
+    with pytest.raises(DepthCompError, match=r"'one' is registered in depthcomp.export already; choose another name"):
         found.register("one", 2)
+
+
+def test_a_failed_import_is_tried_again_and_hides_nothing(tmp_path, monkeypatch):
+    folder = tmp_path / "shelf"
+    folder.mkdir()
+    bodies = {"__init__": "", "a": "R.register('a', 1)", "b": "raise OSError('boom')", "c": "R.register('c', 3)"}
+    for name, body in bodies.items():
+        (folder / f"{name}.py").write_text(f"from shelf_registry import R\n{body}" if body else "")
+    (tmp_path / "shelf_registry.py").write_text("from depthcomp.registry import Registry\nR = Registry('shelf')")
+    monkeypatch.syspath_prepend(tmp_path)
+    registry = importlib.import_module("shelf_registry").R
+    for _ in range(2):
+        with pytest.raises(OSError, match="boom"):
+            list(registry)
+    (folder / "b.py").write_text("")
+    importlib.invalidate_caches()
+    assert list(registry) == ["a", "c"]

@@ -45,7 +45,7 @@ def test_equal_documents_become_equal_bytes(path: Path) -> None:
         ('{"kind": "recipe", "recipe_version": 1}', "has recipe version 1, but this depthcomp reads version 2; cook"),
         ('{"kind": "recipe", "recipe_version": 2}', r"is no recipe: grams: Field required; check the path, or cook"),
         ('{"kind": "menu"}', "holds a menu, and a recipe is needed; check the path, or cook anew"),
-        ('{"schema_version": 2}', "holds a latency table, and a recipe is needed"),
+        ('{"schema_version": 2, "entries": {}}', "holds a latency table, and a recipe is needed"),
         ("[]", "has recipe version None"),
     ],
 )

@@ -44,7 +44,7 @@ def test_rewriting_needs_a_plan(rewrite, plan):
 )
 def test_fitted_convolutions_are_found_only_where_they_were_placed(ends, found):
     gm = captured(straight(2, 3), image())
-    with pytest.raises(PlanError, match=rf"not in this form \({found}\); merge needs the graph linearized"):
+    with pytest.raises(PlanError, match=rf"in linearized form \({found}\); merge needs the graph linearized"):
         solved_without_norm(gm, Plan((Fit(*ends, (3, 3)),)))
 
 

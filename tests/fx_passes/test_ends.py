@@ -113,6 +113,6 @@ def test_an_end_that_is_not_offered_is_refused():
     gm = captured(Chain(), image())
     with pytest.raises(
         PlanError,
-        match=r"\+ activation is not possible for .*: it ends with an activation already, .*; this span offers merge",
+        match=r"\+ activation\) cannot be .*, as it ends with an activation already, .*; possible here: merge",
     ):
         linearize(gm, Plan((Merge("x", "act2", (5, 3), "inserted"),)))

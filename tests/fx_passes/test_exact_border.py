@@ -135,5 +135,5 @@ def test_any_plan_for_any_network_merges_exactly(drawn, seed):
 
 def test_a_graph_that_pads_inside_is_not_merged():
     gm = without_activations(captured(Chain(), image()))
-    with pytest.raises(PlanError, match=r"not in this form \(tensors inside are padded\); merge needs the graph lin"):
+    with pytest.raises(PlanError, match=r"in linearized form \(tensors inside are padded\); merge needs the graph lin"):
         merge(gm, plan_of(("x", "act3", "merge", (9, 7))))

@@ -186,13 +186,13 @@ def test_another_set_than_the_best_is_carried_out_too():
     ("kernel", "pruned", "reason"),
     [
         ((5, 5), ("_0", "_3"), "its layers merge into a kernel of 3x3"),
-        ((5, 5), ("nowhere",), "nowhere cannot be pruned, as it is not inside the span"),
+        ((5, 5), ("nowhere",), "'nowhere' cannot be pruned, as it is not inside the span"),
         ((1, 1), ("_0", "_3", "_6"), "nothing is left to merge"),
         ((5, 5), ("_2",), "2 cannot be pruned, as only convolutions"),
     ],
 )
 def test_what_cannot_be_pruned_is_refused_with_the_reason(kernel, pruned, reason):
-    with pytest.raises(PlanError, match=rf"is not possible for .*: {reason}.*; this span offers merge 7x7"):
+    with pytest.raises(PlanError, match=rf"cannot be merged .*, as {reason}.*; possible here: merged 7x7"):
         linearize(block(), Plan((Merge("input_1", "_8", kernel, pruned=pruned),)))
 
 

@@ -333,9 +333,17 @@ def test_find_span_knows_spans_of_any_length():
 
 def test_find_span_refuses_names_that_are_no_cuts():
     gm = captured(Chain(), image())
-    for ends in (("x", "nowhere"), ("bn1", "act2"), ("act2", "act1"), ("act1", "act1")):
-        with pytest.raises(PlanError, match=rf"no span \({ends[0]}, {ends[1]}\]: both must be cuts of one level"):
+    with pytest.raises(PlanError, match="no tensor 'nowhere'; check that the plan was made for this network"):
+        find_span(gm, "x", "nowhere")
+    for ends in (("bn1", "act2"), ("act2", "act1"), ("act1", "act1")):
+        with pytest.raises(PlanError, match=rf"no span from '{ends[0]}' to '{ends[1]}': the first must come before"):
             find_span(gm, *ends)
+
+
+@pytest.mark.parametrize("names", [(), "merge", ("merge", 3)])
+def test_limits_refuse_what_names_no_kind(names):
+    with pytest.raises(PlanError, match=r"kinds \(=.*\) must be a tuple of names of kinds, at least one, or None"):
+        SpanLimits(kinds=names)
 
 
 def test_find_span_names_the_barrier_in_the_middle():

@@ -124,11 +124,12 @@ def test_a_table_of_other_rules_is_said(prepared, some):
 
 
 def test_choices_that_a_table_lacks_are_left_out_and_said(prepared, some):
-    table = ImportanceTable({some[0].choice: 0.25}, network="another")
-    found = score_choices(prepared, some, SAVINGS, table)
-    assert dict(found.losses) == {some[0].choice: 0.25}
+    half = -(-len(some) // 2)
+    losses = {candidate.choice: 0.25 for candidate in some[:half]}
+    found = score_choices(prepared, some, SAVINGS, ImportanceTable(losses, network="another"))
+    assert dict(found.losses) == losses
     assert found.notes == (
-        f"{len(some) - 1} of {len(some)} choices were left out, as the importance table lacks them",
+        f"{len(some) - half} of {len(some)} choices were left out, as the importance table lacks them",
         "the importance table was scored on a network with other weights; score the choices anew to be sure",
     )
 
@@ -137,6 +138,14 @@ def test_a_table_of_another_network_is_refused(prepared, some):
     table = ImportanceTable({Drop("here", "there"): 0.25})
     with pytest.raises(TableError, match=r"has 1 choices, but none of the .* of this network"):
         score_choices(prepared, some, SAVINGS, table)
+    table = ImportanceTable({some[0].choice: 0.25}, network="another")
+    with pytest.raises(TableError, match=r"has 1 choices, but only 1 of the .* of this network"):
+        score_choices(prepared, some, SAVINGS, table)
+
+
+def test_a_class_in_place_of_an_importance_is_refused():
+    with pytest.raises(DepthCompError, match=r"\(=CalibratedImportance\) is a class; give an instance of it"):
+        parse_importance(CalibratedImportance)
 
 
 def test_losses_that_are_not_finite_are_left_out_and_said(prepared, some, tmp_path):
@@ -157,10 +166,10 @@ def test_losses_that_are_not_finite_are_left_out_and_said(prepared, some, tmp_pa
         (lambda d: d.pop("seed"), "is no importance table: seed: Field required"),
         (lambda d: d["choices"].append(d["choices"][0]), "twice; remove one entry"),
         (lambda d: d["choices"][0]["choice"].update(kernel=[3, 3, 3]), r"kernel \(=\[3, 3, 3\]\) .* must be two whole"),
-        (lambda d: d["choices"][0]["choice"].update(kind="widen"), r"kind \(='widen'\) .* must be one of drop, fit"),
+        (lambda d: d["choices"][0]["choice"].update(kind="widen"), r"kind \(='widen'\) must be one of drop, fit"),
         (
             lambda d: d["choices"][0]["choice"].update(alpha=1),
-            "is no choice of a plan: a 'merge' choice needs the fields",
+            "the 'merge' choice .* has the unknown field 'alpha'",
         ),
         (lambda d: d["choices"][0].update(kernel=[3, 3]), "is no importance table: choices.0.kernel: Extra inputs"),
         (lambda d: d["choices"][0].pop("choice"), "is no importance table: choices.0.choice: Field required"),
@@ -207,10 +216,10 @@ def test_the_first_version_is_read(tmp_path):
         (lambda d: d.pop("choices"), "is no importance table of an earlier version; score the choices anew"),
         (lambda d: d["choices"][0].pop("loss"), "is no importance table of an earlier version"),
         (lambda d: d["choices"].append(d["choices"][0]), "twice; remove one entry"),
-        (lambda d: d["choices"][2].update(kernel=[3, 3]), "a 'drop' choice needs the fields"),
-        (lambda d: d["choices"][1].update(pruned=["b"]), "a 'fit' choice needs the fields"),
-        (lambda d: d["choices"][1].update(kernel=None), "a 'fit' choice needs the fields"),
-        (lambda d: d["choices"][0].update(kind="widen"), r"kind \(='widen'\) .* must be one of drop, fit"),
+        (lambda d: d["choices"][2].update(kernel=[3, 3]), "the 'drop' choice .* has the unknown field 'kernel'"),
+        (lambda d: d["choices"][1].update(pruned=["b"]), "the 'fit' choice .* has the unknown field 'pruned'"),
+        (lambda d: d["choices"][1].update(kernel=None), "the 'fit' choice .* lacks 'kernel'"),
+        (lambda d: d["choices"][0].update(kind="widen"), r"kind \(='widen'\) must be one of drop, fit"),
         (lambda d: d["choices"][0].update(loss="NaN"), "choices.0.loss: Input should be a valid number"),
     ],
 )
@@ -229,7 +238,7 @@ def test_names_paths_and_settings(tmp_path):
         parse_importance(tmp_path / "missing.json")
     for wrong in ("best", 3, None):
         with pytest.raises(
-            DepthCompError, match="must be one of 'calibrated', 'kim23', 'layermerge', an importance like"
+            DepthCompError, match="must be one of 'calibrated', 'kim23', 'layermerge', an instance of a class that"
         ):
             parse_importance(wrong)
 

@@ -192,10 +192,10 @@ def with_choice(**fields):
         (numbers() | {"surprise": 1}, "is no result: surprise: Extra inputs"),
         (numbers() | {"refusals": [{}]}, "is no result of an earlier version; compress the model anew"),
         (without("convolutions"), "is no result of an earlier version; compress the model anew"),
-        (without("kernel"), r"is no result: spans.0.choice: .* needs the fields \['entry', 'exit', 'kernel'\]"),
-        (with_choice(kind="widen"), r"is no result: free_merges.0: .*kind \(='widen'\) .* must be one of drop, fit"),
+        (without("kernel"), r"is no result: spans.0.choice: .* lacks 'kernel'"),
+        (with_choice(kind="widen"), r"is no result: free_merges.0: kind \(='widen'\) must be one of drop, fit"),
         (with_choice(kernel=[3, 0]), r"is no result: free_merges.0: .*kernel \(=\[3, 0\]\) .* must be two whole"),
-        (with_choice(kind="drop"), r"is no result: free_merges.0: .* a 'drop' choice needs the fields"),
+        (with_choice(kind="drop"), r"is no result: free_merges.0: the 'drop' choice .* has the unknown field 'kernel'"),
         (with_choice(end="soft"), r"is no result: free_merges.0: .*end \(='soft'\) .* must be one of original"),
     ],
 )  # fmt: skip
