@@ -47,16 +47,17 @@ def one_layer(piece: Piece) -> str:
 def limit_obstacle(piece: Piece, kernel: Kernel, limits: SpanLimits) -> str:
     """Return why limits rule out a convolution of this size in a piece's place; empty where they allow it."""
     if max(kernel) > limits.largest_kernel:
-        return f"one convolution needs a {size_text(kernel)} kernel, larger than the allowed {limits.largest_kernel}"
+        return f"one convolution needs a kernel larger than {limits.largest_kernel} pixels a side"
     least = map(min, piece.operator.stride, map(odd, piece.operator.kernel))
     if not limits.skips_pixels and any(map(operator.lt, kernel, least)):
         return "a smaller kernel would leave pixels unread"
     macs = piece.in_shape[0] * math.prod(piece.operator.out_size(piece.in_shape[2:]))
     per_pixel = piece.operator.weight.numel() // math.prod(piece.operator.kernel) * math.prod(kernel)
     if macs * per_pixel > limits.largest_mac_growth * piece.macs:
-        channels = f"{piece.operator.in_channels} to {piece.operator.out_channels} channels"
-        growth = f"{limits.largest_mac_growth:g} times the multiply-adds of what it replaces"
-        return f"one convolution of {channels} would cost more than {growth}"
+        return (
+            f"one convolution would cost more than {limits.largest_mac_growth:g} times the multiply-adds of what it "
+            "replaces"
+        )
     return ""
 
 
