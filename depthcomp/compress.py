@@ -65,9 +65,10 @@ def compress_depth(
         method: the method that chooses the plan, one of `depthcomp.methods.registry.METHODS`: "depthcomp", or for
             comparison "uniform", "random", "kim23", "layermerge" or "depthshrinker". The last three fit nothing, so
             train their results.
-        importance: how the losses of choices are found, for any method: "calibrated", by closed-form fits without
-            training; "kim23" or "layermerge", by short training of each choice; settings like
-            `FinetunedImportance(steps=100)`; or the path of an importance.json from an earlier run's `output_dir`.
+        importance: how the losses of choices are found, for any method. "calibrated" and "curvature" use closed-form
+            fits without training; the first computes the loss of a fit, the second estimates it. "kim23" and
+            "layermerge" train each choice for a short while. Else settings like `FinetunedImportance(steps=100)`, or
+            the path of an importance.json from an earlier run's `output_dir`.
         finetune: settings to fine-tune the result, with the original as teacher, on all of `data` and its labels.
             `val_data`, or else a part of `data`, decides which network is kept. None does not fine-tune.
         output_dir: folder for all results. A run killed while it measures, scores or fine-tunes resumes from there,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from functools import cached_property
 
+import networkx as nx
 from torch import fx
 
 from depthcomp_errors import PlanError
@@ -39,6 +40,13 @@ class CapturedNetwork(GraphFacts):
     def tree(self) -> Level:
         """The program structure tree."""
         return structure_tree(self)
+
+    @cached_property
+    def post_dominators(self) -> dict[str, str]:
+        """The next node that all paths to the output pass, by name; nodes without such paths are left out."""
+        output = next(reversed(self.nodes))
+        back = nx.DiGraph((name, source.name) for name, node in self.nodes.items() for source in node.all_input_nodes)
+        return {name: below for name, below in nx.immediate_dominators(back, output).items() if name != output}
 
     @cached_property
     def workload(self) -> Workload:

@@ -29,7 +29,7 @@ __all__ = ["Weights", "design_of_slot", "fit_candidates", "replacement", "sample
 Weights = Mapping[str, AffineConv]
 """Convolutions of a body, by node name."""
 
-SAMPLES_PER_UNKNOWN = 5
+SAMPLES_PER_UNKNOWN: float = 5
 LEAST_SAMPLES = 2048  # pixels that each fit samples on top of these
 
 
@@ -158,7 +158,7 @@ def whole_states(network: CapturedNetwork, names: Iterable[str]) -> set[str]:
 
 def samples_per_batch(unknowns: int, batches: int) -> int:
     """Return the number of pixels to sample from each batch for a system of `unknowns`."""
-    return (SAMPLES_PER_UNKNOWN * unknowns + LEAST_SAMPLES) // batches + 1
+    return int(SAMPLES_PER_UNKNOWN * unknowns + LEAST_SAMPLES) // batches + 1
 
 
 def _sharing(fits: Sequence[_Fit], memory: FitMemory) -> Iterator[_Shared]:

@@ -11,7 +11,7 @@ from torch import Tensor, fx
 
 from fx_passes.graph_edit import nodes_by_name
 
-__all__ = ["Stream", "Tail", "record"]
+__all__ = ["Stream", "Tail", "record", "run_node"]
 
 Environment = dict[fx.Node, Any]
 Replacements = Mapping[str, Callable[[Tensor], Tensor]]
@@ -62,17 +62,18 @@ class Tail:
     Args:
         gm: the network, in evaluation mode; it is not changed.
         batch: images (n, c, h, w).
+        recorded: the tensor of each node, where the forward has run already; None to run it.
 
     Attributes:
         gm: the network.
     """
 
-    def __init__(self, gm: fx.GraphModule, batch: Tensor) -> None:
+    def __init__(self, gm: fx.GraphModule, batch: Tensor, *, recorded: Environment | None = None) -> None:
         self.gm = gm
         self._interpreter = fx.Interpreter(gm, garbage_collect_values=False)
         self._nodes = nodes_by_name(gm)
-        self._recorded: Environment = {}
-        for node in gm.graph.nodes:
+        self._recorded: Environment = {} if recorded is None else recorded
+        for node in gm.graph.nodes if recorded is None else ():
             self._recorded[node] = _run_node(self._interpreter, node, self._recorded, batch)
 
     def value(self, name: str) -> Tensor:
@@ -93,11 +94,13 @@ class Tail:
         *_, (_, output) = self._rerun(name, value, replaced, next(reversed(self._nodes.values())))
         return output
 
-    def rerun_at(self, name: str, value: Tensor, wanted: Collection[str]) -> dict[str, Any]:
+    def rerun_at(
+        self, name: str, value: Tensor, wanted: Collection[str], replaced: Replacements = _NOTHING
+    ) -> dict[str, Any]:
         """Return the tensors of `rerun` at the nodes in `wanted`, up to the last one; unchanged ones as recorded."""
         found = {other: self._recorded[self._nodes[other]] for other in wanted}
         last = next((node for node in reversed(self._nodes.values()) if node.name in wanted), self._nodes[name])
-        for node, tensor in self._rerun(name, value, _NOTHING, last):
+        for node, tensor in self._rerun(name, value, replaced, last):
             if node.name in wanted:
                 found[node.name] = tensor
         return found
@@ -131,11 +134,14 @@ def record(gm: fx.GraphModule, batch: Tensor, names: Collection[str]) -> dict[st
     return recorded
 
 
-def _run_node(interpreter: fx.Interpreter, node: fx.Node, environment: Environment, batch: Tensor) -> Any:
+def run_node(interpreter: fx.Interpreter, node: fx.Node, environment: Environment, batch: Tensor) -> Any:
+    """Return the value of a node in a forward of `batch`, given the values of the nodes before it."""
     if node.op == "placeholder":
         return node.args[0] if node.args else batch
     if node.op == "output":
         return fx.map_arg(node.args[0], lambda source: environment[source])
     interpreter.env = environment
-    with torch.no_grad():
-        return interpreter.run_node(node)
+    return fx.Interpreter.run_node(interpreter, node)
+
+
+_run_node = torch.no_grad()(run_node)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -25,7 +25,7 @@ from depthcomp.fitting.leaning import prior_of, strengths_of
 from depthcomp.fitting.memory import MEMORY_MIB, FitMemory
 from depthcomp.fitting.ridge import Positions, RidgeSystem, sample_positions
 from depthcomp.progress import Progress
-from fx_passes import CapturedNetwork, Plan, Slot, linearize, merge
+from fx_passes import CapturedNetwork, Plan, Slot, SpanChoice, linearize, merge
 from fx_passes.affine import AffineConv
 from fx_passes.facts import GraphFacts
 from fx_passes.kinds import kind_of
@@ -54,8 +54,48 @@ class Refit:
     solved: Mapping[str, AffineConv]
 
 
+@dataclass(frozen=True, slots=True)
+class _Inputs:
+    """Everything that decides a slot's solution: equal inputs give equal solutions in all plans.
+
+    Attributes:
+        layer: the slot's tensors and geometry, and whether it is a kept layer.
+        unseen: the fold that the fit does not see.
+        choices: the choices before it.
+        solved: the names of the slots before it.
+    """
+
+    layer: tuple[object, ...]
+    unseen: int | None
+    choices: frozenset[SpanChoice]
+    solved: frozenset[str]
+
+    @classmethod
+    def of(cls, slot: Slot, unseen: int | None, linearized: GraphFacts, plan: Plan, slots: Sequence[Slot]) -> _Inputs:
+        """Return the inputs of a slot of a plan's linearized graph."""
+        before = _ancestors(linearized.nodes[name] for name in slot.reads)
+        operator, tensors = slot.operator, (slot.node, slot.entry, slot.target, slot.other)
+        layer = (*tensors, slot.kept, tuple(operator.weight.shape), operator.stride, operator.padding)
+        choices = frozenset(choice for choice in plan if choice.exit in before)
+        return cls(layer, unseen, choices, frozenset(each.node for each in slots if each.node in before))
+
+
+def _ancestors(nodes: Iterable[fx.Node]) -> set[str]:
+    """Return the names of nodes and of all nodes that they depend on."""
+    pending = list(nodes)
+    found = {node.name for node in pending}
+    while pending:
+        for source in pending.pop().all_input_nodes:
+            if source.name not in found:
+                found.add(source.name)
+                pending.append(source)
+    return found
+
+
 class Refitter:
-    """Refits plans on one set of images, and computes the original network's tensors once for all of them.
+    """Refits plans on one set of images.
+
+    The original network's tensors, and fits with equal inputs, are computed once for all plans.
 
     Args:
         network: the captured network, in evaluation mode; it is not changed.
@@ -72,6 +112,7 @@ class Refitter:
         self._calibration = calibration
         self._seed = seed
         self._pixels: dict[tuple[str, int], list[Pixels]] = {}  # by target and samples in a batch
+        self._solved: dict[_Inputs, AffineConv] = {}  # plans share the fits whose inputs are equal
 
     def carry_out(
         self, plan: Plan, *, unseen: int | None = None, kept: Kept = "none", progress: Progress | None = None
@@ -91,11 +132,14 @@ class Refitter:
         linearized = GraphFacts(linearize(self._network, plan))
         slots = [*self._new(plan), *self._kept(linearized, plan, kept)]
         slots.sort(key=lambda slot: linearized.order[slot.node])
-        self._sample(slots)
+        keys = [_Inputs.of(slot, unseen, linearized, plan, slots) for slot in slots]
+        self._sample(slot for slot, key in zip(slots, keys, strict=True) if key not in self._solved)
         compressed, solved = Stream(linearized.gm, self._calibration.batches), dict[str, AffineConv]()
-        for done, slot in enumerate(slots):
-            compressed.advance(max(slot.reads, key=linearized.order.__getitem__))
-            solved[slot.node] = self._solve(slot, compressed, unseen)
+        for done, (slot, key) in enumerate(zip(slots, keys, strict=True)):
+            if key not in self._solved:
+                compressed.advance(max(slot.reads, key=linearized.order.__getitem__))
+                self._solved[key] = self._solve(slot, compressed, unseen)
+            solved[slot.node] = self._solved[key]
             load_operator(linearized, slot.node, solved[slot.node])
             if progress is not None:
                 progress("refitting", done + 1, len(slots))

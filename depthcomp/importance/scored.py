@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from depthcomp.importance.context import ScoringContext
+from depthcomp.importance.estimate_check import EstimateCheck
 from depthcomp.importance.journal import ScoreJournal
 from depthcomp.importance.settings import Settings
 from depthcomp.importance.table import ImportanceTable
@@ -39,6 +40,7 @@ def scored(
     *,
     method: str,
     settings: Settings,
+    check: EstimateCheck | None = None,
 ) -> Scored:
     """Return new losses with their table; losses that are not finite are left out.
 
@@ -48,10 +50,11 @@ def scored(
         journal: the journal of the scores.
         method: name of the importance.
         settings: settings of the importance.
+        check: how well estimated losses agree with true ones; None for true losses.
     """
     table = ImportanceTable(
         losses, method, settings, context.network, context.data, context.seed, journal.seconds,
-        context.rules.get(method, ""),
+        context.rules.get(method, ""), check,
     )  # fmt: skip
     return replace(finite_of(table, losses, context.notes), journal=journal)
 

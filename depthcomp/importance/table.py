@@ -8,13 +8,14 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from depthcomp.errors import PlanError, TableError
+from depthcomp.importance.estimate_check import EstimateCheck
 from depthcomp.importance.settings import Settings
 from depthcomp_files import JsonFormat
 from fx_passes import SpanChoice
@@ -34,6 +35,16 @@ class _Choice(BaseModel):
     loss: float | None
 
 
+class _Check(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    choices: int
+    rank_correlation: float | None
+    median_ratio: float
+    low_ratio: float
+    high_ratio: float
+
+
 class _Document(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -47,6 +58,7 @@ class _Document(BaseModel):
     seed: int
     seconds: float
     choices: list[_Choice]
+    check: _Check | None = None
 
 
 def _from_version_1(content: dict[str, Any]) -> dict[str, Any]:
@@ -82,6 +94,7 @@ class ImportanceTable:
         seed: seed of everything random.
         seconds: wall time of the scores, over all runs and processes.
         algorithm: version of the scoring rules; empty where unknown.
+        check: how well estimated losses agree with true ones; None where the losses are true ones.
     """
 
     losses: Mapping[SpanChoice, float]
@@ -92,6 +105,7 @@ class ImportanceTable:
     seed: int = 0
     seconds: float = 0.0
     algorithm: str = ""
+    check: EstimateCheck | None = None
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the table whole or not at all, and return the path.
@@ -106,6 +120,7 @@ class ImportanceTable:
         content: dict[str, Any] = {
             "method": self.method, "settings": dict(self.settings), "algorithm": self.algorithm,
             "network": self.network, "data": self.data, "seed": self.seed, "seconds": self.seconds, "choices": choices,
+            "check": None if self.check is None else asdict(self.check),
         }  # fmt: skip
         _FORMAT.write(Path(path), content)
         return Path(path)
@@ -124,7 +139,7 @@ class ImportanceTable:
             raise TableError(f"{path} is not an importance table: {error}") from error
         return cls(
             losses, stored.method, stored.settings, stored.network, stored.data, stored.seed, stored.seconds,
-            stored.algorithm,
+            stored.algorithm, None if stored.check is None else EstimateCheck(**stored.check.model_dump()),
         )  # fmt: skip
 
 

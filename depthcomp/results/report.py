@@ -18,6 +18,7 @@ from fx_passes.kinds import kind_of
 from latency_tables.measuring.timing import DRIFT_LIMIT
 
 if TYPE_CHECKING:
+    from depthcomp.importance.estimate_check import EstimateCheck
     from depthcomp.preparation import Refusal
     from depthcomp.results.findings import Findings, SpanRecord
     from depthcomp.training.finetune import FinetuneRecord
@@ -149,7 +150,18 @@ def _importance(result: Findings) -> str:
         return "None: the method needs no losses of choices"
     choices = "1 choice" if len(table.losses) == 1 else f"{len(table.losses)} choices"
     found = f"{preset_name(table)}, {choices} scored in {table.seconds:.0f} s"
-    return f"{found}. It is an estimate, summed over spans; {_agreement(result)}"
+    check = "" if table.check is None else f" {_checked(table.check)}"
+    return f"{found}.{check} It is an estimate, summed over spans; {_agreement(result)}"
+
+
+def _checked(check: EstimateCheck) -> str:
+    """Return how well estimated losses of single choices agree with true ones."""
+    rho = "unknown" if check.rank_correlation is None else f"{check.rank_correlation:.2f}"
+    return (
+        f"On {check.choices} choices the estimates are {check.median_ratio:.2f} times the true losses in the median "
+        f"(four fifths lie between {check.low_ratio:.2f} and {check.high_ratio:.2f}), and their rank correlation with "
+        f"them is {rho}."
+    )
 
 
 def _agreement(result: Findings) -> str:

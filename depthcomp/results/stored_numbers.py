@@ -65,6 +65,7 @@ class _Importance(_Stored):
     settings: dict[str, int | float | str | None]
     seconds: float
     choices: int
+    check: dict[str, int | float | None] | None = None
 
 
 class StoredSpan(_Stored):
@@ -222,6 +223,7 @@ def _importance(table: ImportanceTable) -> dict[str, Any]:
         "settings": dict(table.settings),
         "seconds": table.seconds,
         "choices": len(table.losses),
+        "check": None if table.check is None else asdict(table.check),
     }
 
 

@@ -225,6 +225,19 @@ def test_solved_are_the_operators_that_stand_in_the_graph(network, calibration, 
 LITTLE = 0.15  # MiB: 28 unknowns, 4 patterns over 6 channels
 
 
+@pytest.mark.parametrize("kept", ["none", "nearest", "all"])
+@pytest.mark.parametrize("unseen", [None, 1])
+def test_plans_share_fits_with_equal_inputs_and_get_the_same_bits(network, calibration, in_a_row, kept, unseen):
+    shared, plans = Refitter(network, calibration), [*(Plan((choice,)) for choice in in_a_row), in_a_row]
+    for plan in plans:
+        found = shared.carry_out(plan, unseen=unseen, kept=kept).solved
+        alone = Refitter(network, calibration).carry_out(plan, unseen=unseen, kept=kept).solved
+        assert found.keys() == alone.keys()
+        assert all(same(operator, alone[name]) for name, operator in found.items())
+    if kept == "none":  # the first choice has nothing before it in both of its plans
+        assert len(shared._solved) == 3 < sum(len(plan) for plan in plans)
+
+
 @pytest.mark.usefixtures("one_strength")
 def test_a_refit_has_the_memory_and_the_fallback_of_the_fit_that_was_scored(network, candidates, calibration, fits):
     memory = FitMemory(3, LITTLE)

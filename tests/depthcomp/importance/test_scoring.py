@@ -238,7 +238,8 @@ def test_names_paths_and_settings(tmp_path):
         parse_importance(tmp_path / "missing.json")
     for wrong in ("best", 3, None):
         with pytest.raises(
-            DepthCompError, match="must be one of 'calibrated', 'kim23', 'layermerge', an instance of a class that"
+            DepthCompError,
+            match="must be one of 'calibrated', 'curvature', 'kim23', 'layermerge', an instance of a class that",
         ):
             parse_importance(wrong)
 

@@ -1,0 +1,227 @@
+"""Scores of candidates on judging batches: fitted bodies, refitted consumers, and a judge of the change.
+
+Each judging batch is scored with weights that have not seen its fold. Finished scores are kept in a journal.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import networkx as nx
+from torch import Tensor
+
+from depthcomp.data.calibration import CalibrationSet
+from depthcomp.fitting.candidates import Weights, design_of_slot, fit_candidates
+from depthcomp.fitting.consumers import refit_consumers
+from depthcomp.fitting.memory import FitMemory
+from depthcomp.importance.journal import ScoreJournal
+from depthcomp.latency.pricing import Candidate
+from depthcomp.progress import Progress
+from fx_passes import CapturedNetwork, SpanChoice
+from fx_passes.affine import AffineConv
+from latency_tables.fleet.work import Shard
+
+__all__ = ["CandidateScorer", "FittedCandidates", "Judge", "JudgeOf", "JudgingBatch", "Ways", "least", "part_of"]
+
+CONSUMER_BATCHES = 12  # consumers of a change are refitted on this many batches for a score
+
+Ways = tuple[float, ...]
+"""Losses of a choice: without refitted consumers and, where refits are allowed, with them."""
+
+
+@dataclass(frozen=True, slots=True)
+class JudgingBatch:
+    """Images that judge.
+
+    Attributes:
+        name: name of the batch in the journal.
+        fold: the fold of its images.
+        images: the images (n, c, h, w).
+        labels: their classes (n,); None where there are none.
+    """
+
+    name: str
+    fold: int
+    images: Tensor
+    labels: Tensor | None
+
+
+class Judge(Protocol):
+    """A judge of changes on one judging batch."""
+
+    def loss(self, candidate: Candidate, weights: Weights, consumers: Mapping[str, AffineConv]) -> float:
+        """Return the loss of a candidate whose body has these weights.
+
+        Args:
+            candidate: the candidate.
+            weights: weights of its body.
+            consumers: refitted kept layers behind the change, by node; others stay.
+        """
+
+
+JudgeOf = Callable[[JudgingBatch], Judge]
+"""Function that returns the judge of a batch; only the last judge stays in memory."""
+
+
+class FittedCandidates:
+    """Weights of candidates' bodies and refitted consumers behind them, solved when they are first needed.
+
+    Args:
+        network: the captured network, in evaluation mode; it is not changed.
+        candidates: the candidates to fit; `memory` has room for at least one pixel of each fit's kernel.
+        calibration: the images to fit on.
+        seed: seed of the sampled pixels.
+        report: called as (what, done, total).
+        memory: the memory that fits may use.
+        refit_kept: whether kept layers that read a change are refitted; False where the images are random.
+        folds_together: whether consumers are refitted for all folds at once, from sums that the folds share. A refit
+            then reads each image through weights that have not seen it.
+
+    Attributes:
+        refits: whether consumers are refitted.
+    """
+
+    def __init__(
+        self,
+        network: CapturedNetwork,
+        candidates: Sequence[Candidate],
+        calibration: CalibrationSet,
+        *,
+        seed: int,
+        report: Progress,
+        memory: FitMemory,
+        refit_kept: bool,
+        folds_together: bool = False,
+    ) -> None:
+        self._network, self._candidates, self._calibration = network, candidates, calibration
+        self._folds_together = folds_together
+        self._seed, self._report, self._memory = seed, report, memory
+        self.refits = refit_kept and bool(calibration.judges)  # a fold must choose the strength of a refit
+        self._consumers: dict[tuple[SpanChoice, int], Mapping[str, AffineConv]] = {}
+
+    def weights(self, choice: SpanChoice, fold: int) -> Weights:
+        """Return weights of a choice's body that have not seen a fold."""
+        return self._weights[choice][fold]
+
+    def consumers(self, choice: SpanChoice, fold: int) -> Mapping[str, AffineConv]:
+        """Return the refitted consumers of a choice without a fold; empty before `refit_consumers`."""
+        return self._consumers.get((choice, fold), {})
+
+    def refit_consumers(self, candidates: Sequence[Candidate], fold: int) -> None:
+        """Refit the consumers of candidates' changes without a fold, where that is not done yet."""
+        missing = [c for c in candidates if (c.choice, fold) not in self._consumers] if self.refits else []
+        if not missing:
+            return
+        found = refit_consumers(
+            self._network, missing, {c.choice: self._weights[c.choice] for c in missing},
+            self._calibration.thinned(CONSUMER_BATCHES), self._calibration.judges if self._folds_together else [fold],
+            seed=self._seed, memory=self._memory, progress=self._report,
+        )  # fmt: skip
+        self._consumers.update(found)
+
+    @functools.cached_property
+    def _weights(self) -> Mapping[SpanChoice, Mapping[int, Weights]]:
+        """Weights of all bodies, solved on first use: a run with all scores needs none."""
+        return fit_candidates(
+            self._network, self._candidates, self._calibration,
+            seed=self._seed, progress=self._report, memory=self._memory,
+        )  # fmt: skip
+
+
+class CandidateScorer:
+    """Scores candidates on judging batches, except where the journal has the scores.
+
+    Args:
+        fitted: weights of the candidates and of their consumers.
+        judging: the batches that judge.
+        judge_of: returns the judge of a batch.
+        journal: the scores so far; new scores are added. It holds no fits, so a resumed run solves them again where a
+            score is missing.
+    """
+
+    def __init__(
+        self, fitted: FittedCandidates, judging: Sequence[JudgingBatch], judge_of: JudgeOf, journal: ScoreJournal
+    ) -> None:
+        self._fitted, self._judging, self._judge_of, self._journal = fitted, judging, judge_of, journal
+        self._judge: tuple[int, Judge] | None = None
+
+    @property
+    def batches(self) -> int:
+        """Number of judging batches."""
+        return len(self._judging)
+
+    def losses(self, candidates: Sequence[Candidate], number: int) -> Iterator[Ways]:
+        """Yield the losses of candidates on judging batch `number`."""
+        missing = [c for c in candidates if any(entry not in self._journal for entry in self._entries(c, number))]
+        start = time.perf_counter()
+        if missing and self._fitted.refits:
+            self._judge = None  # a judge and the sums of refits together would take twice the memory
+            self._fitted.refit_consumers(missing, self._judging[number].fold)
+        shared = (time.perf_counter() - start) / max(len(missing), 1)
+        for candidate in candidates:
+            entries = self._entries(candidate, number)
+            if any(entry not in self._journal for entry in entries):
+                start = time.perf_counter()
+                found = self._scored(candidate, number)
+                seconds = (shared + time.perf_counter() - start) / len(entries)
+                for entry, loss in zip(entries, found, strict=True):
+                    if entry not in self._journal:
+                        self._journal.add(entry, loss, seconds)
+            yield tuple(self._journal[entry] for entry in entries)
+
+    def _entries(self, candidate: Candidate, number: int) -> list[str]:
+        """Return the journal's names for the losses of a candidate."""
+        name = self._judging[number].name
+        # journals on disk hold the word readers, for consumers
+        refitted = [f"{candidate.choice} with refitted readers on {name}"] if self._fitted.refits else []
+        return [f"{candidate.choice} on {name}", *refitted]
+
+    def _scored(self, candidate: Candidate, number: int) -> Ways:
+        fold = self._judging[number].fold
+        weights, judge = self._fitted.weights(candidate.choice, fold), self._at(number)
+        bare = judge.loss(candidate, weights, {})
+        consumers = self._fitted.consumers(candidate.choice, fold)
+        refitted = judge.loss(candidate, weights, consumers) if consumers else bare
+        return (bare, refitted) if self._fitted.refits else (bare,)
+
+    def _at(self, number: int) -> Judge:
+        """Return the judge of a batch; only the last one stays in memory."""
+        if self._judge is None or self._judge[0] != number:
+            self._judge = None  # two would take twice the memory
+            self._judge = number, self._judge_of(self._judging[number])
+        return self._judge[1]
+
+
+def part_of(candidates: Sequence[Candidate], part: Shard) -> list[Candidate]:
+    """Return the candidates of a part, all that share sums together; groups are dealt out by falling work."""
+    ordered = sorted(_sharing(candidates), key=lambda group: max(map(_work, group)), reverse=True)
+    return [candidate for group in ordered[part.index :: part.count] for candidate in group]
+
+
+def least(losses: Sequence[Ways]) -> float:
+    """Return the lesser mean loss over batches, without or with refits; NaN counts as more than any number."""
+    return min((_mean(way) for way in zip(*losses, strict=True)), key=lambda mean: (math.isnan(mean), mean))
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
+
+
+def _sharing(candidates: Sequence[Candidate]) -> list[list[Candidate]]:
+    """Return candidates in groups; candidates that share sums, or change one tensor without a fit, stay together."""
+    flow: nx.Graph[object] = nx.Graph()
+    for index, candidate in enumerate(candidates):
+        shared: list[object] = [design_of_slot(slot) for slot in candidate.slots] or [candidate.choice.entry]
+        flow.add_edges_from((index, key) for key in shared)
+    groups = (sorted(key for key in group if isinstance(key, int)) for group in nx.connected_components(flow))
+    return [[candidates[index] for index in group] for group in sorted(groups)]
+
+
+def _work(candidate: Candidate) -> int:
+    """Return the relative work of a candidate's fits."""
+    return sum(math.prod(slot.operator.weight.shape[1:]) ** 3 for slot in candidate.slots)

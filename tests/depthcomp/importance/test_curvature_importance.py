@@ -1,0 +1,201 @@
+"""Losses by curvature: they rank choices as true losses do, and true losses stand in where no gradient is."""
+
+import math
+from collections import defaultdict
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import spearmanr
+from tiny_network import EXAMPLE, images, tiny_net
+from torch import nn
+
+from depthcomp.errors import DepthCompError
+from depthcomp.fitting.memory import FitMemory
+from depthcomp.importance import curvature as module
+from depthcomp.importance.calibrated import TrueLoss, calibrated, judging_batches
+from depthcomp.importance.candidate_scorer import FittedCandidates
+from depthcomp.importance.curvature import CurvatureJudges, curvature
+from depthcomp.importance.curvature_importance import CurvatureImportance
+from depthcomp.importance.journal import ScoreJournal
+from depthcomp.importance.scoring import score_choices, scoring_context
+from depthcomp.importance.table import ImportanceTable
+from depthcomp.preparation import prepare
+from depthcomp.progress import silent
+from latency_tables.fleet.work import Shard
+
+pytestmark = pytest.mark.whole
+
+SAVINGS = defaultdict(lambda: 1.0)
+MANY = CurvatureImportance(draws=16)
+
+
+class Maps(nn.Module):
+    """A stem, a body, and a dense map of three channels; or its largest channel, which has no gradient."""
+
+    def __init__(self, largest=False):
+        super().__init__()
+        layers = [nn.Conv2d(3, 6, 3, padding=1), nn.ReLU()]
+        for _ in range(3):
+            layers += [nn.Conv2d(6, 6, 3, padding=1), nn.ReLU()]
+        self.body, self.head, self.largest = nn.Sequential(*layers), nn.Conv2d(6, 3, 1), largest
+
+    def forward(self, x):
+        x = self.head(self.body(x))
+        return {"map": x, "classes": x.argmax(1)} if not self.largest else x.argmax(1)
+
+
+def prepared_for(model, data):
+    return prepare(model.eval(), EXAMPLE, data, None, seed=0)
+
+
+@pytest.fixture(scope="module")
+def prepared():
+    return prepared_for(tiny_net(), [images(24)])
+
+
+@pytest.fixture(scope="module")
+def labelled():
+    model, x = tiny_net(), images(24)
+    with torch.no_grad():
+        classes = model(x).argmax(1)
+    classes[::3] = (classes[::3] + 1) % 5
+    return prepared_for(model, [(x, classes)])
+
+
+@pytest.fixture(scope="module")
+def dense():
+    torch.manual_seed(0)
+    return prepared_for(Maps(), [images(24)])
+
+
+def true_losses(prepared, candidates):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("depthcomp.importance.calibrated.LEAST_SCORED", len(candidates))
+        return calibrated(prepared.network, candidates, prepared.calibration, SAVINGS)
+
+
+@pytest.mark.parametrize("which", ["prepared", "dense"])
+def test_they_rank_choices_as_true_losses_do(which, request):
+    some = (known := request.getfixturevalue(which)).candidates[::4]
+    found, true = score_choices(known, some, SAVINGS, MANY), true_losses(known, some)
+    pairs = [found.losses[c.choice] for c in some], [true[c.choice] for c in some]
+    assert spearmanr(*pairs).statistic > 0.9
+    assert found.table.check.choices == min(len(some), module.CHECKED)
+    assert found.table.check.rank_correlation > 0.8
+    assert 0.5 < found.table.check.median_ratio < 2
+    assert found.notes == ()
+
+
+@pytest.mark.parametrize("which", ["prepared", "labelled", "dense"])
+@pytest.mark.parametrize("refitted", [False, True])
+def test_a_judge_finds_nearly_the_true_loss_of_each_choice(which, refitted, request):
+    known = request.getfixturevalue(which)
+    some, (batch, *_) = known.candidates[::4], judging_batches(known.calibration)
+    fitted = FittedCandidates(
+        known.network, some, known.calibration, seed=0, report=silent, memory=FitMemory(3), refit_kept=True
+    )
+    if refitted:
+        fitted.refit_consumers(some, batch.fold)
+    judges = TrueLoss(known.network, batch), CurvatureJudges(known.network, some, 200, 0).on(batch)
+    changes = [(c, fitted.weights(c.choice, batch.fold), fitted.consumers(c.choice, batch.fold)) for c in some]
+    assert any(consumers for *_, consumers in changes) == refitted
+    true, found = ([judge.loss(*change) for change in changes] for judge in judges)
+    assert spearmanr(true, found).statistic > (0.8 if refitted else 0.95)
+    assert np.median(np.divide(found, true)) == pytest.approx(1, rel=0.4)
+
+
+def test_a_table_keeps_its_check(dense, tmp_path):
+    table = score_choices(dense, dense.candidates[::9], SAVINGS, CurvatureImportance()).table
+    assert table.check is not None
+    assert ImportanceTable.load(table.save(tmp_path / "importance.json")) == table
+
+
+def test_where_no_gradient_reaches_true_losses_stand_in_and_that_is_said():
+    torch.manual_seed(0)
+    blind = prepared_for(Maps(largest=True), [images(12).double().float()])
+    some = blind.candidates[::6]
+    found = score_choices(blind, some, SAVINGS, CurvatureImportance())
+    assert all(math.isfinite(loss) for loss in found.losses.values())
+    (note,) = found.notes
+    assert note.startswith(f"{len(some)} choices were scored by true losses, as no finite gradient leads from the")
+    assert "body" in note
+    assert found.table.check is None
+
+
+def test_parts_of_batches_stay_within_the_memory_and_hold_every_image(prepared, labelled):
+    for known in (prepared, labelled):
+        batches = judging_batches(known.calibration)
+        judges = CurvatureJudges(known.network, known.candidates, 4, 0)
+        whole, parts = judges.within(batches, 1536), judges.within(batches, 1)
+        assert [len(part.images) for part in whole] == [len(batch.images) for batch in batches]
+        assert len(whole) < len(parts) == len({part.name for part in parts})
+        assert torch.equal(torch.cat([p.images for p in parts]), torch.cat([b.images for b in batches]))
+        labels = [[p.labels for p in several] for several in (parts, batches)]
+        assert labels[0][0] is None or torch.equal(*map(torch.cat, labels))
+
+
+def test_parts_estimate_what_whole_batches_do(dense):
+    some = dense.candidates[::7]
+    options = {"draws": 32, "memory": FitMemory(3, 1536)}
+    whole = curvature(dense.network, some, dense.calibration, **options)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_MIB", 2**10)
+        parts = curvature(dense.network, some, dense.calibration, **options)
+    for choice, loss in whole.losses.items():
+        assert parts.losses[choice] == pytest.approx(loss, rel=0.3)
+
+
+def test_an_unfinished_run_goes_on_and_ends_the_same(prepared, tmp_path):
+    some = prepared.candidates[::8]
+    whole = score_choices(prepared, some, SAVINGS, CurvatureImportance(), folder=tmp_path)
+    journal = tmp_path / "importance.jsonl"
+    lines = journal.read_text().splitlines(keepends=True)
+    journal.write_text("".join(lines[: len(lines) // 2]))
+    again = score_choices(prepared, some, SAVINGS, CurvatureImportance(), folder=tmp_path)
+    assert dict(again.losses) == dict(whole.losses)
+    assert again.table.check == whole.table.check
+    assert sorted(journal.read_text().splitlines()) != []
+    assert journal.read_text().count("\n") == len(lines)
+
+
+def test_shards_find_the_bits_of_one_process(prepared, tmp_path):
+    some, importance = prepared.candidates[::8], CurvatureImportance()
+    alone = score_choices(prepared, some, SAVINGS, importance)
+    context = scoring_context(prepared, some, SAVINGS, importance, folder=tmp_path)
+    counts = [importance.score_part(context, Shard(index, 2)) for index in (1, 0)]
+    assert (tmp_path / "importance.jsonl").read_text().count("\n") == 2 * sum(counts)
+    calls = []
+    together = score_choices(
+        prepared, some, SAVINGS, importance, folder=tmp_path, progress=lambda what, *_: calls.append(what)
+    )
+    assert not any(what.startswith("fitting") for what in calls)
+    assert dict(together.losses) == dict(alone.losses)
+
+
+def test_another_seed_and_other_draws_are_other_scores(prepared, tmp_path):
+    some = prepared.candidates[::12]
+    one, seed, draws = (
+        score_choices(prepared, some, SAVINGS, importance, seed=number, folder=tmp_path).losses
+        for importance, number in ((CurvatureImportance(), 0), (CurvatureImportance(), 1), (MANY, 0))
+    )
+    assert dict(one) != dict(seed)
+    assert dict(one) != dict(draws)
+
+
+@pytest.mark.parametrize("name", ["draws", "memory_mib", "images"])
+def test_counts_are_checked(name):
+    with pytest.raises(DepthCompError, match=rf"{name} \(=0\) of an importance must be a whole number of at least 1"):
+        CurvatureImportance(**{name: 0})
+
+
+def test_random_images_refit_no_consumer(prepared):
+    calls, journal = [], ScoreJournal()
+    curvature(
+        prepared.network, prepared.candidates[::10], replace(prepared.calibration), draws=1, refit_kept=False,
+        journal=journal, progress=lambda what, *_: calls.append(what),
+    )  # fmt: skip
+    assert {"estimating", "checking"} <= set(calls)
+    assert not any(what.startswith("refitting consumers") for what in calls)
+    assert not any("refitted" in entry for entry in journal.scores)
