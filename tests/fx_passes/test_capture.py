@@ -8,33 +8,20 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from captured_checks import called, check
 from torch import nn
 from toy_nets import Chain, image, randomise, relative_error
 
 from depthcomp_errors import CaptureError
 from fx_passes import capture, enumerate_spans, find_span
-from fx_passes.channel_affine import ChannelAffine
 from fx_passes.normalise.additions import UnifyAdditions
 from fx_passes.operators import image_shape
 
 pytestmark = pytest.mark.whole
 
 
-def called(gm):
-    """Return the types of the called modules, in order."""
-    return [type(gm.get_submodule(node.target)) for node in gm.graph.nodes if node.op == "call_module"]
-
-
 def functions(gm):
     return [node.target for node in gm.graph.nodes if node.op in ("call_function", "call_method")]
-
-
-def check(model, *inputs):
-    """Capture a model, compare the outputs in evaluation mode, and return the graph."""
-    gm = capture(model, inputs)
-    with torch.no_grad():
-        assert relative_error(gm(*inputs), model.eval()(*inputs)) < 1e-6
-    return gm
 
 
 class Functional(nn.Module):
@@ -372,71 +359,6 @@ def test_a_graph_of_concrete_sizes_trains():
     gm(torch.randn(2, 3, 7, 5)).sum().backward()
     assert all(parameter.grad is not None for parameter in gm.parameters())
     assert not torch.equal(gm.norm.running_mean, mean)
-
-
-class Doubling(torch.autograd.Function):
-    """Twice the input, by a function that torch.fx cannot look into."""
-
-    @staticmethod
-    def forward(ctx, x):
-        return 2 * x
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return 2 * gradient
-
-
-class Gate(nn.Module):
-    """Reads a parameter, calls an autograd function and branches on values."""
-
-    def __init__(self, scale):
-        super().__init__()
-        self.scale = scale
-
-    def forward(self, x):
-        x = Doubling.apply(x * self.scale)
-        return x if x.sum() > 0 else -x
-
-
-class Gated(nn.Module):
-    """Convolutions around a gate that shares a parameter with the network."""
-
-    def __init__(self):
-        super().__init__()
-        self.scale = nn.Parameter(torch.randn(5, 1, 1))
-        self.before = nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU(), nn.Conv2d(5, 5, 3))
-        self.gate, self.after = Gate(self.scale), nn.Conv2d(5, 5, 3)
-
-    def forward(self, x):
-        return self.after(self.gate(self.before(x)) + self.scale)
-
-
-def test_a_layer_that_cannot_be_traced_stays_a_layer():
-    torch.manual_seed(0)
-    gm = check(Gated(), torch.randn(2, 3, 11, 13))
-    assert called(gm) == [nn.Conv2d, nn.ReLU, nn.Conv2d, Gate, ChannelAffine, nn.Conv2d]
-    assert find_span(gm, "x", "before_2").choices
-    gate = next(node for node in gm.graph.nodes if node.target == "gate")
-    assert image_shape(gate) == (2, 5, 7, 9)
-
-
-def test_a_layer_that_cannot_be_traced_stays_a_layer_inside_a_sequential():
-    gated = nn.Sequential(nn.Sequential(nn.Conv2d(3, 5, 3), Gate(nn.Parameter(torch.ones(1))), nn.ReLU()), nn.ReLU())
-    gm = check(gated, torch.randn(2, 3, 11, 13))
-    assert called(gm) == [nn.Conv2d, Gate, nn.ReLU, nn.ReLU]
-
-
-class Branching(Chain):
-    """Branches on values between convolutions."""
-
-    def forward(self, x):
-        return super().forward(x) if x.sum() > 0 else self.conv1(x)
-
-
-def test_a_part_with_convolutions_that_cannot_be_traced_is_refused():
-    line = inspect.getsourcelines(Branching.forward)[1] + 1
-    with pytest.raises(CaptureError, match=rf"Sequential cannot be traced at .*test_capture\.py:{line}"):
-        capture(nn.Sequential(Branching()), torch.ones(1, 3, 11, 13))
 
 
 class Cautious(nn.Module):

@@ -114,3 +114,8 @@ def test_plans_of_version_1_are_read():
 def test_a_choice_reads_as_what_it_does():
     assert str(Fit("a", "b", (3, 3), "inserted")) == "fit 3x3 (a -> b] + activation"
     assert str(Merge("a", "b", (3, 3), "none", ("c", "d"))) == "merge 3x3 (a -> b] without c, d - activation"
+
+
+def test_a_choice_prints_as_a_user_would_write_it():
+    assert str(Fit("a", "b", (3, 1))) == "fit 3x1 (a -> b]"
+    assert str(Drop("a", "b")) == "drop (a -> b]"

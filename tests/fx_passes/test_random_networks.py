@@ -6,9 +6,10 @@ import networkx as nx
 import numpy as np
 import pytest
 import torch
+from convolution_judge import is_convolution, is_convolution_to_the_border
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from random_nets import is_activation, is_convolution, is_convolution_to_the_border, networks
+from random_nets import is_activation, networks
 from torch import fx, nn
 from toy_nets import largest_error, outputs
 

@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from branched_network import Branched, images
 from torch import nn
-from torchvision.models.mobilenetv2 import InvertedResidual
 from two_consumers import TwoConsumers
 
 from depthcomp.data.calibration import CalibrationSet, Layout, cross_validated, separate
@@ -29,28 +29,6 @@ from fx_passes.merge import fold_batch_norms
 from fx_passes.slot_layers import load_operator
 
 pytestmark = pytest.mark.whole
-
-
-class Branched(nn.Module):
-    """A stem, a strided convolution, an inverted residual, a block with a projection; class scores."""
-
-    def __init__(self):
-        super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6), nn.ReLU())
-        self.inverted = InvertedResidual(6, 6, 1, 2)
-        self.down, self.act = nn.Conv2d(6, 8, 3, stride=2, padding=1), nn.ReLU()
-        self.long = nn.Sequential(nn.Conv2d(8, 5, 1), nn.ReLU(), nn.Conv2d(5, 8, 3, padding=1))
-        self.short = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 1))
-        self.head = nn.Linear(8, 7)
-
-    def forward(self, x):
-        x = self.act(self.down(self.inverted(self.stem(x))))
-        x = self.long(x) + self.short(x)
-        return self.head(x.mean((2, 3)))
-
-
-def images(count=6, size=12, seed=1):
-    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 @pytest.fixture(scope="module")
@@ -307,22 +285,6 @@ def test_images_do_not_show_in_fits_that_have_not_seen_them(network, candidates,
     for choice, by_fold in one.items():
         for fold, operator in by_fold.items():
             assert same(operator, other[choice][fold]) is (fold == unseen), (choice, fold)
-
-
-def test_channels_that_light_up_in_the_first_fold_alone():
-    """Bright photos come first; the features that they have are zero on all others."""
-    torch.manual_seed(0)
-    chain = [layer for _ in range(2) for layer in (nn.Conv2d(97, 97, 3, padding=1, groups=97), nn.ReLU())]
-    model = nn.Sequential(nn.Conv2d(3, 97, 3), nn.ReLU(), *chain, nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
-    with torch.no_grad():
-        model[0].weight.abs_()
-        model[0].bias.uniform_(-2.5, -1.5)
-    photos = 0.05 * torch.rand(24, 3, 26, 26)
-    photos[:8] += 1
-    network = CapturedNetwork(capture(model, photos[:1]))
-    some = Pricing(network).candidates(enumerate_spans(network, DEFAULT_LIMITS))
-    found = calibrated(network, some, cross_validated(photos, seed=0), EQUAL_SAVINGS)
-    assert all(math.isfinite(loss) for loss in found.values())
 
 
 @pytest.mark.usefixtures("one_strength")

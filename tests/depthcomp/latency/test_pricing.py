@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torchvision
+from folded_network import network_of
 from torch import nn
 from torchvision.models.mobilenetv2 import InvertedResidual
 from torchvision.models.resnet import BasicBlock
@@ -17,17 +18,9 @@ from depthcomp.preparation import DEFAULT_LIMITS
 from dp_solver import frontier
 from fx_passes import CapturedNetwork, Plan, SpanLimits, capture, enumerate_spans, linearize, merge
 from fx_passes.merge import fold_batch_norms
-from fx_passes.operators import ACTIVATIONS, Role, called_module, role
+from fx_passes.operators import Role, called_module, role
 
 pytestmark = pytest.mark.whole
-
-
-def network_of(model, *shape):
-    """Return the network as it is priced: captured, its norms folded."""
-    gm = capture(model.eval(), torch.zeros(*shape))
-    fold_batch_norms(gm)
-    gm.recompile()
-    return CapturedNetwork(gm)
 
 
 def traced_convolutions(model, *shape):
@@ -152,20 +145,6 @@ def test_norms_cost_nothing_whether_folded_or_not(mobilenet):
     captured = CapturedNetwork(capture(mobilenet.eval(), torch.zeros(1, 3, 64, 64)))
     folded = network_of(mobilenet, 1, 3, 64, 64)
     assert sorted(Pricing(captured).kept.values()) == sorted(Pricing(folded).kept.values())
-
-
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_every_activation_that_the_passes_know_has_a_price(activation):
-    signature = Pricing(network_of(nn.Sequential(nn.Conv2d(3, 5, 3), activation()), 1, 3, 7, 7)).kept["_0"]
-    assert signature.activation is not None
-    assert not signature.residual
-
-
-def test_a_subclass_of_an_activation_costs_what_its_parent_does():
-    network = network_of(nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU()), 1, 3, 7, 7)
-    wanted = Pricing(network).kept["_0"]
-    network.gm.set_submodule("1", type("Special", (nn.ReLU,), {})())
-    assert Pricing(CapturedNetwork(network.gm)).kept["_0"] == wanted
 
 
 class Tails(nn.Module):
@@ -297,27 +276,6 @@ def test_a_removed_activation_is_not_priced(with_other_ends, kind):
         (plain,) = with_other_ends[replace(choice, end="original")].signatures
         assert plain.activation is not None
         assert signature == replace(plain, activation=None)
-
-
-class Gap(nn.Module):
-    """Behind the first activation stands a skip's sum, and behind that another activation."""
-
-    def __init__(self):
-        super().__init__()
-        self.stem, self.one, self.two = (nn.Conv2d(n, 5, 3, padding=1) for n in (3, 5, 5))
-        self.inner, self.outer = nn.ReLU6(), nn.Hardswish()
-
-    def forward(self, x):
-        x = self.stem(x)
-        return self.outer(self.inner(self.two(self.inner(self.one(x)))) + x)
-
-
-def test_a_convolution_without_its_activation_is_fused_with_what_follows_that():
-    network = network_of(Gap(), 2, 3, 7, 9)
-    candidates = Pricing(network).candidates(enumerate_spans(network, SpanLimits(kinds=("merge",))))
-    by_end = {c.choice.end: c.signatures[0] for c in candidates if c.choice.exit == "inner_1" and not c.choice.pruned}
-    assert (by_end["original"].activation, by_end["original"].residual) == ("relu6", False)
-    assert (by_end["none"].activation, by_end["none"].residual) == ("hardswish", True)
 
 
 def test_what_must_be_measured_each_once(priced):
