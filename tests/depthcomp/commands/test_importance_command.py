@@ -84,7 +84,10 @@ def test_a_sentence_says_what_was_done():
         (["--shard", "3/3"], "shard 3/3 does not exist; they count from zero"),
         (["--table", "none.json"], "cannot read the latency table none.json"),
         (["--data", "none"], "the image folder none does not exist"),
-        (["--importance", "best"], "importance (='best') must be one of 'calibrated', 'kim23', 'layermerge'"),
+        (
+            ["--importance", "best"],
+            "importance (='best') must be one of 'calibrated', 'curvature', 'kim23', 'layermerge'",
+        ),
     ],
 )
 def test_what_the_user_can_mend_is_one_sentence(arguments, sentence):

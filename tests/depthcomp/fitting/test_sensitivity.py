@@ -13,6 +13,8 @@ from depthcomp.fitting.execution import Tail
 from depthcomp.fitting.sensitivity import Sensitivity
 from fx_passes import capture
 
+pytestmark = pytest.mark.whole
+
 DRAWS = 1000
 
 
