@@ -155,6 +155,11 @@ class CandidateScorer:
         """Number of judging batches."""
         return len(self._judging)
 
+    @property
+    def entries(self) -> int:
+        """Number of the journal's entries for each candidate."""
+        return self.batches * (2 if self._fitted.refits else 1)
+
     def losses(self, candidates: Sequence[Candidate], number: int) -> Iterator[Ways]:
         """Yield the losses of candidates on judging batch `number`."""
         missing = [c for c in candidates if any(entry not in self._journal for entry in self._entries(c, number))]

@@ -1,9 +1,9 @@
 """Losses of choices by the curvature of the network's loss, without a forward of the rest of the network.
 
-One forward and a few backward passes of each judging batch give the sensitivity of the loss at the exits of all spans.
-A candidate then costs its own body and an inner product (`depthcomp.fitting.sensitivity`). The estimate holds for small
-changes. True losses of a few candidates show how it goes on for large ones, and a monotone curve through them corrects
-all estimates.
+One forward and a few backward passes of each judging batch give the sensitivity of the loss behind every span, where
+all of its change comes together again after the next kept layers. A candidate then costs its own body, these layers
+and an inner product (`depthcomp.fitting.sensitivity`). The estimate holds for small changes. True losses of a few
+candidates show how it goes on for large ones, and a monotone curve through them corrects all estimates.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class CurvatureScores:
     Attributes:
         losses: the loss of each choice.
         check: how well the estimates agree with true losses; None where none could be compared.
-        unestimated: the choices whose exits no gradient reaches; their losses are true ones.
+        unestimated: the choices whose change no gradient reaches; their losses are true ones.
     """
 
     losses: Mapping[SpanChoice, float]
@@ -220,11 +220,11 @@ class _Scores:
         return CurvatureScores(losses, check_estimates(*pairs), tuple(c.choice for c in unknown))
 
     def of_part(self) -> int:
-        """Score the candidates into the journal, and return the number of scores."""
+        """Score the candidates into the journal, and return the number of their entries."""
         estimates = self._mean(self._estimates, self._some, "estimating")
         wanted = [c for c in self._some if c.choice in self._checked or math.isnan(estimates[c.choice])]
         self._mean(self._true, wanted, "checking")
-        return self._estimates.batches * len(self._some) + self._true.batches * len(wanted)
+        return self._estimates.entries * len(self._some) + self._true.entries * len(wanted)
 
     def _mean(self, scorer: CandidateScorer, candidates: Sequence[Candidate], what: str) -> dict[SpanChoice, float]:
         """Return the mean losses of candidates over all batches of a scorer, not below 0."""
@@ -234,8 +234,7 @@ class _Scores:
             for candidate, ways in zip(candidates, scorer.losses(candidates, number), strict=True):
                 found[candidate.choice].append(ways)
                 self._report(what, next(done), total)
-        losses = {choice: least(ways) for choice, ways in found.items()}
-        return {choice: loss if math.isnan(loss) else max(loss, 0.0) for choice, loss in losses.items()}
+        return {choice: max(least(ways), 0.0) for choice, ways in found.items()}  # max keeps a NaN that comes first
 
 
 def _spread(candidates: Sequence[Candidate]) -> set[SpanChoice]:

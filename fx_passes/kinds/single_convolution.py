@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Iterator
 
 import torch.nn.functional as F
@@ -48,8 +47,8 @@ def limit_obstacle(piece: Piece, kernel: Kernel, limits: SpanLimits) -> str:
     """Return why limits rule out a convolution of this size in a piece's place; empty where they allow it."""
     if max(kernel) > limits.largest_kernel:
         return f"one convolution needs a kernel larger than {limits.largest_kernel} pixels a side"
-    least = map(min, piece.operator.stride, map(odd, piece.operator.kernel))
-    if not limits.skips_pixels and any(map(operator.lt, kernel, least)):
+    sides = zip(kernel, piece.operator.stride, piece.operator.kernel, strict=True)
+    if not limits.skips_pixels and any(size < min(stride, odd(full)) for size, stride, full in sides):
         return "a smaller kernel would leave pixels unread"
     macs = piece.in_shape[0] * math.prod(piece.operator.out_size(piece.in_shape[2:]))
     per_pixel = piece.operator.weight.numel() // math.prod(piece.operator.kernel) * math.prod(kernel)

@@ -2,7 +2,6 @@
 
 import math
 from collections import defaultdict
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -114,7 +113,7 @@ def test_a_table_keeps_its_check(dense, tmp_path):
 
 def test_where_no_gradient_reaches_true_losses_stand_in_and_that_is_said():
     torch.manual_seed(0)
-    blind = prepared_for(Maps(largest=True), [images(12).double().float()])
+    blind = prepared_for(Maps(largest=True), [images(12)])
     some = blind.candidates[::6]
     found = score_choices(blind, some, SAVINGS, CurvatureImportance())
     assert all(math.isfinite(loss) for loss in found.losses.values())
@@ -156,7 +155,6 @@ def test_an_unfinished_run_goes_on_and_ends_the_same(prepared, tmp_path):
     again = score_choices(prepared, some, SAVINGS, CurvatureImportance(), folder=tmp_path)
     assert dict(again.losses) == dict(whole.losses)
     assert again.table.check == whole.table.check
-    assert sorted(journal.read_text().splitlines()) != []
     assert journal.read_text().count("\n") == len(lines)
 
 
@@ -165,7 +163,7 @@ def test_shards_find_the_bits_of_one_process(prepared, tmp_path):
     alone = score_choices(prepared, some, SAVINGS, importance)
     context = scoring_context(prepared, some, SAVINGS, importance, folder=tmp_path)
     counts = [importance.score_part(context, Shard(index, 2)) for index in (1, 0)]
-    assert (tmp_path / "importance.jsonl").read_text().count("\n") == 2 * sum(counts)
+    assert (tmp_path / "importance.jsonl").read_text().count("\n") == sum(counts)
     calls = []
     together = score_choices(
         prepared, some, SAVINGS, importance, folder=tmp_path, progress=lambda what, *_: calls.append(what)
@@ -193,7 +191,7 @@ def test_counts_are_checked(name):
 def test_random_images_refit_no_consumer(prepared):
     calls, journal = [], ScoreJournal()
     curvature(
-        prepared.network, prepared.candidates[::10], replace(prepared.calibration), draws=1, refit_kept=False,
+        prepared.network, prepared.candidates[::10], prepared.calibration, draws=1, refit_kept=False,
         journal=journal, progress=lambda what, *_: calls.append(what),
     )  # fmt: skip
     assert {"estimating", "checking"} <= set(calls)
