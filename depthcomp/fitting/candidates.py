@@ -1,7 +1,7 @@
-"""Fits of all candidates to the original network's tensors, in few passes over the images.
+"""Fits of candidates to the original network's tensors, in few passes over the images.
 
-Fits that read a tensor with equal stride, centre and groups share the sums of one least-squares system. Their kernels
-and targets may differ.
+Fits that read a tensor with equal kernel, stride, centre and groups share one Gram matrix; their targets may differ.
+The weights of a candidate do not depend on which others are fitted, to the bit.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class _Shared:
     """Fits that share a system.
 
     Attributes:
-        system: the least-squares system, for the largest of their kernels.
+        system: the least-squares system.
         members: the fits.
     """
 
@@ -162,25 +162,12 @@ def samples_per_batch(unknowns: int, batches: int) -> int:
 
 
 def _sharing(fits: Sequence[_Fit], memory: FitMemory) -> Iterator[_Shared]:
-    """Yield fits of one design with their system; one system for each kernel where a shared one exceeds the memory."""
-    by_design: dict[Design, list[_Fit]] = {}
+    """Yield fits of one design and kernel with their system."""
+    together: dict[tuple[Design, Pair], list[_Fit]] = {}
     for fit in fits:
-        by_design.setdefault(design_of_slot(fit.slot), []).append(fit)
-    for design, members in by_design.items():
-        operator, largest = members[0].slot.operator, _largest_kernel(members)
-        if memory.is_whole(operator, largest):
-            yield _Shared(memory.system(design.entry, operator, largest), tuple(members))
-            continue
-        by_kernel: dict[Pair, list[_Fit]] = {}
-        for fit in members:
-            by_kernel.setdefault(fit.slot.operator.kernel, []).append(fit)
-        for some in by_kernel.values():
-            yield _Shared(memory.system(design.entry, some[0].slot.operator), tuple(some))
-
-
-def _largest_kernel(fits: Sequence[_Fit]) -> Pair:
-    heights, widths = zip(*(fit.slot.operator.kernel for fit in fits), strict=True)
-    return max(heights), max(widths)
+        together.setdefault((design_of_slot(fit.slot), fit.slot.operator.kernel), []).append(fit)
+    for (design, _), members in together.items():
+        yield _Shared(memory.system(design.entry, members[0].slot.operator), tuple(members))
 
 
 def _accumulate(
@@ -198,7 +185,7 @@ def _accumulate(
 
 
 def _alike(fits: Sequence[_Fit]) -> list[list[_Fit]]:
-    """Return fits of one design in groups of equal shape and prior, which share a factorisation."""
+    """Return fits of one system in groups of equal shape and prior, which share a factorisation."""
     groups: dict[tuple[object, ...], list[_Fit]] = {}
     for fit in fits:
         own = fit.slot.node if fit.slot.kept else None

@@ -42,17 +42,15 @@ class _Consumer:
 def refit_consumers(
     network: CapturedNetwork,
     candidates: Sequence[Candidate],
-    weights: Mapping[SpanChoice, Mapping[int, Weights]],
+    weights: Mapping[SpanChoice, Weights],
     calibration: CalibrationSet,
-    unseen: Sequence[int],
+    unseen: int,
     *,
     seed: int,
     memory: FitMemory,
     progress: Progress,
-) -> dict[tuple[SpanChoice, int], dict[str, AffineConv]]:
-    """Return the refitted operators of the first layers behind each candidate, by node, for each unseen fold.
-
-    Operators have the images' precision.
+) -> dict[SpanChoice, dict[str, AffineConv]]:
+    """Return the refitted operators of the first layers behind each candidate, by node, in the images' precision.
 
     A layer stays as it is where its system exceeds the memory, and where its inputs are not finite. It also stays
     behind a fit without an activation at its end: the fit's error hardly depends on its output, so a linear layer
@@ -62,29 +60,25 @@ def refit_consumers(
     Args:
         network: the captured network, in evaluation mode; it is not changed.
         candidates: the candidates; each alone replaces its span.
-        weights: weights of the candidates' bodies, by the fold that they have not seen.
+        weights: weights of the candidates' bodies.
         calibration: the images.
-        unseen: folds; each has a refit of its own that has not seen it. The first one chooses how strongly all refits
-            lean to the layer's own weights. A refit reads images of these folds through the weights that have not seen
-            them, and other images through the weights that have not seen the first fold.
+        unseen: a fold that no refit sees; it only chooses how strongly each refit leans to the layer's own weights.
         seed: seed of the sampled pixels.
         memory: the memory that refits may use.
         progress: called as (what, done, total).
     """
-    found: dict[tuple[SpanChoice, int], dict[str, AffineConv]] = {
-        (candidate.choice, fold): {} for candidate in candidates for fold in unseen
-    }
+    found: dict[SpanChoice, dict[str, AffineConv]] = {candidate.choice: {} for candidate in candidates}
     consumers = _consumers(network, candidates, memory)
     passes = list(memory.passes(consumers, lambda each: each.system, lambda each: each.slot.operator.out_channels))
     done, total = itertools.count(1), len(passes) * len(calibration.batches)
     for several in passes:
         for number, (batch, fold) in enumerate(zip(calibration.batches, calibration.folds, strict=True)):
-            through = {choice: by_fold[fold if fold in unseen else unseen[0]] for choice, by_fold in weights.items()}
-            _accumulate(several, through, Tail(network.gm, batch), calibration.least_fitted, seed + number, fold)
-            progress(f"refitting consumers, {_without(unseen)}", next(done), total)
+            _accumulate(several, weights, Tail(network.gm, batch), calibration.least_fitted, seed + number, fold)
+            progress(f"refitting consumers, without fold {unseen + 1}", next(done), total)
         for consumer in several:
-            for fold, operator in _solved(consumer, unseen).items() if consumer.system.is_finite else ():
-                found[consumer.candidate.choice, fold][consumer.slot.node] = operator.to(calibration.batches[0])
+            if consumer.system.is_finite:
+                operator = _solved(consumer, unseen).to(calibration.batches[0])
+                found[consumer.candidate.choice][consumer.slot.node] = operator
         several.clear()  # frees their sums for the next pass
     return found
 
@@ -129,13 +123,9 @@ def _accumulate(
         system.accumulate(now[slot.entry], {_TARGET: wanted}, positions, fold=fold)
 
 
-def _solved(consumer: _Consumer, unseen: Sequence[int]) -> dict[int, AffineConv]:
+def _solved(consumer: _Consumer, unseen: int) -> AffineConv:
     slot = consumer.slot
     solved = consumer.system.solve_without(
-        unseen, [_TARGET], prior_of(slot), match_variance=(), strengths=strengths_of(slot)
+        [unseen], [_TARGET], prior_of(slot), match_variance=(), strengths=strengths_of(slot)
     )
-    return {fold: operator for fold, (operator,) in solved.items()}
-
-
-def _without(unseen: Sequence[int]) -> str:
-    return f"without fold {unseen[0] + 1}" if len(unseen) == 1 else "without each fold in turn"
+    return solved[unseen][0]

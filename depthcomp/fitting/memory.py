@@ -16,7 +16,7 @@ from typing import TypeVar
 from depthcomp.fitting.ridge import RidgeSystem, design_of
 from depthcomp.latency.pricing import Candidate
 from fx_passes import Slot
-from fx_passes.affine import AffineConv, Pair
+from fx_passes.affine import AffineConv
 
 __all__ = ["MEMORY_MIB", "FitMemory"]
 
@@ -40,21 +40,20 @@ class FitMemory:
     folds: int
     mib: float = MEMORY_MIB
 
-    def system(self, entry: str, operator: AffineConv, kernel: Pair | None = None) -> RidgeSystem:
-        """Return the system of a convolution that reads the tensor at `entry`, for its own or a larger `kernel`."""
-        kernel = kernel or operator.kernel
-        count = self.patterns(operator, kernel)
-        return RidgeSystem(design_of(entry, operator), kernel, operator.in_channels, count=count)
+    def system(self, entry: str, operator: AffineConv) -> RidgeSystem:
+        """Return the system of a convolution that reads the tensor at `entry`."""
+        count = self.patterns(operator)
+        return RidgeSystem(design_of(entry, operator), operator.kernel, operator.in_channels, count=count)
 
-    def patterns(self, operator: AffineConv, kernel: Pair | None = None) -> int:
-        """Return how many patterns fit, at most the pixels of a convolution's own or a larger `kernel`."""
-        channels, pixels = operator.in_channels // operator.groups, math.prod(kernel or operator.kernel)
+    def patterns(self, operator: AffineConv) -> int:
+        """Return how many patterns fit, at most the pixels of a convolution's kernel."""
+        channels, pixels = operator.in_channels // operator.groups, math.prod(operator.kernel)
         grams = 8 * operator.groups * (self.folds + SOLVING)
         return min(pixels, math.isqrt(int(self.mib * _MIB) // (PARTS * grams)) // channels)
 
-    def is_whole(self, operator: AffineConv, kernel: Pair | None = None) -> bool:
-        """Return whether all pixels of a convolution's own or a larger `kernel` fit."""
-        return self.patterns(operator, kernel) == math.prod(kernel or operator.kernel)
+    def is_whole(self, operator: AffineConv) -> bool:
+        """Return whether all pixels of a convolution's kernel fit."""
+        return self.patterns(operator) == math.prod(operator.kernel)
 
     def passes(
         self, work: Iterable[_Work], system_of: Callable[[_Work], RidgeSystem], outputs_of: Callable[[_Work], int]

@@ -6,16 +6,16 @@ With patches x of the entry tensor and target pixels y, both centred, the weight
 
 where W0 is a prior kernel (a kept layer's weights; else identity where shapes allow it, else zero). The bias is free.
 The normal equations are multiplied out in the network's precision for each batch, over sampled positions. They are
-summed and solved in float64. They are summed once for the largest kernel; smaller kernels use a part of these sums.
+summed and solved in float64.
 """
 
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -129,63 +129,77 @@ def sample_positions(target: Tensor, count: int, generator: torch.Generator) -> 
 
 
 @dataclass(frozen=True, slots=True)
+class _Target:
+    """Sums of one target's pixels y, (groups, 1 or unknowns, outputs)."""
+
+    y: Tensor  # mean
+    yy: Tensor
+    xy: Tensor
+
+    @classmethod
+    def of(cls, x: Tensor, pixels: Tensor) -> _Target:
+        """Return the sums for centred patches (groups, samples, unknowns) and pixels (groups, samples, outputs)."""
+        y, mean = _centred(pixels)
+        return cls(mean, y.square().sum(1, keepdim=True).double(), (x.transpose(1, 2) @ y).double())
+
+    def joined(self, other: _Target, x: Tensor, weight: float, share: float) -> _Target:
+        """Return the joint sums; x is the difference of the patches' means."""
+        y = other.y - self.y
+        xy = (self.xy + other.xy).baddbmm_(x, y, alpha=weight)
+        return _Target(self.y + share * y, self.yy + other.yy + weight * y.square(), xy)
+
+
+@dataclass(frozen=True, slots=True)
 class _Scatter:
     """Means of sampled pixels, and their scatter about the means.
 
-    x is a patch, y the pixels of all targets side by side, both split into groups. Each batch is centred before it is
-    multiplied out, so single precision suffices. Batches are joined in float64 after Chan, Golub and LeVeque (Updating
-    formulae and a pairwise algorithm for computing sample variances, 1979). `+=` overwrites the left side's memory.
+    x is a patch, split into groups like the pixels of all targets. The sums of a target do not depend on which others
+    there are, to the bit. Each batch is centred before it is multiplied out, so single precision suffices. Batches are
+    joined in float64 after Chan, Golub and LeVeque (Updating formulae and a pairwise algorithm for computing sample
+    variances, 1979). `+=` overwrites the left side's memory.
     """
 
     count: int
     x: Tensor  # (groups, unknowns, 1)
     xx: Tensor  # (groups, unknowns, unknowns)
-    y: Tensor  # (groups, 1, outputs)
-    yy: Tensor  # (groups, 1, outputs)
-    xy: Tensor  # (groups, unknowns, outputs)
+    targets: Mapping[str, _Target]
 
     @classmethod
-    def of(cls, x: Tensor, y: Tensor) -> _Scatter:
-        """Return the scatter of patches (groups, samples, unknowns) and pixels (groups, samples, outputs)."""
-        (x, x_mean), (y, y_mean) = _centred(x), _centred(y)
-        yy, xy = y.square().sum(1, keepdim=True).double(), x.transpose(1, 2) @ y
-        return cls(x.shape[1], x_mean.transpose(1, 2), _gram(x), y_mean, yy, xy)
+    def of(cls, patches: Tensor, targets: Mapping[str, Tensor]) -> _Scatter:
+        """Return the scatter of patches (groups, samples, unknowns) and pixels (groups, samples, outputs) by target."""
+        x, mean = _centred(patches)
+        sums = {name: _Target.of(x, pixels) for name, pixels in targets.items()}
+        return cls(x.shape[1], mean.transpose(1, 2), _gram(x), sums)
 
     def double(self) -> _Scatter:
         """Return the scatter in float64."""
-        return replace(self, xx=self.xx.double(), xy=self.xy.double())
+        return replace(self, xx=self.xx.double())
 
     def __add__(self, other: _Scatter) -> _Scatter:
-        return self._joined(other, self.xx + other.xx, self.xy + other.xy)
+        return self._joined(other, self.xx + other.xx)
 
     def __iadd__(self, other: _Scatter) -> _Scatter:
-        return self._joined(other, self.xx.add_(other.xx), self.xy.add_(other.xy))
+        return self._joined(other, self.xx.add_(other.xx))
 
-    def _joined(self, other: _Scatter, xx: Tensor, xy: Tensor) -> _Scatter:
-        """Return the joint scatter; it overwrites `xx` and `xy`, the sums of both, to add the means' difference."""
-        x, y = other.x - self.x, other.y - self.y
+    def _joined(self, other: _Scatter, xx: Tensor) -> _Scatter:
+        """Return the joint scatter; it overwrites `xx`, the sum of both, to add the means' difference."""
+        x = other.x - self.x
         count = self.count + other.count
         share = other.count / count
         weight = self.count * share
-        return _Scatter(
-            count,
-            self.x + share * x, xx.baddbmm_(x, x.transpose(1, 2), alpha=weight),
-            self.y + share * y, self.yy + other.yy + weight * y.square(), xy.baddbmm_(x, y, alpha=weight),
-        )  # fmt: skip
+        targets = {name: sums.joined(other.targets[name], x, weight, share) for name, sums in self.targets.items()}
+        return _Scatter(count, self.x + share * x, xx.baddbmm_(x, x.transpose(1, 2), alpha=weight), targets)
 
-    def moments(self, taps: Tensor, outputs: Tensor) -> _Moments:
-        """Return the centred second moments of the chosen patch elements and outputs."""
-        mean = self.x[:, taps]
-        covariance = (self.xx if len(taps) == self.xx.shape[1] else self.xx[:, taps[:, None], taps]) / self.count
-        rounding = FLAT * mean.square().mean((1, 2))
-        return _Moments(
-            mean,
-            self.y[..., outputs],
-            covariance,
-            covariance.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-12).maximum(rounding),
-            self.xy[:, taps[:, None], outputs] / self.count,
-            self.yy[..., outputs] / self.count,
-        )
+    def moments(self) -> _Moments:
+        """Return the centred second moments of the patches."""
+        covariance, rounding = self.xx / self.count, FLAT * self.x.square().mean((1, 2))
+        power = covariance.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-12).maximum(rounding)
+        return _Moments(self.x, covariance, power)
+
+    def cross(self, target: str) -> _Cross:
+        """Return the moments of a target's pixels with the patches."""
+        sums = self.targets[target]
+        return _Cross(sums.y, sums.xy / self.count, sums.yy / self.count)
 
 
 def _gram(x: Tensor) -> Tensor:
@@ -204,77 +218,51 @@ def _centred(values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Moments:
-    mean: Tensor  # (groups, unknowns, 1)
-    target_mean: Tensor  # (groups, 1, outputs)
-    covariance: Tensor  # (groups, unknowns, unknowns)
-    power: Tensor  # (groups,), the scale of the ridge
+class _Cross:
+    """Moments of one target's pixels with the patches."""
+
+    mean: Tensor  # (groups, 1, outputs), of the pixels
     cross: Tensor  # (groups, unknowns, outputs)
     variance: Tensor  # (groups, 1, outputs)
 
-    def of(self, outputs: Tensor) -> _Moments:
-        """Return the moments with some of the outputs."""
-        return replace(
-            self,
-            target_mean=self.target_mean[..., outputs],
-            cross=self.cross[..., outputs],
-            variance=self.variance[..., outputs],
-        )
-
-    def solve(self, prior: Tensor, strength: float) -> Tensor:
-        """Return the ridge solution (groups, unknowns, outputs) that leans to `prior`."""
-        ridged = self.covariance.clone()
-        ridged.diagonal(dim1=1, dim2=2).add_(strength * self.power[:, None])
-        factor = torch.linalg.cholesky(ridged)
-        return prior + torch.cholesky_solve(self.cross - self.covariance @ prior, factor)
-
-    def bias(self, weight: Tensor) -> Tensor:
-        """Return the bias (groups, 1, outputs) that makes the means agree."""
-        return self.target_mean - self.mean.transpose(1, 2) @ weight
-
-    def gain(self, weight: Tensor) -> Tensor:
-        """Return a factor for each output that scales a solution to its target's variance."""
-        explained = (weight * (self.covariance @ weight)).sum(1, keepdim=True)
-        return (self.variance / explained.clamp_min(1e-12)).sqrt().clamp(max=LARGEST_GAIN)
-
-    def error(self, weight: Tensor, bias: Tensor) -> Tensor:
-        """Return the squared error of a solution for each output (outputs,), up to a constant of the target."""
-        spread = (weight * (self.covariance @ weight - 2 * self.cross)).sum((0, 1))
-        shift = self.target_mean - bias - self.mean.transpose(1, 2) @ weight
-        return spread + shift.square().sum((0, 1))
+    def thinned(self, step: int) -> _Cross:
+        """Return the moments of every output number 0, `step`, 2 * `step` and so on."""
+        return _Cross(self.mean[..., ::step], self.cross[..., ::step], self.variance[..., ::step])
 
 
 @dataclass(frozen=True, slots=True)
-class _Task:
-    """A regression to solve: its unknowns, outputs and prior.
+class _Moments:
+    """Moments of the patches."""
 
-    Attributes:
-        prior: the convolution that gives shape and prior weights.
-        basis: the patterns of weights to solve for (pixels, patterns).
-        taps: indices of the unknowns in the system (unknowns,).
-        outputs: indices of the targets' channels in the system (outputs,).
-        start: the prior's weights (groups, unknowns, outputs).
-        matched: for each target, whether its outputs are scaled to its variance.
-    """
+    mean: Tensor  # (groups, unknowns, 1)
+    covariance: Tensor  # (groups, unknowns, unknowns)
+    power: Tensor  # (groups,), the scale of the ridge
 
-    prior: AffineConv
-    basis: Tensor
-    taps: Tensor
-    outputs: Tensor
-    start: Tensor
-    matched: tuple[bool, ...]
+    def factor(self, strength: float) -> Tensor:
+        """Return the Cholesky factor of the normal equations at a strength of the ridge."""
+        ridged = self.covariance.clone()
+        ridged.diagonal(dim1=1, dim2=2).add_(strength * self.power[:, None])
+        factor: Tensor = torch.linalg.cholesky(ridged)
+        return factor
 
-    def thinned(self) -> _Task:
-        """Return the task with only some outputs of each target."""
-        width = self.start.shape[2] // len(self.matched)
-        chosen = torch.arange(self.start.shape[2]).reshape(-1, width)[:, :: -(-width // JUDGED_OUTPUTS)].flatten()
-        return replace(self, outputs=self.outputs[chosen], start=self.start[..., chosen])
+    def solve(self, target: _Cross, prior: Tensor, factor: Tensor) -> Tensor:
+        """Return the ridge solution (groups, unknowns, outputs) that leans to `prior`."""
+        return prior + torch.cholesky_solve(target.cross - self.covariance @ prior, factor)
 
-    def shaped(self, weight: Tensor) -> Tensor:
-        """Return a solution (groups, unknowns, outputs) as a kernel of the prior's shape."""
-        shape = self.prior.weight.shape
-        solved = weight.transpose(1, 2).reshape(*shape[:2], -1)
-        return _combined(solved, self.basis.T).reshape(shape)
+    def bias(self, target: _Cross, weight: Tensor) -> Tensor:
+        """Return the bias (groups, 1, outputs) that makes the means agree."""
+        return target.mean - self.mean.transpose(1, 2) @ weight
+
+    def gain(self, target: _Cross, weight: Tensor) -> Tensor:
+        """Return a factor for each output that scales a solution to its target's variance."""
+        explained = (weight * (self.covariance @ weight)).sum(1, keepdim=True)
+        return (target.variance / explained.clamp_min(1e-12)).sqrt().clamp(max=LARGEST_GAIN)
+
+    def error(self, target: _Cross, weight: Tensor, bias: Tensor) -> float:
+        """Return the squared error of a solution over all outputs, up to a constant of the target."""
+        spread = (weight * (self.covariance @ weight - 2 * target.cross)).sum()
+        shift = target.mean - bias - self.mean.transpose(1, 2) @ weight
+        return float(spread + shift.square().sum())
 
 
 def _combined(values: Tensor, columns: Tensor) -> Tensor:
@@ -284,44 +272,44 @@ def _combined(values: Tensor, columns: Tensor) -> Tensor:
 
 
 class RidgeSystem:
-    """Normal equations of one design for several targets, summed over batches.
+    """Normal equations of one design and kernel for several targets, summed over batches.
 
     Each batch belongs to a fold. The error of a solution on an unseen fold decides how strongly it leans to its prior.
+    The solution for a target does not depend on which others there are, to the bit.
 
     Args:
         design: positions of the kernel on the entry tensor.
-        kernel: height and width of the largest kernel to solve for.
+        kernel: height and width of the kernel.
         channels: channels of the entry tensor.
-        count: number of `patterns` to solve for, with no smaller kernel; None to solve for every weight.
+        count: number of `patterns` to solve for; None to solve for every weight.
     """
 
     def __init__(self, design: Design, kernel: Pair, channels: int, *, count: int | None = None) -> None:
         self.design = design
         self.kernel = kernel
         self._basis = patterns(kernel, kernel[0] * kernel[1] if count is None else count)
-        self._channels = channels // design.groups
-        self.unknowns = self._channels * self._basis.shape[1]
+        self.unknowns = channels // design.groups * self._basis.shape[1]
         self._folds: dict[int, _Scatter] = {}
-        self._outputs: dict[str, Tensor] = {}
 
     @property
     def is_finite(self) -> bool:
         """Whether all sums are finite, so that they can be solved."""
-        return all(bool(sums.xx.isfinite().all() and sums.xy.isfinite().all()) for sums in self._folds.values())
+        return all(
+            bool(part.isfinite().all())
+            for sums in self._folds.values()
+            for part in (sums.xx, *(target.xy for target in sums.targets.values()))
+        )
 
     def accumulate(self, entry: Tensor, targets: Mapping[str, Tensor], positions: Positions, *, fold: int = 0) -> None:
         """Add the patches of `entry` (n, c_in, h, w) at some output positions to the sums of a fold.
 
-        `targets` holds the output pixels there (samples, c_out) by name; each call gives equal names in equal order.
+        `targets` holds the output pixels there (samples, c_out) by name; each call gives equal names.
         """
-        patches = self._patches(entry, positions)
-        pixels = [target.reshape(len(target), self.design.groups, -1).transpose(0, 1) for target in targets.values()]
-        starts = list(itertools.accumulate((part.shape[2] for part in pixels), initial=0))
-        self._outputs = {
-            name: torch.arange(start, stop) for name, start, stop in zip(targets, starts, starts[1:], strict=False)
+        pixels = {
+            name: target.reshape(len(target), self.design.groups, -1).transpose(0, 1)
+            for name, target in targets.items()
         }
-        y = torch.cat(pixels, dim=2)
-        sums = _Scatter.of(patches, y)
+        sums = _Scatter.of(self._patches(entry, positions), pixels)
         if fold in self._folds:
             self._folds[fold] += sums
         else:
@@ -344,13 +332,14 @@ class RidgeSystem:
 
         Args:
             targets: names of accumulated targets.
-            prior: the prior; its kernel is at most the system's and has an equal centre.
+            prior: the prior; its kernel has the system's size and centre.
             judges: folds, each of which judges solutions on all others; the strength of least total error is taken.
             match_variance: targets whose variance the fit takes.
             strengths: candidate strengths of the ridge; by default STRENGTHS.
         """
-        task = self._task(targets, prior, match_variance)
-        return self._fitted(task, self._moments(task), self._strengths(task, judges, strengths or STRENGTHS))
+        chosen = self._strengths(targets, prior, judges, strengths or STRENGTHS)
+        solved = self._fitted(self._sums(), chosen, prior, match_variance)
+        return [solved[target] for target in targets]
 
     def solve_without(
         self,
@@ -362,54 +351,62 @@ class RidgeSystem:
         strengths: Sequence[float] = (),
     ) -> dict[int, list[AffineConv]]:
         """Return the solutions of `solve` without each of `folds`; the first fold chooses the strength for all."""
-        task = self._task(targets, prior, match_variance)
-        chosen = self._strengths(task, folds[:1], strengths or STRENGTHS)
-        return {fold: self._fitted(task, self._moments(task, unseen=fold), chosen) for fold in folds}
+        chosen = self._strengths(targets, prior, folds[:1], strengths or STRENGTHS)
+        solved = {fold: self._fitted(self._sums(fold), chosen, prior, match_variance) for fold in folds}
+        return {fold: [by_target[target] for target in targets] for fold, by_target in solved.items()}
 
-    def _task(self, targets: Sequence[str], prior: AffineConv, match_variance: Collection[str]) -> _Task:
-        basis, taps = self._basis, torch.arange(self.unknowns)
-        if prior.kernel != self.kernel:
-            basis, taps = patterns(prior.kernel, prior.kernel[0] * prior.kernel[1]), self._taps(prior.kernel)
-        outputs = torch.cat([self._outputs[target] for target in targets])
-        weights = _combined(prior.weight.double().flatten(2), basis)
-        start = weights.reshape(prior.groups, -1, len(taps)).transpose(1, 2)
-        matched = tuple(target in match_variance for target in targets)
-        return _Task(prior, basis, taps, outputs, start.repeat(1, 1, len(targets)), matched)
-
-    def _moments(self, task: _Task, unseen: int | None = None) -> _Moments:
-        """Return the moments of all folds but `unseen`."""
+    def _sums(self, unseen: int | None = None) -> _Scatter:
+        """Return the sums of all folds but `unseen`."""
         chosen = [sums for fold, sums in self._folds.items() if fold != unseen]
         if not chosen:
             raise ValueError("the system is empty; accumulate batches before solving it")
-        return functools.reduce(_Scatter.__add__, chosen).moments(task.taps, task.outputs)
+        return functools.reduce(_Scatter.__add__, chosen)
 
-    def _strengths(self, task: _Task, judges: Sequence[int], candidates: Sequence[float]) -> list[float]:
+    def _strengths(
+        self, targets: Sequence[str], prior: AffineConv, judges: Sequence[int], candidates: Sequence[float]
+    ) -> dict[str, float]:
         """Return the candidate strength of least error for each target."""
         if not judges:
-            return [UNJUDGED_STRENGTH] * len(task.matched)
-        task = task.thinned()
-        errors = torch.zeros(len(candidates), len(task.matched), dtype=torch.float64)
+            return dict.fromkeys(targets, UNJUDGED_STRENGTH)
+        step = -(-prior.out_channels // prior.groups // JUDGED_OUTPUTS)
+        start, errors = self._start(prior)[..., ::step], {target: np.zeros(len(candidates)) for target in targets}
         for fold in judges:
-            train, test = self._moments(task, fold), self._folds[fold].moments(task.taps, task.outputs)
+            seen, unseen = self._sums(fold), self._folds[fold]
+            train, test = seen.moments(), unseen.moments()
+            crosses = {t: (seen.cross(t).thinned(step), unseen.cross(t).thinned(step)) for t in errors}
             for index, strength in enumerate(candidates):
-                weight = train.solve(task.start, strength)
-                errors[index] += test.error(weight, train.bias(weight)).reshape(len(task.matched), -1).sum(1)
-        return [candidates[index] for index in errors.argmin(0).tolist()]
+                factor = train.factor(strength)
+                for target, (known, held_out) in crosses.items():
+                    weight = train.solve(known, start, factor)
+                    errors[target][index] += test.error(held_out, weight, train.bias(known, weight))
+        return {target: candidates[int(several.argmin())] for target, several in errors.items()}
 
-    def _fitted(self, task: _Task, moments: _Moments, strengths: Sequence[float]) -> list[AffineConv]:
+    def _fitted(
+        self, sums: _Scatter, strengths: Mapping[str, float], prior: AffineConv, match_variance: Collection[str]
+    ) -> dict[str, AffineConv]:
         """Return the convolution of each target at the strength chosen for it."""
-        width = task.start.shape[2] // len(task.matched)
-        strength, matched = (torch.tensor(each).repeat_interleave(width) for each in (strengths, task.matched))
-        weight = torch.empty_like(task.start)
-        for value in set(strengths):
-            chosen = strength == value
-            weight[..., chosen] = moments.of(chosen).solve(task.start[..., chosen], value)
-        weight = torch.where(matched, weight * moments.gain(weight), weight)
-        bias = moments.bias(weight)
-        return [
-            replace(task.prior, weight=task.shaped(part), bias=shift.flatten())
-            for part, shift in zip(torch.split(weight, width, dim=2), torch.split(bias, width, dim=2), strict=True)
-        ]
+        moments, start, fitted = sums.moments(), self._start(prior), dict[str, AffineConv]()
+        for strength in set(strengths.values()):
+            factor = moments.factor(strength)
+            for target in (name for name, chosen in strengths.items() if chosen == strength):
+                cross = sums.cross(target)
+                weight = moments.solve(cross, start, factor)
+                if target in match_variance:
+                    weight = weight * moments.gain(cross, weight)
+                bias = moments.bias(cross, weight).flatten()
+                fitted[target] = replace(prior, weight=self._shaped(weight, prior), bias=bias)
+        return fitted
+
+    def _start(self, prior: AffineConv) -> Tensor:
+        """Return the prior's weights (groups, unknowns, outputs)."""
+        weights = _combined(prior.weight.double().flatten(2), self._basis)
+        return weights.reshape(prior.groups, -1, self.unknowns).transpose(1, 2)
+
+    def _shaped(self, weight: Tensor, prior: AffineConv) -> Tensor:
+        """Return a solution (groups, unknowns, outputs) as a kernel of the prior's shape."""
+        shape = prior.weight.shape
+        solved = weight.transpose(1, 2).reshape(*shape[:2], -1)
+        return _combined(solved, self._basis.T).reshape(shape)
 
     def _patches(self, entry: Tensor, positions: Positions) -> Tensor:
         """Return the patches of `entry` at output `positions`: (groups, samples, unknowns)."""
@@ -427,9 +424,3 @@ class RidgeSystem:
             for s, out, k, length, b in zip(self.design.stride, size, self.kernel, entry.shape[2:], before, strict=True)
         ]
         return before[0], after[0], before[1], after[1]
-
-    def _taps(self, kernel: Pair) -> Tensor:
-        """Return the indices of a smaller kernel's elements in a flattened patch."""
-        index = torch.arange(self._channels * self.kernel[0] * self.kernel[1]).reshape(-1, *self.kernel)
-        top, left = ((size - 1) // 2 - (k - 1) // 2 for size, k in zip(self.kernel, kernel, strict=True))
-        return index[:, top : top + kernel[0], left : left + kernel[1]].flatten()

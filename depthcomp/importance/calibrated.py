@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from depthcomp.data.calibration import CalibrationSet
 from depthcomp.fitting.candidates import Weights, replacement
@@ -19,6 +18,7 @@ from depthcomp.fitting.execution import Tail
 from depthcomp.fitting.kept_slots import run_operator
 from depthcomp.fitting.memory import FitMemory
 from depthcomp.importance.candidate_scorer import CandidateScorer, FittedCandidates, JudgingBatch, Ways, least, part_of
+from depthcomp.importance.halving import halve, survivors
 from depthcomp.importance.journal import ScoreJournal
 from depthcomp.latency.pricing import Candidate
 from depthcomp.progress import Progress, silent
@@ -28,7 +28,6 @@ from latency_tables.fleet.work import Shard
 
 __all__ = ["TrueLoss", "calibrated", "judging_batches", "score_part"]
 
-LEAST_SCORED = 64  # this many candidates see all judging batches
 MOST_JUDGING = 18  # candidates are scored on at most this many batches; whole plans are judged on all
 
 
@@ -60,16 +59,17 @@ def calibrated(
         memory: the memory that fits may use; None for the default.
     """
     report, known = progress or silent, ScoreJournal() if journal is None else journal
-    scorer = _scorer(network, candidates, calibration, known, seed, report, memory, refit_kept=refit_kept)
-    losses: dict[SpanChoice, list[Ways]] = {candidate.choice: [] for candidate in candidates}
-    sizes, scored = _survivors(len(candidates), scorer.batches), list(candidates)
-    done = itertools.count(1)
-    for number, size in enumerate(sizes):
-        scored = scored[:size]
-        for candidate, loss in zip(scored, scorer.losses(scored, number), strict=True):
-            losses[candidate.choice].append(loss)
-            report("scoring", next(done), sum(sizes))
-        scored.sort(key=lambda candidate: _price(losses[candidate.choice], savings_ms[candidate.choice]))
+    scorer = _scorer(network, calibration, known, seed, report, memory, refit_kept=refit_kept)
+    stages = [[number] for number in range(1, scorer.batches)]
+    done, total = itertools.count(1), len(candidates) + sum(survivors(len(candidates), len(stages)))
+
+    def score(some: Sequence[Candidate], number: int) -> Iterator[Ways]:
+        for ways in scorer.losses(some, number):
+            yield ways
+            report("scoring", next(done), total)
+
+    losses = {c.choice: [ways] for c, ways in zip(candidates, score(candidates, 0), strict=True)}
+    halve(losses, candidates, savings_ms, stages, score)
     return {choice: max(least(found), 0.0) for choice, found in losses.items()}
 
 
@@ -102,7 +102,7 @@ def score_part(
         memory: the memory that fits may use; None for the default.
     """
     report, some = progress or silent, part_of(candidates, part)
-    scorer = _scorer(network, some, calibration, journal, seed, report, memory, refit_kept=refit_kept)
+    scorer = _scorer(network, calibration, journal, seed, report, memory, refit_kept=refit_kept)
     total, done, entries = scorer.batches * len(some), itertools.count(1), 0
     for number in range(scorer.batches):
         for ways in scorer.losses(some, number):
@@ -144,7 +144,6 @@ def judging_batches(calibration: CalibrationSet) -> list[JudgingBatch]:
 
 def _scorer(
     network: CapturedNetwork,
-    candidates: Sequence[Candidate],
     calibration: CalibrationSet,
     journal: ScoreJournal,
     seed: int,
@@ -154,21 +153,7 @@ def _scorer(
     refit_kept: bool,
 ) -> CandidateScorer:
     fitted = FittedCandidates(
-        network, candidates, calibration,
+        network, calibration,
         seed=seed, report=report, memory=memory or FitMemory(calibration.count), refit_kept=refit_kept,
     )  # fmt: skip
     return CandidateScorer(fitted, judging_batches(calibration), functools.partial(TrueLoss, network), journal)
-
-
-def _survivors(candidates: int, batches: int) -> list[int]:
-    """Return the number of candidates that see each batch."""
-    sizes = [candidates]
-    while len(sizes) < batches:
-        sizes.append(min(sizes[-1], max(LEAST_SCORED, (sizes[-1] + 1) // 2)))
-    return sizes
-
-
-def _price(losses: Sequence[Ways], saving_ms: float) -> float:
-    """Return the loss per saved ms; infinity where the loss is NaN."""
-    loss = least(losses)
-    return math.inf if math.isnan(loss) else loss / saving_ms

@@ -5,7 +5,6 @@ Each judging batch is scored with weights that have not seen its fold. Finished 
 
 from __future__ import annotations
 
-import functools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -69,18 +68,15 @@ JudgeOf = Callable[[JudgingBatch], Judge]
 
 
 class FittedCandidates:
-    """Weights of candidates' bodies and refitted consumers behind them, solved when they are first needed.
+    """Weights of candidates' bodies, and refitted consumers behind them.
 
     Args:
         network: the captured network, in evaluation mode; it is not changed.
-        candidates: the candidates to fit; `memory` has room for at least one pixel of each fit's kernel.
         calibration: the images to fit on.
         seed: seed of the sampled pixels.
         report: called as (what, done, total).
         memory: the memory that fits may use.
         refit_kept: whether kept layers that read a change are refitted; False where the images are random.
-        folds_together: whether consumers are refitted for all folds at once, from sums that the folds share. A refit
-            then reads each image through weights that have not seen it.
 
     Attributes:
         refits: whether consumers are refitted.
@@ -89,55 +85,53 @@ class FittedCandidates:
     def __init__(
         self,
         network: CapturedNetwork,
-        candidates: Sequence[Candidate],
         calibration: CalibrationSet,
         *,
         seed: int,
         report: Progress,
         memory: FitMemory,
         refit_kept: bool,
-        folds_together: bool = False,
     ) -> None:
-        self._network, self._candidates, self._calibration = network, candidates, calibration
-        self._folds_together = folds_together
+        self._network, self._calibration = network, calibration
         self._seed, self._report, self._memory = seed, report, memory
         self.refits = refit_kept and bool(calibration.judges)  # a fold must choose the strength of a refit
+        self._weights: dict[SpanChoice, Mapping[int, Weights]] = {}
         self._consumers: dict[tuple[SpanChoice, int], Mapping[str, AffineConv]] = {}
 
     def weights(self, choice: SpanChoice, fold: int) -> Weights:
-        """Return weights of a choice's body that have not seen a fold."""
+        """Return weights of a fitted choice's body that have not seen a fold."""
         return self._weights[choice][fold]
 
     def consumers(self, choice: SpanChoice, fold: int) -> Mapping[str, AffineConv]:
-        """Return the refitted consumers of a choice without a fold; empty before `refit_consumers`."""
+        """Return the refitted consumers of a choice without a fold; empty before `fit`."""
         return self._consumers.get((choice, fold), {})
 
-    def refit_consumers(self, candidates: Sequence[Candidate], fold: int) -> None:
-        """Refit the consumers of candidates' changes without a fold, where that is not done yet."""
-        missing = [c for c in candidates if (c.choice, fold) not in self._consumers] if self.refits else []
-        if not missing:
-            return
-        found = refit_consumers(
-            self._network, missing, {c.choice: self._weights[c.choice] for c in missing},
-            self._calibration.thinned(CONSUMER_BATCHES), self._calibration.judges if self._folds_together else [fold],
-            seed=self._seed, memory=self._memory, progress=self._report,
-        )  # fmt: skip
-        self._consumers.update(found)
+    def fit(self, candidates: Sequence[Candidate], fold: int) -> None:
+        """Solve candidates, and refit the consumers of their changes without a fold, where that is not done yet.
 
-    @functools.cached_property
-    def _weights(self) -> Mapping[SpanChoice, Mapping[int, Weights]]:
-        """Weights of all bodies, solved on first use: a run with all scores needs none."""
-        return fit_candidates(
-            self._network, self._candidates, self._calibration,
-            seed=self._seed, progress=self._report, memory=self._memory,
-        )  # fmt: skip
+        `memory` has room for at least one pixel of each fit's kernel.
+        """
+        unsolved = [c for c in candidates if c.choice not in self._weights]
+        if unsolved:
+            self._weights |= fit_candidates(
+                self._network, unsolved, self._calibration,
+                seed=self._seed, progress=self._report, memory=self._memory,
+            )  # fmt: skip
+        missing = [c for c in candidates if (c.choice, fold) not in self._consumers] if self.refits else []
+        if missing:
+            weights = {candidate.choice: self.weights(candidate.choice, fold) for candidate in missing}
+            found = refit_consumers(
+                self._network, missing, weights, self._calibration.thinned(CONSUMER_BATCHES), fold,
+                seed=self._seed, memory=self._memory, progress=self._report,
+            )  # fmt: skip
+            self._consumers |= {(choice, fold): by_node for choice, by_node in found.items()}
 
 
 class CandidateScorer:
     """Scores candidates on judging batches, except where the journal has the scores.
 
     Args:
-        fitted: weights of the candidates and of their consumers.
+        fitted: weights of candidates and of their consumers.
         judging: the batches that judge.
         judge_of: returns the judge of a batch.
         journal: the scores so far; new scores are added. It holds no fits, so a resumed run solves them again where a
@@ -164,9 +158,9 @@ class CandidateScorer:
         """Yield the losses of candidates on judging batch `number`."""
         missing = [c for c in candidates if any(entry not in self._journal for entry in self._entries(c, number))]
         start = time.perf_counter()
-        if missing and self._fitted.refits:
-            self._judge = None  # a judge and the sums of refits together would take twice the memory
-            self._fitted.refit_consumers(missing, self._judging[number].fold)
+        if missing:
+            self._judge = None  # a judge and the sums of fits together would take twice the memory
+            self._fitted.fit(missing, self._judging[number].fold)
         shared = (time.perf_counter() - start) / max(len(missing), 1)
         for candidate in candidates:
             entries = self._entries(candidate, number)

@@ -11,6 +11,7 @@ import torch
 from depthcomp.data.calibration import calibration_hash
 from depthcomp.fingerprint import fingerprint, network_hash
 from depthcomp.fitting.memory import FitMemory
+from depthcomp.importance.contenders import OnFrontier
 from depthcomp.importance.journal import ScoreJournal
 from depthcomp.latency.pricing import Candidate
 from depthcomp.preparation import Prepared
@@ -35,6 +36,8 @@ class ScoringContext:
         notes: notes for the user on choices that were left out.
         refit_kept: whether the score of a change includes a refit of the kept layers that read it. The refit of a
             plan should agree.
+        on_frontier: returns the choices on the frontier, given losses; None where the method has no solver. An
+            importance may leave out choices that cannot enter the frontier.
         folder: folder for importance.jsonl, the journal of finished scores; None to keep no journal.
         seed: seed of everything random.
         progress: called as (what, done, total).
@@ -47,6 +50,7 @@ class ScoringContext:
     rules: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     refit_kept: bool = True
+    on_frontier: OnFrontier | None = None
     folder: Path | None = None
     seed: int = 0
     progress: Progress = silent

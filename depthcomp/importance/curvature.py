@@ -4,6 +4,8 @@ One forward and a few backward passes of each judging batch give the sensitivity
 all of its change comes together again after the next kept layers. A candidate then costs its own body, these layers
 and an inner product (`depthcomp.fitting.sensitivity`). The estimate holds for small changes. True losses of a few
 candidates show how it goes on for large ones, and a monotone curve through them corrects all estimates.
+
+Candidates that cannot enter the latency-loss frontier are not fitted (`depthcomp.importance.contenders`).
 """
 
 from __future__ import annotations
@@ -12,23 +14,23 @@ import functools
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from depthcomp.data.calibration import CalibrationSet
 from depthcomp.fingerprint import seed_of
 from depthcomp.fitting.candidates import Weights, replacement
 from depthcomp.fitting.kept_slots import consumers_of, run_operator
-from depthcomp.fitting.memory import FitMemory
 from depthcomp.fitting.sensitivity import Sensitivity
 from depthcomp.importance.calibrated import TrueLoss, judging_batches
-from depthcomp.importance.candidate_scorer import CandidateScorer, FittedCandidates, JudgingBatch, least, part_of
+from depthcomp.importance.candidate_scorer import CandidateScorer, FittedCandidates, JudgingBatch, Ways, least, part_of
+from depthcomp.importance.contenders import Contenders
+from depthcomp.importance.context import ScoringContext
 from depthcomp.importance.estimate_check import EstimateCheck, check_estimates, correction
+from depthcomp.importance.halving import halve
 from depthcomp.importance.journal import ScoreJournal
 from depthcomp.latency.pricing import Candidate
-from depthcomp.progress import Progress, silent
 from fx_passes import CapturedNetwork, SpanChoice
 from fx_passes.affine import AffineConv
 from latency_tables.fleet.work import Shard
@@ -36,8 +38,8 @@ from latency_tables.fleet.work import Shard
 __all__ = ["CurvatureJudges", "CurvatureScores", "curvature", "score_part"]
 
 CHECKED = 36  # choices whose true loss is computed, too
-ESTIMATED_BATCHES = 9  # judging batches for estimates
-CHECKED_BATCHES = 6  # judging batches for true losses
+STAGE_BATCHES = 2  # judging batches of a stage, of one fold: the weights of a candidate are then solved for few folds
+STAGES = 6  # all candidates see the first stage, fewer see each next
 _MIB = 2**20
 
 
@@ -46,7 +48,7 @@ class CurvatureScores:
     """Losses of candidates by curvature.
 
     Attributes:
-        losses: the loss of each choice.
+        losses: the loss of each choice that can enter the frontier.
         check: how well the estimates agree with true losses; None where none could be compared.
         unestimated: the choices whose change no gradient reaches; their losses are true ones.
     """
@@ -56,60 +58,24 @@ class CurvatureScores:
     unestimated: tuple[SpanChoice, ...]
 
 
-def curvature(
-    network: CapturedNetwork,
-    candidates: Sequence[Candidate],
-    calibration: CalibrationSet,
-    *,
-    draws: int,
-    refit_kept: bool = True,
-    seed: int = 0,
-    progress: Progress | None = None,
-    journal: ScoreJournal | None = None,
-    memory: FitMemory | None = None,
-) -> CurvatureScores:
-    """Return the loss of each candidate.
+def curvature(context: ScoringContext, journal: ScoreJournal, draws: int) -> CurvatureScores:
+    """Return the losses of the candidates that can enter the frontier.
 
     Args:
-        network: the captured network, in evaluation mode; it is not changed.
-        candidates: the candidates to score; `memory` has room for at least one pixel of each fit's kernel.
-        calibration: the images. Each judging batch is scored with weights that have not seen its fold.
-        draws: number of random probes of the output for each image.
-        refit_kept: whether kept layers that read a change are refitted; False where the images are random.
-        seed: seed of the sampled pixels and of the probes.
-        progress: called as (what, done, total).
+        context: the context of the scoring. Each judging batch is scored with weights that have not seen its fold.
         journal: the scores so far; new scores are added.
-        memory: the memory that fits and gradients may use; None for the default.
+        draws: number of random probes of the output for each image.
     """
-    scores = _Scores(
-        network, candidates, candidates, calibration, draws, seed, progress, journal, memory, refit_kept=refit_kept
-    )
-    return scores.of_all()
+    return _Scoring(context, journal, draws).of_all()
 
 
-def score_part(
-    network: CapturedNetwork,
-    candidates: Sequence[Candidate],
-    calibration: CalibrationSet,
-    journal: ScoreJournal,
-    part: Shard,
-    *,
-    draws: int,
-    refit_kept: bool = True,
-    seed: int = 0,
-    progress: Progress | None = None,
-    memory: FitMemory | None = None,
-) -> int:
+def score_part(context: ScoringContext, journal: ScoreJournal, draws: int, part: Shard) -> int:
     """Score a part of the candidates into a journal, and return the number of entries.
 
-    Candidates whose fits share sums stay in one part, so each score has the bits that `curvature` would give it. The
-    arguments are as for `curvature`.
+    Each score has the bits that `curvature` would give it. All candidates are fitted and see all stages, as the scores
+    of other parts would have to tell which can be left out. The arguments are as for `curvature`.
     """
-    some = part_of(candidates, part)
-    scores = _Scores(
-        network, candidates, some, calibration, draws, seed, progress, journal, memory, refit_kept=refit_kept
-    )
-    return scores.of_part()
+    return _Scoring(context, journal, draws).of_part(part)
 
 
 class CurvatureJudges:
@@ -176,71 +142,94 @@ def _join(network: CapturedNetwork, exit_: str) -> str:
     return found
 
 
-class _Scores:
-    """Estimates and true losses of some of a network's candidates, from one set of fits."""
+class _Scoring:
+    """Estimates and true losses of a network's candidates, from one set of fits."""
 
-    def __init__(
-        self,
-        network: CapturedNetwork,
-        candidates: Sequence[Candidate],
-        some: Sequence[Candidate],
-        calibration: CalibrationSet,
-        draws: int,
-        seed: int,
-        progress: Progress | None,
-        journal: ScoreJournal | None,
-        memory: FitMemory | None,
-        *,
-        refit_kept: bool,
-    ) -> None:
-        memory, self._report = memory or FitMemory(calibration.count), progress or silent
-        known = ScoreJournal() if journal is None else journal
+    def __init__(self, context: ScoringContext, journal: ScoreJournal, draws: int) -> None:
+        self._context, network, calibration = context, context.prepared.network, context.prepared.calibration
+        self._contenders = Contenders(context.candidates, context.on_frontier)
         fitted = FittedCandidates(
-            network, some, calibration,
-            seed=seed, report=self._report, memory=memory, refit_kept=refit_kept, folds_together=True,
+            network, calibration,
+            seed=context.seed, report=context.progress, memory=context.memory, refit_kept=context.refit_kept,
         )  # fmt: skip
-        batches, judges = judging_batches(calibration), CurvatureJudges(network, candidates, draws, seed)
-        parts, true_loss = judges.within(batches[:ESTIMATED_BATCHES], memory.mib), functools.partial(TrueLoss, network)
-        self._estimates = CandidateScorer(fitted, parts, judges.on, known)
-        self._true = CandidateScorer(fitted, batches[:CHECKED_BATCHES], true_loss, known)
-        self._some, self._checked = some, _spread(candidates)
+        judges = CurvatureJudges(network, context.candidates, draws, context.seed)
+        stages = [judges.within(stage, context.memory.mib) for stage in _stages(judging_batches(calibration))]
+        judging = [part for stage in stages for part in stage]
+        ends = list(itertools.accumulate(map(len, stages)))
+        self._stages = [range(end - len(stage), end) for end, stage in zip(ends, stages, strict=True)]
+        estimated = [replace(part, name=f"{part.name}, by curvature") for part in judging]
+        self._estimates = CandidateScorer(fitted, estimated, judges.on, journal)
+        self._true = CandidateScorer(fitted, judging, functools.partial(TrueLoss, network), journal)
+        self._unestimated = set[SpanChoice]()
+        self._entries = self._done = 0
 
     def of_all(self) -> CurvatureScores:
-        """Return the losses of the candidates."""
-        estimates = self._mean(self._estimates, self._some, "estimating")
-        unknown = [c for c in self._some if math.isnan(estimates[c.choice])]
-        checked = [c for c in self._some if c.choice in self._checked and not math.isnan(estimates[c.choice])]
-        true = self._mean(self._true, [*checked, *unknown], "checking")
-        pairs = [estimates[c.choice] for c in checked], [true[c.choice] for c in checked]
+        """Return the losses of the candidates that can enter the frontier."""
+        first, *later = self._stages
+        found: dict[SpanChoice, list[Ways]] = {}
+        means: dict[SpanChoice, float] = {}
+        for some in self._contenders.rounds(means):
+            scores = zip(*(self._score(some, number) for number in first), strict=True)
+            found |= {candidate.choice: list(ways) for candidate, ways in zip(some, scores, strict=True)}
+            means |= {candidate.choice: least(found[candidate.choice]) for candidate in some}
+        scored = [candidate for candidate in self._context.candidates if candidate.choice in found]
+        halve(found, scored, self._context.savings_ms, later, self._score)
+        checked = self._checked(scored)
+        true = self._true_losses(checked)
+        pairs = [means[choice] for choice in true], [*true.values()]
         corrected = correction(*pairs)
         losses = {
-            choice: true[choice] if math.isnan(estimate) else corrected(estimate)
-            for choice, estimate in estimates.items()
+            choice: max(least(ways), 0.0) if choice in self._unestimated else corrected(max(least(ways), 0.0))
+            for choice, ways in found.items()
         }
-        return CurvatureScores(losses, check_estimates(*pairs), tuple(c.choice for c in unknown))
+        unestimated = tuple(choice for choice in found if choice in self._unestimated)
+        return CurvatureScores(losses, check_estimates(*pairs), unestimated)
 
-    def of_part(self) -> int:
-        """Score the candidates into the journal, and return the number of their entries."""
-        estimates = self._mean(self._estimates, self._some, "estimating")
-        wanted = [c for c in self._some if c.choice in self._checked or math.isnan(estimates[c.choice])]
-        self._mean(self._true, wanted, "checking")
-        return self._estimates.entries * len(self._some) + self._true.entries * len(wanted)
+    def of_part(self, part: Shard) -> int:
+        """Score a part of the candidates into the journal, and return the number of their entries."""
+        some = part_of(self._context.candidates, part)
+        for number in itertools.chain.from_iterable(self._stages):
+            self._score(some, number)
+        self._true_losses(self._checked(some))
+        return self._entries
 
-    def _mean(self, scorer: CandidateScorer, candidates: Sequence[Candidate], what: str) -> dict[SpanChoice, float]:
-        """Return the mean losses of candidates over all batches of a scorer, not below 0."""
-        found: dict[SpanChoice, list[tuple[float, ...]]] = {candidate.choice: [] for candidate in candidates}
-        done, total = itertools.count(1), scorer.batches * len(candidates)
-        for number in range(scorer.batches) if candidates else ():
-            for candidate, ways in zip(candidates, scorer.losses(candidates, number), strict=True):
-                found[candidate.choice].append(ways)
-                self._report(what, next(done), total)
-        return {choice: max(least(ways), 0.0) for choice, ways in found.items()}  # max keeps a NaN that comes first
+    def _score(self, candidates: Sequence[Candidate], number: int) -> list[Ways]:
+        """Return the losses of candidates on a judging batch: estimates, and true losses where no gradient reaches."""
+        found = self._losses(self._estimates, candidates, number, "estimating losses")
+        blind = [c for c, ways in zip(candidates, found, strict=True) if any(map(math.isnan, ways))]
+        self._unestimated.update(candidate.choice for candidate in blind)
+        true = dict(zip((c.choice for c in blind), self._losses(self._true, blind, number, "checking"), strict=True))
+        return [true.get(candidate.choice, ways) for candidate, ways in zip(candidates, found, strict=True)]
+
+    def _checked(self, candidates: Sequence[Candidate]) -> list[Candidate]:
+        """Return the candidates to check: evenly spread over those of the network that are always scored."""
+        always = next(self._contenders.rounds({}))
+        spread = {candidate.choice for candidate in always[:: max(1, -(-len(always) // CHECKED))]}
+        return [c for c in candidates if c.choice in spread and c.choice not in self._unestimated]
+
+    def _true_losses(self, candidates: Sequence[Candidate]) -> dict[SpanChoice, float]:
+        """Return the mean true losses of candidates on the first stage."""
+        scores = zip(*(self._losses(self._true, candidates, n, "checking") for n in self._stages[0]), strict=True)
+        return {candidate.choice: max(least(ways), 0.0) for candidate, ways in zip(candidates, scores, strict=True)}
+
+    def _losses(self, scorer: CandidateScorer, candidates: Sequence[Candidate], number: int, what: str) -> list[Ways]:
+        """Return the losses of candidates on a judging batch by a scorer, and report each."""
+        found = []
+        for ways in scorer.losses(candidates, number):
+            found.append(ways)
+            self._entries += len(ways)
+            self._context.progress(f"{what}, batch {number + 1} of {scorer.batches}", len(found), len(candidates))
+        return found
 
 
-def _spread(candidates: Sequence[Candidate]) -> set[SpanChoice]:
-    """Return the choices to check, evenly spread over the network."""
-    step = max(1, -(-len(candidates) // CHECKED))
-    return {candidate.choice for candidate in candidates[::step]}
+def _stages(batches: Sequence[JudgingBatch]) -> list[list[JudgingBatch]]:
+    """Return the judging batches of each stage: a few of one fold, the folds in turns."""
+    by_fold: dict[int, list[JudgingBatch]] = {}
+    for batch in batches:
+        by_fold.setdefault(batch.fold, []).append(batch)
+    starts = range(0, len(batches), STAGE_BATCHES)
+    stages = [several[start : start + STAGE_BATCHES] for start in starts for several in by_fold.values()]
+    return [stage for stage in stages if stage][:STAGES]
 
 
 def _parts(batch: JudgingBatch, largest: int) -> Iterator[JudgingBatch]:

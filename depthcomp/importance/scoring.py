@@ -8,6 +8,7 @@ from pathlib import Path
 
 from depthcomp.errors import DepthCompError
 from depthcomp.fitting.memory import FitMemory
+from depthcomp.importance.contenders import OnFrontier
 from depthcomp.importance.context import ScoringContext
 from depthcomp.importance.protocol import Importance
 from depthcomp.importance.registry import PRESETS
@@ -61,6 +62,7 @@ def scoring_context(
     importance: Importance,
     *,
     refit_kept: bool = True,
+    on_frontier: OnFrontier | None = None,
     folder: Path | None = None,
     seed: int = 0,
     progress: Progress = silent,
@@ -73,7 +75,7 @@ def scoring_context(
     fitting, notes = memory.fitting(candidates)
     return ScoringContext(
         prepared, fitting, savings_ms, memory, _rules(importance, refit_kept), notes,
-        refit_kept=refit_kept, folder=folder, seed=seed, progress=progress,
+        refit_kept=refit_kept, on_frontier=on_frontier, folder=folder, seed=seed, progress=progress,
     )  # fmt: skip
 
 
@@ -84,6 +86,7 @@ def score_choices(
     importance: ImportanceLike,
     *,
     refit_kept: bool = True,
+    on_frontier: OnFrontier | None = None,
     folder: Path | None = None,
     seed: int = 0,
     progress: Progress | None = None,
@@ -97,6 +100,8 @@ def score_choices(
         importance: a preset, a file or table, or an importance object.
         refit_kept: whether the score of a change includes a refit of the kept layers that read it. The refit of a
             plan should agree.
+        on_frontier: returns the choices on the frontier, given losses; an importance may leave out choices that cannot
+            enter it. None to score all.
         folder: folder for importance.jsonl, the journal of finished scores; a killed run resumes from it with an equal
             result. None to keep no journal.
         seed: seed of everything random.
@@ -109,7 +114,7 @@ def score_choices(
     chosen = parse_importance(importance)
     context = scoring_context(
         prepared, candidates, savings_ms, chosen,
-        refit_kept=refit_kept, folder=folder, seed=seed, progress=progress or silent,
+        refit_kept=refit_kept, on_frontier=on_frontier, folder=folder, seed=seed, progress=progress or silent,
     )  # fmt: skip
     return chosen.score_all(context)
 

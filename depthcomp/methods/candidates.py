@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from depthcomp.latency.pricing import Candidate
 from depthcomp.preparation import Prepared
+from dp_solver import frontier
 from fx_passes import SpanChoice
 from latency_tables import LatencyTable, OperatorSignature
 
-__all__ = ["PricedCandidates", "operators_of", "worthwhile"]
+__all__ = ["PricedCandidates", "choices_on_frontier", "operators_of", "worthwhile"]
 
 LEAST_SAVING = 0.005  # share of the network's latency; smaller savings are lost in measurement noise
 
@@ -29,6 +31,14 @@ class PricedCandidates:
     candidates: list[Candidate]
     savings_ms: dict[SpanChoice, float]
     total_ms: float
+
+
+def choices_on_frontier(
+    prepared: Prepared, priced: PricedCandidates, losses: Mapping[SpanChoice, float]
+) -> set[SpanChoice]:
+    """Return the choices of the plans on the latency-loss frontier, given the losses of the choices to choose from."""
+    found = frontier(prepared.pricing.problem(prepared.network.tree, priced.candidates, losses, priced.table.ms))
+    return {key for k in range(len(found)) for key in found.plan(k) if isinstance(key, SpanChoice)}
 
 
 def operators_of(prepared: Prepared) -> set[OperatorSignature]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from depthcomp.importance.context import ScoringContext
 from depthcomp.importance.protocol import Importance
 from depthcomp.importance.scoring import ImportanceLike, parse_importance, scoring_context
 from depthcomp.importance.unscored import Unscored
-from depthcomp.methods.candidates import PricedCandidates
+from depthcomp.methods.candidates import PricedCandidates, choices_on_frontier
 from depthcomp.methods.method import Method
 from depthcomp.methods.registry import find_method
 from depthcomp.preparation import Prepared, measurable, prepare
@@ -95,7 +96,8 @@ class CompressionTask:
         self, prepared: Prepared, priced: PricedCandidates, *, folder: Path | None, progress: Progress
     ) -> ScoringContext:
         """Return the context that the importance scores in, with the choices that save time by a table."""
+        on_frontier = functools.partial(choices_on_frontier, prepared, priced) if self.method.draw is None else None
         return scoring_context(
             prepared, priced.candidates, priced.savings_ms, self.importance,
-            refit_kept=self.refit_kept, folder=folder, seed=self.seed, progress=progress,
+            refit_kept=self.refit_kept, on_frontier=on_frontier, folder=folder, seed=self.seed, progress=progress,
         )  # fmt: skip

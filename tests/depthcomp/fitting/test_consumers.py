@@ -39,23 +39,15 @@ def candidates(network):
 
 
 @pytest.fixture(scope="module")
-def all_weights(network, candidates, calibration):
-    return fit_candidates(network, candidates, calibration)
-
-
-@pytest.fixture(scope="module")
-def weights(all_weights):
+def weights(network, candidates, calibration):
     """Return those of the bodies that have not seen the second fold."""
-    return {choice: by_fold[1] for choice, by_fold in all_weights.items()}
+    return {choice: by_fold[1] for choice, by_fold in fit_candidates(network, candidates, calibration).items()}
 
 
 def refitted(network, candidates, weights, calibration, mib=64.0, progress=silent):
-    """Return the refits that have not seen the second fold."""
-    found = refit_consumers(
-        network, candidates, {choice: {1: body} for choice, body in weights.items()}, calibration, [1],
-        seed=0, memory=FitMemory(3, mib), progress=progress,
-    )  # fmt: skip
-    return {choice: by_node for (choice, _), by_node in found.items()}
+    return refit_consumers(
+        network, candidates, weights, calibration, 1, seed=0, memory=FitMemory(3, mib), progress=progress
+    )
 
 
 def same(one, other):
@@ -107,23 +99,6 @@ def test_the_fold_that_is_left_out_does_not_show(network, candidates, weights, c
     assert pairs
     assert all(same(wanted[choice][name], found[1][choice][name]) for choice, name in pairs)
     assert not any(same(wanted[choice][name], found[0][choice][name]) for choice, name in pairs)
-
-
-def test_refits_for_all_folds_share_sums_and_no_refit_sees_its_fold(
-    network, candidates, all_weights, calibration, monkeypatch
-):
-    monkeypatch.setattr(leaning, "KEPT_STRENGTHS", (0.1,))
-    options = {"seed": 0, "memory": FitMemory(3, 64.0), "progress": silent}
-    found = refit_consumers(network, candidates, all_weights, calibration, [0, 1, 2], **options)
-    for fold in range(3):
-        batches = [3 * b + 1 if f == fold else b for f, b in zip(calibration.folds, calibration.batches, strict=True)]
-        changed = replace(calibration, batches=tuple(batches))
-        again = refit_consumers(network, candidates, all_weights, changed, [0, 1, 2], **options)
-        own = [key for key, by_node in found.items() if key[1] == fold and by_node]
-        assert own
-        assert all(same(operator, again[key][name]) for key in own for name, operator in found[key].items())
-        others = [key for key in found if key[1] != fold]
-        assert not any(same(operator, again[key][name]) for key in others for name, operator in found[key].items())
 
 
 def test_neither_other_candidates_nor_several_passes_show(network, candidates, weights, calibration, monkeypatch):

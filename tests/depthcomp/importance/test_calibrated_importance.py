@@ -63,7 +63,7 @@ def calibration():
 @pytest.fixture(scope="module")
 def losses(network, candidates, calibration):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("depthcomp.importance.calibrated.LEAST_SCORED", len(candidates))
+        patch.setattr("depthcomp.importance.halving.LEAST_SCORED", len(candidates))
         return calibrated(network, candidates, calibration, EQUAL_SAVINGS, refit_kept=False, seed=0)
 
 
@@ -71,7 +71,7 @@ def losses(network, candidates, calibration):
 def compensated(network, candidates, calibration):
     """Losses with refitted consumers."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("depthcomp.importance.calibrated.LEAST_SCORED", len(candidates))
+        patch.setattr("depthcomp.importance.halving.LEAST_SCORED", len(candidates))
         return calibrated(network, candidates, calibration, EQUAL_SAVINGS, seed=0)
 
 
@@ -144,7 +144,7 @@ def others(network):
 def test_pruned_layers_and_other_ends_are_scored_as_they_will_be(network, others, calibration):
     weights, judging = fit_candidates(network, others, calibration, seed=0), list(calibration.judging())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("depthcomp.importance.calibrated.LEAST_SCORED", len(others))
+        patch.setattr("depthcomp.importance.halving.LEAST_SCORED", len(others))
         found = calibrated(network, others, calibration, EQUAL_SAVINGS, refit_kept=False, seed=0)
     assert len(found) == len(others)
     for choice, loss in found.items():
@@ -227,7 +227,7 @@ def test_losses_are_taken_on_so_many_judging_batches_at_most(
 def test_a_choice_that_makes_the_loss_nan_does_not_keep_a_better_one_from_the_next_batch(
     network, candidates, calibration, monkeypatch
 ):
-    monkeypatch.setattr("depthcomp.importance.calibrated.LEAST_SCORED", 1)
+    monkeypatch.setattr("depthcomp.importance.halving.LEAST_SCORED", 1)
     some, journal = candidates[:4], ScoreJournal()
     for candidate, loss in zip(some, (3.0, math.nan, 1.0, 2.0), strict=True):
         for way in ("", " with refitted readers"):
@@ -422,7 +422,7 @@ def test_progress_is_reported_to_the_end(network, candidates, calibration):
 
 
 def test_more_judging_images_refine_the_better_half(network, candidates, calibration, monkeypatch):
-    monkeypatch.setattr("depthcomp.importance.calibrated.LEAST_SCORED", 1)
+    monkeypatch.setattr("depthcomp.importance.halving.LEAST_SCORED", 1)
     savings = {c.choice: 1.0 + index % 3 for index, c in enumerate(candidates)}
     monkeypatch.setattr("depthcomp.importance.calibrated.MOST_JUDGING", 1)
     first = calibrated(network, candidates, calibration, savings)

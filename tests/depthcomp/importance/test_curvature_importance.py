@@ -15,9 +15,8 @@ from depthcomp.fitting.memory import FitMemory
 from depthcomp.importance import curvature as module
 from depthcomp.importance.calibrated import TrueLoss, calibrated, judging_batches
 from depthcomp.importance.candidate_scorer import FittedCandidates
-from depthcomp.importance.curvature import CurvatureJudges, curvature
+from depthcomp.importance.curvature import CurvatureJudges
 from depthcomp.importance.curvature_importance import CurvatureImportance
-from depthcomp.importance.journal import ScoreJournal
 from depthcomp.importance.scoring import score_choices, scoring_context
 from depthcomp.importance.table import ImportanceTable
 from depthcomp.preparation import prepare
@@ -71,7 +70,7 @@ def dense():
 
 def true_losses(prepared, candidates):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("depthcomp.importance.calibrated.LEAST_SCORED", len(candidates))
+        patch.setattr("depthcomp.importance.halving.LEAST_SCORED", len(candidates))
         return calibrated(prepared.network, candidates, prepared.calibration, SAVINGS)
 
 
@@ -93,10 +92,9 @@ def test_a_judge_finds_nearly_the_true_loss_of_each_choice(which, refitted, requ
     known = request.getfixturevalue(which)
     some, (batch, *_) = known.candidates[::4], judging_batches(known.calibration)
     fitted = FittedCandidates(
-        known.network, some, known.calibration, seed=0, report=silent, memory=FitMemory(3), refit_kept=True
+        known.network, known.calibration, seed=0, report=silent, memory=FitMemory(3), refit_kept=refitted
     )
-    if refitted:
-        fitted.refit_consumers(some, batch.fold)
+    fitted.fit(some, batch.fold)
     judges = TrueLoss(known.network, batch), CurvatureJudges(known.network, some, 200, 0).on(batch)
     changes = [(c, fitted.weights(c.choice, batch.fold), fitted.consumers(c.choice, batch.fold)) for c in some]
     assert any(consumers for *_, consumers in changes) == refitted
@@ -136,14 +134,13 @@ def test_parts_of_batches_stay_within_the_memory_and_hold_every_image(prepared, 
 
 
 def test_parts_estimate_what_whole_batches_do(dense):
-    some = dense.candidates[::7]
-    options = {"draws": 32, "memory": FitMemory(3, 1536)}
-    whole = curvature(dense.network, some, dense.calibration, **options)
+    some, importance = dense.candidates[::7], CurvatureImportance(draws=32)
+    whole = score_choices(dense, some, SAVINGS, importance).losses
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "_MIB", 2**10)
-        parts = curvature(dense.network, some, dense.calibration, **options)
-    for choice, loss in whole.losses.items():
-        assert parts.losses[choice] == pytest.approx(loss, rel=0.3)
+        parts = score_choices(dense, some, SAVINGS, importance).losses
+    for choice, loss in whole.items():
+        assert parts[choice] == pytest.approx(loss, rel=0.3)
 
 
 def test_an_unfinished_run_goes_on_and_ends_the_same(prepared, tmp_path):
@@ -188,12 +185,12 @@ def test_counts_are_checked(name):
         CurvatureImportance(**{name: 0})
 
 
-def test_random_images_refit_no_consumer(prepared):
-    calls, journal = [], ScoreJournal()
-    curvature(
-        prepared.network, prepared.candidates[::10], prepared.calibration, draws=1, refit_kept=False,
-        journal=journal, progress=lambda what, *_: calls.append(what),
+def test_random_images_refit_no_consumer(prepared, tmp_path):
+    calls = []
+    score_choices(
+        prepared, prepared.candidates[::10], SAVINGS, CurvatureImportance(draws=1),
+        refit_kept=False, folder=tmp_path, progress=lambda what, *_: calls.append(what.split(",")[0]),
     )  # fmt: skip
-    assert {"estimating", "checking"} <= set(calls)
-    assert not any(what.startswith("refitting consumers") for what in calls)
-    assert not any("refitted" in entry for entry in journal.scores)
+    assert {"estimating losses", "checking"} <= set(calls)
+    assert "refitting consumers" not in calls
+    assert "refitted" not in (tmp_path / "importance.jsonl").read_text()

@@ -76,7 +76,7 @@ class _Counted:
 
 def test_shards_of_fits_leave_nothing_to_fit_and_change_nothing(tmp_path, arithmetic_backend, monkeypatch):
     """Fits that read one tensor stay together, so that each score has the bits that it has alone."""
-    monkeypatch.setattr("depthcomp.importance.calibrated.LEAST_SCORED", 5)  # so that some are passed over
+    monkeypatch.setattr("depthcomp.importance.halving.LEAST_SCORED", 5)  # so that some are passed over
     shared, counted = _Shared(arithmetic_backend()), _Counted()
     given = {**shared.given, "importance": "calibrated"}
     folders = [tmp_path / f"{i}" for i in range(2)]
