@@ -8,21 +8,21 @@ it is now, so it also corrects the error of the other. Shape and latency stay.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import replace
 
 from torch import Tensor, fx
 
-from fx_passes import Plan, Slot
+from fx_passes import Plan, Slot, SpanChoice
 from fx_passes.affine import AffineConv
 from fx_passes.facts import GraphFacts
 from fx_passes.operators import Role, role
 from fx_passes.slot_layers import can_be_solved, operator_at
 
-__all__ = ["as_images", "consumers_of", "kept_behind", "run_operator"]
+__all__ = ["as_images", "consumers_of", "kept_behind", "nearest_behind", "run_operator"]
 
 
-def kept_behind(linearized: GraphFacts, plan: Plan, *, nearest: bool = False) -> list[Slot]:
+def kept_behind(linearized: GraphFacts, plan: Plan) -> list[Slot]:
     """Return slots for the kept convolutions and linear layers that read a plan's changes, in the graph's order.
 
     Dilated convolutions and convolutions that pad with values other than zero are left out.
@@ -30,10 +30,17 @@ def kept_behind(linearized: GraphFacts, plan: Plan, *, nearest: bool = False) ->
     Args:
         linearized: the plan's linearized graph, its norms folded.
         plan: the plan.
-        nearest: whether to return only the first layers behind each change. They do not depend on each other: where
-            a refit restores one summand, the target of the other summand is its own output.
     """
-    return _behind(linearized, {choice.exit for choice in plan}, _rewritten(linearized.nodes, plan), nearest=nearest)
+    return _behind(linearized, {choice.exit for choice in plan}, _rewritten(linearized.nodes, plan), nearest=False)
+
+
+def nearest_behind(linearized: GraphFacts, plan: Plan, choices: Iterable[SpanChoice]) -> list[Slot]:
+    """Return the slots of `kept_behind` for the first layers behind some of the plan's choices.
+
+    They do not depend on each other: where a refit restores one summand, the target of the other summand is its own
+    output.
+    """
+    return _behind(linearized, {choice.exit for choice in choices}, _rewritten(linearized.nodes, plan), nearest=True)
 
 
 def consumers_of(graph: GraphFacts, name: str) -> list[Slot]:

@@ -21,6 +21,7 @@ from fx_passes.affine import AffineConv
 __all__ = ["MEMORY_MIB", "FitMemory"]
 
 MEMORY_MIB = 1536
+SAMPLES = 0.5  # samples that wait to be summed, as a share of the sums: as many as unknowns, in single precision
 SOLVING = 5  # a solution keeps this many times the sums of one fold, besides the sums of all folds
 PARTS = 3  # a single fit may use one of this many parts: it leaves room for others, and takes only seconds
 _MIB = 2**20
@@ -77,9 +78,9 @@ class FitMemory:
             yield group
 
     def mib_of(self, system: RidgeSystem, outputs: int) -> tuple[float, float]:
-        """Return the memory of a system's sums, and the additional memory of its solution, in MiB."""
+        """Return the memory of a system's sums with the samples that wait, and that of its solution, in MiB."""
         one = _gram_mib(system.unknowns, system.design.groups) + 8 * system.unknowns * outputs / _MIB
-        return self.folds * one, SOLVING * one
+        return (1 + SAMPLES) * self.folds * one, SOLVING * one
 
     def fitting(self, candidates: Sequence[Candidate]) -> tuple[list[Candidate], tuple[str, ...]]:
         """Return the candidates that can be fitted or need no fit, and notes for the user on the others."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,7 +20,7 @@ from depthcomp.data.calibration import CalibrationSet
 from depthcomp.fitting.candidates import samples_per_batch, whole_states
 from depthcomp.fitting.divergence import rise_of_loss
 from depthcomp.fitting.execution import Stream, record
-from depthcomp.fitting.kept_slots import as_images, kept_behind
+from depthcomp.fitting.kept_slots import as_images, kept_behind, nearest_behind
 from depthcomp.fitting.leaning import prior_of, strengths_of
 from depthcomp.fitting.memory import MEMORY_MIB, FitMemory
 from depthcomp.fitting.ridge import Positions, RidgeSystem, sample_positions
@@ -34,7 +34,7 @@ from fx_passes.slot_layers import load_operator
 __all__ = ["Kept", "Refit", "Refitter", "Unfitted"]
 
 Kept = Literal["none", "nearest", "all"]
-"""Kept layers to refit: none, the first ones behind each change, or all behind a change."""
+"""Kept layers to refit: none, the first ones behind changes that profit from it, or all behind a change."""
 
 _TARGET = "target"
 
@@ -102,17 +102,26 @@ class Refitter:
         calibration: images to fit on and to judge with.
         seed: seed of the sampled pixels.
         memory_mib: memory that fits may use, in MiB; give the value that the choices were scored with.
+        profiting: the choices whose loss falls where the first kept layers behind them are refitted, too; None for all.
     """
 
     def __init__(
-        self, network: CapturedNetwork, calibration: CalibrationSet, *, seed: int = 0, memory_mib: float = MEMORY_MIB
+        self,
+        network: CapturedNetwork,
+        calibration: CalibrationSet,
+        *,
+        seed: int = 0,
+        memory_mib: float = MEMORY_MIB,
+        profiting: Set[SpanChoice] | None = None,
     ) -> None:
         self._network = network
+        self._profiting = profiting
         self._memory = FitMemory(calibration.count, memory_mib)
         self._calibration = calibration
         self._seed = seed
         self._pixels: dict[tuple[str, int], list[Pixels]] = {}  # by target and samples in a batch
         self._solved: dict[_Inputs, AffineConv] = {}  # plans share the fits whose inputs are equal
+        self._judged: dict[tuple[Plan, Kept, int], tuple[float, int]] = {}
 
     def carry_out(
         self, plan: Plan, *, unseen: int | None = None, kept: Kept = "none", progress: Progress | None = None
@@ -145,21 +154,34 @@ class Refitter:
                 progress("refitting", done + 1, len(slots))
         return Refit(linearized.gm, solved)
 
-    def loss(self, plan: Plan, *, kept: Kept = "none") -> float:
+    def loss(self, plan: Plan, *, kept: Kept = "none", folds: int | None = None) -> float:
         """Return the mean rise of the loss under `plan` on the judging images; infinite where an output is NaN.
 
-        Each judging fold has a refit of its own that has not seen it. For `kept` see `carry_out`.
+        Each judging fold has a refit of its own that has not seen it, and is judged once.
+
+        Args:
+            plan: the plan.
+            kept: as for `carry_out`.
+            folds: number of folds to judge on; None for all.
         """
-        judges = self._calibration.judges
-        refits = {f: self.carry_out(plan, unseen=f if judges else None, kept=kept) for f in judges or (0,)}
-        networks = {fold: merge(refit.linearized, plan) for fold, refit in refits.items()}
-        total, images = 0.0, 0
-        labels = self._calibration.judging_labels()
-        with torch.no_grad():
-            for (fold, batch), wanted, classes in zip(self._calibration.judging(), self._outputs, labels, strict=True):
-                total += rise_of_loss(wanted, networks[fold](batch), classes) * len(batch)
-                images += len(batch)
+        kept = "none" if kept == "nearest" and not self._profiting_of(plan) else kept
+        judged = [self._judge(plan, kept, fold) for fold in (self._calibration.judges or (0,))[:folds]]
+        total, images = (sum(part) for part in zip(*judged, strict=True))
         return math.inf if math.isnan(total) else total / images
+
+    def _judge(self, plan: Plan, kept: Kept, fold: int) -> tuple[float, int]:
+        """Return the total rise of the loss on the images of a judging fold, and their number."""
+        if (plan, kept, fold) not in self._judged:
+            refit = self.carry_out(plan, unseen=fold if self._calibration.judges else None, kept=kept)
+            network, total, images = merge(refit.linearized, plan), 0.0, 0
+            batches = zip(self._calibration.judging(), self._outputs, self._calibration.judging_labels(), strict=True)
+            with torch.no_grad():
+                for (own, batch), wanted, classes in batches:
+                    if own == fold:
+                        total += rise_of_loss(wanted, network(batch), classes) * len(batch)
+                        images += len(batch)
+            self._judged[plan, kept, fold] = total, images
+        return self._judged[plan, kept, fold]
 
     @functools.cached_property
     def _outputs(self) -> list[Any]:
@@ -175,8 +197,15 @@ class Refitter:
         """Return the kept layers to refit: those that memory can solve whole, or none where no fold judges."""
         if kept == "none" or not self._calibration.judges:
             return []
-        found = kept_behind(linearized, plan, nearest=kept == "nearest")
+        if kept == "all":
+            found = kept_behind(linearized, plan)
+        else:
+            found = nearest_behind(linearized, plan, self._profiting_of(plan))
         return [slot for slot in found if self._memory.is_whole(slot.operator)]
+
+    def _profiting_of(self, plan: Plan) -> list[SpanChoice]:
+        """Return the choices of a plan whose loss falls with a refit of the layers behind them."""
+        return [choice for choice in plan if self._profiting is None or choice in self._profiting]
 
     def _solve(self, slot: Slot, compressed: Stream, unseen: int | None) -> AffineConv:
         """Return the solved operator of a slot, or its prior where its inputs are not finite."""

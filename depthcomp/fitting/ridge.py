@@ -290,10 +290,12 @@ class RidgeSystem:
         self._basis = patterns(kernel, kernel[0] * kernel[1] if count is None else count)
         self.unknowns = channels // design.groups * self._basis.shape[1]
         self._folds: dict[int, _Scatter] = {}
+        self._samples: dict[int, list[tuple[Tensor, Mapping[str, Tensor]]]] = {}
 
     @property
     def is_finite(self) -> bool:
         """Whether all sums are finite, so that they can be solved."""
+        self._add_samples()
         return all(
             bool(part.isfinite().all())
             for sums in self._folds.values()
@@ -309,11 +311,10 @@ class RidgeSystem:
             name: target.reshape(len(target), self.design.groups, -1).transpose(0, 1)
             for name, target in targets.items()
         }
-        sums = _Scatter.of(self._patches(entry, positions), pixels)
-        if fold in self._folds:
-            self._folds[fold] += sums
-        else:
-            self._folds[fold] = sums.double()
+        samples = self._samples.setdefault(fold, [])
+        samples.append((self._patches(entry, positions), pixels))
+        if sum(patches.shape[1] for patches, _ in samples) >= self.unknowns:
+            self._add_samples()  # fewer at a time would take longer, more would take more memory than the sums
 
     def solve(
         self,
@@ -355,9 +356,22 @@ class RidgeSystem:
         solved = {fold: self._fitted(self._sums(fold), chosen, prior, match_variance) for fold in folds}
         return {fold: [by_target[target] for target in targets] for fold, by_target in solved.items()}
 
+    def _add_samples(self) -> None:
+        """Add the samples that wait to the sums of their folds."""
+        for fold, samples in self._samples.items():
+            patches = torch.cat([patches for patches, _ in samples], dim=1)
+            pixels = {name: torch.cat([each[name] for _, each in samples], dim=1) for name in samples[0][1]}
+            sums = _Scatter.of(patches, pixels)
+            if fold in self._folds:
+                self._folds[fold] += sums
+            else:
+                self._folds[fold] = sums.double()
+        self._samples.clear()
+
     def _sums(self, unseen: int | None = None) -> _Scatter:
         """Return the sums of all folds but `unseen`."""
-        chosen = [sums for fold, sums in self._folds.items() if fold != unseen]
+        self._add_samples()
+        chosen = [self._folds[fold] for fold in sorted(self._folds) if fold != unseen]
         if not chosen:
             raise ValueError("the system is empty; accumulate batches before solving it")
         return functools.reduce(_Scatter.__add__, chosen)

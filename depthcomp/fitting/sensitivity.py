@@ -126,7 +126,7 @@ def _signs(like: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _pulled_back(probes: list[Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the gradients of probes (probes, n, ...) at each tensor that all reach with finite gradients."""
+    """Return the gradients of probes (n, probes, ...) at each tensor that all reach with finite gradients."""
     found: dict[str, list[Tensor]] = {name: [] for name in wanted}
     for probe in probes if wanted else ():
         if not probe.requires_grad:
@@ -135,7 +135,7 @@ def _pulled_back(probes: list[Tensor], wanted: Mapping[str, Tensor]) -> dict[str
         for name, gradient in zip(wanted, gradients, strict=True):
             if gradient is not None and bool(gradient.isfinite().all()):
                 found[name].append(gradient)
-    return {name: torch.stack(several) for name, several in found.items() if len(several) == len(probes)}
+    return {name: torch.stack(several, dim=1) for name, several in found.items() if len(several) == len(probes)}
 
 
 def _flattened(divergence: Tensor) -> Tensor:
@@ -147,8 +147,8 @@ def _flattened(divergence: Tensor) -> Tensor:
 
 
 def _products(gradients: Tensor, change: Tensor) -> Tensor:
-    """Return the inner products of a change (n, ...) with gradients (probes, n, ...), as (probes, n)."""
-    return torch.einsum("pne,ne->pn", gradients.flatten(2), change.flatten(1).to(gradients)).double()
+    """Return the inner products of a change (n, ...) with gradients (n, probes, ...), as (probes, n)."""
+    return torch.bmm(gradients.flatten(2), change.flatten(1).to(gradients)[..., None])[..., 0].T.double()
 
 
 def _detached(value: Any) -> Any:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from depthcomp.data.calibration import CalibrationSet
 from depthcomp.fitting.candidates import Weights, replacement
@@ -17,18 +18,32 @@ from depthcomp.fitting.divergence import require_finite, rise_of_loss
 from depthcomp.fitting.execution import Tail
 from depthcomp.fitting.kept_slots import run_operator
 from depthcomp.fitting.memory import FitMemory
-from depthcomp.importance.candidate_scorer import CandidateScorer, FittedCandidates, JudgingBatch, Ways, least, part_of
+from depthcomp.importance.candidate_scorer import CandidateScorer, FittedCandidates, JudgingBatch, part_of
 from depthcomp.importance.halving import halve, survivors
 from depthcomp.importance.journal import ScoreJournal
+from depthcomp.importance.ways import Ways, least, profiting
 from depthcomp.latency.pricing import Candidate
 from depthcomp.progress import Progress, silent
 from fx_passes import CapturedNetwork, SpanChoice
 from fx_passes.affine import AffineConv
 from latency_tables.fleet.work import Shard
 
-__all__ = ["TrueLoss", "calibrated", "judging_batches", "score_part"]
+__all__ = ["CalibratedScores", "TrueLoss", "calibrated", "judging_batches", "score_part"]
 
 MOST_JUDGING = 18  # candidates are scored on at most this many batches; whole plans are judged on all
+
+
+@dataclass(frozen=True, slots=True)
+class CalibratedScores:
+    """Losses of candidates.
+
+    Attributes:
+        losses: the loss of each choice, without or with refitted consumers, whichever is less.
+        profiting: the choices whose loss is less with refitted consumers.
+    """
+
+    losses: Mapping[SpanChoice, float]
+    profiting: frozenset[SpanChoice]
 
 
 def calibrated(
@@ -42,7 +57,7 @@ def calibrated(
     progress: Progress | None = None,
     journal: ScoreJournal | None = None,
     memory: FitMemory | None = None,
-) -> dict[SpanChoice, float]:
+) -> CalibratedScores:
     """Return the loss of each candidate.
 
     Args:
@@ -70,7 +85,7 @@ def calibrated(
 
     losses = {c.choice: [ways] for c, ways in zip(candidates, score(candidates, 0), strict=True)}
     halve(losses, candidates, savings_ms, stages, score)
-    return {choice: max(least(found), 0.0) for choice, found in losses.items()}
+    return CalibratedScores({choice: max(least(found), 0.0) for choice, found in losses.items()}, profiting(losses))
 
 
 def score_part(

@@ -63,12 +63,14 @@ class CalibratedImportance(Importance):
     def score_all(self, context: ScoringContext) -> Scored:
         """Return the losses of the choices; for errors see `Importance`."""
         journal = self._journal(context)
-        losses = calibrated(
+        found = calibrated(
             context.prepared.network, context.candidates, context.prepared.calibration, context.savings_ms,
             refit_kept=context.refit_kept, seed=context.seed, progress=context.progress, journal=journal,
             memory=context.memory,
         )  # fmt: skip
-        return scored(context, losses, journal, method=self.method, settings=self.settings)
+        return scored(
+            context, found.losses, journal, method=self.method, settings=self.settings, profiting=found.profiting
+        )
 
     def score_part(self, context: ScoringContext, part: Shard) -> int:
         """Add the scores of a part of the choices to the journal, and return the number of the part's entries."""

@@ -19,18 +19,16 @@ from depthcomp.fitting.candidates import Weights, design_of_slot, fit_candidates
 from depthcomp.fitting.consumers import refit_consumers
 from depthcomp.fitting.memory import FitMemory
 from depthcomp.importance.journal import ScoreJournal
+from depthcomp.importance.ways import Ways
 from depthcomp.latency.pricing import Candidate
 from depthcomp.progress import Progress
 from fx_passes import CapturedNetwork, SpanChoice
 from fx_passes.affine import AffineConv
 from latency_tables.fleet.work import Shard
 
-__all__ = ["CandidateScorer", "FittedCandidates", "Judge", "JudgeOf", "JudgingBatch", "Ways", "least", "part_of"]
+__all__ = ["CandidateScorer", "FittedCandidates", "Judge", "JudgeOf", "JudgingBatch", "part_of"]
 
 CONSUMER_BATCHES = 12  # consumers of a change are refitted on this many batches for a score
-
-Ways = tuple[float, ...]
-"""Losses of a choice: without refitted consumers and, where refits are allowed, with them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,15 +198,6 @@ def part_of(candidates: Sequence[Candidate], part: Shard) -> list[Candidate]:
     """Return the candidates of a part, all that share sums together; groups are dealt out by falling work."""
     ordered = sorted(_sharing(candidates), key=lambda group: max(map(_work, group)), reverse=True)
     return [candidate for group in ordered[part.index :: part.count] for candidate in group]
-
-
-def least(losses: Sequence[Ways]) -> float:
-    """Return the lesser mean loss over batches, without or with refits; NaN counts as more than any number."""
-    return min((_mean(way) for way in zip(*losses, strict=True)), key=lambda mean: (math.isnan(mean), mean))
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)
 
 
 def _sharing(candidates: Sequence[Candidate]) -> list[list[Candidate]]:

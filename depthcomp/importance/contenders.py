@@ -15,11 +15,11 @@ from depthcomp.fitting.candidates import design_of_slot
 from depthcomp.latency.pricing import Candidate
 from fx_passes import Slot, SpanChoice
 
-__all__ = ["Contenders", "OnFrontier"]
+__all__ = ["Contenders", "OnFrontier", "on_first_layers"]
 
 LEAST_SHARE = 0.5  # of a smaller kernel's loss; a larger kernel is taken to lose at least this
 CHEAP = 600  # unknowns; larger fits wait until it is known whether they can pay
-LAYERS = 2  # of the frontier in each round: fits of the second layer save later passes over the images
+LAYERS = 2  # of the frontier in each round: the second saves later rounds, each a pass over the images
 
 OnFrontier = Callable[[Mapping[SpanChoice, float]], Set[SpanChoice]]
 """Function that returns the choices on the latency-loss frontier, given the losses of all that may be taken."""
@@ -55,23 +55,36 @@ class Contenders:
         return largest > CHEAP and candidate.choice in self._smaller
 
     def _next(self, losses: Mapping[SpanChoice, float], waiting: Set[SpanChoice]) -> set[SpanChoice]:
-        """Return the waiting choices on the first layers of the frontier, each layer without those before it."""
+        """Return the waiting choices on the first layers of the frontier."""
+        if self._on_frontier is None or not waiting:
+            return set()
         bounds = {choice: self._bound(choice, losses) for choice in waiting}
         bounds |= {choice: loss for choice, loss in losses.items() if not math.isnan(loss)}
-        wanted = set[SpanChoice]()
-        for _ in range(LAYERS):
-            if self._on_frontier is None or not waiting:
-                break
-            found = self._on_frontier({c: bound for c, bound in bounds.items() if c not in wanted}) & waiting
-            if not found:
-                break
-            wanted |= found
-        return wanted
+        return on_first_layers(self._on_frontier, bounds, waiting)
 
     def _bound(self, choice: SpanChoice, losses: Mapping[SpanChoice, float]) -> float:
         """Return the least loss that a choice is taken to have, by the smaller kernels that are scored."""
         known = (losses.get(smaller, math.nan) for smaller in self._smaller[choice])
         return LEAST_SHARE * min((loss for loss in known if not math.isnan(loss)), default=0.0)
+
+
+def on_first_layers(
+    on_frontier: OnFrontier, losses: Mapping[SpanChoice, float], among: Set[SpanChoice]
+) -> set[SpanChoice]:
+    """Return choices on the frontier, and on those that remain without the ones found.
+
+    Args:
+        on_frontier: returns the choices on the frontier.
+        losses: losses of the choices to choose from.
+        among: the choices to look for; the result is empty where the frontier has none of them.
+    """
+    found = set[SpanChoice]()
+    for _ in range(LAYERS):
+        layer = on_frontier({choice: loss for choice, loss in losses.items() if choice not in found}) & among
+        if not layer:
+            break
+        found |= layer
+    return found
 
 
 def _smaller(candidates: Sequence[Candidate]) -> dict[SpanChoice, list[SpanChoice]]:

@@ -2,10 +2,9 @@
 
 One forward and a few backward passes of each judging batch give the sensitivity of the loss behind every span, where
 all of its change comes together again after the next kept layers. A candidate then costs its own body, these layers
-and an inner product (`depthcomp.fitting.sensitivity`). The estimate holds for small changes. True losses of a few
-candidates show how it goes on for large ones, and a monotone curve through them corrects all estimates.
-
-Candidates that cannot enter the latency-loss frontier are not fitted (`depthcomp.importance.contenders`).
+and an inner product (`depthcomp.fitting.sensitivity`). Candidates that cannot enter the latency-loss frontier by these
+estimates are not fitted (`depthcomp.importance.contenders`). Those on the frontier get true losses, and a few others
+over the whole network. A monotone curve through both losses corrects the other estimates, which hold for small changes.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import functools
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -24,12 +23,12 @@ from depthcomp.fitting.candidates import Weights, replacement
 from depthcomp.fitting.kept_slots import consumers_of, run_operator
 from depthcomp.fitting.sensitivity import Sensitivity
 from depthcomp.importance.calibrated import TrueLoss, judging_batches
-from depthcomp.importance.candidate_scorer import CandidateScorer, FittedCandidates, JudgingBatch, Ways, least, part_of
-from depthcomp.importance.contenders import Contenders
+from depthcomp.importance.candidate_scorer import CandidateScorer, FittedCandidates, JudgingBatch, part_of
+from depthcomp.importance.contenders import Contenders, on_first_layers
 from depthcomp.importance.context import ScoringContext
 from depthcomp.importance.estimate_check import EstimateCheck, check_estimates, correction
-from depthcomp.importance.halving import halve
 from depthcomp.importance.journal import ScoreJournal
+from depthcomp.importance.ways import Ways, least, profiting
 from depthcomp.latency.pricing import Candidate
 from fx_passes import CapturedNetwork, SpanChoice
 from fx_passes.affine import AffineConv
@@ -37,9 +36,9 @@ from latency_tables.fleet.work import Shard
 
 __all__ = ["CurvatureJudges", "CurvatureScores", "curvature", "score_part"]
 
-CHECKED = 36  # choices whose true loss is computed, too
-STAGE_BATCHES = 2  # judging batches of a stage, of one fold: the weights of a candidate are then solved for few folds
-STAGES = 6  # all candidates see the first stage, fewer see each next
+ESTIMATED_BATCHES = 2  # judging batches for estimates, of one fold: others would need refits of their own
+VERIFIED_BATCHES = 6  # judging batches for true losses, of all folds
+CHECKED = 24  # choices over the whole network that get true losses besides those on the frontier
 _MIB = 2**20
 
 
@@ -49,11 +48,13 @@ class CurvatureScores:
 
     Attributes:
         losses: the loss of each choice that can enter the frontier.
+        profiting: the choices whose loss is less with refitted consumers.
         check: how well the estimates agree with true losses; None where none could be compared.
         unestimated: the choices whose change no gradient reaches; their losses are true ones.
     """
 
     losses: Mapping[SpanChoice, float]
+    profiting: frozenset[SpanChoice]
     check: EstimateCheck | None
     unestimated: tuple[SpanChoice, ...]
 
@@ -72,8 +73,8 @@ def curvature(context: ScoringContext, journal: ScoreJournal, draws: int) -> Cur
 def score_part(context: ScoringContext, journal: ScoreJournal, draws: int, part: Shard) -> int:
     """Score a part of the candidates into a journal, and return the number of entries.
 
-    Each score has the bits that `curvature` would give it. All candidates are fitted and see all stages, as the scores
-    of other parts would have to tell which can be left out. The arguments are as for `curvature`.
+    Each score has the bits that `curvature` would give it. Only the candidates that `curvature` always scores are
+    scored: the scores of all parts decide which others there are. The arguments are as for `curvature`.
     """
     return _Scoring(context, journal, draws).of_part(part)
 
@@ -153,83 +154,75 @@ class _Scoring:
             seed=context.seed, report=context.progress, memory=context.memory, refit_kept=context.refit_kept,
         )  # fmt: skip
         judges = CurvatureJudges(network, context.candidates, draws, context.seed)
-        stages = [judges.within(stage, context.memory.mib) for stage in _stages(judging_batches(calibration))]
-        judging = [part for stage in stages for part in stage]
-        ends = list(itertools.accumulate(map(len, stages)))
-        self._stages = [range(end - len(stage), end) for end, stage in zip(ends, stages, strict=True)]
-        estimated = [replace(part, name=f"{part.name}, by curvature") for part in judging]
-        self._estimates = CandidateScorer(fitted, estimated, judges.on, journal)
-        self._true = CandidateScorer(fitted, judging, functools.partial(TrueLoss, network), journal)
-        self._unestimated = set[SpanChoice]()
-        self._entries = self._done = 0
+        batches = judging_batches(calibration)
+        first = [batch for batch in batches if batch.fold == batches[0].fold][:ESTIMATED_BATCHES]
+        self._estimates = CandidateScorer(fitted, judges.within(first, context.memory.mib), judges.on, journal)
+        true_loss = functools.partial(TrueLoss, network)
+        self._true = CandidateScorer(fitted, batches[:VERIFIED_BATCHES], true_loss, journal)
 
     def of_all(self) -> CurvatureScores:
         """Return the losses of the candidates that can enter the frontier."""
-        first, *later = self._stages
-        found: dict[SpanChoice, list[Ways]] = {}
-        means: dict[SpanChoice, float] = {}
-        for some in self._contenders.rounds(means):
-            scores = zip(*(self._score(some, number) for number in first), strict=True)
-            found |= {candidate.choice: list(ways) for candidate, ways in zip(some, scores, strict=True)}
-            means |= {candidate.choice: least(found[candidate.choice]) for candidate in some}
-        scored = [candidate for candidate in self._context.candidates if candidate.choice in found]
-        halve(found, scored, self._context.savings_ms, later, self._score)
-        checked = self._checked(scored)
-        true = self._true_losses(checked)
-        pairs = [means[choice] for choice in true], [*true.values()]
-        corrected = correction(*pairs)
-        losses = {
-            choice: max(least(ways), 0.0) if choice in self._unestimated else corrected(max(least(ways), 0.0))
-            for choice, ways in found.items()
-        }
-        unestimated = tuple(choice for choice in found if choice in self._unestimated)
-        return CurvatureScores(losses, check_estimates(*pairs), unestimated)
+        ways: dict[SpanChoice, list[Ways]] = {}
+        estimates: dict[SpanChoice, float] = {}
+        for some in self._contenders.rounds(estimates):
+            ways |= self._losses(self._estimates, some, "estimating losses")
+            estimates |= {candidate.choice: least(ways[candidate.choice]) for candidate in some}
+        scored = [candidate for candidate in self._context.candidates if candidate.choice in ways]
+        blind = [candidate for candidate in scored if math.isnan(estimates[candidate.choice])]
+        spread = scored[:: max(1, -(-len(scored) // CHECKED))]
+        true = self._losses(self._true, list(dict.fromkeys((*blind, *spread))), "verifying losses")
+        losses = _corrected(estimates, true)
+        while wanted := self._unverified(losses, true):
+            some = [candidate for candidate in scored if candidate.choice in wanted]
+            true |= self._losses(self._true, some, "verifying losses")
+            losses = _corrected(estimates, true)
+        check = check_estimates(*_pairs(estimates, true))
+        return CurvatureScores(losses, profiting(ways | true), check, tuple(candidate.choice for candidate in blind))
 
     def of_part(self, part: Shard) -> int:
-        """Score a part of the candidates into the journal, and return the number of their entries."""
-        some = part_of(self._context.candidates, part)
-        for number in itertools.chain.from_iterable(self._stages):
-            self._score(some, number)
-        self._true_losses(self._checked(some))
-        return self._entries
+        """Score the first round of a part of the candidates, and return the number of their entries."""
+        always = {candidate.choice for candidate in next(self._contenders.rounds({}))}
+        some = [candidate for candidate in part_of(self._context.candidates, part) if candidate.choice in always]
+        self._losses(self._estimates, some, "estimating losses")
+        return self._estimates.entries * len(some)
 
-    def _score(self, candidates: Sequence[Candidate], number: int) -> list[Ways]:
-        """Return the losses of candidates on a judging batch: estimates, and true losses where no gradient reaches."""
-        found = self._losses(self._estimates, candidates, number, "estimating losses")
-        blind = [c for c, ways in zip(candidates, found, strict=True) if any(map(math.isnan, ways))]
-        self._unestimated.update(candidate.choice for candidate in blind)
-        true = dict(zip((c.choice for c in blind), self._losses(self._true, blind, number, "checking"), strict=True))
-        return [true.get(candidate.choice, ways) for candidate, ways in zip(candidates, found, strict=True)]
+    def _unverified(self, losses: Mapping[SpanChoice, float], true: Mapping[SpanChoice, object]) -> set[SpanChoice]:
+        """Return the choices on the first layers of the frontier whose true loss is unknown."""
+        if self._context.on_frontier is None:
+            return set()
+        finite = {choice: loss for choice, loss in losses.items() if not math.isnan(loss)}
+        return on_first_layers(self._context.on_frontier, finite, finite.keys() - true.keys())
 
-    def _checked(self, candidates: Sequence[Candidate]) -> list[Candidate]:
-        """Return the candidates to check: evenly spread over those of the network that are always scored."""
-        always = next(self._contenders.rounds({}))
-        spread = {candidate.choice for candidate in always[:: max(1, -(-len(always) // CHECKED))]}
-        return [c for c in candidates if c.choice in spread and c.choice not in self._unestimated]
-
-    def _true_losses(self, candidates: Sequence[Candidate]) -> dict[SpanChoice, float]:
-        """Return the mean true losses of candidates on the first stage."""
-        scores = zip(*(self._losses(self._true, candidates, n, "checking") for n in self._stages[0]), strict=True)
-        return {candidate.choice: max(least(ways), 0.0) for candidate, ways in zip(candidates, scores, strict=True)}
-
-    def _losses(self, scorer: CandidateScorer, candidates: Sequence[Candidate], number: int, what: str) -> list[Ways]:
-        """Return the losses of candidates on a judging batch by a scorer, and report each."""
-        found = []
-        for ways in scorer.losses(candidates, number):
-            found.append(ways)
-            self._entries += len(ways)
-            self._context.progress(f"{what}, batch {number + 1} of {scorer.batches}", len(found), len(candidates))
+    def _losses(
+        self, scorer: CandidateScorer, candidates: Sequence[Candidate], what: str
+    ) -> dict[SpanChoice, list[Ways]]:
+        """Return the losses of candidates on all batches of a scorer."""
+        found: dict[SpanChoice, list[Ways]] = {candidate.choice: [] for candidate in candidates}
+        done, total = itertools.count(1), scorer.batches * len(candidates)
+        for number in range(scorer.batches) if candidates else ():
+            for candidate, ways in zip(candidates, scorer.losses(candidates, number), strict=True):
+                found[candidate.choice].append(ways)
+                self._context.progress(what, next(done), total)
         return found
 
 
-def _stages(batches: Sequence[JudgingBatch]) -> list[list[JudgingBatch]]:
-    """Return the judging batches of each stage: a few of one fold, the folds in turns."""
-    by_fold: dict[int, list[JudgingBatch]] = {}
-    for batch in batches:
-        by_fold.setdefault(batch.fold, []).append(batch)
-    starts = range(0, len(batches), STAGE_BATCHES)
-    stages = [several[start : start + STAGE_BATCHES] for start in starts for several in by_fold.values()]
-    return [stage for stage in stages if stage][:STAGES]
+def _corrected(
+    estimates: Mapping[SpanChoice, float], true: Mapping[SpanChoice, Sequence[Ways]]
+) -> dict[SpanChoice, float]:
+    """Return the true loss of each choice, or its estimate corrected by the choices that have both."""
+    corrected = correction(*_pairs(estimates, true))
+    return {
+        choice: max(least(true[choice]), 0.0) if choice in true else corrected(max(estimate, 0.0))
+        for choice, estimate in estimates.items()
+    }
+
+
+def _pairs(
+    estimates: Mapping[SpanChoice, float], true: Mapping[SpanChoice, Sequence[Ways]]
+) -> tuple[list[float], list[float]]:
+    """Return the estimates and the true losses of the choices that have both."""
+    both = [choice for choice in true if not math.isnan(estimates[choice])]
+    return [estimates[choice] for choice in both], [max(least(true[choice]), 0.0) for choice in both]
 
 
 def _parts(batch: JudgingBatch, largest: int) -> Iterator[JudgingBatch]:

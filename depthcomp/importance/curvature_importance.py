@@ -67,7 +67,10 @@ class CurvatureImportance(Importance):
                 f"network's output to {exits}"
             )
             context = replace(context, notes=(*context.notes, note))
-        return scored(context, found.losses, journal, method=self.method, settings=self.settings, check=found.check)
+        return scored(
+            context, found.losses, journal,
+            method=self.method, settings=self.settings, check=found.check, profiting=found.profiting,
+        )  # fmt: skip
 
     def score_part(self, context: ScoringContext, part: Shard) -> int:
         """Add the scores of a part of the choices to the journal, and return the number of the part's entries."""

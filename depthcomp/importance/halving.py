@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from depthcomp.importance.candidate_scorer import Ways, least
+from depthcomp.importance.ways import Ways, least
 from depthcomp.latency.pricing import Candidate
 from fx_passes import SpanChoice
 

@@ -41,6 +41,7 @@ def scored(
     method: str,
     settings: Settings,
     check: EstimateCheck | None = None,
+    profiting: frozenset[SpanChoice] | None = None,
 ) -> Scored:
     """Return new losses with their table; losses that are not finite are left out.
 
@@ -51,10 +52,11 @@ def scored(
         method: name of the importance.
         settings: settings of the importance.
         check: how well estimated losses agree with true ones; None for true losses.
+        profiting: the choices that lose less where the kept layers behind them are refitted; None where unknown.
     """
     table = ImportanceTable(
         losses, method, settings, context.network, context.data, context.seed, journal.seconds,
-        context.rules.get(method, ""), check,
+        context.rules.get(method, ""), check, profiting,
     )  # fmt: skip
     return replace(finite_of(table, losses, context.notes), journal=journal)
 

@@ -33,6 +33,7 @@ class _Choice(BaseModel):
 
     choice: dict[str, Any]
     loss: float | None
+    profits: bool | None = None
 
 
 class _Check(BaseModel):
@@ -95,6 +96,7 @@ class ImportanceTable:
         seconds: wall time of the scores, over all runs and processes.
         algorithm: version of the scoring rules; empty where unknown.
         check: how well estimated losses agree with true ones; None where the losses are true ones.
+        profiting: the choices that lose less where the kept layers behind them are refitted; None where unknown.
     """
 
     losses: Mapping[SpanChoice, float]
@@ -106,6 +108,7 @@ class ImportanceTable:
     seconds: float = 0.0
     algorithm: str = ""
     check: EstimateCheck | None = None
+    profiting: frozenset[SpanChoice] | None = None
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the table whole or not at all, and return the path.
@@ -114,7 +117,7 @@ class ImportanceTable:
             TableError: the path cannot be written, or holds something else.
         """
         choices = [
-            {"choice": encode_choice(choice), "loss": loss if math.isfinite(loss) else None}
+            {"choice": encode_choice(choice), "loss": loss if math.isfinite(loss) else None, **self._profits(choice)}
             for choice, loss in self.losses.items()
         ]
         content: dict[str, Any] = {
@@ -134,13 +137,22 @@ class ImportanceTable:
         """
         stored = _FORMAT.read(Path(path))
         try:
-            losses = _losses(stored.choices)
+            losses, profiting = _losses(stored.choices), _profiting(stored.choices)
         except PlanError as error:
             raise TableError(f"{path} is not an importance table: {error}") from error
         return cls(
             losses, stored.method, stored.settings, stored.network, stored.data, stored.seed, stored.seconds,
-            stored.algorithm, None if stored.check is None else EstimateCheck(**stored.check.model_dump()),
+            stored.algorithm, None if stored.check is None else EstimateCheck(**stored.check.model_dump()), profiting,
         )  # fmt: skip
+
+    def _profits(self, choice: SpanChoice) -> dict[str, bool]:
+        """Return what a file says of a choice's consumers; nothing where it is unknown."""
+        return {} if self.profiting is None else {"profits": choice in self.profiting}
+
+
+def _profiting(choices: Iterable[_Choice]) -> frozenset[SpanChoice] | None:
+    known = [stored for stored in choices if stored.profits is not None]
+    return frozenset(decode_choice(stored.choice) for stored in known if stored.profits) if known else None
 
 
 def _losses(choices: Iterable[_Choice]) -> dict[SpanChoice, float]:

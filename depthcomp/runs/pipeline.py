@@ -82,7 +82,7 @@ class Pipeline:
         for note in scored.notes:
             warn_caller(note)
         with self.stages("searching"):
-            search = self._search(priced, scored.losses)
+            search = self._search(priced, scored)
             found = search.meet(self.budget)
         priced = replace(priced, table=replace(priced.table, calibration=search.predictor.calibration))
         self.store.keep_calibration(priced.table)
@@ -107,8 +107,8 @@ class Pipeline:
             progress=lambda done, total, key: self.stages.report("measuring operators", done, total),
         )  # fmt: skip
 
-    def _search(self, priced: PricedCandidates, losses: Mapping[SpanChoice, float]) -> Search:
-        prepared, task = self.prepared, self.task
+    def _search(self, priced: PricedCandidates, scored: Scored) -> Search:
+        prepared, task, losses = self.prepared, self.task, scored.losses
 
         def problem(without: Set[SpanChoice]) -> Chain:
             kept = {choice: loss for choice, loss in losses.items() if choice not in without}
@@ -118,6 +118,7 @@ class Pipeline:
             prepared.network, problem, LatencyPredictor(self.timer, priced.total_ms), prepared.calibration,
             baseline=self._baseline(priced, losses), fits=task.method.fits, seed=task.seed,
             progress=self.stages.report, refit_kept=task.refit_kept, memory_mib=task.importance.memory_mib,
+            profiting=scored.table.profiting,
         )  # fmt: skip
 
     def _baseline(self, priced: PricedCandidates, losses: Mapping[SpanChoice, float]) -> BaselineFrontier | None:

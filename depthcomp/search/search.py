@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Sequence, Set
 
 import numpy as np
 from scipy.stats import spearmanr
@@ -15,6 +15,7 @@ from depthcomp.fitting.refit import Kept, Refitter, Unfitted
 from depthcomp.latency.timing import LatencyPredictor
 from depthcomp.methods.baselines import BaselineFrontier
 from depthcomp.progress import Progress, silent
+from depthcomp.search.comparison import PlanComparer
 from depthcomp.search.plans import Found, Option
 from dp_solver import Chain, Frontier, frontier, solve
 from fx_passes import CapturedNetwork, Plan, SpanChoice, linearize, merge
@@ -22,10 +23,12 @@ from fx_passes import CapturedNetwork, Plan, SpanChoice, linearize, merge
 __all__ = ["Search"]
 
 COMPARED_BATCHES = 20  # plans are compared on this many batches; the chosen one is refitted on all
-FINALISTS = 4  # this many frontier neighbours are compared by their true loss
+NEIGHBOURS = 4  # frontier neighbours to compare
 NEIGHBOURHOOD = 0.05  # share of a plan's sum; neighbours that are faster by more are not worth a refit
-CLIMBS = 2  # rounds in which the best plan tries to do without each of its choices
-ATTEMPTS = 6
+CLIMBS = 2  # rounds in which the best plan tries to do without some of its choices
+SWAPS = 8  # choices that it tries to do without in a round
+FINALISTS = 3  # plans that are compared on all folds; the others only on the first
+ATTEMPTS = 3
 LESS = 1 - 1e-9  # share of the original's latency; a plan at or above it is no faster than the original
 UNUSED = 0.98  # share of the budget; a faster plan gives up accuracy that the budget would allow
 CALIBRATION_SHARES = (0.5, 1.4)  # shares of the saving that the budget asks for: one plan on either side of it
@@ -48,6 +51,7 @@ class Search:
         refit_kept: whether the kept layers behind a change are refitted, too, where that lowers the loss; False for
             synthetic images.
         memory_mib: memory that fits may use, in MiB; give the value that the choices were scored with.
+        profiting: the choices whose loss falls with a refit of the first kept layers behind them; None where unknown.
     """
 
     def __init__(
@@ -63,19 +67,23 @@ class Search:
         progress: Progress | None = None,
         refit_kept: bool = True,
         memory_mib: float = MEMORY_MIB,
+        profiting: Set[SpanChoice] | None = None,
     ) -> None:
-        self._refits_kept = refit_kept and fits
         self.predictor = predictor
         self.frontier: Frontier | BaselineFrontier = frontier(problem(frozenset())) if baseline is None else baseline
         self._problem = problem
         self._network = network
         self._ranks = fits and baseline is None
-        refitter = Refitter if fits else Unfitted
-        self._refitter = refitter(network, calibration, seed=seed, memory_mib=memory_mib)
-        compared = calibration.thinned(COMPARED_BATCHES)
-        self._comparer = refitter(network, compared, seed=seed, memory_mib=memory_mib)
+        self._refits_kept = refit_kept and fits
         self._report = progress or silent
-        self._true_losses: dict[Option, dict[Kept, float]] = {}
+        refitter, compared = Refitter if fits else Unfitted, calibration.thinned(COMPARED_BATCHES)
+        self._refitter, judge = (
+            refitter(network, images, seed=seed, memory_mib=memory_mib, profiting=profiting)
+            for images in (calibration, compared)
+        )
+        ways: tuple[Kept, ...] = ("none", "nearest") if self._refits_kept else ("none",)
+        self._comparer = PlanComparer(judge, ways, self._report)
+        self._importances: dict[Plan, float] = {}
         self._found: dict[Option, Found] = {}
 
     def option(self, index: int) -> Option:
@@ -94,7 +102,8 @@ class Search:
             BudgetInfeasibleError: the fastest plan, measured, misses the budget or is not faster than the original.
         """
         self._calibrate(budget)
-        slack, limit_ms, best, tried = 1.0, LESS * self.predictor.original_sum_ms, None, set[Option]()
+        slack, limit_ms, tried = 1.0, LESS * self.predictor.original_sum_ms, set[Option]()
+        best: Found | None = None
         for _ in range(ATTEMPTS):
             sum_ms = self.predictor.invert(budget.target_ms(self.predictor.original.median_ms)) * slack
             chosen = self._choose(min(sum_ms, limit_ms))
@@ -110,15 +119,15 @@ class Search:
                 best = found
             if UNUSED < used <= 1:
                 break
-        return best if best is not None else self._fastest(budget)
+        return self._refitted_farther(self._fastest(budget) if best is None else best, budget)
 
     def rank_correlation(self) -> float | None:
         """Return Spearman's correlation of importance and true loss over the compared plans.
 
         It is None for fewer than three plans, or where all importances or all losses are equal.
         """
-        summed = [option.importance for option in self._true_losses]
-        true = [min(losses.values()) for losses in self._true_losses.values()]
+        true = [*self._comparer.glances.values()]
+        summed = [self._importances[plan] for plan in self._comparer.glances]
         if len(summed) < 3 or min(len(set(summed)), len(set(true))) == 1:
             return None
         return float(spearmanr(summed, true).statistic)
@@ -157,63 +166,69 @@ class Search:
         """Return the plan of least true loss within a sum.
 
         Importances add up only approximately, so frontier neighbours are compared by their true loss. Then the solver
-        plans without each choice of the best plan in turn, and a plan of lower true loss replaces the best. Plans of a
-        baseline, and plans without fits, are taken as the method gave them.
+        plans without some choices of the best plan, each in turn, and a plan of lower true loss replaces the best.
+        The first fold compares all these plans, and all folds the best few. Plans of a baseline, and plans without
+        fits, are taken as the method gave them.
         """
         if not self._ranks or sum_ms < self.frontier.costs[0]:
             return self.option(self._at(sum_ms))
-        best = min(self._neighbours(self._at(sum_ms)), key=self._loss)
+        compared = self._neighbours(self._at(sum_ms))
+        best = min(compared, key=self._glance)
         for _ in range(CLIMBS):
-            better = min([best, *self._without_one(best, sum_ms)], key=self._loss)
+            others = self._without_one(best, sum_ms)
+            compared += others
+            better = min([best, *others], key=self._glance)
             if better == best:
                 break
             best = better
-        return best
+        finalists = sorted(dict.fromkeys(compared), key=self._glance)[:FINALISTS]
+        return min(finalists, key=lambda option: self._comparer.loss(option.plan))
 
     def _neighbours(self, index: int) -> list[Option]:
         """Return a frontier plan and some slightly faster ones."""
         fastest = (1 - NEIGHBOURHOOD) * self.frontier.costs[index]
         first = int(np.searchsorted(self.frontier.costs[:index], fastest))
-        return [self.option(place) for place in sorted({round(p) for p in np.linspace(first, index, FINALISTS)})]
+        return [self.option(place) for place in sorted({round(p) for p in np.linspace(first, index, NEIGHBOURS)})]
 
-    def _without_one(self, option: Option, sum_ms: float) -> Iterator[Option]:
-        """Yield the solver's best plan within a sum, for each choice of `option` without that choice."""
+    def _without_one(self, option: Option, sum_ms: float) -> list[Option]:
+        """Return the solver's best plans within a sum that lack one choice of `option`, those of least importance."""
+        found = []
         for choice in option.plan:
             try:
                 answer = solve(self._problem({choice}), sum_ms)
             except BudgetInfeasibleError:
                 continue
-            yield Option(_plan_of(answer.keys), answer.cost, answer.loss)
+            found.append(Option(_plan_of(answer.keys), answer.cost, answer.loss))
+        return sorted(found, key=lambda other: other.importance)[:SWAPS]
 
-    def _loss(self, option: Option) -> float:
-        """Return the true loss of a plan on the judging images, with refits where they lower it."""
-        return min(self._losses(option).values())
-
-    def _losses(self, option: Option) -> dict[Kept, float]:
-        """Return the true loss of a plan without and with refits of the nearest kept layers, computed once."""
-        if option not in self._true_losses:
-            ways: tuple[Kept, ...] = ("none", "nearest") if self._refits_kept else ("none",)
-            self._report("comparing plans", 0, 1)
-            self._true_losses[option] = {kept: self._comparer.loss(option.plan, kept=kept) for kept in ways}
-            self._report("comparing plans", 1, 1)
-        return self._true_losses[option]
+    def _glance(self, option: Option) -> float:
+        """Return the true loss of a plan on the first fold."""
+        self._importances[option.plan] = option.importance
+        return self._comparer.glance(option.plan)
 
     def _try(self, option: Option) -> Found:
         """Return a plan's refitted network with its measured latency, measured once."""
         if option not in self._found:
-            self._found[option] = self._measured(option)
+            loss = self._comparer.loss(option.plan)
+            self._found[option] = self._measured(option, self._comparer.way(option.plan), loss)
         return self._found[option]
 
-    def _measured(self, option: Option) -> Found:
-        plan, losses = option.plan, dict(self._losses(option))
-        if self._refits_kept:
-            losses["all"] = self._comparer.loss(plan, kept="all")
-        kept = min(losses, key=losses.__getitem__)
+    def _measured(self, option: Option, kept: Kept, loss: float) -> Found:
+        plan = option.plan
         predicted_share = self.predictor.predict(option.sum_ms) / self.predictor.original.median_ms
         refit = self._refitter.carry_out(plan, kept=kept, progress=self._report)
         original, measured = self.predictor.learn(merge(refit.linearized, plan), option.sum_ms)
         predicted_ms = predicted_share * original.median_ms
-        return Found(plan, refit.linearized, losses[kept], predicted_ms, original, measured, refit.solved)
+        return Found(plan, refit.linearized, loss, predicted_ms, original, measured, refit.solved)
+
+    def _refitted_farther(self, found: Found, budget: Budget) -> Found:
+        """Return a plan with all kept layers behind its changes refitted, where that lowers its loss."""
+        option = next(option for option, known in self._found.items() if known is found)
+        gain = self._comparer.gain_of(found.plan, "all") if self._refits_kept else 0.0
+        if not gain:
+            return found
+        farther = self._measured(option, "all", found.loss - gain)
+        return farther if _used(farther, budget) <= 1 else found
 
 
 def _used(found: Found, budget: Budget) -> float:

@@ -177,7 +177,7 @@ def test_it_is_scored_by_running_its_body(network, whole):
     (slot,), (operator,) = whole.slots, weights[0].values()
     by_hand = network.gm.get_submodule(network.nodes[place].target)(operator(tail.value(slot.entry)))
     assert torch.allclose(tensor, by_hand, atol=1e-5)
-    losses = calibrated(network, [whole], calibration, {whole.choice: 1.0})
+    losses = calibrated(network, [whole], calibration, {whole.choice: 1.0}).losses
     assert 0 < losses[whole.choice] < 10
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from depthcomp.data.calibration import cross_validated, separate
-from depthcomp.fitting.kept_slots import consumers_of, kept_behind, run_operator
+from depthcomp.fitting.kept_slots import consumers_of, kept_behind, nearest_behind, run_operator
 from depthcomp.fitting.refit import Refitter
 from fx_passes import (
     CapturedNetwork,
@@ -94,8 +94,8 @@ def test_kept_convolutions_behind_a_dropped_block(network, dropped):
 def test_the_nearest_are_those_that_nothing_refitted_comes_before(network, dropped):
     """Behind a dropped block that is the next block's first convolution; its others read what that one restores."""
     linearized = GraphFacts(linearize(network, dropped))
-    (nearest,) = kept_behind(linearized, dropped, nearest=True)
     (choice,) = dropped
+    (nearest,) = nearest_behind(linearized, dropped, dropped)
     assert (nearest.node, nearest.entry) == ("two_1", choice.exit)
 
 
@@ -107,10 +107,11 @@ def test_the_nearest_behind_several_changes(network):
     plan = Plan(tuple(choice for choice in _drops(network) if choice.exit in ("one_5", "two_5")))
     assert len(plan) == 2
     linearized = GraphFacts(linearize(network, plan))
-    found = kept_behind(linearized, plan, nearest=True)
+    found = nearest_behind(linearized, plan, plan)
     assert [(slot.node, slot.target, slot.other) for slot in found] == [
         ("one_7", "add", "stem_2"), ("two_7", "two_7", None)
     ]  # fmt: skip
+    assert [slot.node for slot in nearest_behind(linearized, plan, [plan.choices[1]])] == ["two_7"]
     assert [slot.node for slot in kept_behind(linearized, plan)] == ["one_7", "two_1", "two_7", "head"]
 
 

@@ -64,7 +64,7 @@ def calibration():
 def losses(network, candidates, calibration):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("depthcomp.importance.halving.LEAST_SCORED", len(candidates))
-        return calibrated(network, candidates, calibration, EQUAL_SAVINGS, refit_kept=False, seed=0)
+        return calibrated(network, candidates, calibration, EQUAL_SAVINGS, refit_kept=False, seed=0).losses
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def compensated(network, candidates, calibration):
     """Losses with refitted consumers."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("depthcomp.importance.halving.LEAST_SCORED", len(candidates))
-        return calibrated(network, candidates, calibration, EQUAL_SAVINGS, seed=0)
+        return calibrated(network, candidates, calibration, EQUAL_SAVINGS, seed=0).losses
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +145,7 @@ def test_pruned_layers_and_other_ends_are_scored_as_they_will_be(network, others
     weights, judging = fit_candidates(network, others, calibration, seed=0), list(calibration.judging())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("depthcomp.importance.halving.LEAST_SCORED", len(others))
-        found = calibrated(network, others, calibration, EQUAL_SAVINGS, refit_kept=False, seed=0)
+        found = calibrated(network, others, calibration, EQUAL_SAVINGS, refit_kept=False, seed=0).losses
     assert len(found) == len(others)
     for choice, loss in found.items():
         assert loss == pytest.approx(true_loss(network, choice, weights, judging), rel=1e-6, abs=1e-9), choice
@@ -157,7 +157,7 @@ def test_behind_pruned_layers_and_other_ends_consumers_are_refitted_as_they_will
     refitter = Refitter(network, calibration)
     some = sorted(others, key=lambda c: sorted(ways_of([c])))[::3]
     assert ways_of(some) == WAYS
-    for choice, loss in calibrated(network, some, calibration, EQUAL_SAVINGS).items():
+    for choice, loss in calibrated(network, some, calibration, EQUAL_SAVINGS).losses.items():
         wanted = min(refitter.loss(Plan((choice,)), kept=kept) for kept in ("none", "nearest"))
         assert loss == pytest.approx(wanted, rel=1e-6, abs=1e-9), choice
 
@@ -181,7 +181,7 @@ def test_with_refitted_consumers_a_loss_is_that_of_the_plan_of_this_choice_alone
     calibration = cross_validated(images(12, seed=2), seed=0)
     if judging is not None:
         calibration = separate(images(8, seed=2), images(judging, seed=3), seed=0)
-    refitter, found = Refitter(network, calibration), calibrated(network, some, calibration, EQUAL_SAVINGS)
+    refitter, found = Refitter(network, calibration), calibrated(network, some, calibration, EQUAL_SAVINGS).losses
     assert {choice.kind for choice in found} == {"merge", "fit", "drop"}
     ends_where_it_aims = {c.choice for c in some if c.choice.kind == "fit" and c.piece.pre_activation == c.span.exit}
     assert len(ends_where_it_aims) < len(found)
@@ -219,7 +219,7 @@ def test_losses_are_taken_on_so_many_judging_batches_at_most(
 ):
     monkeypatch.setattr("depthcomp.importance.calibrated.MOST_JUDGING", most)
     fits = [c for c in candidates if c.choice.kind == "fit"][::5]
-    for choice, loss in calibrated(network, fits, calibration, EQUAL_SAVINGS, refit_kept=False).items():
+    for choice, loss in calibrated(network, fits, calibration, EQUAL_SAVINGS, refit_kept=False).losses.items():
         some = list(calibration.judging())[:most]
         assert loss == pytest.approx(true_loss(network, choice, weights, some), rel=1e-6), choice
 
@@ -234,9 +234,8 @@ def test_a_choice_that_makes_the_loss_nan_does_not_keep_a_better_one_from_the_ne
             journal.add(f"{candidate.choice}{way} on batch 0", loss, 0.0)
             for batch in range(1, 99):
                 journal.add(f"{candidate.choice}{way} on batch {batch}", 100.0, 0.0)
-    found = list(
-        calibrated(network, some, calibration, dict.fromkeys((c.choice for c in some), 1.0), journal=journal).values()
-    )
+    savings = dict.fromkeys((c.choice for c in some), 1.0)
+    found = list(calibrated(network, some, calibration, savings, journal=journal).losses.values())
     assert found[0] == 3.0
     assert math.isnan(found[1])
     assert min(found[2:]) > 3.0
@@ -249,7 +248,7 @@ def test_separate_images_alone_judge(network, candidates):
     weights = fit_candidates(network, some, calibration, seed=0)
     judging = list(calibration.judging())
     assert [fold for fold, _ in judging] == [1, 1]
-    for choice, loss in calibrated(network, some, calibration, EQUAL_SAVINGS, refit_kept=False).items():
+    for choice, loss in calibrated(network, some, calibration, EQUAL_SAVINGS, refit_kept=False).losses.items():
         assert weights[choice].keys() == {1}
         assert loss == pytest.approx(true_loss(network, choice, weights, judging), rel=1e-6), choice
 
@@ -258,7 +257,7 @@ def test_one_image_judges_what_was_fitted_to_it(network, candidates):
     calibration, some = cross_validated(images(1), seed=0), candidates[::5]
     assert {c.choice.kind for c in some} == {"merge", "fit", "drop"}
     weights = fit_candidates(network, some, calibration, seed=0)
-    for choice, loss in calibrated(network, some, calibration, EQUAL_SAVINGS, seed=0).items():
+    for choice, loss in calibrated(network, some, calibration, EQUAL_SAVINGS, seed=0).losses.items():
         wanted = true_loss(network, choice, weights, [(0, images(1))])
         assert loss == pytest.approx(wanted, rel=1e-6, abs=1e-9), choice
 
@@ -344,7 +343,7 @@ def test_fits_lose_less_than_merges_of_the_same_span(losses):
 
 
 def test_the_same_seed_gives_the_same_losses(network, candidates, calibration):
-    one, two = (calibrated(network, candidates[::5], calibration, EQUAL_SAVINGS, seed=4) for _ in range(2))
+    one, two = (calibrated(network, candidates[::5], calibration, EQUAL_SAVINGS, seed=4).losses for _ in range(2))
     assert one == two
 
 
@@ -399,7 +398,7 @@ def test_a_fit_that_takes_too_much_memory_is_of_few_patterns(network, candidates
 def test_fits_of_few_patterns_lose_little_more_than_whole_ones(network, candidates, calibration, losses):
     memory = FitMemory(3, 0.3)
     fits = [c for c in candidates if c.choice.kind == "fit" and not memory.is_whole(c.slots[0].operator)]
-    found = calibrated(network, fits, calibration, EQUAL_SAVINGS, refit_kept=False, memory=memory)
+    found = calibrated(network, fits, calibration, EQUAL_SAVINGS, refit_kept=False, memory=memory).losses
     centres = {(c.entry, c.exit): losses[c] for c in losses if c.kind == "fit" and c.kernel == (1, 1)}
     places = {c.choice: (c.span.entry, c.span.exit) for c in fits}
     pairs = [(found[c], losses[c], centres[place]) for c, place in places.items() if place in centres]
@@ -425,9 +424,9 @@ def test_more_judging_images_refine_the_better_half(network, candidates, calibra
     monkeypatch.setattr("depthcomp.importance.halving.LEAST_SCORED", 1)
     savings = {c.choice: 1.0 + index % 3 for index, c in enumerate(candidates)}
     monkeypatch.setattr("depthcomp.importance.calibrated.MOST_JUDGING", 1)
-    first = calibrated(network, candidates, calibration, savings)
+    first = calibrated(network, candidates, calibration, savings).losses
     monkeypatch.setattr("depthcomp.importance.calibrated.MOST_JUDGING", 2)
-    refined = calibrated(network, candidates, calibration, savings)
+    refined = calibrated(network, candidates, calibration, savings).losses
     changed = {choice for choice in first if first[choice] != refined[choice]}
     assert first.keys() == refined.keys()
     assert len(changed) == (len(first) + 1) // 2

@@ -28,5 +28,5 @@ def test_channels_that_light_up_in_the_first_fold_alone():
     photos[:8] += 1
     network = CapturedNetwork(capture(model, photos[:1]))
     some = Pricing(network).candidates(enumerate_spans(network, DEFAULT_LIMITS))
-    found = calibrated(network, some, cross_validated(photos, seed=0), defaultdict(lambda: 1.0))
+    found = calibrated(network, some, cross_validated(photos, seed=0), defaultdict(lambda: 1.0)).losses
     assert all(math.isfinite(loss) for loss in found.values())

@@ -212,7 +212,7 @@ def test_calibrated_importance_is_that_of_the_merge_with_its_own_end_and_pruning
     merges = [c for c in candidates if c.choice.kind == "merge"]
     special = [c for c in merges if c.choice.pruned or c.choice.end == "inserted"]
     savings = {candidate.choice: 1.0 for candidate in candidates}
-    losses = calibrated(network, candidates, data, savings, refit_kept=False)
+    losses = calibrated(network, candidates, data, savings, refit_kept=False).losses
     checked = 0
     for choice in (candidate.choice for candidate in special[:: len(special) // 6 + 1]):
         plan = Plan((choice,))

@@ -15,9 +15,8 @@ from depthcomp.importance.calibrated import calibrated
 from depthcomp.latency.pricing import Pricing
 from depthcomp.latency.timing import LatencyPredictor, NetworkTimer
 from depthcomp.preparation import DEFAULT_LIMITS
-from depthcomp.search.plans import Option
 from depthcomp.search.search import Search
-from fx_passes import CapturedNetwork, Plan, capture, enumerate_spans
+from fx_passes import CapturedNetwork, Drop, Plan, capture, enumerate_spans
 from fx_passes.merge import fold_batch_norms
 from latency_tables import Timing, fit_affine
 
@@ -56,7 +55,7 @@ def choosable(network, calibration):
     candidates = [
         c for c in pricing.candidates(enumerate_spans(network, DEFAULT_LIMITS)) if pricing.saving_ms(c, price) > 0
     ]
-    losses = calibrated(network, candidates, calibration, {candidate.choice: 1.0 for candidate in candidates})
+    losses = calibrated(network, candidates, calibration, {candidate.choice: 1.0 for candidate in candidates}).losses
     return pricing, candidates, losses, calibration
 
 
@@ -163,26 +162,31 @@ def test_the_rank_correlation_needs_three_plans(network, choosable):
     assert search.rank_correlation() is None
     for share in (85, 75, 65, 55):
         search.meet(Budget(share, "%"))
-    compared = search._true_losses
-    assert len(compared) >= 3
-    true = [min(losses.values()) for losses in compared.values()]
-    wanted = scipy.stats.spearmanr([option.importance for option in compared], true).statistic
+    glances = search._comparer.glances
+    assert len(glances) >= 3
+    losses = choosable[2]
+    summed = [sum(losses[choice] for choice in plan) for plan in glances]
+    wanted = scipy.stats.spearmanr(summed, list(glances.values())).statistic
     assert search.rank_correlation() == pytest.approx(wanted)
+
+
+def some_plans():
+    return [Plan((Drop("a", f"b{number}"),)) for number in range(4)]
 
 
 @pytest.mark.parametrize("importances", [(0.5, 0.5, 0.5, 1.0), (0.0, 0.0, 0.2, 0.2), (0.3, 0.1, 0.2, 0.3)])
 def test_the_rank_correlation_where_importances_are_equal(network, choosable, importances):
     search, _ = search_for(network, choosable)
     true = (0.3, 0.2, 0.1, 0.4)
-    for number, (importance, loss) in enumerate(zip(importances, true, strict=True)):
-        search._true_losses[Option(Plan(), float(number), importance)] = {"none": loss}
+    for plan, importance, loss in zip(some_plans(), importances, true, strict=True):
+        search._importances[plan], search._comparer.glances[plan] = importance, loss
     assert search.rank_correlation() == pytest.approx(scipy.stats.spearmanr(importances, true).statistic)
 
 
 def test_scores_that_are_all_equal_rank_nothing(network, choosable):
     search, _ = search_for(network, choosable)
-    for number in range(4):
-        search._true_losses[Option(Plan(), float(number), 0.0)] = {"none": 0.1 * number}
+    for number, plan in enumerate(some_plans()):
+        search._importances[plan], search._comparer.glances[plan] = 0.0, 0.1 * number
     assert search.rank_correlation() is None
 
 
@@ -200,8 +204,8 @@ def test_a_plan_whose_outputs_are_nan_is_not_chosen(network, choosable, monkeypa
     monkeypatch.setattr(Refitter, "carry_out", overflowing)
     found = search.meet(Budget(70, "%"))
     assert math.isfinite(found.loss)
-    losses = search._true_losses.values()
-    assert all(each["none"] == math.inf and math.isfinite(each["nearest"]) for each in losses)
+    assert all(map(math.isfinite, search._comparer.glances.values()))
+    assert all(search._comparer.way(plan) == "nearest" for plan in search._comparer.glances)
 
 
 @pytest.fixture(scope="module")

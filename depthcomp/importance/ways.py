@@ -1,0 +1,28 @@
+"""Losses of a choice without and with a refit of the kept layers that read its change."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from fx_passes import SpanChoice
+
+__all__ = ["Ways", "least", "profiting"]
+
+Ways = tuple[float, ...]
+"""Losses of a choice: without refitted consumers and, where refits are allowed, with them."""
+
+
+def least(losses: Sequence[Ways]) -> float:
+    """Return the lesser mean loss over batches, without or with refits; NaN counts as more than any number."""
+    return min(_means(losses), key=lambda mean: (math.isnan(mean), mean))
+
+
+def profiting(losses: Mapping[SpanChoice, Sequence[Ways]]) -> frozenset[SpanChoice]:
+    """Return the choices whose mean loss is less with refitted consumers."""
+    means = {choice: _means(found) for choice, found in losses.items()}
+    return frozenset(choice for choice, (bare, *refitted) in means.items() if any(mean < bare for mean in refitted))
+
+
+def _means(losses: Sequence[Ways]) -> list[float]:
+    return [math.fsum(way) / len(way) for way in zip(*losses, strict=True)]
