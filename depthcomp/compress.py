@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from depthcomp.budget import Budget
 from depthcomp.data.batches import Data
 from depthcomp.errors import DepthCompError, TrainingError
+from depthcomp.importance.default import DEFAULT_IMPORTANCE
 from depthcomp.importance.scoring import ImportanceLike
 from depthcomp.latency.table_store import TableStore
 from depthcomp.latency.timing import NetworkTimer
@@ -39,7 +40,7 @@ def compress_depth(
     table: LatencyTable | str | os.PathLike[str] | None = None,
     precision: str = "fp32",
     method: str = "depthcomp",
-    importance: ImportanceLike = "calibrated",
+    importance: ImportanceLike = DEFAULT_IMPORTANCE,
     finetune: FinetuneConfig | None = None,
     output_dir: str | os.PathLike[str] | None = None,
     seed: int = 0,
@@ -65,10 +66,11 @@ def compress_depth(
         method: the method that chooses the plan, one of `depthcomp.methods.registry.METHODS`: "depthcomp", or for
             comparison "uniform", "random", "kim23", "layermerge" or "depthshrinker". The last three fit nothing, so
             train their results.
-        importance: how the losses of choices are found, for any method. "calibrated" and "curvature" use closed-form
-            fits without training; the first computes the loss of a fit, the second estimates it. "kim23" and
-            "layermerge" train each choice for a short while. Else settings like `FinetunedImportance(steps=100)`, or
-            the path of an importance.json from an earlier run's `output_dir`.
+        importance: how the losses of choices are found, for any method. "curvature" and "calibrated" use closed-form
+            fits without training. "curvature" estimates the losses of most fits, leaves out the choices that cannot
+            enter the latency-loss frontier, and verifies those on it. "calibrated" computes the losses of all.
+            "kim23" and "layermerge" train each choice for a short while. Else settings like
+            `FinetunedImportance(steps=100)`, or the path of an importance.json from an earlier run's `output_dir`.
         finetune: settings to fine-tune the result, with the original as teacher, on all of `data` and its labels.
             `val_data`, or else a part of `data`, decides which network is kept. None does not fine-tune.
         output_dir: folder for all results. A run killed while it measures, scores or fine-tunes resumes from there,

@@ -24,6 +24,7 @@ from torch import Tensor, fx, nn
 from depthcomp import Budget, compress_depth
 from depthcomp.errors import BudgetInfeasibleError
 from depthcomp.export.onnx_model import to_onnx
+from depthcomp.importance.default import DEFAULT_IMPORTANCE
 from depthcomp.methods.registry import METHODS
 from depthcomp.results.result import CompressionResult
 from depthcomp.training.finetune import FinetuneConfig, finetune
@@ -141,10 +142,10 @@ def _compressed(bench: Bench, key: Key, model: nn.Module) -> CompressionResult:
     """Compress to the budget; the importance of choices is found once for all budgets of a method and seed."""
     folder = bench.cache / "importance" / f"{key.net}-{key.method}-{key.seed}"
     method, known = METHODS[key.method], folder / "importance.json"
-    count = bench.scored if method.importance in PAPERS else bench.calibration
+    count, preset = bench.scored if method.importance in PAPERS else bench.calibration, method.importance
     return compress_depth(
         model, key.budget, example_inputs=EXAMPLE, data=bench.images(count), backend=bench.backend,
-        table=bench.cache / "table.json", method=method.name, importance=known if known.exists() else method.importance,
+        table=bench.cache / "table.json", method=method.name, importance=known if known.exists() else preset or DEFAULT_IMPORTANCE,
         output_dir=folder, seed=key.seed,
     )  # fmt: skip
 

@@ -12,6 +12,7 @@ import typer
 
 from depthcomp.commands.backend_help import IMPORTANCE_NAMES, METHOD_NAMES
 from depthcomp.commands.error_reporting import reported_errors
+from depthcomp.importance.default import DEFAULT_IMPORTANCE
 
 __all__ = ["importance"]
 
@@ -30,7 +31,7 @@ def importance(
     ] = "depthcomp",
     scored_by: Annotated[
         str, typer.Option("--importance", help=f"How the losses are found: {IMPORTANCE_NAMES}.")
-    ] = "calibrated",
+    ] = DEFAULT_IMPORTANCE,
     weights: Annotated[Path | None, typer.Option(help="A .safetensors file or a torch state dict.")] = None,
     data: Annotated[str | None, typer.Option(help="Images to fit on.")] = None,
     val_data: Annotated[str | None, typer.Option(help="Images to estimate the loss on.")] = None,

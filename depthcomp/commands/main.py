@@ -20,6 +20,7 @@ from depthcomp.commands.error_reporting import reported_errors
 from depthcomp.commands.importance import importance as score
 from depthcomp.commands.printed_result import print_result, stamps, written_since
 from depthcomp.commands.tables import tables
+from depthcomp.importance.default import DEFAULT_IMPORTANCE
 
 if TYPE_CHECKING:
     from depthcomp.commands.bench import Comparison
@@ -86,7 +87,7 @@ def compress(
             help=f"How the losses of choices are found: {IMPORTANCE_NAMES}, or the path of an importance.json. The "
             "default uses closed-form fits; those named after papers train each choice."
         ),
-    ] = "calibrated",
+    ] = DEFAULT_IMPORTANCE,
     finetune_epochs: Annotated[
         int | None, typer.Option(help="Fine-tune the result on --data for this many epochs.")
     ] = None,

@@ -7,7 +7,6 @@ from depthcomp.importance.table import ImportanceTable
 from depthcomp.registry import Registry
 
 __all__ = ["PRESETS", "preset_name"]
-
 PRESETS: Registry[Importance] = Registry("depthcomp.importance")
 
 

@@ -31,7 +31,8 @@ class Method:
         summary: one line on what it does.
         limits: limits of the choices that are enumerated.
         allows: returns whether the method may take a candidate; called with the network and the candidate.
-        importance: name of the importance that the paper pairs with the method; the user's `importance` decides.
+        importance: name of the importance that the paper pairs with the method, None where there is none; the user's
+            `importance` decides.
         draw: yields the plans of a method without a solver; None for the solver's frontier.
         scored: whether it needs the losses of choices.
         fits: whether new convolutions are solved for on calibration images. A solver's plans are then compared by true
@@ -42,7 +43,7 @@ class Method:
     summary: str
     limits: SpanLimits
     allows: Allows = field(default=_anything, repr=False)
-    importance: str = "calibrated"
+    importance: str | None = None
     draw: Draw | None = field(default=None, repr=False)
     scored: bool = True
     fits: bool = False

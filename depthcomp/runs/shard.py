@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from depthcomp.data.batches import Data
 from depthcomp.errors import DepthCompError, TableError
+from depthcomp.importance.default import DEFAULT_IMPORTANCE
 from depthcomp.importance.registry import PRESETS
 from depthcomp.importance.scoring import ImportanceLike
 from depthcomp.methods.candidates import PricedCandidates, operators_of, worthwhile
@@ -37,7 +38,7 @@ def score_shard(
     *,
     table: LatencyTable | str | os.PathLike[str],
     method: str = "depthcomp",
-    importance: ImportanceLike = "calibrated",
+    importance: ImportanceLike = DEFAULT_IMPORTANCE,
     example_inputs: Tensor | Sequence[Tensor] | None = None,
     data: Data | None = None,
     val_data: Data | None = None,
@@ -51,8 +52,11 @@ def score_shard(
     kind. All processes, `compress_depth` too, must use equally many threads (`torch.set_num_threads`); scores of other
     thread counts are ignored.
 
-    A shard of "calibrated" scores all its choices on all judging images, as halving needs the scores of all shards. All
-    shards together need as many fits as one process, but up to four times as many scores and refits of consumers.
+    Shards of "curvature" score the choices that are always scored: small kernels, merges and drops. `compress_depth`
+    then fits the larger kernels that can enter the latency-loss frontier, as the scores of all shards decide which they
+    are. A shard of "calibrated" scores all its choices on all judging images, as halving needs the scores of all
+    shards. All its shards together need as many fits as one process, but up to four times as many scores and refits of
+    consumers.
 
     Args:
         model: a trained CNN; it is not changed.
