@@ -142,10 +142,11 @@ def _compressed(bench: Bench, key: Key, model: nn.Module) -> CompressionResult:
     """Compress to the budget; the importance of choices is found once for all budgets of a method and seed."""
     folder = bench.cache / "importance" / f"{key.net}-{key.method}-{key.seed}"
     method, known = METHODS[key.method], folder / "importance.json"
-    count, preset = bench.scored if method.importance in PAPERS else bench.calibration, method.importance
+    count = bench.scored if method.importance in PAPERS else bench.calibration
+    importance = known if known.exists() else method.importance or DEFAULT_IMPORTANCE
     return compress_depth(
         model, key.budget, example_inputs=EXAMPLE, data=bench.images(count), backend=bench.backend,
-        table=bench.cache / "table.json", method=method.name, importance=known if known.exists() else preset or DEFAULT_IMPORTANCE,
+        table=bench.cache / "table.json", method=method.name, importance=importance,
         output_dir=folder, seed=key.seed,
     )  # fmt: skip
 

@@ -49,6 +49,7 @@ def _rows(result: CompressionResult) -> list[tuple[str, str, str]]:
         *([("spans merged for free", "", str(len(result.free_merges)))] if result.free_merges else []),
         ("spans rewritten", "", deeds(result.spans)),
         ("spans refused", "", str(len(result.refusals))),
+        *([("choices scored", "", f"{effort.scored} of {effort.choices}")] if (effort := result.effort) else []),
     ]
 
 

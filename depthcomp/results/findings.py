@@ -9,6 +9,7 @@ from torch import Tensor, fx
 from depthcomp.budget import Budget
 from depthcomp.importance.table import ImportanceTable
 from depthcomp.preparation import Refusal
+from depthcomp.results.effort import Effort
 from depthcomp.training.finetune import FinetuneRecord
 from fx_passes import Plan, SpanChoice
 from latency_tables import Environment, LatencyTable, Timing
@@ -86,6 +87,7 @@ class Findings:
         original: the original network as measured, its norms folded; the teacher in fine-tuning.
         finetuned: record of the fine-tuning, if any; `model` and `trainable` are then tuned, and `loss` is from before.
         method: name of the method that chose the plan.
+        effort: how many choices, fits, plans and networks were tried; None where it was not counted.
         tuned_before: records of earlier fine-tunings, in order; each continued from the one before, and `finetuned`
             from the last.
     """
@@ -117,6 +119,7 @@ class Findings:
     finetuned: FinetuneRecord | None = None
     method: str = "depthcomp"
     tuned_before: tuple[FinetuneRecord, ...] = ()
+    effort: Effort | None = None
 
     @property
     def original_ms(self) -> float:

@@ -77,6 +77,7 @@ def load_result(directory: str | os.PathLike[str]) -> CompressionResult:
         finetuned=numbers.finetuned,
         method=numbers.method,
         tuned_before=tuple(numbers.tuned_before),
+        effort=numbers.effort,
     )
 
 

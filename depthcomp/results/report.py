@@ -20,6 +20,7 @@ from latency_tables.measuring.timing import DRIFT_LIMIT
 if TYPE_CHECKING:
     from depthcomp.importance.estimate_check import EstimateCheck
     from depthcomp.preparation import Refusal
+    from depthcomp.results.effort import Effort
     from depthcomp.results.findings import Findings, SpanRecord
     from depthcomp.training.finetune import FinetuneRecord
     from latency_tables import Timing
@@ -73,6 +74,7 @@ def _page(result: Findings, svg: str, folder: str) -> str:
         drifted=max(result.original_timing.drifted, result.measured_timing.drifted),
         drift_percent=f"{100 * DRIFT_LIMIT:.0f} %",
         importance=_importance(result),
+        effort="" if result.effort is None else _effort(result.effort),
         sizes=["x".join(map(str, tensor.shape)) for tensor in result.example_inputs],
         load=f"network = depthcomp.load({folder!r})",
     )
@@ -152,6 +154,15 @@ def _importance(result: Findings) -> str:
     found = f"{preset_name(table)}, {choices} scored in {table.seconds:.0f} s"
     check = "" if table.check is None else f" {_checked(table.check)}"
     return f"{found}.{check} It is an estimate, summed over spans; {_agreement(result)}"
+
+
+def _effort(effort: Effort) -> str:
+    """Return how many choices, fits, plans and networks were tried."""
+    return (
+        f"{effort.choices} choices save time; {effort.scored} of them were scored, with {effort.fits} fits, and the "
+        f"losses of {effort.true_losses} are true ones. {effort.plans_compared} plans were compared on one fold of the "
+        f"images, {effort.plans_verified} of them on all, and {effort.networks_measured} networks were measured"
+    )
 
 
 def _checked(check: EstimateCheck) -> str:

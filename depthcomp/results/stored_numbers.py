@@ -23,7 +23,8 @@ from latency_tables import Calibration, Environment, Timing
 if TYPE_CHECKING:
     from depthcomp.importance.table import ImportanceTable
     from depthcomp.preparation import Refusal
-    from depthcomp.results.findings import Findings, FrontierPoint, SpanRecord
+    from depthcomp.results.effort import Effort
+from depthcomp.results.findings import Findings, FrontierPoint, SpanRecord
 
 __all__ = ["StoredNumbers", "read_numbers", "result_json"]
 
@@ -136,6 +137,7 @@ class StoredNumbers(_Stored):
     example_inputs: list[_TensorKind]
     seed: int
     seconds: dict[str, float]
+    effort: Effort | None = None
 
 
 def _from_version_2(content: dict[str, Any]) -> dict[str, Any]:
@@ -211,6 +213,7 @@ def result_json(result: Findings) -> dict[str, Any]:
         "example_inputs": [_tensor_kind(tensor) for tensor in result.example_inputs],
         "seed": result.seed,
         "seconds": dict(result.seconds),
+        "effort": None if result.effort is None else asdict(result.effort),
     }
     finite: dict[str, Any] = _finite(content)
     return finite

@@ -18,6 +18,7 @@ from depthcomp.methods.baselines import BaselineFrontier, Materials
 from depthcomp.methods.candidates import PricedCandidates, operators_of, worthwhile
 from depthcomp.preparation import Prepared
 from depthcomp.progress import Stages
+from depthcomp.results.effort import Effort
 from depthcomp.results.findings import FrontierPoint, SpanRecord
 from depthcomp.results.result import CompressionResult
 from depthcomp.runs.task import CompressionTask
@@ -162,7 +163,22 @@ class Pipeline:
             importance=scored.table,
             original=prepared.original,
             method=self.task.method.name,
+            effort=_effort(priced, scored, search),
         )
+
+
+def _effort(priced: PricedCandidates, scored: Scored, search: Search) -> Effort:
+    table = scored.table
+    fitted = (len(candidate.slots) for candidate in priced.candidates if candidate.choice in table.losses)
+    return Effort(
+        choices=len(priced.candidates),
+        scored=len(table.losses),
+        fits=sum(fitted),
+        true_losses=len(table.losses) if table.check is None else table.check.choices,
+        plans_compared=len(search.comparer.glances),
+        plans_verified=len(search.comparer.verified),
+        networks_measured=search.predictor.calibration.n - 1,  # the original is one of them
+    )
 
 
 def _refusal(prepared: Prepared) -> str:

@@ -52,6 +52,11 @@ class Search:
             synthetic images.
         memory_mib: memory that fits may use, in MiB; give the value that the choices were scored with.
         profiting: the choices whose loss falls with a refit of the first kept layers behind them; None where unknown.
+
+    Attributes:
+        predictor: measures whole networks and predicts their latency.
+        frontier: the plans to choose among.
+        comparer: compares plans by their true loss.
     """
 
     def __init__(
@@ -82,7 +87,7 @@ class Search:
             for images in (calibration, compared)
         )
         ways: tuple[Kept, ...] = ("none", "nearest") if self._refits_kept else ("none",)
-        self._comparer = PlanComparer(judge, ways, self._report)
+        self.comparer = PlanComparer(judge, ways, self._report)
         self._importances: dict[Plan, float] = {}
         self._found: dict[Option, Found] = {}
 
@@ -126,8 +131,8 @@ class Search:
 
         It is None for fewer than three plans, or where all importances or all losses are equal.
         """
-        true = [*self._comparer.glances.values()]
-        summed = [self._importances[plan] for plan in self._comparer.glances]
+        true = [*self.comparer.glances.values()]
+        summed = [self._importances[plan] for plan in self.comparer.glances]
         if len(summed) < 3 or min(len(set(summed)), len(set(true))) == 1:
             return None
         return float(spearmanr(summed, true).statistic)
@@ -182,7 +187,7 @@ class Search:
                 break
             best = better
         finalists = sorted(dict.fromkeys(compared), key=self._glance)[:FINALISTS]
-        return min(finalists, key=lambda option: self._comparer.loss(option.plan))
+        return min(finalists, key=lambda option: self.comparer.loss(option.plan))
 
     def _neighbours(self, index: int) -> list[Option]:
         """Return a frontier plan and some slightly faster ones."""
@@ -204,13 +209,13 @@ class Search:
     def _glance(self, option: Option) -> float:
         """Return the true loss of a plan on the first fold."""
         self._importances[option.plan] = option.importance
-        return self._comparer.glance(option.plan)
+        return self.comparer.glance(option.plan)
 
     def _try(self, option: Option) -> Found:
         """Return a plan's refitted network with its measured latency, measured once."""
         if option not in self._found:
-            loss = self._comparer.loss(option.plan)
-            self._found[option] = self._measured(option, self._comparer.way(option.plan), loss)
+            loss = self.comparer.loss(option.plan)
+            self._found[option] = self._measured(option, self.comparer.way(option.plan), loss)
         return self._found[option]
 
     def _measured(self, option: Option, kept: Kept, loss: float) -> Found:
@@ -224,7 +229,7 @@ class Search:
     def _refitted_farther(self, found: Found, budget: Budget) -> Found:
         """Return a plan with all kept layers behind its changes refitted, where that lowers its loss."""
         option = next(option for option, known in self._found.items() if known is found)
-        gain = self._comparer.gain_of(found.plan, "all") if self._refits_kept else 0.0
+        gain = self.comparer.gain_of(found.plan, "all") if self._refits_kept else 0.0
         if not gain:
             return found
         farther = self._measured(option, "all", found.loss - gain)

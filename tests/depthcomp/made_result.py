@@ -5,6 +5,7 @@ from torch import fx, nn
 
 from depthcomp.budget import Budget
 from depthcomp.preparation import Refusal
+from depthcomp.results.effort import Effort
 from depthcomp.results.findings import FrontierPoint, SpanRecord
 from depthcomp.results.result import CompressionResult
 from fx_passes import Drop, Fit, Merge, Plan
@@ -45,6 +46,7 @@ def make_result(**changes):
         "predicted_ms": 9.62,
         "loss": 0.287,
         "rank_correlation": 0.925,
+        "effort": Effort(302, 234, 213, 95, 23, 9, 6),
         "original_depth": 52,
         "depth": 43,
         "spans": (

@@ -162,7 +162,7 @@ def test_the_rank_correlation_needs_three_plans(network, choosable):
     assert search.rank_correlation() is None
     for share in (85, 75, 65, 55):
         search.meet(Budget(share, "%"))
-    glances = search._comparer.glances
+    glances = search.comparer.glances
     assert len(glances) >= 3
     losses = choosable[2]
     summed = [sum(losses[choice] for choice in plan) for plan in glances]
@@ -179,14 +179,14 @@ def test_the_rank_correlation_where_importances_are_equal(network, choosable, im
     search, _ = search_for(network, choosable)
     true = (0.3, 0.2, 0.1, 0.4)
     for plan, importance, loss in zip(some_plans(), importances, true, strict=True):
-        search._importances[plan], search._comparer.glances[plan] = importance, loss
+        search._importances[plan], search.comparer.glances[plan] = importance, loss
     assert search.rank_correlation() == pytest.approx(scipy.stats.spearmanr(importances, true).statistic)
 
 
 def test_scores_that_are_all_equal_rank_nothing(network, choosable):
     search, _ = search_for(network, choosable)
     for number, plan in enumerate(some_plans()):
-        search._importances[plan], search._comparer.glances[plan] = 0.0, 0.1 * number
+        search._importances[plan], search.comparer.glances[plan] = 0.0, 0.1 * number
     assert search.rank_correlation() is None
 
 
@@ -204,8 +204,8 @@ def test_a_plan_whose_outputs_are_nan_is_not_chosen(network, choosable, monkeypa
     monkeypatch.setattr(Refitter, "carry_out", overflowing)
     found = search.meet(Budget(70, "%"))
     assert math.isfinite(found.loss)
-    assert all(map(math.isfinite, search._comparer.glances.values()))
-    assert all(search._comparer.way(plan) == "nearest" for plan in search._comparer.glances)
+    assert all(map(math.isfinite, search.comparer.glances.values()))
+    assert all(search.comparer.way(plan) == "nearest" for plan in search.comparer.glances)
 
 
 @pytest.fixture(scope="module")
