@@ -116,7 +116,8 @@ def main() -> None:
         tell(rows[name])
         content = {
             "images": options.images, "budget": options.budget, "seed": options.seed,
-            "threads": torch.get_num_threads(), "torch": torch.__version__, "onnxruntime": version("onnxruntime"), "machine": cpu_name(),
+            "threads": torch.get_num_threads(), "torch": torch.__version__,
+            "onnxruntime": version("onnxruntime"), "machine": cpu_name(),
             "date": f"{datetime.now(UTC):%Y-%m-%d}", "rows": list(rows.values()),
         }  # fmt: skip
         options.out.write_text(json.dumps(content, indent=1) + "\n")
