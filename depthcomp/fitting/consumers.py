@@ -30,11 +30,25 @@ __all__ = ["refit_consumers"]
 _TARGET = "target"
 
 
+Refits = dict[tuple[SpanChoice, int], dict[str, AffineConv]]
+"""Refitted operators by node, for each choice and unseen fold."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Consumer:
-    """A kept layer that reads a candidate's change, with the system of its refit."""
+    """A kept layer that reads a candidate's change, with the system of its refits.
+
+    Attributes:
+        candidate: the candidate.
+        weights: weights of its body.
+        unseen: the folds to refit without, each by itself.
+        slot: the layer.
+        system: the sums.
+    """
 
     candidate: Candidate
+    weights: Weights
+    unseen: tuple[int, ...]
     slot: Slot
     system: RidgeSystem
 
@@ -42,48 +56,56 @@ class _Consumer:
 def refit_consumers(
     network: CapturedNetwork,
     candidates: Sequence[Candidate],
-    weights: Mapping[SpanChoice, Weights],
+    weights: Mapping[SpanChoice, Mapping[int, Weights]],
     calibration: CalibrationSet,
-    unseen: int,
+    unseen: Sequence[int],
     *,
     seed: int,
     memory: FitMemory,
     progress: Progress,
-) -> dict[SpanChoice, dict[str, AffineConv]]:
-    """Return the refitted operators of the first layers behind each candidate, by node, in the images' precision.
+) -> Refits:
+    """Return the refitted operators of the first layers behind each candidate, in the images' precision.
 
     A layer stays as it is where its system exceeds the memory, and where its inputs are not finite. It also stays
     behind a fit without an activation at its end: the fit's error hardly depends on its output, so a linear layer
     recovers little of it. Where the sums of all systems exceed the memory, the images pass through the network several
-    times.
+    times. A refit does not depend, to the bit, on which others there are.
 
     Args:
         network: the captured network, in evaluation mode; it is not changed.
         candidates: the candidates; each alone replaces its span.
-        weights: weights of the candidates' bodies.
+        weights: weights of the candidates' bodies, by the fold that they have not seen.
         calibration: the images.
-        unseen: a fold that no refit sees; it only chooses how strongly each refit leans to the layer's own weights.
+        unseen: folds; each has refits of its own, behind bodies that have not seen it either. It only chooses how
+            strongly each refit leans to the layer's own weights.
         seed: seed of the sampled pixels.
         memory: the memory that refits may use.
         progress: called as (what, done, total).
     """
-    found: dict[SpanChoice, dict[str, AffineConv]] = {candidate.choice: {} for candidate in candidates}
-    consumers = _consumers(network, candidates, memory)
+    found: Refits = {(candidate.choice, fold): {} for candidate in candidates for fold in unseen}
+    consumers = _consumers(network, candidates, weights, unseen, memory)
     passes = list(memory.passes(consumers, lambda each: each.system, lambda each: each.slot.operator.out_channels))
     done, total = itertools.count(1), len(passes) * len(calibration.batches)
     for several in passes:
         for number, (batch, fold) in enumerate(zip(calibration.batches, calibration.folds, strict=True)):
-            _accumulate(several, weights, Tail(network.gm, batch), calibration.least_fitted, seed + number, fold)
-            progress(f"refitting consumers, without fold {unseen + 1}", next(done), total)
+            _accumulate(several, Tail(network.gm, batch), calibration.least_fitted, seed + number, fold)
+            progress("refitting consumers", next(done), total)
         for consumer in several:
-            if consumer.system.is_finite:
-                operator = _solved(consumer, unseen).to(calibration.batches[0])
-                found[consumer.candidate.choice][consumer.slot.node] = operator
+            for fold in consumer.unseen if consumer.system.is_finite else ():
+                operator = _solved(consumer, fold).to(calibration.batches[0])
+                found[consumer.candidate.choice, fold][consumer.slot.node] = operator
         several.clear()  # frees their sums for the next pass
     return found
 
 
-def _consumers(network: CapturedNetwork, candidates: Sequence[Candidate], memory: FitMemory) -> Iterator[_Consumer]:
+def _consumers(
+    network: CapturedNetwork,
+    candidates: Sequence[Candidate],
+    weights: Mapping[SpanChoice, Mapping[int, Weights]],
+    unseen: Sequence[int],
+    memory: FitMemory,
+) -> Iterator[_Consumer]:
+    """Yield the consumers of candidates: one for each fold, or one for all where the body has no fitted weights."""
     found: dict[str, list[Slot]] = {}
     for candidate in candidates:
         exit_ = candidate.choice.exit
@@ -91,8 +113,10 @@ def _consumers(network: CapturedNetwork, candidates: Sequence[Candidate], memory
             continue
         if exit_ not in found:
             found[exit_] = [slot for slot in consumers_of(network, exit_) if memory.is_whole(slot.operator)]
-        for slot in found[exit_]:
-            yield _Consumer(candidate, slot, memory.system(slot.entry, slot.operator))
+        for folds in ((fold,) for fold in unseen) if candidate.slots else (tuple(unseen),):
+            for slot in found[exit_]:
+                system = memory.system(slot.entry, slot.operator)
+                yield _Consumer(candidate, weights[candidate.choice][folds[0]], folds, slot, system)
 
 
 def _restores_its_exit(candidate: Candidate) -> bool:
@@ -101,21 +125,14 @@ def _restores_its_exit(candidate: Candidate) -> bool:
     return any((slot.node, slot.target) == (last.name, candidate.choice.exit) for slot in candidate.slots)
 
 
-def _accumulate(
-    several: Sequence[_Consumer],
-    weights: Mapping[SpanChoice, Weights],
-    tail: Tail,
-    batches: int,
-    seed: int,
-    fold: int,
-) -> None:
+def _accumulate(consumers: Sequence[_Consumer], tail: Tail, batches: int, seed: int, fold: int) -> None:
     """Add a batch to the sums of all consumers; a refit sees at least `batches` batches."""
-    for consumer in several:
+    for consumer in consumers:
         slot, system = consumer.slot, consumer.system
         target = as_images(tail.value(slot.target))
         samples = samples_per_batch(system.unknowns, batches)
         positions = sample_positions(target, samples, torch.Generator().manual_seed(seed))
-        start = replacement(consumer.candidate, weights[consumer.candidate.choice], tail)
+        start = replacement(consumer.candidate, consumer.weights, tail)
         now = {name: as_images(tensor) for name, tensor in tail.rerun_at(*start, set(slot.reads)).items()}
         wanted = positions.pixels(target)
         if slot.other is not None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -104,10 +104,10 @@ class FittedCandidates:
         """Return the refitted consumers of a choice without a fold; empty before `fit`."""
         return self._consumers.get((choice, fold), {})
 
-    def fit(self, candidates: Sequence[Candidate], fold: int) -> None:
-        """Solve candidates, and refit the consumers of their changes without a fold, where that is not done yet.
+    def fit(self, candidates: Sequence[Candidate], folds: Sequence[int], bare: Set[SpanChoice] = frozenset()) -> None:
+        """Solve candidates, and refit the consumers of their changes without each fold, where that is not done yet.
 
-        `memory` has room for at least one pixel of each fit's kernel.
+        `memory` has room for at least one pixel of each fit's kernel. Choices in `bare` need no refits.
         """
         unsolved = [c for c in candidates if c.choice not in self._weights]
         if unsolved:
@@ -115,14 +115,13 @@ class FittedCandidates:
                 self._network, unsolved, self._calibration,
                 seed=self._seed, progress=self._report, memory=self._memory,
             )  # fmt: skip
-        missing = [c for c in candidates if (c.choice, fold) not in self._consumers] if self.refits else []
+        some = [candidate for candidate in candidates if candidate.choice not in bare] if self.refits else []
+        missing = [c for c in some if any((c.choice, fold) not in self._consumers for fold in folds)]
         if missing:
-            weights = {candidate.choice: self.weights(candidate.choice, fold) for candidate in missing}
-            found = refit_consumers(
-                self._network, missing, weights, self._calibration.thinned(CONSUMER_BATCHES), fold,
+            self._consumers |= refit_consumers(
+                self._network, missing, self._weights, self._calibration.thinned(CONSUMER_BATCHES), folds,
                 seed=self._seed, memory=self._memory, progress=self._report,
             )  # fmt: skip
-            self._consumers |= {(choice, fold): by_node for choice, by_node in found.items()}
 
 
 class CandidateScorer:
@@ -152,39 +151,53 @@ class CandidateScorer:
         """Number of the journal's entries for each candidate."""
         return self.batches * (2 if self._fitted.refits else 1)
 
-    def losses(self, candidates: Sequence[Candidate], number: int) -> Iterator[Ways]:
-        """Yield the losses of candidates on judging batch `number`."""
-        missing = [c for c in candidates if any(entry not in self._journal for entry in self._entries(c, number))]
+    def fit(self, candidates: Sequence[Candidate], bare: Set[SpanChoice]) -> None:
+        """Fit the candidates whose scores the journal lacks for all batches together, which saves passes."""
+        numbers = range(self.batches)
+        missing = [
+            candidate
+            for candidate in candidates
+            if any(entry not in self._journal for number in numbers for entry in self._entries(candidate, number, bare))
+        ]
+        self._fitted.fit(missing, list(dict.fromkeys(batch.fold for batch in self._judging)), bare)
+
+    def losses(
+        self, candidates: Sequence[Candidate], number: int, bare: Set[SpanChoice] = frozenset()
+    ) -> Iterator[Ways]:
+        """Yield the losses of candidates on judging batch `number`; of those in `bare` only without refits."""
+        entries_of = {candidate.choice: self._entries(candidate, number, bare) for candidate in candidates}
+        missing = [c for c in candidates if any(entry not in self._journal for entry in entries_of[c.choice])]
         start = time.perf_counter()
         if missing:
             self._judge = None  # a judge and the sums of fits together would take twice the memory
-            self._fitted.fit(missing, self._judging[number].fold)
+            self._fitted.fit(missing, [self._judging[number].fold], bare)
         shared = (time.perf_counter() - start) / max(len(missing), 1)
         for candidate in candidates:
-            entries = self._entries(candidate, number)
+            entries = entries_of[candidate.choice]
             if any(entry not in self._journal for entry in entries):
                 start = time.perf_counter()
-                found = self._scored(candidate, number)
+                found = self._scored(candidate, number, len(entries))
                 seconds = (shared + time.perf_counter() - start) / len(entries)
                 for entry, loss in zip(entries, found, strict=True):
                     if entry not in self._journal:
                         self._journal.add(entry, loss, seconds)
             yield tuple(self._journal[entry] for entry in entries)
 
-    def _entries(self, candidate: Candidate, number: int) -> list[str]:
+    def _entries(self, candidate: Candidate, number: int, bare: Set[SpanChoice]) -> list[str]:
         """Return the journal's names for the losses of a candidate."""
         name = self._judging[number].name
         # journals on disk hold the word readers, for consumers
         refitted = [f"{candidate.choice} with refitted readers on {name}"] if self._fitted.refits else []
-        return [f"{candidate.choice} on {name}", *refitted]
+        return [f"{candidate.choice} on {name}", *([] if candidate.choice in bare else refitted)]
 
-    def _scored(self, candidate: Candidate, number: int) -> Ways:
+    def _scored(self, candidate: Candidate, number: int, ways: int) -> Ways:
         fold = self._judging[number].fold
         weights, judge = self._fitted.weights(candidate.choice, fold), self._at(number)
         bare = judge.loss(candidate, weights, {})
+        if ways == 1:
+            return (bare,)
         consumers = self._fitted.consumers(candidate.choice, fold)
-        refitted = judge.loss(candidate, weights, consumers) if consumers else bare
-        return (bare, refitted) if self._fitted.refits else (bare,)
+        return bare, judge.loss(candidate, weights, consumers) if consumers else bare
 
     def _at(self, number: int) -> Judge:
         """Return the judge of a batch; only the last one stays in memory."""

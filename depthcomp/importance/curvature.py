@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import torch
@@ -170,11 +170,12 @@ class _Scoring:
         scored = [candidate for candidate in self._context.candidates if candidate.choice in ways]
         blind = [candidate for candidate in scored if math.isnan(estimates[candidate.choice])]
         spread = scored[:: max(1, -(-len(scored) // CHECKED))]
-        true = self._losses(self._true, list(dict.fromkeys((*blind, *spread))), "verifying losses")
+        bare = ways.keys() - profiting(ways) - {candidate.choice for candidate in blind}
+        true = self._losses(self._true, list(dict.fromkeys((*blind, *spread))), "verifying losses", bare)
         losses = _corrected(estimates, true)
         while wanted := self._unverified(losses, true):
             some = [candidate for candidate in scored if candidate.choice in wanted]
-            true |= self._losses(self._true, some, "verifying losses")
+            true |= self._losses(self._true, some, "verifying losses", bare)
             losses = _corrected(estimates, true)
         check = check_estimates(*_pairs(estimates, true))
         return CurvatureScores(losses, profiting(ways | true), check, tuple(candidate.choice for candidate in blind))
@@ -194,13 +195,18 @@ class _Scoring:
         return on_first_layers(self._context.on_frontier, finite, finite.keys() - true.keys())
 
     def _losses(
-        self, scorer: CandidateScorer, candidates: Sequence[Candidate], what: str
+        self,
+        scorer: CandidateScorer,
+        candidates: Sequence[Candidate],
+        what: str,
+        bare: Set[SpanChoice] = frozenset(),
     ) -> dict[SpanChoice, list[Ways]]:
-        """Return the losses of candidates on all batches of a scorer."""
+        """Return the losses of candidates on all batches of a scorer; of those in `bare` only without refits."""
         found: dict[SpanChoice, list[Ways]] = {candidate.choice: [] for candidate in candidates}
+        scorer.fit(candidates, bare)
         done, total = itertools.count(1), scorer.batches * len(candidates)
         for number in range(scorer.batches) if candidates else ():
-            for candidate, ways in zip(candidates, scorer.losses(candidates, number), strict=True):
+            for candidate, ways in zip(candidates, scorer.losses(candidates, number, bare), strict=True):
                 found[candidate.choice].append(ways)
                 self._context.progress(what, next(done), total)
         return found

@@ -80,6 +80,7 @@ class Search:
         self._network = network
         self._ranks = fits and baseline is None
         self._refits_kept = refit_kept and fits
+        self._profiting = profiting
         self._report = progress or silent
         refitter, compared = Refitter if fits else Unfitted, calibration.thinned(COMPARED_BATCHES)
         self._refitter, judge = (
@@ -227,11 +228,15 @@ class Search:
         return Found(plan, refit.linearized, loss, predicted_ms, original, measured, refit.solved)
 
     def _refitted_farther(self, found: Found, budget: Budget) -> Found:
-        """Return a plan with all kept layers behind its changes refitted, where that lowers its loss."""
-        option = next(option for option, known in self._found.items() if known is found)
-        gain = self.comparer.gain_of(found.plan, "all") if self._refits_kept else 0.0
+        """Return a plan with all kept layers behind its changes refitted, where that lowers its loss.
+
+        It is not tried for a plan whose choices lose nothing less with the nearest ones refitted.
+        """
+        may_gain = self._profiting is None or not self._profiting.isdisjoint(found.plan)
+        gain = self.comparer.gain_of(found.plan, "all") if self._refits_kept and may_gain else 0.0
         if not gain:
             return found
+        option = next(option for option, known in self._found.items() if known is found)
         farther = self._measured(option, "all", found.loss - gain)
         return farther if _used(farther, budget) <= 1 else found
 

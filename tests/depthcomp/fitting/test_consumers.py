@@ -45,9 +45,11 @@ def weights(network, candidates, calibration):
 
 
 def refitted(network, candidates, weights, calibration, mib=64.0, progress=silent):
-    return refit_consumers(
-        network, candidates, weights, calibration, 1, seed=0, memory=FitMemory(3, mib), progress=progress
-    )
+    found = refit_consumers(
+        network, candidates, {choice: {1: body} for choice, body in weights.items()}, calibration, [1],
+        seed=0, memory=FitMemory(3, mib), progress=progress,
+    )  # fmt: skip
+    return {choice: by_node for (choice, _), by_node in found.items()}
 
 
 def same(one, other):
@@ -99,6 +101,17 @@ def test_the_fold_that_is_left_out_does_not_show(network, candidates, weights, c
     assert pairs
     assert all(same(wanted[choice][name], found[1][choice][name]) for choice, name in pairs)
     assert not any(same(wanted[choice][name], found[0][choice][name]) for choice, name in pairs)
+
+
+def test_refits_for_several_folds_are_those_for_each_alone(network, candidates, calibration):
+    weights, options = fit_candidates(network, candidates, calibration), {"seed": 0, "progress": silent}
+    together = refit_consumers(network, candidates, weights, calibration, [2, 0], memory=FitMemory(3), **options)
+    assert any(together.values())
+    for fold in (0, 2):
+        alone = refit_consumers(network, candidates, weights, calibration, [fold], memory=FitMemory(3), **options)
+        for (choice, _), by_node in alone.items():
+            assert by_node.keys() == together[choice, fold].keys()
+            assert all(same(operator, together[choice, fold][name]) for name, operator in by_node.items())
 
 
 def test_neither_other_candidates_nor_several_passes_show(network, candidates, weights, calibration, monkeypatch):

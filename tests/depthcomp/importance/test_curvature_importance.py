@@ -105,11 +105,11 @@ def test_they_rank_choices_as_true_losses_do(which, request):
 @pytest.mark.parametrize("refitted", [False, True])
 def test_a_judge_finds_nearly_the_true_loss_of_each_choice(which, refitted, request):
     known = request.getfixturevalue(which)
-    some, (batch, *_) = known.candidates[::4], judging_batches(known.calibration)
+    some, (batch, *_) = known.candidates[::2], judging_batches(known.calibration)
     fitted = FittedCandidates(
         known.network, known.calibration, seed=0, report=silent, memory=FitMemory(3), refit_kept=refitted
     )
-    fitted.fit(some, batch.fold)
+    fitted.fit(some, [batch.fold])
     judges = TrueLoss(known.network, batch), CurvatureJudges(known.network, some, 200, 0).on(batch)
     changes = [(c, fitted.weights(c.choice, batch.fold), fitted.consumers(c.choice, batch.fold)) for c in some]
     assert any(consumers for *_, consumers in changes) == refitted
