@@ -62,7 +62,7 @@ class Judge(Protocol):
 
 
 JudgeOf = Callable[[JudgingBatch], Judge]
-"""Function that returns the judge of a batch; only the last judge stays in memory."""
+"""Function that returns the judge of a batch, which may keep all of its tensors in memory."""
 
 
 class FittedCandidates:
@@ -139,7 +139,6 @@ class CandidateScorer:
         self, fitted: FittedCandidates, judging: Sequence[JudgingBatch], judge_of: JudgeOf, journal: ScoreJournal
     ) -> None:
         self._fitted, self._judging, self._judge_of, self._journal = fitted, judging, judge_of, journal
-        self._judge: tuple[int, Judge] | None = None
 
     @property
     def batches(self) -> int:
@@ -167,16 +166,16 @@ class CandidateScorer:
         """Yield the losses of candidates on judging batch `number`; of those in `bare` only without refits."""
         entries_of = {candidate.choice: self._entries(candidate, number, bare) for candidate in candidates}
         missing = [c for c in candidates if any(entry not in self._journal for entry in entries_of[c.choice])]
-        start = time.perf_counter()
+        start, judge = time.perf_counter(), None
         if missing:
-            self._judge = None  # a judge and the sums of fits together would take twice the memory
             self._fitted.fit(missing, [self._judging[number].fold], bare)
+            judge = self._judge_of(self._judging[number])
         shared = (time.perf_counter() - start) / max(len(missing), 1)
         for candidate in candidates:
             entries = entries_of[candidate.choice]
-            if any(entry not in self._journal for entry in entries):
+            if judge is not None and any(entry not in self._journal for entry in entries):
                 start = time.perf_counter()
-                found = self._scored(candidate, number, len(entries))
+                found = self._scored(candidate, judge, self._judging[number].fold, len(entries))
                 seconds = (shared + time.perf_counter() - start) / len(entries)
                 for entry, loss in zip(entries, found, strict=True):
                     if entry not in self._journal:
@@ -190,21 +189,13 @@ class CandidateScorer:
         refitted = [f"{candidate.choice} with refitted readers on {name}"] if self._fitted.refits else []
         return [f"{candidate.choice} on {name}", *([] if candidate.choice in bare else refitted)]
 
-    def _scored(self, candidate: Candidate, number: int, ways: int) -> Ways:
-        fold = self._judging[number].fold
-        weights, judge = self._fitted.weights(candidate.choice, fold), self._at(number)
+    def _scored(self, candidate: Candidate, judge: Judge, fold: int, ways: int) -> Ways:
+        weights = self._fitted.weights(candidate.choice, fold)
         bare = judge.loss(candidate, weights, {})
         if ways == 1:
             return (bare,)
         consumers = self._fitted.consumers(candidate.choice, fold)
         return bare, judge.loss(candidate, weights, consumers) if consumers else bare
-
-    def _at(self, number: int) -> Judge:
-        """Return the judge of a batch; only the last one stays in memory."""
-        if self._judge is None or self._judge[0] != number:
-            self._judge = None  # two would take twice the memory
-            self._judge = number, self._judge_of(self._judging[number])
-        return self._judge[1]
 
 
 def part_of(candidates: Sequence[Candidate], part: Shard) -> list[Candidate]:
