@@ -89,7 +89,7 @@ def refit_consumers(
     for several in passes:
         for number, (batch, fold) in enumerate(zip(calibration.batches, calibration.folds, strict=True)):
             _accumulate(several, Tail(network.gm, batch), calibration.least_fitted, seed + number, fold)
-            progress("refitting consumers", next(done), total)
+            progress(f"refitting consumers, {_without(unseen)}", next(done), total)
         for consumer in several:
             for fold in consumer.unseen if consumer.system.is_finite else ():
                 operator = _solved(consumer, fold).to(calibration.batches[0])
@@ -146,3 +146,7 @@ def _solved(consumer: _Consumer, unseen: int) -> AffineConv:
         [unseen], [_TARGET], prior_of(slot), match_variance=(), strengths=strengths_of(slot)
     )
     return solved[unseen][0]
+
+
+def _without(unseen: Sequence[int]) -> str:
+    return f"without fold {unseen[0] + 1}" if len(unseen) == 1 else "without each fold in turn"

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from depthcomp.errors import ArtifactError
 from depthcomp.importance.registry import preset_name
+from depthcomp.results.effort import Effort
 from depthcomp.training.finetune import FinetuneRecord
 from depthcomp_files import JsonFormat
 from fx_passes import SpanChoice
@@ -23,8 +24,7 @@ from latency_tables import Calibration, Environment, Timing
 if TYPE_CHECKING:
     from depthcomp.importance.table import ImportanceTable
     from depthcomp.preparation import Refusal
-    from depthcomp.results.effort import Effort
-from depthcomp.results.findings import Findings, FrontierPoint, SpanRecord
+    from depthcomp.results.findings import Findings, FrontierPoint, SpanRecord
 
 __all__ = ["StoredNumbers", "read_numbers", "result_json"]
 

@@ -104,8 +104,9 @@ def test_a_table_gives_the_losses_that_were_saved(prepared, some, tmp_path):
     table = ImportanceTable.load(tmp_path / "importance.json")
     assert table == ImportanceTable(
         dict(found.losses), "calibrated", {"memory_mib": 1536, "images": None}, found.table.network,
-        found.table.data, 0, found.table.seconds, found.table.algorithm,
+        found.table.data, 0, found.table.seconds, found.table.algorithm, None, found.table.profiting,
     )  # fmt: skip
+    assert 0 < len(table.profiting) < len(some)
     again = score_choices(prepared, some, SAVINGS, tmp_path / "importance.json")
     assert dict(again.losses) == dict(found.losses)
     assert again.notes == ()
