@@ -102,7 +102,7 @@ class FitMemory:
         return solved, tuple(notes)
 
     def _remedy(self, slots: Sequence[Slot]) -> str:
-        return f"CalibratedImportance(memory_mib={self._whole_mib(slots)}) solves whole kernels, but takes longer"
+        return f"CurvatureImportance(memory_mib={self._whole_mib(slots)}) solves whole kernels, but takes longer"
 
     def _whole_mib(self, slots: Sequence[Slot]) -> int:
         """Return the limit in MiB under which all slots are solved whole."""

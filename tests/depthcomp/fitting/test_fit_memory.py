@@ -66,7 +66,7 @@ def test_cut_fits_are_counted_with_the_memory_that_they_need():
     needed = 3 * math.ceil(8 * 8 * (1024 * 25) ** 2 / 2**20)
     assert note == (
         "2 of 3 fits solve fewer patterns than their kernels have pixels, as whole kernels need up to "
-        f"{needed} MiB; CalibratedImportance(memory_mib={needed}) solves whole kernels, but takes longer"
+        f"{needed} MiB; CurvatureImportance(memory_mib={needed}) solves whole kernels, but takes longer"
     )
     assert FitMemory(3, needed).fitting(some) == (some, ())
 
