@@ -24,7 +24,7 @@ from depthcomp.fitting.kept_slots import consumers_of, run_operator
 from depthcomp.fitting.sensitivity import Sensitivity
 from depthcomp.importance.calibrated import TrueLoss, judging_batches
 from depthcomp.importance.candidate_scorer import CandidateScorer, FittedCandidates, JudgingBatch, part_of
-from depthcomp.importance.contenders import Contenders, on_first_layers
+from depthcomp.importance.contenders import Contenders
 from depthcomp.importance.context import ScoringContext
 from depthcomp.importance.estimate_check import EstimateCheck, check_estimates, correction
 from depthcomp.importance.journal import ScoreJournal
@@ -38,6 +38,7 @@ __all__ = ["CurvatureJudges", "CurvatureScores", "curvature", "score_part"]
 
 ESTIMATED_BATCHES = 2  # judging batches for estimates, of one fold: others would need refits of their own
 VERIFIED_BATCHES = 6  # judging batches for true losses, of all folds
+DOUBT = 0.75  # share of an estimate that the true loss may be
 CHECKED = 24  # choices over the whole network that get true losses besides those on the frontier
 _MIB = 2**20
 
@@ -188,11 +189,12 @@ class _Scoring:
         return self._estimates.entries * len(some)
 
     def _unverified(self, losses: Mapping[SpanChoice, float], true: Mapping[SpanChoice, object]) -> set[SpanChoice]:
-        """Return the choices on the first layers of the frontier whose true loss is unknown."""
+        """Return the choices on the frontier whose true loss is unknown, and may be less than estimated."""
         if self._context.on_frontier is None:
             return set()
         finite = {choice: loss for choice, loss in losses.items() if not math.isnan(loss)}
-        return on_first_layers(self._context.on_frontier, finite, finite.keys() - true.keys())
+        hoped = {choice: loss if choice in true else DOUBT * loss for choice, loss in finite.items()}
+        return self._context.on_frontier(hoped) - true.keys()
 
     def _losses(
         self,

@@ -9,6 +9,8 @@ from fx_passes import SpanChoice
 
 __all__ = ["Ways", "least", "profiting"]
 
+LEAST_GAIN = 0.05  # of a loss; less is noise, and a refit of a whole plan costs more than it gives
+
 Ways = tuple[float, ...]
 """Losses of a choice: without refitted consumers and, where refits are allowed, with them."""
 
@@ -19,9 +21,15 @@ def least(losses: Sequence[Ways]) -> float:
 
 
 def profiting(losses: Mapping[SpanChoice, Sequence[Ways]]) -> frozenset[SpanChoice]:
-    """Return the choices whose mean loss is less with refitted consumers."""
+    """Return the choices whose mean loss is less with refitted consumers, by more than a small share."""
     means = {choice: _means(found) for choice, found in losses.items()}
-    return frozenset(choice for choice, (bare, *refitted) in means.items() if any(mean < bare for mean in refitted))
+    return frozenset(
+        choice for choice, (bare, *refitted) in means.items() if any(_is_less(way, bare) for way in refitted)
+    )
+
+
+def _is_less(loss: float, bare: float) -> bool:
+    return loss < bare - LEAST_GAIN * abs(bare) if math.isfinite(bare) else math.isfinite(loss)
 
 
 def _means(losses: Sequence[Ways]) -> list[float]:

@@ -87,8 +87,7 @@ class Search:
             refitter(network, images, seed=seed, memory_mib=memory_mib, profiting=profiting)
             for images in (calibration, compared)
         )
-        ways: tuple[Kept, ...] = ("none", "nearest") if self._refits_kept else ("none",)
-        self.comparer = PlanComparer(judge, ways, self._report)
+        self.comparer = PlanComparer(judge, _ways(profiting, refit_kept=self._refits_kept), self._report)
         self._importances: dict[Plan, float] = {}
         self._found: dict[Option, Found] = {}
 
@@ -215,6 +214,7 @@ class Search:
     def _try(self, option: Option) -> Found:
         """Return a plan's refitted network with its measured latency, measured once."""
         if option not in self._found:
+            self._importances[option.plan] = option.importance
             loss = self.comparer.loss(option.plan)
             self._found[option] = self._measured(option, self.comparer.way(option.plan), loss)
         return self._found[option]
@@ -239,6 +239,13 @@ class Search:
         option = next(option for option, known in self._found.items() if known is found)
         farther = self._measured(option, "all", found.loss - gain)
         return farther if _used(farther, budget) <= 1 else found
+
+
+def _ways(profiting: Set[SpanChoice] | None, *, refit_kept: bool) -> tuple[Kept, ...]:
+    """Return which kept layers may be refitted to compare plans: where it is known which choices profit, theirs."""
+    if not refit_kept:
+        return ("none",)
+    return ("none", "nearest") if profiting is None else ("nearest",)
 
 
 def _used(found: Found, budget: Budget) -> float:

@@ -26,5 +26,9 @@ def test_a_loss_that_is_nan_either_way():
 
 
 def test_choices_profit_whose_mean_is_less_with_refits():
-    losses = {"one": [(1.0, 0.5), (1.0, 1.2)], "two": [(1.0, 1.0)], "three": [(1.0,)], "four": [(0.1, math.nan)]}
-    assert profiting(losses) == {"one"}
+    losses = {
+        "one": [(1.0, 0.5), (1.0, 1.2)], "two": [(1.0, 1.0)], "three": [(1.0,)], "four": [(0.1, math.nan)],
+        "five": [(1.0, 0.96)], "six": [(-1.0, -0.99)], "seven": [(-1.0, -1.2)], "eight": [(math.inf, 2.0)],
+        "nine": [(math.nan, 2.0)], "ten": [(math.inf, math.nan)],
+    }  # fmt: skip
+    assert profiting(losses) == {"one", "seven", "eight", "nine"}
