@@ -1,16 +1,19 @@
-"""Benchmark of the default importance: its cost, and how well its sums rank plans (EfficientNet-Lite0, 256 images).
+"""Benchmark of the importances by fits: their cost, and how well they rank choices and plans (EfficientNet-Lite0).
 
 Images are 224x224. Choices come from the latency table that depthcomp ships for ONNX Runtime, as in a compression, so
 nothing is timed. Random plans take a few choices each that do not overlap. The true loss of a plan is
 the divergence of the compressed network from the original, on images that the fits have not seen. Kept convolutions
-behind a change are refitted where that lowers it; the loss without these refits stands beside it. Results are printed,
-and written with --json. True losses in that file are used again, as no importance changes them: give another file after
-a change of the refits.
+behind a change are refitted where that lowers it; the loss without these refits stands beside it. The true loss of a
+choice is that of the network with this choice alone, on a few batches of every fold. All choices are scored, also those
+that a compression leaves out as they cannot enter the frontier. Results are printed, and written with --json. True
+losses of plans in that file are used again, as no importance changes them: give another file after a change of the
+refits.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import resource
 import time
@@ -28,17 +31,25 @@ from photos import CALIBRATION, crops
 from scipy.stats import bootstrap, spearmanr
 
 from depthcomp.commands.console import Progress
+from depthcomp.fitting.memory import FitMemory
 from depthcomp.fitting.refit import Refitter
-from depthcomp.importance.calibrated_importance import CalibratedImportance
+from depthcomp.importance.calibrated import TrueLoss, judging_batches
+from depthcomp.importance.candidate_scorer import CandidateScorer, FittedCandidates
+from depthcomp.importance.journal import ScoreJournal
 from depthcomp.importance.scoring import score_choices
+from depthcomp.importance.ways import least
 from depthcomp.latency.pricing import Candidate
 from depthcomp.methods.candidates import worthwhile
 from depthcomp.preparation import Prepared, prepare
+from depthcomp.progress import silent
 from fx_passes import Plan, SpanChoice
 from latency_tables import LatencyTable
 from latency_tables.tables.environment import cpu_name
 
+IMPORTANCES = ("curvature", "calibrated")
 MOST_CHOICES = 6  # of a random plan
+FEW = 3  # choices of a plan that is told apart
+JUDGING = 6  # batches for the true losses of choices, the folds in turns
 COMPARED_BATCHES = 12  # that plans are refitted and judged on
 
 
@@ -82,32 +93,58 @@ def measured(
     data = crops(CALIBRATION, per_photo, smallest=0.15, seed=seed, jitter=True, **PIXELS)[:images]
     prepared = prepare(pretrained(), None, data, None, seed)
     candidates, savings = candidates_of(prepared)
-    wall, cpu = time.perf_counter(), time.process_time()
-    with Progress() as progress:
-        scored = score_choices(prepared, candidates, savings, CalibratedImportance(), seed=seed, progress=progress)
-    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    peak_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f"seed {seed}: {len(candidates)} choices, {len(data)} images")
-    print(f"importance took {wall:.0f} s ({cpu:.0f} s of processor time), {peak_gib:.1f} GiB at the peak")
+    found = {name: scored(prepared, candidates, savings, name, seed) for name in IMPORTANCES}
+    true = true_choices(prepared, candidates, seed)
+    for name, record in found.items():
+        record["choice_rank_correlation"] = float(
+            spearmanr([record["losses"][c] for c in true], [*true.values()]).statistic
+        )
+        print(f"{name} ranks {len(true)} choices by true loss with {record['choice_rank_correlation']:.3f}")
     refitter = Refitter(prepared.network, prepared.calibration.thinned(COMPARED_BATCHES), seed=seed)
     generator = np.random.default_rng(seed)
     rows = []
     for number in range(plans):
         plan = random_plan(candidates, generator)
-        summed = sum(scored.losses[choice] for choice in plan)
         names = [str(choice) for choice in plan]
+        sums = {name: sum(record["losses"][choice] for choice in names) for name, record in found.items()}
         loss, bare = known.get(_key(seed, names)) or _true_loss(refitter, plan)
-        rows.append({"choices": names, "sum": summed, "loss": loss, "bare_loss": bare})
-        print(
-            f"plan {number + 1:2}: {len(plan)} choices, sum {summed:7.3f}, true loss {loss:7.3f} ({bare:.3f})",
-            flush=True,
-        )
+        rows.append({"choices": names, "sums": sums, "loss": loss, "bare_loss": bare})
+        print(f"plan {number + 1:2}: {len(plan)} choices, sums {sums}, true loss {loss:7.3f} ({bare:.3f})", flush=True)
     tell(f"{len(rows)} random plans", rows)
     return {
-        "seed": seed, "seconds": wall, "processor_seconds": cpu, "peak_gib": peak_gib,
-        "losses": {str(choice): loss for choice, loss in scored.losses.items()},
-        **rank_correlations(rows), "plans": rows,
-    }  # fmt: skip
+        "seed": seed,
+        "true_losses": true,
+        "importances": found,
+        "rank_correlations": rank_correlations(rows),
+        "plans": rows,
+    }
+
+
+def scored(
+    prepared: Prepared, candidates: Sequence[Candidate], savings: Mapping[SpanChoice, float], name: str, seed: int
+) -> dict[str, Any]:
+    """Return the losses that an importance finds, by choice, and what that cost."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    with Progress() as progress:
+        losses = score_choices(prepared, candidates, savings, name, seed=seed, progress=progress).losses
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    peak_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(f"{name} took {wall:.0f} s ({cpu:.0f} s of processor time), {peak_gib:.1f} GiB at the peak so far")
+    by_name = {str(choice): loss for choice, loss in losses.items()}
+    return {"seconds": wall, "processor_seconds": cpu, "peak_gib": peak_gib, "losses": by_name}
+
+
+def true_choices(prepared: Prepared, candidates: Sequence[Candidate], seed: int) -> dict[str, float]:
+    """Return the true loss of each choice alone, with refitted consumers where that lowers it."""
+    network, calibration = prepared.network, prepared.calibration
+    fitted = FittedCandidates(
+        network, calibration, seed=seed, report=silent, memory=FitMemory(calibration.count), refit_kept=True
+    )
+    judging = judging_batches(calibration)[:JUDGING]
+    scorer = CandidateScorer(fitted, judging, functools.partial(TrueLoss, network), ScoreJournal())
+    columns = zip(*(scorer.losses(candidates, number) for number in range(scorer.batches)), strict=True)
+    return {str(candidate.choice): least(ways) for candidate, ways in zip(candidates, columns, strict=True)}
 
 
 def _true_loss(refitter: Refitter, plan: Plan) -> tuple[float, float]:
@@ -115,25 +152,29 @@ def _true_loss(refitter: Refitter, plan: Plan) -> tuple[float, float]:
     return min(bare, refitter.loss(plan, kept="all")), bare
 
 
-def rank_correlations(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Return Spearman's correlations of the sums of plans and their losses, as returned and as compared."""
-    sums = [row["sum"] for row in rows]
+def rank_correlations(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Return Spearman's correlations of sums and losses, over all plans and by the number of their choices."""
+    parts = {"all": rows, "up to 3": [r for r in rows if len(r["choices"]) <= FEW]}
+    parts["more"] = [r for r in rows if len(r["choices"]) > FEW]
     return {
-        "rank_correlation": float(spearmanr(sums, [row["loss"] for row in rows]).statistic),
-        "rank_correlation_bare": float(spearmanr(sums, [row["bare_loss"] for row in rows]).statistic),
+        part: {name: _correlation(some, name) for name in IMPORTANCES} for part, some in parts.items() if len(some) > 1
     }
 
 
+def _correlation(rows: Sequence[dict[str, Any]], name: str) -> float:
+    return float(spearmanr([row["sums"][name] for row in rows], [row["loss"] for row in rows]).statistic)
+
+
 def tell(which: str, rows: Sequence[dict[str, Any]]) -> None:
-    """Print the correlations over plans."""
-    found, bare = rank_correlations(rows).values()
-    pairs = [row["sum"] for row in rows], [row["loss"] for row in rows]
+    """Print the correlations over plans, with the spread over bootstrapped draws."""
     options: dict[str, Any] = {"paired": True, "vectorized": False, "method": "percentile", "rng": 0}
-    low, high = bootstrap(pairs, lambda sums, losses: spearmanr(sums, losses).statistic, **options).confidence_interval
-    print(
-        f"rank correlation of summed importance and true loss over {which}: {found:.3f}, "
-        f"95 % of bootstrapped draws {low:.2f} to {high:.2f} (without kept ones {bare:.3f})"
-    )
+    for name in IMPORTANCES:
+        pairs = [row["sums"][name] for row in rows], [row["loss"] for row in rows]
+        drawn = bootstrap(pairs, lambda sums, losses: spearmanr(sums, losses).statistic, **options).confidence_interval
+        parts = ", ".join(f"{part} {found[name]:.3f}" for part, found in rank_correlations(rows).items())
+        print(
+            f"{name}, {which}: rank correlation {parts}; 95 % of bootstrapped draws {drawn.low:.2f} to {drawn.high:.2f}"
+        )
 
 
 def main() -> None:
