@@ -172,12 +172,13 @@ class _Scoring:
         blind = [candidate for candidate in scored if math.isnan(estimates[candidate.choice])]
         spread = scored[:: max(1, -(-len(scored) // CHECKED))]
         bare = ways.keys() - profiting(ways) - {candidate.choice for candidate in blind}
-        true = self._losses(self._true, list(dict.fromkeys((*blind, *spread))), "verifying losses", bare)
-        losses = _corrected(estimates, true)
-        while wanted := self._unverified(losses, true):
+        true, wanted = dict[SpanChoice, list[Ways]](), {candidate.choice for candidate in (*blind, *spread)}
+        losses: Mapping[SpanChoice, float] = {}
+        while wanted:
             some = [candidate for candidate in scored if candidate.choice in wanted]
             true |= self._losses(self._true, some, "verifying losses", bare)
             losses = _corrected(estimates, true)
+            wanted = self._unverified(losses, true)
         check = check_estimates(*_pairs(estimates, true))
         return CurvatureScores(losses, profiting(ways | true), check, tuple(candidate.choice for candidate in blind))
 

@@ -32,17 +32,17 @@ class PlanComparer:
     def glance(self, plan: Plan) -> float:
         """Return the loss of a plan on the first fold."""
         if plan not in self.glances:
-            self._report("comparing plans", len(self.glances), 0)
+            self._report("comparing plans", len(self.glances), len(self.glances) + 1)
             self.glances[plan] = min(self._refitter.loss(plan, kept=kept, folds=1) for kept in self._ways)
-            self._report("comparing plans", len(self.glances), 0)
+            self._report("comparing plans", len(self.glances), len(self.glances))
         return self.glances[plan]
 
     def loss(self, plan: Plan) -> float:
         """Return the loss of a plan on all folds."""
         if plan not in self.verified:
-            self._report("verifying plans", len(self.verified), 0)
+            self._report("verifying plans", len(self.verified), len(self.verified) + 1)
             self.verified[plan] = self._refitter.loss(plan, kept=self.way(plan))
-            self._report("verifying plans", len(self.verified), 0)
+            self._report("verifying plans", len(self.verified), len(self.verified))
         return self.verified[plan]
 
     def way(self, plan: Plan) -> Kept:

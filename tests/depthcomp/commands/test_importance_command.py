@@ -53,7 +53,7 @@ def run(*arguments):
 def test_shards_of_one_folder_are_all_that_a_compression_needs(here, arithmetic_backend):
     counts = []
     for shard in ("1/2", "0/2"):
-        found = run("--data", "photos", "--shard", shard, "--json")
+        found = run("--data", "photos", "--importance", "calibrated", "--shard", shard, "--json")
         assert found.exit_code == 0, found.output
         content = json.loads(found.stdout)
         assert (content["shard"], content["file"]) == (shard, str(Path("out", "importance.jsonl")))
@@ -63,7 +63,8 @@ def test_shards_of_one_folder_are_all_that_a_compression_needs(here, arithmetic_
     stages = set()
     compress_depth(
         model, "80%", example_inputs=example, data=calibration_data("photos", model, example), table="table.json",
-        backend=arithmetic_backend(), output_dir="out", progress=lambda what, done, total: stages.add(what),
+        backend=arithmetic_backend(), importance="calibrated", output_dir="out",
+        progress=lambda what, done, total: stages.add(what),
     )  # fmt: skip
     assert "scoring" in stages
     assert not [what for what in stages if what.startswith("fitting")]

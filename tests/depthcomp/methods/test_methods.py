@@ -14,7 +14,7 @@ from depthcomp.data.calibration import cross_validated
 from depthcomp.errors import BudgetInfeasibleError, DepthCompError
 from depthcomp.fitting.divergence import divergence
 from depthcomp.importance.calibrated import calibrated
-from depthcomp.importance.calibrated_importance import CalibratedImportance
+from depthcomp.importance.curvature_importance import CurvatureImportance
 from depthcomp.latency.pricing import Pricing
 from depthcomp.methods.baselines import BaselineFrontier, Materials
 from depthcomp.methods.depthshrinker import whole_blocks
@@ -76,7 +76,7 @@ def test_choices_are_scored_as_the_method_carries_them_out(name, arithmetic_back
     def score_all(importance, context):
         raise ReachedError(context.refit_kept)
 
-    monkeypatch.setattr(CalibratedImportance, "score_all", score_all)
+    monkeypatch.setattr(CurvatureImportance, "score_all", score_all)
     with pytest.raises(ReachedError, match=str(METHODS[name].fits)):
         compress_depth(tiny_net(), "80%", data=images(), method=name, backend=arithmetic_backend())
 
