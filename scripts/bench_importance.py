@@ -143,7 +143,7 @@ def true_choices(prepared: Prepared, candidates: Sequence[Candidate], seed: int)
     )
     judging = judging_batches(calibration)[:JUDGING]
     scorer = CandidateScorer(fitted, judging, functools.partial(TrueLoss, network), ScoreJournal())
-    columns = zip(*(scorer.losses(candidates, number) for number in range(scorer.batches)), strict=True)
+    columns = zip(*(list(scorer.losses(candidates, number)) for number in range(scorer.batches)), strict=True)
     return {str(candidate.choice): least(ways) for candidate, ways in zip(candidates, columns, strict=True)}
 
 

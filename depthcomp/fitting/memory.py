@@ -78,7 +78,7 @@ class FitMemory:
             yield group
 
     def mib_of(self, system: RidgeSystem, outputs: int) -> tuple[float, float]:
-        """Return the memory of a system's sums with the samples that wait, and that of its solution, in MiB."""
+        """Return two sizes in MiB: a system's sums with the samples that wait, and what its solution adds."""
         one = _gram_mib(system.unknowns, system.design.groups) + 8 * system.unknowns * outputs / _MIB
         return (1 + SAMPLES) * self.folds * one, SOLVING * one
 

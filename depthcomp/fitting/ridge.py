@@ -154,7 +154,7 @@ class _Scatter:
     """Means of sampled pixels, and their scatter about the means.
 
     x is a patch, split into groups like the pixels of all targets. The sums of a target do not depend on which others
-    there are, to the bit. Each batch is centred before it is multiplied out, so single precision suffices. Batches are
+    there are, to the bit. Samples are centred before they are multiplied out, so single precision suffices. Sums are
     joined in float64 after Chan, Golub and LeVeque (Updating formulae and a pairwise algorithm for computing sample
     variances, 1979). `+=` overwrites the left side's memory.
     """

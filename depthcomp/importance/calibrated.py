@@ -75,16 +75,17 @@ def calibrated(
     """
     report, known = progress or silent, ScoreJournal() if journal is None else journal
     scorer = _scorer(network, calibration, known, seed, report, memory, refit_kept=refit_kept)
-    stages = [[number] for number in range(1, scorer.batches)]
-    done, total = itertools.count(1), len(candidates) + sum(survivors(len(candidates), len(stages)))
+    later = range(1, scorer.batches)
+    done, total = itertools.count(1), len(candidates) + sum(survivors(len(candidates), len(later)))
 
     def score(some: Sequence[Candidate], number: int) -> Iterator[Ways]:
+        """Yield the losses of candidates on a batch, and report each."""
         for ways in scorer.losses(some, number):
             yield ways
             report("scoring", next(done), total)
 
     losses = {c.choice: [ways] for c, ways in zip(candidates, score(candidates, 0), strict=True)}
-    halve(losses, candidates, savings_ms, stages, score)
+    halve(losses, candidates, savings_ms, later, score)
     return CalibratedScores({choice: max(least(found), 0.0) for choice, found in losses.items()}, profiting(losses))
 
 

@@ -16,7 +16,7 @@ from latency_tables.fleet.work import Shard
 
 __all__ = ["CalibratedImportance"]
 
-ALGORITHM = 3  # raised by each change that gives other scores for equal settings
+ALGORITHM = 4  # raised by each change that gives other scores for equal settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ class CalibratedImportance(Importance):
         )  # fmt: skip
 
     def _journal(self, context: ScoringContext) -> ScoreJournal:
-        """Return the journal of these scores; it depends on all choices, as their fits share sums."""
+        """Return the journal of the scores of these choices."""
         choices = (str(candidate.choice) for candidate in context.candidates)
         refits = f"readers refitted: {context.refit_kept}"
         return context.journal(ALGORITHM, repr(self), str(context.seed), refits, *choices)

@@ -23,6 +23,8 @@ ALGORITHM = 2  # raised by each change that gives other scores for equal setting
 class CurvatureImportance(Importance):
     """Importance by closed-form fits: the rise of the loss on unseen images, estimated from its curvature.
 
+    Choices that cannot enter the latency-loss frontier are left out, and those on it get true losses.
+
     Attributes:
         draws: number of random probes of the output for each image; each takes a backward pass.
         memory_mib: memory limit for the sums and solutions of fits, and for the gradients of a batch, in MiB; see
@@ -77,7 +79,7 @@ class CurvatureImportance(Importance):
         return score_part(context, self._journal(context), self.draws, part)
 
     def _journal(self, context: ScoringContext) -> ScoreJournal:
-        """Return the journal of these scores; it depends on all choices, as their fits share sums."""
+        """Return the journal of the scores of these choices; the places of gradients depend on all of them."""
         choices = (str(candidate.choice) for candidate in context.candidates)
         refits = f"consumers refitted: {context.refit_kept}"
         return context.journal(ALGORITHM, repr(self), str(context.seed), refits, *choices)

@@ -21,31 +21,30 @@ def halve(
     losses: Mapping[SpanChoice, list[Ways]],
     candidates: Sequence[Candidate],
     savings_ms: Mapping[SpanChoice, float],
-    stages: Sequence[Sequence[int]],
+    batches: Sequence[int],
     score: Score,
 ) -> None:
-    """Add the losses of the candidates that go on: before each stage, the half with less loss per saved ms.
+    """Add the losses of the candidates that go on: before each batch, the half with less loss per saved ms.
 
     Args:
         losses: the losses of each choice so far, on equal batches; new ones are appended.
         candidates: the candidates.
         savings_ms: latency that each choice saves, in ms.
-        stages: the numbers of the judging batches of each stage.
+        batches: the numbers of the judging batches to come.
         score: scores candidates on a batch.
     """
     scored = list(candidates)
-    for size, batches in zip(survivors(len(candidates), len(stages)), stages, strict=True):
+    for size, number in zip(survivors(len(candidates), len(batches)), batches, strict=True):
         scored.sort(key=lambda candidate: _price(losses[candidate.choice], savings_ms[candidate.choice]))
         scored = scored[:size]
-        for number in batches:
-            for candidate, ways in zip(scored, score(scored, number), strict=True):
-                losses[candidate.choice].append(ways)
+        for candidate, ways in zip(scored, score(scored, number), strict=True):
+            losses[candidate.choice].append(ways)
 
 
-def survivors(candidates: int, stages: int) -> list[int]:
-    """Return the number of candidates that go on to each stage."""
+def survivors(candidates: int, batches: int) -> list[int]:
+    """Return the number of candidates that go on to each of the batches to come."""
     sizes: list[int] = []
-    for _ in range(stages):
+    for _ in range(batches):
         candidates = min(candidates, max(LEAST_SCORED, (candidates + 1) // 2))
         sizes.append(candidates)
     return sizes

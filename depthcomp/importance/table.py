@@ -146,7 +146,7 @@ class ImportanceTable:
         )  # fmt: skip
 
     def _profits(self, choice: SpanChoice) -> dict[str, bool]:
-        """Return what a file says of a choice's consumers; nothing where it is unknown."""
+        """Return the field that tells whether a choice profits; none where that is unknown."""
         return {} if self.profiting is None else {"profits": choice in self.profiting}
 
 

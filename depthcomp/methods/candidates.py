@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from depthcomp.latency.pricing import Candidate
 from depthcomp.preparation import Prepared
-from dp_solver import frontier
+from dp_solver import Chain, frontier
 from fx_passes import SpanChoice
 from latency_tables import LatencyTable, OperatorSignature
 
-__all__ = ["PricedCandidates", "choices_on_frontier", "operators_of", "worthwhile"]
+__all__ = ["PricedCandidates", "choices_on_frontier", "operators_of", "problem_of", "worthwhile"]
 
 LEAST_SAVING = 0.005  # share of the network's latency; smaller savings are lost in measurement noise
 
@@ -33,11 +33,16 @@ class PricedCandidates:
     total_ms: float
 
 
+def problem_of(prepared: Prepared, priced: PricedCandidates, losses: Mapping[SpanChoice, float]) -> Chain:
+    """Return the solver's problem for the rewrites that have a loss."""
+    return prepared.pricing.problem(prepared.network.tree, priced.candidates, losses, priced.table.ms)
+
+
 def choices_on_frontier(
     prepared: Prepared, priced: PricedCandidates, losses: Mapping[SpanChoice, float]
 ) -> set[SpanChoice]:
     """Return the choices of the plans on the latency-loss frontier, given the losses of the choices to choose from."""
-    found = frontier(prepared.pricing.problem(prepared.network.tree, priced.candidates, losses, priced.table.ms))
+    found = frontier(problem_of(prepared, priced, losses))
     return {key for k in range(len(found)) for key in found.plan(k) if isinstance(key, SpanChoice)}
 
 

@@ -15,7 +15,7 @@ from depthcomp.latency.pricing import Candidate
 from depthcomp.latency.table_store import TableStore
 from depthcomp.latency.timing import LatencyPredictor, NetworkTimer
 from depthcomp.methods.baselines import BaselineFrontier, Materials
-from depthcomp.methods.candidates import PricedCandidates, operators_of, worthwhile
+from depthcomp.methods.candidates import PricedCandidates, operators_of, problem_of, worthwhile
 from depthcomp.preparation import Prepared
 from depthcomp.progress import Stages
 from depthcomp.results.effort import Effort
@@ -112,8 +112,8 @@ class Pipeline:
         prepared, task, losses = self.prepared, self.task, scored.losses
 
         def problem(without: Set[SpanChoice]) -> Chain:
-            kept = {choice: loss for choice, loss in losses.items() if choice not in without}
-            return prepared.pricing.problem(prepared.network.tree, priced.candidates, kept, priced.table.ms)
+            """Return the solver's problem without some choices."""
+            return problem_of(prepared, priced, {c: loss for c, loss in losses.items() if c not in without})
 
         return Search(
             prepared.network, problem, LatencyPredictor(self.timer, priced.total_ms), prepared.calibration,

@@ -108,7 +108,7 @@ class Search:
         """
         self._calibrate(budget)
         slack, limit_ms, tried = 1.0, LESS * self.predictor.original_sum_ms, set[Option]()
-        best: Found | None = None
+        best: Option | None = None
         for _ in range(ATTEMPTS):
             sum_ms = self.predictor.invert(budget.target_ms(self.predictor.original.median_ms)) * slack
             chosen = self._choose(min(sum_ms, limit_ms))
@@ -120,8 +120,8 @@ class Search:
             if used > 1:
                 slack *= 0.995 / used
                 limit_ms = min(limit_ms, np.nextafter(chosen.sum_ms, 0.0))
-            elif best is None or found.loss < best.loss:
-                best = found
+            elif best is None or found.loss < self._try(best).loss:
+                best = chosen
             if UNUSED < used <= 1:
                 break
         return self._refitted_farther(self._fastest(budget) if best is None else best, budget)
@@ -137,12 +137,13 @@ class Search:
             return None
         return float(spearmanr(summed, true).statistic)
 
-    def _fastest(self, budget: Budget) -> Found:
+    def _fastest(self, budget: Budget) -> Option:
         """Return the fastest plan if it meets the budget, else raise with its latency."""
-        fastest = self._try(self.option(0))
+        option = self.option(0)
+        fastest = self._try(option)
         original_ms, best_ms = fastest.original.median_ms, fastest.measured.median_ms
         if _used(fastest, budget) <= 1:
-            return fastest
+            return option
         if best_ms <= budget.target_ms(original_ms):
             raise BudgetInfeasibleError(
                 f"no plan is faster than the original, measured side by side: the fastest took {best_ms:.3f} ms, the "
@@ -214,7 +215,7 @@ class Search:
     def _try(self, option: Option) -> Found:
         """Return a plan's refitted network with its measured latency, measured once."""
         if option not in self._found:
-            self._importances[option.plan] = option.importance
+            self._glance(option)
             loss = self.comparer.loss(option.plan)
             self._found[option] = self._measured(option, self.comparer.way(option.plan), loss)
         return self._found[option]
@@ -227,16 +228,16 @@ class Search:
         predicted_ms = predicted_share * original.median_ms
         return Found(plan, refit.linearized, loss, predicted_ms, original, measured, refit.solved)
 
-    def _refitted_farther(self, found: Found, budget: Budget) -> Found:
+    def _refitted_farther(self, option: Option, budget: Budget) -> Found:
         """Return a plan with all kept layers behind its changes refitted, where that lowers its loss.
 
-        It is not tried for a plan whose choices lose nothing less with the nearest ones refitted.
+        It is not tried for a plan of which no choice profits from a refit of the nearest ones.
         """
-        may_gain = self._profiting is None or not self._profiting.isdisjoint(found.plan)
-        gain = self.comparer.gain_of(found.plan, "all") if self._refits_kept and may_gain else 0.0
+        found, profiting = self._try(option), self._profiting
+        may_gain = self._refits_kept and (profiting is None or not profiting.isdisjoint(option.plan))
+        gain = self.comparer.gain_of(option.plan, "all") if may_gain else 0.0
         if not gain:
             return found
-        option = next(option for option, known in self._found.items() if known is found)
         farther = self._measured(option, "all", found.loss - gain)
         return farther if _used(farther, budget) <= 1 else found
 
