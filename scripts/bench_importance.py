@@ -33,10 +33,10 @@ from scipy.stats import bootstrap, spearmanr
 from depthcomp.commands.console import Progress
 from depthcomp.fitting.memory import FitMemory
 from depthcomp.fitting.refit import Refitter
-from depthcomp.importance.calibrated import TrueLoss, judging_batches
 from depthcomp.importance.candidate_scorer import CandidateScorer, FittedCandidates
 from depthcomp.importance.journal import ScoreJournal
 from depthcomp.importance.scoring import score_choices
+from depthcomp.importance.true_loss import TrueLoss, judging_batches
 from depthcomp.importance.ways import least
 from depthcomp.latency.pricing import Candidate
 from depthcomp.methods.candidates import worthwhile

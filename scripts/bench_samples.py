@@ -25,7 +25,7 @@ from photos import CALIBRATION, crops
 
 from depthcomp.fitting import candidates as fits
 from depthcomp.fitting.memory import FitMemory
-from depthcomp.importance.calibrated import TrueLoss, judging_batches
+from depthcomp.importance.true_loss import TrueLoss, judging_batches
 from depthcomp.latency.pricing import Candidate
 from depthcomp.preparation import Prepared, prepare
 from latency_tables.tables.environment import cpu_name

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -38,17 +39,32 @@ EFFICIENT = tuple(f"efficientnet_lite{number}" for number in range(5))
 PIXELS = {"size": 224, "mean": 0.5, "std": 0.5}
 
 
+class Parts:
+    """Progress that adds up the seconds of each part of a call, by name."""
+
+    def __init__(self) -> None:
+        self.seconds = Counter[str]()
+        self._then, self._now = time.perf_counter(), "capturing"
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """Book the seconds since the last report to its stage."""
+        now = time.perf_counter()
+        self.seconds[self._now] += now - self._then
+        self._then, self._now = now, stage.split(",")[0]  # passes over the images and folds are named behind a comma
+
+
 def measured(name: str, images: int, budget: str, seed: int) -> dict[str, Any]:
     """Compress one network in this process, and return what that took."""
     torch.manual_seed(seed)
     model = timm.create_model(name).eval()
     data = crops(CALIBRATION, -(-images // len(CALIBRATION)), smallest=0.15, seed=seed, jitter=True, **PIXELS)[:images]
-    start, found = time.perf_counter(), dict[str, Any]()
+    start, parts, found = time.perf_counter(), Parts(), dict[str, Any]()
     with tempfile.TemporaryDirectory() as folder:
         try:
             result = depthcomp.compress_depth(
-                model, budget, data=data, backend=create_backend("onnxruntime", threads=1), seed=seed, output_dir=folder
-            )
+                model, budget, data=data, backend=create_backend("onnxruntime", threads=1), seed=seed,
+                output_dir=folder, progress=parts,
+            )  # fmt: skip
         except DepthCompError as error:
             found = {"error": f"{type(error).__name__}: {error}"}
         else:
@@ -59,6 +75,7 @@ def measured(name: str, images: int, budget: str, seed: int) -> dict[str, Any]:
                 "stages": {name: round(seconds, 1) for name, seconds in result.seconds.items()},
                 "effort": asdict(result.effort),
             }
+    found["parts"] = {part: round(seconds, 1) for part, seconds in parts.seconds.most_common()}
     peak_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     return {"network": name, "seconds": round(time.perf_counter() - start, 1), "peak_gib": round(peak_gib, 2), **found}
 

@@ -13,24 +13,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from depthcomp.data.calibration import CalibrationSet
-from depthcomp.fitting.candidates import Weights, replacement
-from depthcomp.fitting.divergence import require_finite, rise_of_loss
-from depthcomp.fitting.execution import Tail
-from depthcomp.fitting.kept_slots import run_operator
 from depthcomp.fitting.memory import FitMemory
-from depthcomp.importance.candidate_scorer import CandidateScorer, FittedCandidates, JudgingBatch, part_of
+from depthcomp.importance.candidate_scorer import CandidateScorer, FittedCandidates, part_of
 from depthcomp.importance.halving import halve, survivors
 from depthcomp.importance.journal import ScoreJournal
+from depthcomp.importance.true_loss import TrueLoss, judging_batches
 from depthcomp.importance.ways import Ways, least, profiting
 from depthcomp.latency.pricing import Candidate
 from depthcomp.progress import Progress, silent
 from fx_passes import CapturedNetwork, SpanChoice
-from fx_passes.affine import AffineConv
 from latency_tables.fleet.work import Shard
 
-__all__ = ["CalibratedScores", "TrueLoss", "calibrated", "judging_batches", "score_part"]
-
-MOST_JUDGING = 18  # candidates are scored on at most this many batches; whole plans are judged on all
+__all__ = ["CalibratedScores", "calibrated", "score_part"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,37 +119,6 @@ def score_part(
             report("scoring", next(done), total)
             entries += len(ways)
     return entries
-
-
-class TrueLoss:
-    """Judge that runs the changed network on a judging batch, and measures the rise of its loss.
-
-    Args:
-        network: the captured network, in evaluation mode; it is not changed.
-        batch: the judging batch.
-
-    Raises:
-        DataError: the network's own output is not finite.
-    """
-
-    def __init__(self, network: CapturedNetwork, batch: JudgingBatch) -> None:
-        self._tail, self._labels = Tail(network.gm, batch.images), batch.labels
-        require_finite(self._tail.output)
-
-    def loss(self, candidate: Candidate, weights: Weights, consumers: Mapping[str, AffineConv]) -> float:
-        """Return the loss of the network with a candidate's body and refitted consumers of its change."""
-        refitted = {name: functools.partial(run_operator, operator) for name, operator in consumers.items()}
-        changed = self._tail.rerun(*replacement(candidate, weights, self._tail), refitted)
-        return rise_of_loss(self._tail.output, changed, self._labels)
-
-
-def judging_batches(calibration: CalibrationSet) -> list[JudgingBatch]:
-    """Return the batches that judge candidates, the folds in turns."""
-    turns = zip(calibration.judging(), calibration.judging_labels(), strict=True)
-    return [
-        JudgingBatch(f"batch {number}", fold, images, labels)
-        for number, ((fold, images), labels) in enumerate(itertools.islice(turns, MOST_JUDGING))
-    ]
 
 
 def _scorer(

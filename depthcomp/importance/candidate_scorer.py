@@ -107,7 +107,8 @@ class FittedCandidates:
     def fit(self, candidates: Sequence[Candidate], folds: Sequence[int], bare: Set[SpanChoice] = frozenset()) -> None:
         """Solve candidates, and refit the consumers of their changes without each fold, where that is not done yet.
 
-        `memory` has room for at least one pixel of each fit's kernel. Choices in `bare` need no refits.
+        `memory` has room for at least one pixel of each fit's kernel. Choices in `bare` need no refits, and no choice
+        does where `folds` is empty.
         """
         unsolved = [c for c in candidates if c.choice not in self._weights]
         if unsolved:
@@ -133,22 +134,26 @@ class CandidateScorer:
         judge_of: returns the judge of a batch.
         journal: the scores so far; new scores are added. It holds no fits, so a resumed run solves them again where a
             score is missing.
+        refitted: the folds that judge refitted consumers, too; each takes refits of its own. None for all.
     """
 
     def __init__(
-        self, fitted: FittedCandidates, judging: Sequence[JudgingBatch], judge_of: JudgeOf, journal: ScoreJournal
+        self,
+        fitted: FittedCandidates,
+        judging: Sequence[JudgingBatch],
+        judge_of: JudgeOf,
+        journal: ScoreJournal,
+        *,
+        refitted: Set[int] | None = None,
     ) -> None:
         self._fitted, self._judging, self._judge_of, self._journal = fitted, judging, judge_of, journal
+        folds = {batch.fold for batch in judging} if refitted is None else refitted
+        self._refitted = folds if fitted.refits else frozenset[int]()
 
     @property
     def batches(self) -> int:
         """Number of judging batches."""
         return len(self._judging)
-
-    @property
-    def entries(self) -> int:
-        """Number of the journal's entries for each candidate."""
-        return self.batches * (2 if self._fitted.refits else 1)
 
     def fit(self, candidates: Sequence[Candidate], bare: Set[SpanChoice]) -> None:
         """Fit the candidates whose scores the journal lacks for all batches together, which saves passes."""
@@ -158,7 +163,7 @@ class CandidateScorer:
             for candidate in candidates
             if any(entry not in self._journal for number in numbers for entry in self._entries(candidate, number, bare))
         ]
-        self._fitted.fit(missing, list(dict.fromkeys(batch.fold for batch in self._judging)), bare)
+        self._fitted.fit(missing, sorted(self._refitted), bare)
 
     def losses(
         self, candidates: Sequence[Candidate], number: int, bare: Set[SpanChoice] = frozenset()
@@ -168,7 +173,7 @@ class CandidateScorer:
         missing = [c for c in candidates if any(entry not in self._journal for entry in entries_of[c.choice])]
         start, judge = time.perf_counter(), None
         if missing:
-            self._fitted.fit(missing, [self._judging[number].fold], bare)
+            self._fitted.fit(missing, sorted({self._judging[number].fold} & self._refitted), bare)
             judge = self._judge_of(self._judging[number])
         shared = (time.perf_counter() - start) / max(len(missing), 1)
         for candidate in candidates:
@@ -184,9 +189,9 @@ class CandidateScorer:
 
     def _entries(self, candidate: Candidate, number: int, bare: Set[SpanChoice]) -> list[str]:
         """Return the journal's names for the losses of a candidate."""
-        name = self._judging[number].name
+        name, both = self._judging[number].name, self._judging[number].fold in self._refitted
         # journals on disk hold the word readers, for consumers
-        refitted = [f"{candidate.choice} with refitted readers on {name}"] if self._fitted.refits else []
+        refitted = [f"{candidate.choice} with refitted readers on {name}"] if both else []
         return [f"{candidate.choice} on {name}", *([] if candidate.choice in bare else refitted)]
 
     def _scored(self, candidate: Candidate, judge: Judge, fold: int, ways: int) -> Ways:

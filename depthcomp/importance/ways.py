@@ -12,7 +12,7 @@ __all__ = ["Ways", "least", "profiting"]
 LEAST_GAIN = 0.05  # of a loss; less is noise, and a refit of a whole plan costs more than it gives
 
 Ways = tuple[float, ...]
-"""Losses of a choice: without refitted consumers and, where refits are allowed, with them."""
+"""Losses of a choice on a batch: without refitted consumers and, where they were judged on this batch, with them."""
 
 
 def least(losses: Sequence[Ways]) -> float:
@@ -33,4 +33,18 @@ def _is_less(loss: float, bare: float) -> bool:
 
 
 def _means(losses: Sequence[Ways]) -> list[float]:
-    return [math.fsum(way) / len(way) for way in zip(*losses, strict=True)]
+    """Return the mean loss over all batches, and the one with refitted consumers if any batch has it.
+
+    A refit that only some batches judged changes the loss of the others in the same proportion.
+    """
+    bare, both = _mean([way[0] for way in losses]), [way for way in losses if len(way) > 1]
+    if not both:
+        return [bare]
+    known, refitted = (_mean(way) for way in zip(*both, strict=True))
+    if len(both) == len(losses) or not math.isfinite(known):
+        return [bare, refitted]
+    return [bare, bare * refitted / known if known > 0 else bare + refitted - known]
+
+
+def _mean(losses: Sequence[float]) -> float:
+    return math.fsum(losses) / len(losses)

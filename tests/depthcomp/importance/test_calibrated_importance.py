@@ -217,7 +217,7 @@ def test_a_single_image_or_the_wish_not_to_refits_no_consumer(network, candidate
 def test_losses_are_taken_on_so_many_judging_batches_at_most(
     network, candidates, calibration, weights, monkeypatch, most
 ):
-    monkeypatch.setattr("depthcomp.importance.calibrated.MOST_JUDGING", most)
+    monkeypatch.setattr("depthcomp.importance.true_loss.MOST_JUDGING", most)
     fits = [c for c in candidates if c.choice.kind == "fit"][::5]
     for choice, loss in calibrated(network, fits, calibration, EQUAL_SAVINGS, refit_kept=False).losses.items():
         some = list(calibration.judging())[:most]
@@ -423,9 +423,9 @@ def test_progress_is_reported_to_the_end(network, candidates, calibration):
 def test_more_judging_images_refine_the_better_half(network, candidates, calibration, monkeypatch):
     monkeypatch.setattr("depthcomp.importance.halving.LEAST_SCORED", 1)
     savings = {c.choice: 1.0 + index % 3 for index, c in enumerate(candidates)}
-    monkeypatch.setattr("depthcomp.importance.calibrated.MOST_JUDGING", 1)
+    monkeypatch.setattr("depthcomp.importance.true_loss.MOST_JUDGING", 1)
     first = calibrated(network, candidates, calibration, savings).losses
-    monkeypatch.setattr("depthcomp.importance.calibrated.MOST_JUDGING", 2)
+    monkeypatch.setattr("depthcomp.importance.true_loss.MOST_JUDGING", 2)
     refined = calibrated(network, candidates, calibration, savings).losses
     changed = {choice for choice in first if first[choice] != refined[choice]}
     assert first.keys() == refined.keys()

@@ -14,12 +14,13 @@ from depthcomp.errors import DepthCompError
 from depthcomp.fitting.memory import FitMemory
 from depthcomp.importance import contenders
 from depthcomp.importance import curvature as module
-from depthcomp.importance.calibrated import TrueLoss, calibrated, judging_batches
+from depthcomp.importance.calibrated import calibrated
 from depthcomp.importance.candidate_scorer import FittedCandidates
 from depthcomp.importance.curvature import CurvatureJudges
 from depthcomp.importance.curvature_importance import CurvatureImportance
 from depthcomp.importance.scoring import score_choices, scoring_context
 from depthcomp.importance.table import ImportanceTable
+from depthcomp.importance.true_loss import TrueLoss, judging_batches
 from depthcomp.preparation import prepare
 from depthcomp.progress import silent
 from latency_tables.fleet.work import Shard

@@ -15,6 +15,12 @@ from depthcomp.importance.ways import least, profiting
         ([(1.0, 0.5), (3.0, 1.5)], 1.0),
         ([(math.nan, 0.5), (3.0, 1.5)], 1.0),
         ([(1.0, math.inf), (3.0, 1.5)], 2.0),
+        ([(1.0, 0.5), (3.0,)], 1.0),
+        ([(1.0, 2.0), (3.0,)], 2.0),
+        ([(-1.0, -2.0), (3.0,)], 0.0),
+        ([(math.inf, 0.5), (3.0,)], 0.5),
+        ([(math.nan, 0.5), (3.0,)], 0.5),
+        ([(1.0, math.nan), (3.0,)], 2.0),
     ],
 )
 def test_the_lesser_mean_counts(losses, wanted):
@@ -30,5 +36,6 @@ def test_choices_profit_whose_mean_is_less_with_refits():
         "one": [(1.0, 0.5), (1.0, 1.2)], "two": [(1.0, 1.0)], "three": [(1.0,)], "four": [(0.1, math.nan)],
         "five": [(1.0, 0.96)], "six": [(-1.0, -0.99)], "seven": [(-1.0, -1.2)], "eight": [(math.inf, 2.0)],
         "nine": [(math.nan, 2.0)], "ten": [(math.inf, math.nan)],
+        "eleven": [(1.0, 0.9), (1.0,)], "twelve": [(1.0, 1.0), (1.0,)],
     }  # fmt: skip
-    assert profiting(losses) == {"one", "seven", "eight", "nine"}
+    assert profiting(losses) == {"one", "seven", "eight", "nine", "eleven"}
