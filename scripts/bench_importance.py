@@ -1,13 +1,17 @@
-"""Benchmark of the importances by fits: their cost, and how well they rank choices and plans (EfficientNet-Lite0).
+"""Benchmark of the importances by fits: their cost, and how well they rank choices and plans.
 
-Images are 224x224. Choices come from the latency table that depthcomp ships for ONNX Runtime, as in a compression, so
-nothing is timed. Random plans take a few choices each that do not overlap. The true loss of a plan is
+Networks are those of `importance_cases.py`. Choices come from a latency table, as in a compression, so nothing is
+timed. Random plans take a few choices each that do not overlap. The true loss of a plan is
 the divergence of the compressed network from the original, on images that the fits have not seen. Kept convolutions
 behind a change are refitted where that lowers it; the loss without these refits stands beside it. The true loss of a
 choice is that of the network with this choice alone, on a few batches of every fold. All choices are scored, also those
-that a compression leaves out as they cannot enter the frontier. Results are printed, and written with --json. True
-losses of plans in that file are used again, as no importance changes them: give another file after a change of the
-refits.
+that a compression leaves out as they cannot enter the frontier. Results are printed, and added to the file of --json
+after each seed. True losses of plans in that file are used again, as no importance changes them: give another file
+after a change of the refits.
+
+    python scripts/bench_importance.py --json docs/importance.json --seeds 3 4 5
+    python scripts/bench_importance.py --json docs/importance.json --seeds 0 1 2 --plans 0 --importances curvature
+    python scripts/bench_importance.py --json docs/importance.json --network segmentation --data DATA --cache CACHE
 """
 
 from __future__ import annotations
@@ -20,14 +24,12 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from demo import PIXELS, pretrained
-from photos import CALIBRATION, crops
+from importance_cases import CASES, Case, Source
 from scipy.stats import bootstrap, spearmanr
 
 from depthcomp.commands.console import Progress
@@ -43,7 +45,6 @@ from depthcomp.methods.candidates import worthwhile
 from depthcomp.preparation import Prepared, prepare
 from depthcomp.progress import silent
 from fx_passes import Plan, SpanChoice
-from latency_tables import LatencyTable
 from latency_tables.tables.environment import cpu_name
 
 IMPORTANCES = ("curvature", "calibrated")
@@ -53,9 +54,9 @@ JUDGING = 6  # batches for the true losses of choices, the folds in turns
 COMPARED_BATCHES = 12  # that plans are refitted and judged on
 
 
-def candidates_of(prepared: Prepared) -> tuple[list[Candidate], dict[SpanChoice, float]]:
+def candidates_of(case: Case, prepared: Prepared) -> tuple[list[Candidate], dict[SpanChoice, float]]:
     """Return the choices in the table that save enough to be scored, and what each saves in ms."""
-    table = LatencyTable.load(str(files("latency_tables") / "data" / "onnxruntime_epyc.json"))
+    table = case.table(prepared)
     known = [c for c in prepared.candidates if all(signature in table for signature in c.signatures)]
     priced = worthwhile(replace(prepared, candidates=known), table)
     return priced.candidates, priced.savings_ms
@@ -74,11 +75,10 @@ def random_plan(candidates: Sequence[Candidate], generator: np.random.Generator)
     return Plan.of(candidates[index].choice for index in sorted(chosen))
 
 
-def true_losses(path: Path | None, images: int) -> dict[tuple[int, str], tuple[float, float]]:
-    """Return the true losses in a file, with and without refits of kept convolutions, by seed and plan."""
-    content = {} if path is None or not path.exists() else json.loads(path.read_text())
-    runs = content["runs"] if content.get("images") == images else []
-    return {_key(run["seed"], row["choices"]): (row["loss"], row["bare_loss"]) for run in runs for row in run["plans"]}
+def true_losses(runs: Sequence[Mapping[str, Any]], network: str, images: int) -> dict[tuple[int, str], list[float]]:
+    """Return the true losses of plans in runs, with and without refits of kept convolutions, by seed and plan."""
+    alike = [run for run in runs if (run["network"], run["images"]) == (network, images)]
+    return {_key(run["seed"], row["choices"]): [row["loss"], row["bare_loss"]] for run in alike for row in run["plans"]}
 
 
 def _key(seed: int, choices: Iterable[str]) -> tuple[int, str]:
@@ -86,21 +86,24 @@ def _key(seed: int, choices: Iterable[str]) -> tuple[int, str]:
 
 
 def measured(
-    seed: int, images: int, plans: int, known: Mapping[tuple[int, str], tuple[float, float]]
+    network: str,
+    source: Source,
+    importances: Sequence[str],
+    plans: int,
+    known: Mapping[tuple[int, str], Sequence[float]],
 ) -> dict[str, Any]:
     """Return what scoring cost for one seed, the losses found, and what random plans sum to and truly lose."""
-    per_photo = -(-images // len(CALIBRATION))
-    data = crops(CALIBRATION, per_photo, smallest=0.15, seed=seed, jitter=True, **PIXELS)[:images]
-    prepared = prepare(pretrained(), None, data, None, seed)
-    candidates, savings = candidates_of(prepared)
-    print(f"seed {seed}: {len(candidates)} choices, {len(data)} images")
-    found = {name: scored(prepared, candidates, savings, name, seed) for name in IMPORTANCES}
+    case, seed = CASES[network], source.seed
+    prepared = prepare(case.model(source), None, case.data(source), None, seed)
+    candidates, savings = candidates_of(case, prepared)
+    print(f"{network}, seed {seed}: {len(candidates)} choices, {source.images} images")
+    found = {name: scored(prepared, candidates, savings, name, seed) for name in importances}
     true = true_choices(prepared, candidates, seed)
     for name, record in found.items():
         record["choice_rank_correlation"] = float(
             spearmanr([record["losses"][c] for c in true], [*true.values()]).statistic
         )
-        print(f"{name} ranks {len(true)} choices by true loss with {record['choice_rank_correlation']:.3f}")
+        print(f"{name} ranks {len(true)} choices by true loss with {record['choice_rank_correlation']:.3f}", flush=True)
     refitter = Refitter(prepared.network, prepared.calibration.thinned(COMPARED_BATCHES), seed=seed)
     generator = np.random.default_rng(seed)
     rows = []
@@ -113,12 +116,10 @@ def measured(
         print(f"plan {number + 1:2}: {len(plan)} choices, sums {sums}, true loss {loss:7.3f} ({bare:.3f})", flush=True)
     tell(f"{len(rows)} random plans", rows)
     return {
-        "seed": seed,
-        "true_losses": true,
-        "importances": found,
-        "rank_correlations": rank_correlations(rows),
-        "plans": rows,
-    }
+        "network": network, "seed": seed, "images": source.images, "threads": torch.get_num_threads(),
+        "torch": torch.__version__, "machine": cpu_name(), "date": f"{datetime.now(UTC):%Y-%m-%d}",
+        "true_losses": true, "importances": found, "rank_correlations": rank_correlations(rows), "plans": rows,
+    }  # fmt: skip
 
 
 def scored(
@@ -157,7 +158,9 @@ def rank_correlations(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, flo
     parts = {"all": rows, "up to 3": [r for r in rows if len(r["choices"]) <= FEW]}
     parts["more"] = [r for r in rows if len(r["choices"]) > FEW]
     return {
-        part: {name: _correlation(some, name) for name in IMPORTANCES} for part, some in parts.items() if len(some) > 1
+        part: {name: _correlation(some, name) for name in some[0]["sums"]}
+        for part, some in parts.items()
+        if len(some) > 1
     }
 
 
@@ -168,36 +171,51 @@ def _correlation(rows: Sequence[dict[str, Any]], name: str) -> float:
 def tell(which: str, rows: Sequence[dict[str, Any]]) -> None:
     """Print the correlations over plans, with the spread over bootstrapped draws."""
     options: dict[str, Any] = {"paired": True, "vectorized": False, "method": "percentile", "rng": 0}
-    for name in IMPORTANCES:
+    correlations = rank_correlations(rows)
+    for name in rows[0]["sums"] if len(rows) > 1 else ():
         pairs = [row["sums"][name] for row in rows], [row["loss"] for row in rows]
         drawn = bootstrap(pairs, lambda sums, losses: spearmanr(sums, losses).statistic, **options).confidence_interval
-        parts = ", ".join(f"{part} {found[name]:.3f}" for part, found in rank_correlations(rows).items())
+        parts = ", ".join(f"{part} {found[name]:.3f}" for part, found in correlations.items())
         print(
             f"{name}, {which}: rank correlation {parts}; 95 % of bootstrapped draws {drawn.low:.2f} to {drawn.high:.2f}"
         )
 
 
+def written(path: Path, run: dict[str, Any]) -> None:
+    """Add a run to a file, in place of an earlier one of its network and seed."""
+    kept = [other for other in runs_in(path) if (other["network"], other["seed"]) != (run["network"], run["seed"])]
+    runs = sorted([*kept, run], key=lambda each: (each["network"], each["seed"]))
+    path.write_text(json.dumps({"runs": runs}, indent=1) + "\n")
+
+
+def runs_in(path: Path | None) -> list[dict[str, Any]]:
+    """Return the runs in a file, none where there is no file."""
+    return [] if path is None or not path.exists() else json.loads(path.read_text())["runs"]
+
+
 def main() -> None:
     """Score, draw plans, compare, for each seed."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--network", choices=CASES, default="efficientnet_lite0")
     parser.add_argument("--images", type=int, default=256)
     parser.add_argument("--plans", type=int, default=20)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--importances", nargs="+", choices=IMPORTANCES, default=IMPORTANCES)
+    parser.add_argument("--data", type=Path, default=Path("data"), help="Fashion-MNIST, or where to download it to")
+    parser.add_argument("--cache", type=Path, default=Path("cache"), help="for networks trained on it")
+    parser.add_argument("--json", type=Path, help="file of all runs")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    known = true_losses(options.json, options.images)
-    runs = [measured(seed, options.images, options.plans, known) for seed in options.seeds]
+    runs = []
+    for seed in options.seeds:
+        source = Source(options.images, seed, options.data, options.cache)
+        known = true_losses(runs_in(options.json), options.network, options.images)
+        runs.append(measured(options.network, source, options.importances, options.plans, known))
+        if options.json is not None:
+            written(options.json, runs[-1])
     plans = [row for run in runs for row in run["plans"]]
     tell(f"all {len(plans)} plans", plans)
-    if options.json is not None:
-        content = {
-            "network": "efficientnet_lite0", "images": options.images, "threads": options.threads,
-            "torch": torch.__version__, "machine": cpu_name(), "date": f"{datetime.now(UTC):%Y-%m-%d}",
-            "all": rank_correlations(plans), "runs": runs,
-        }  # fmt: skip
-        options.json.write_text(json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":

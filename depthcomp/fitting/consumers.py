@@ -25,7 +25,7 @@ from depthcomp.progress import Progress
 from fx_passes import CapturedNetwork, Slot, SpanChoice
 from fx_passes.affine import AffineConv
 
-__all__ = ["refit_consumers"]
+__all__ = ["refit_consumers", "restores_its_exit"]
 
 _TARGET = "target"
 
@@ -109,7 +109,7 @@ def _consumers(
     found: dict[str, list[Slot]] = {}
     for candidate in candidates:
         exit_ = candidate.choice.exit
-        if _restores_its_exit(candidate):
+        if restores_its_exit(candidate):
             continue
         if exit_ not in found:
             found[exit_] = [slot for slot in consumers_of(network, exit_) if memory.is_whole(slot.operator)]
@@ -119,8 +119,11 @@ def _consumers(
                 yield _Consumer(candidate, weights[candidate.choice][folds[0]], folds, slot, system)
 
 
-def _restores_its_exit(candidate: Candidate) -> bool:
-    """Say whether a solved convolution with nothing behind it aims at the tensor at the candidate's exit."""
+def restores_its_exit(candidate: Candidate) -> bool:
+    """Say whether a solved convolution with nothing behind it aims at the tensor at the candidate's exit.
+
+    The consumers of such a change are not refitted.
+    """
     (last,) = candidate.body.graph.output_node().all_input_nodes
     return any((slot.node, slot.target) == (last.name, candidate.choice.exit) for slot in candidate.slots)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from depthcomp.data.calibration import CalibrationSet
 from depthcomp.fitting.candidates import Weights, design_of_slot, fit_candidates
-from depthcomp.fitting.consumers import refit_consumers
+from depthcomp.fitting.consumers import refit_consumers, restores_its_exit
 from depthcomp.fitting.memory import FitMemory
 from depthcomp.importance.journal import ScoreJournal
 from depthcomp.importance.ways import Ways
@@ -189,10 +189,11 @@ class CandidateScorer:
 
     def _entries(self, candidate: Candidate, number: int, bare: Set[SpanChoice]) -> list[str]:
         """Return the journal's names for the losses of a candidate."""
-        name, both = self._judging[number].name, self._judging[number].fold in self._refitted
+        name, choice = self._judging[number].name, candidate.choice
+        if choice in bare or self._judging[number].fold not in self._refitted or restores_its_exit(candidate):
+            return [f"{choice} on {name}"]
         # journals on disk hold the word readers, for consumers
-        refitted = [f"{candidate.choice} with refitted readers on {name}"] if both else []
-        return [f"{candidate.choice} on {name}", *([] if candidate.choice in bare else refitted)]
+        return [f"{choice} on {name}", f"{choice} with refitted readers on {name}"]
 
     def _scored(self, candidate: Candidate, judge: Judge, fold: int, ways: int) -> Ways:
         weights = self._fitted.weights(candidate.choice, fold)

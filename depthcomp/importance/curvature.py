@@ -165,9 +165,10 @@ class _Scoring:
         """Return the losses of the candidates that can enter the frontier."""
         ways: dict[SpanChoice, list[Ways]] = {}
         estimates: dict[SpanChoice, float] = {}
-        for some in self._contenders.rounds(estimates):
-            ways |= self._losses(self._estimates, some, "estimating losses")
-            estimates |= {candidate.choice: least(ways[candidate.choice]) for candidate in some}
+        for part in self._contenders.rounds(estimates):
+            found = self._losses(self._estimates, part.candidates, "estimating losses", part.bare)
+            ways |= found
+            estimates |= {choice: least(several) for choice, several in found.items()}
         scored = [candidate for candidate in self._context.candidates if candidate.choice in ways]
         blind = [candidate for candidate in scored if math.isnan(estimates[candidate.choice])]
         spread = scored[:: max(1, -(-len(scored) // CHECKED))]
@@ -184,9 +185,10 @@ class _Scoring:
 
     def of_part(self, part: Shard) -> int:
         """Score the first round of a part of the candidates, and return the number of their entries."""
-        always = {candidate.choice for candidate in next(self._contenders.rounds({}))}
+        first = next(self._contenders.rounds({}))
+        always = {candidate.choice for candidate in first.candidates}
         some = [candidate for candidate in part_of(self._context.candidates, part) if candidate.choice in always]
-        found = self._losses(self._estimates, some, "estimating losses")
+        found = self._losses(self._estimates, some, "estimating losses", first.bare)
         return sum(len(ways) for several in found.values() for ways in several)
 
     def _unverified(self, losses: Mapping[SpanChoice, float], true: Mapping[SpanChoice, object]) -> set[SpanChoice]:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from branched_network import Branched, images
 
+from depthcomp.fitting.consumers import restores_its_exit
 from depthcomp.importance import contenders
 from depthcomp.importance.contenders import Contenders, on_first_layers
 from depthcomp.latency.pricing import Pricing
@@ -55,13 +56,16 @@ def losses_of(candidates, seed, least_share):
     return losses
 
 
-def scored(candidates, on_frontier, losses):
-    """Return the losses that are asked for, and the number of rounds."""
-    found, count = {}, 0
-    for some in Contenders(candidates, on_frontier).rounds(found):
-        assert found.keys().isdisjoint(candidate.choice for candidate in some)
-        found |= {candidate.choice: losses[candidate.choice] for candidate in some}
-        count += 1
+def scored(candidates, on_frontier, losses, refitted=None):
+    """Return the losses that are asked for, and the number of rounds; with refits, those that are asked for."""
+    refitted, found, count = refitted or losses, {}, 0
+    bare_before = set()
+    for part in Contenders(candidates, on_frontier).rounds(found):
+        wanted = {candidate.choice for candidate in part.candidates}
+        assert bare_before >= found.keys() & wanted  # none is scored twice in the same way
+        assert part.bare.isdisjoint(found.keys() & wanted)
+        found |= {choice: losses[choice] if choice in part.bare else refitted[choice] for choice in wanted}
+        bare_before, count = part.bare, count + 1
     return found, count
 
 
@@ -90,7 +94,29 @@ def test_without_a_solver_all_are_scored_at_once(candidates):
 def test_cheap_fits_do_not_wait(candidates, on_frontier):
     losses = losses_of(candidates, 0, 0.5)
     assert max(c.slots[0].operator.weight[0].numel() for c in candidates if c.slots) < contenders.CHEAP
-    assert scored(candidates, on_frontier, losses) == (losses, 1)
+    assert scored(candidates, on_frontier, losses)[0] == losses
+
+
+@pytest.mark.usefixtures("all_wait")
+@pytest.mark.parametrize("seed", range(12))
+def test_consumers_are_refitted_behind_all_fits_that_may_pay(candidates, on_frontier, seed):
+    """Where a refit leaves the share of the loss that is assumed."""
+    bare, generator = losses_of(candidates, seed, contenders.LEAST_SHARE), np.random.default_rng(seed)
+    refitted = {choice: loss * generator.uniform(contenders.REFITTED_SHARE, 1.0) for choice, loss in bare.items()}
+    for candidate in candidates:
+        if restores_its_exit(candidate):
+            refitted[candidate.choice] = bare[candidate.choice]
+    found, _ = scored(candidates, on_frontier, bare, refitted)
+    assert on_frontier(found) == on_frontier({choice: refitted[choice] for choice in found})
+    assert any(found[choice] > refitted[choice] for choice in found)  # some fits do without
+
+
+@pytest.mark.usefixtures("all_wait")
+def test_drops_and_merges_are_refitted_at_once(candidates, on_frontier):
+    first = next(Contenders(candidates, on_frontier).rounds({}))
+    kinds = {candidate.choice.kind for candidate in first.candidates if candidate.choice not in first.bare}
+    assert {"drop", "merge"} <= kinds
+    assert {choice.kind for choice in first.bare} == {"fit"}
 
 
 @pytest.mark.usefixtures("all_wait")
