@@ -25,7 +25,7 @@ from depthcomp.progress import Progress
 from fx_passes import CapturedNetwork, Slot, SpanChoice
 from fx_passes.affine import AffineConv
 
-__all__ = ["refit_consumers", "restores_its_exit"]
+__all__ = ["Refits", "refit_consumers", "restores_its_exit"]
 
 _TARGET = "target"
 

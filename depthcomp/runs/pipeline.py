@@ -117,7 +117,7 @@ class Pipeline:
 
         return Search(
             prepared.network, problem, LatencyPredictor(self.timer, priced.total_ms), prepared.calibration,
-            baseline=self._baseline(priced, losses), fits=task.method.fits, seed=task.seed,
+            priced.candidates, baseline=self._baseline(priced, losses), fits=task.method.fits, seed=task.seed,
             progress=self.stages.report, refit_kept=task.refit_kept, memory_mib=task.importance.memory_mib,
             profiting=scored.table.profiting,
         )  # fmt: skip

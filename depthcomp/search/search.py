@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Iterable, Sequence, Set
 
 import numpy as np
 from scipy.stats import spearmanr
@@ -10,24 +10,26 @@ from scipy.stats import spearmanr
 from depthcomp.budget import Budget
 from depthcomp.data.calibration import CalibrationSet
 from depthcomp.errors import BudgetInfeasibleError
+from depthcomp.fitting.joint import JointLosses
 from depthcomp.fitting.memory import MEMORY_MIB
 from depthcomp.fitting.refit import Kept, Refitter, Unfitted
+from depthcomp.latency.pricing import Candidate
 from depthcomp.latency.timing import LatencyPredictor
 from depthcomp.methods.baselines import BaselineFrontier
 from depthcomp.progress import Progress, silent
 from depthcomp.search.comparison import PlanComparer
 from depthcomp.search.plans import Found, Option
-from dp_solver import Chain, Frontier, frontier, solve
+from dp_solver import Chain, Frontier, best_plans, frontier
 from fx_passes import CapturedNetwork, Plan, SpanChoice, linearize, merge
 
 __all__ = ["Search"]
 
 COMPARED_BATCHES = 20  # plans are compared on this many batches; the chosen one is refitted on all
-NEIGHBOURS = 4  # frontier neighbours to compare
-NEIGHBOURHOOD = 0.05  # share of a plan's sum; neighbours that are faster by more are not worth a refit
-CLIMBS = 2  # rounds in which the best plan tries to do without some of its choices
-SWAPS = 8  # choices that it tries to do without in a round
-FINALISTS = 3  # plans that are compared on all folds; the others only on the first
+RUNNERS_UP = 12  # plans of least importance to compare
+CLIMBS = 2  # rounds in which the best plan tries to leave some of its spans as they are
+SWAPS = 8  # plans to compare in such a round
+ALTERNATIVES = 2  # plans for each span that is left as it is
+FINALISTS = 3  # plans that are refitted to be compared
 ATTEMPTS = 3
 LESS = 1 - 1e-9  # share of the original's latency; a plan at or above it is no faster than the original
 UNUSED = 0.98  # share of the budget; a faster plan gives up accuracy that the budget would allow
@@ -43,6 +45,7 @@ class Search:
         predictor: measures whole networks and predicts their latency.
         calibration: images to refit on, and to rank plans on by their true loss; the returned plan is refitted on all
             of them.
+        candidates: the candidates that the problem chooses from.
         baseline: the plans to choose among; None for the frontier of the problem.
         fits: whether a plan's convolutions are solved for. The frontier's plans are then ranked by true loss; plans of
             a baseline are not.
@@ -65,6 +68,7 @@ class Search:
         problem: Callable[[Set[SpanChoice]], Chain],
         predictor: LatencyPredictor,
         calibration: CalibrationSet,
+        candidates: Sequence[Candidate],
         *,
         baseline: BaselineFrontier | None = None,
         fits: bool = True,
@@ -82,12 +86,17 @@ class Search:
         self._refits_kept = refit_kept and fits
         self._profiting = profiting
         self._report = progress or silent
+        self._places = {candidate.choice: candidate.span.nodes for candidate in candidates}
         refitter, compared = Refitter if fits else Unfitted, calibration.thinned(COMPARED_BATCHES)
         self._refitter, judge = (
             refitter(network, images, seed=seed, memory_mib=memory_mib, profiting=profiting)
             for images in (calibration, compared)
         )
-        self.comparer = PlanComparer(judge, _ways(profiting, refit_kept=self._refits_kept), self._report)
+        joint = JointLosses(
+            network, candidates, compared,
+            seed=seed, memory_mib=memory_mib, profiting=profiting, progress=self._report,
+        )  # fmt: skip
+        self.comparer = PlanComparer(joint, judge, _ways(profiting, refit_kept=self._refits_kept), self._report)
         self._importances: dict[Plan, float] = {}
         self._found: dict[Option, Found] = {}
 
@@ -131,8 +140,8 @@ class Search:
 
         It is None for fewer than three plans, or where all importances or all losses are equal.
         """
-        true = [*self.comparer.glances.values()]
-        summed = [self._importances[plan] for plan in self.comparer.glances]
+        losses = self.comparer.glances or self.comparer.verified
+        true, summed = [*losses.values()], [self._importances[plan] for plan in losses]
         if len(summed) < 3 or min(len(set(summed)), len(set(true))) == 1:
             return None
         return float(spearmanr(summed, true).statistic)
@@ -171,51 +180,62 @@ class Search:
     def _choose(self, sum_ms: float) -> Option:
         """Return the plan of least true loss within a sum.
 
-        Importances add up only approximately, so frontier neighbours are compared by their true loss. Then the solver
-        plans without some choices of the best plan, each in turn, and a plan of lower true loss replaces the best.
-        The first fold compares all these plans, and all folds the best few. Plans of a baseline, and plans without
-        fits, are taken as the method gave them.
+        Importances add up only approximately, so the plans of least importance are compared by their true loss. Then
+        the best plan leaves some of its spans as they are, each in turn, and a plan of lower true loss replaces it. All
+        these plans are compared without a joint refit, and the best few with one. Plans of a baseline, and plans
+        without fits, are taken as the method gave them.
         """
         if not self._ranks or sum_ms < self.frontier.costs[0]:
             return self.option(self._at(sum_ms))
-        compared = self._neighbours(self._at(sum_ms))
-        best = min(compared, key=self._glance)
+        compared = self._glanced(self._best_without(frozenset(), sum_ms, RUNNERS_UP))
         for _ in range(CLIMBS):
-            others = self._without_one(best, sum_ms)
-            compared += others
-            better = min([best, *others], key=self._glance)
-            if better == best:
+            best = compared[0]
+            compared = self._glanced([*compared, *self._elsewhere(best, sum_ms)])
+            if compared[0] == best:
                 break
-            best = better
-        finalists = sorted(dict.fromkeys(compared), key=self._glance)[:FINALISTS]
-        return min(finalists, key=lambda option: self.comparer.loss(option.plan))
+        return min(compared[:FINALISTS], key=lambda option: self.comparer.loss(option.plan))
 
-    def _neighbours(self, index: int) -> list[Option]:
-        """Return a frontier plan and some slightly faster ones."""
-        fastest = (1 - NEIGHBOURHOOD) * self.frontier.costs[index]
-        first = int(np.searchsorted(self.frontier.costs[:index], fastest))
-        return [self.option(place) for place in sorted({round(p) for p in np.linspace(first, index, NEIGHBOURS)})]
+    def _glanced(self, options: Iterable[Option]) -> list[Option]:
+        """Return different plans by rising true loss without a joint refit."""
+        found = {option.plan: option for option in options}
+        self._importances |= {plan: option.importance for plan, option in found.items()}
+        self.comparer.glance_at(found)
+        return sorted(found.values(), key=lambda option: self.comparer.glances[option.plan])
 
-    def _without_one(self, option: Option, sum_ms: float) -> list[Option]:
-        """Return the solver's best plans within a sum that lack one choice of `option`, those of least importance."""
-        found = []
-        for choice in option.plan:
-            try:
-                answer = solve(self._problem({choice}), sum_ms)
-            except BudgetInfeasibleError:
-                continue
-            found.append(Option(_plan_of(answer.keys), answer.cost, answer.loss))
+    def _best_without(self, without: Set[SpanChoice], sum_ms: float, count: int) -> list[Option]:
+        """Return up to `count` plans of least importance within a sum that lack some choices.
+
+        A plan that only adds choices to a better one is left out.
+        """
+        try:
+            answers = best_plans(self._problem(without), sum_ms, 2 * count)
+        except BudgetInfeasibleError:
+            return []
+        found: list[Option] = []
+        for answer in answers:
+            plan = _plan_of(answer.keys)
+            if not any(set(other.plan) <= set(plan) for other in found):
+                found.append(Option(plan, answer.cost, answer.loss))
+        return found[:count]
+
+    def _elsewhere(self, option: Option, sum_ms: float) -> list[Option]:
+        """Return the best plans within a sum that leave a span of `option` as it is, those of least importance."""
+        found = [
+            other
+            for choice in option.plan
+            for other in self._best_without(self._at_place_of(choice), sum_ms, ALTERNATIVES)
+        ]
         return sorted(found, key=lambda other: other.importance)[:SWAPS]
 
-    def _glance(self, option: Option) -> float:
-        """Return the true loss of a plan on the first fold."""
-        self._importances[option.plan] = option.importance
-        return self.comparer.glance(option.plan)
+    def _at_place_of(self, choice: SpanChoice) -> set[SpanChoice]:
+        """Return the choices that change a node which `choice` changes."""
+        nodes = set(self._places[choice])
+        return {other for other, changed in self._places.items() if not nodes.isdisjoint(changed)}
 
     def _try(self, option: Option) -> Found:
         """Return a plan's refitted network with its measured latency, measured once."""
         if option not in self._found:
-            self._glance(option)
+            self._importances[option.plan] = option.importance
             loss = self.comparer.loss(option.plan)
             self._found[option] = self._measured(option, self.comparer.way(option.plan), loss)
         return self._found[option]

@@ -1,0 +1,122 @@
+"""Losses of plans without a refit: each choice keeps the weights that it got alone, and all run together.
+
+A plan's sum misses how its choices act on each other: changes of neighbouring blocks lose more together than alone. A
+forward of the whole changed network on a few images sees that, and costs far less than a refit of the plan.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence, Set
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from depthcomp.data.calibration import CalibrationSet
+from depthcomp.fitting.candidates import Weights, fit_candidates
+from depthcomp.fitting.consumers import Refits, refit_consumers
+from depthcomp.fitting.divergence import rise_of_loss
+from depthcomp.fitting.memory import MEMORY_MIB, FitMemory
+from depthcomp.latency.pricing import Candidate
+from depthcomp.progress import Progress, silent
+from fx_passes import CapturedNetwork, Plan, SpanChoice, linearize, merge
+from fx_passes.affine import AffineConv
+from fx_passes.facts import GraphFacts
+from fx_passes.slot_layers import load_operator
+
+__all__ = ["JointLosses"]
+
+JUDGING = 6  # batches, the folds in turns
+
+
+class JointLosses:
+    """Judge of plans whose choices are fitted alone.
+
+    Args:
+        network: the captured network, in evaluation mode; it is not changed.
+        candidates: the candidates that plans are made of.
+        calibration: images to fit on and to judge with; each fold is judged with weights that have not seen it.
+        seed: seed of the sampled pixels.
+        memory_mib: memory that fits may use, in MiB.
+        profiting: the choices whose first kept layers behind them are refitted, too; None for all.
+        progress: called as (what, done, total).
+    """
+
+    def __init__(
+        self,
+        network: CapturedNetwork,
+        candidates: Sequence[Candidate],
+        calibration: CalibrationSet,
+        *,
+        seed: int = 0,
+        memory_mib: float = MEMORY_MIB,
+        profiting: Set[SpanChoice] | None = None,
+        progress: Progress = silent,
+    ) -> None:
+        self._network, self._calibration = network, calibration
+        self._candidates = {candidate.choice: candidate for candidate in candidates}
+        self._seed, self._profiting, self._report = seed, profiting, progress
+        self._memory = FitMemory(calibration.count, memory_mib)
+        self._weights: dict[SpanChoice, Mapping[int, Weights]] = {}
+        self._consumers: Refits = {}
+        self._judging: list[tuple[int, Tensor, Any, Tensor | None]] = []
+
+    def fit(self, plans: Iterable[Plan]) -> None:
+        """Fit the choices of plans that are not fitted yet, in few passes over the images."""
+        choices = {choice for plan in plans for choice in plan} - self._weights.keys()
+        if not choices:
+            return
+        some = [candidate for choice, candidate in self._candidates.items() if choice in choices]
+        options: dict[str, Any] = {"seed": self._seed, "memory": self._memory, "progress": self._report}
+        self._weights |= fit_candidates(self._network, some, self._calibration, **options)
+        profiting = [c for c in some if self._profiting is None or c.choice in self._profiting]
+        if profiting and self._calibration.judges:
+            self._consumers |= refit_consumers(
+                self._network, profiting, self._weights, self._calibration, self._calibration.judges, **options
+            )
+
+    def loss(self, plan: Plan, *, refitted: bool) -> float:
+        """Return the mean rise of the loss under a plan on the judging images; infinite where an output is NaN.
+
+        Args:
+            plan: the plan.
+            refitted: whether to use refitted kept layers behind profiting choices.
+        """
+        self.fit([plan])
+        total, images = 0.0, 0
+        for fold, batches in itertools.groupby(sorted(self._judged(), key=lambda each: each[0]), lambda each: each[0]):
+            network = self._network_of(plan, fold, refitted=refitted)
+            with torch.no_grad():
+                for _, batch, wanted, classes in batches:
+                    total += rise_of_loss(wanted, network(batch), classes) * len(batch)
+                    images += len(batch)
+        return math.inf if math.isnan(total) else total / images
+
+    def _network_of(self, plan: Plan, fold: int, *, refitted: bool) -> fx.GraphModule:
+        """Return the merged network of a plan, with weights that have not seen a fold."""
+        linearized = GraphFacts(linearize(self._network, plan))
+        some = [self._candidates[choice] for choice in plan]
+        changed = {name for candidate in some for name in candidate.span.nodes}
+        operators: dict[str, AffineConv] = {}
+        for candidate in some if refitted else ():
+            consumers = self._consumers.get((candidate.choice, fold), {})
+            operators |= {name: operator for name, operator in consumers.items() if name not in changed}
+        for candidate in some:
+            weights = self._weights[candidate.choice][fold]
+            operators |= {slot.node: weights[slot.node] for slot in candidate.slots}
+        for name, operator in operators.items():
+            load_operator(linearized, name, operator)
+        return merge(linearized.gm, plan)
+
+    def _judged(self) -> list[tuple[int, Tensor, Any, Tensor | None]]:
+        """Return the fold, images, original outputs and labels of each judging batch."""
+        if not self._judging:
+            turns = zip(self._calibration.judging(), self._calibration.judging_labels(), strict=True)
+            with torch.no_grad():
+                self._judging = [
+                    (fold, batch, self._network.gm(batch), classes)
+                    for (fold, batch), classes in itertools.islice(turns, JUDGING)
+                ]
+        return self._judging
