@@ -16,8 +16,8 @@ class Effort:
         scored: number of choices with a loss; the others were left out.
         fits: number of convolutions that were solved for these losses.
         true_losses: number of choices whose loss is a true one, not an estimate.
-        plans_compared: number of plans that were refitted and judged on the first fold of the images.
-        plans_verified: number of plans that were refitted and judged on all folds, too.
+        plans_compared: number of plans judged without a joint refit of their choices.
+        plans_verified: number of plans judged with one.
         networks_measured: number of compressed networks whose latency was measured.
     """
 

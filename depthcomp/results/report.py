@@ -160,8 +160,8 @@ def _effort(effort: Effort) -> str:
     """Return how many choices, fits, plans and networks were tried."""
     return (
         f"{effort.choices} choices save time; {effort.scored} of them were scored, with {effort.fits} fits, and the "
-        f"losses of {effort.true_losses} are true ones. {effort.plans_compared} plans were compared on one fold of the "
-        f"images, {effort.plans_verified} of them on all, and {effort.networks_measured} networks were measured"
+        f"losses of {effort.true_losses} are true ones. {effort.plans_compared} plans were compared, "
+        f"{effort.plans_verified} were refitted to be compared, and {effort.networks_measured} networks were measured"
     )
 
 

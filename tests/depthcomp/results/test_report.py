@@ -76,7 +76,7 @@ def rows_after(page, heading):
 def test_the_effort_is_told_where_it_was_counted(tmp_path):
     said = (
         "302 choices save time; 234 of them were scored, with 213 fits, and the losses of 95 are true ones. 23 plans "
-        "were compared on one fold of the images, 9 of them on all, and 6 networks were measured."
+        "were compared, 9 were refitted to be compared, and 6 networks were measured."
     )
     assert said in page_of(make_result(), tmp_path).text
     assert "Effort" not in page_of(make_result(effort=None), tmp_path).text

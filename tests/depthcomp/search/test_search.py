@@ -97,7 +97,7 @@ def search_for(network, choosable, measured=lambda sum_ms: sum_ms + 0.3):
         return pricing.problem(network.tree, candidates, kept, price)
 
     predictor = ScriptedPredictor(total_ms(pricing), measured)
-    return Search(network, problem, predictor, calibration), predictor
+    return Search(network, problem, predictor, calibration, candidates), predictor
 
 
 @pytest.mark.parametrize("budget", ["90%", "70%", "1.8x", "3ms"])
@@ -204,8 +204,8 @@ def test_a_plan_whose_outputs_are_nan_is_not_chosen(network, choosable, monkeypa
     monkeypatch.setattr(Refitter, "carry_out", overflowing)
     found = search.meet(Budget(70, "%"))
     assert math.isfinite(found.loss)
-    assert all(map(math.isfinite, search.comparer.glances.values()))
-    assert all(search.comparer.way(plan) == "nearest" for plan in search.comparer.glances)
+    assert all(map(math.isfinite, search.comparer.verified.values()))
+    assert all(search.comparer.way(plan) == "nearest" for plan in search.comparer.verified)
 
 
 @pytest.fixture(scope="module")

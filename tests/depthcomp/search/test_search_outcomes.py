@@ -1,5 +1,7 @@
 """What the search returns where every plan's measured latency and true loss are known in advance."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -71,11 +73,23 @@ def known_search(monkeypatch):
             def loss(self, plan, *, kept, folds=None):
                 return true_losses[plan] + dict(rises).get(kept, 0.0)
 
+        class KnownJoint:
+            def __init__(self, network, candidates, calibration, **settings):
+                pass
+
+            def fit(self, plans):
+                pass
+
+            def loss(self, plan, *, refitted):
+                return true_losses[plan]
+
         monkeypatch.setattr(search, "Refitter", KnownRefitter)
+        monkeypatch.setattr(search, "JointLosses", KnownJoint)
         monkeypatch.setattr(search, "linearize", lambda network, plan: plan)
         monkeypatch.setattr(search, "merge", lambda linearized, plan: linearized)
         predictor = KnownPredictor(measured)
-        return Search(None, problem, predictor, cross_validated(torch.zeros(3, 1, 2, 2), 0)), predictor
+        candidates = [SimpleNamespace(choice=choice, span=SimpleNamespace(nodes=("b",))) for choice in choices.values()]
+        return Search(None, problem, predictor, cross_validated(torch.zeros(3, 1, 2, 2), 0), candidates), predictor
 
     return make
 
