@@ -5,11 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Protocol, runtime_checkable
 
-__all__ = ["Progress", "Stages", "silent"]
+__all__ = ["Foretells", "Progress", "Stages", "silent"]
 
 Progress = Callable[[str, int, int], None]
 """Called as (stage, done, total) after each piece of work."""
+
+
+@runtime_checkable
+class Foretells(Protocol):
+    """A progress that also wants to know how long the run will take."""
+
+    def foretell(self, seconds: float) -> None:
+        """Take the seconds that the whole run will take, from its beginning."""
 
 
 def silent(what: str, done: int, total: int) -> None:
@@ -26,6 +35,7 @@ class Stages:
     Attributes:
         report: `progress`, always callable.
         seconds: wall time of each finished stage, over all its runs.
+        foretold_seconds: the wall time of the whole run as foretold; None before that.
 
     Example:
         >>> stages = Stages(lambda stage, done, total: print(stage, done, "of", total))
@@ -39,7 +49,16 @@ class Stages:
 
     def __init__(self, progress: Progress | None, seconds: dict[str, float] | None = None) -> None:
         self.report: Progress = progress or silent
+        self._listener: object = progress
         self.seconds = {} if seconds is None else seconds
+        self.foretold_seconds: float | None = None
+        self._began = time.perf_counter()
+
+    def foretell(self, seconds: float) -> None:
+        """Pass on that the run will take some seconds from now."""
+        self.foretold_seconds = time.perf_counter() - self._began + seconds
+        if isinstance(self._listener, Foretells):
+            self._listener.foretell(self.foretold_seconds)
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:

@@ -1,13 +1,14 @@
 """Benchmark of the importances by fits: their cost, and how well they rank choices and plans.
 
 Networks are those of `importance_cases.py`. Choices come from a latency table, as in a compression, so nothing is
-timed. Random plans take a few choices each that do not overlap. The true loss of a plan is
-the divergence of the compressed network from the original, on images that the fits have not seen. Kept convolutions
-behind a change are refitted where that lowers it; the loss without these refits stands beside it. The true loss of a
-choice is that of the network with this choice alone, on a few batches of every fold. All choices are scored, also those
-that a compression leaves out as they cannot enter the frontier. Results are printed, and added to the file of --json
-after each seed. True losses of plans in that file are used again, as no importance changes them: give another file
-after a change of the refits.
+timed. Random plans take a few choices each that do not overlap. The true loss of a plan is the divergence of the
+compressed network from the original, on images that the fits have not seen. Kept convolutions behind a change are
+refitted where that lowers it; the loss without these refits stands beside it. "together" is the loss of a forward of
+all choices of a plan, each fitted alone, by which a search compares plans. The true loss of a choice is that of the
+network with this choice alone, on a few batches of every fold. All choices are scored, also those that a compression
+leaves out as they cannot enter the frontier. Results are printed, and added to the file of --json after each seed. True
+losses of plans in that file are used again, as no importance changes them: give another file after a change of the
+refits.
 
     python scripts/bench_importance.py --json docs/importance.json --seeds 3 4 5
     python scripts/bench_importance.py --json docs/importance.json --seeds 0 1 2 --plans 0 --importances curvature
@@ -32,18 +33,19 @@ import torch
 from importance_cases import CASES, Case, Source
 from scipy.stats import bootstrap, spearmanr
 
-from depthcomp.commands.console import Progress
+from depthcomp.fitting.joint import JointLosses
 from depthcomp.fitting.memory import FitMemory
 from depthcomp.fitting.refit import Refitter
 from depthcomp.importance.candidate_scorer import CandidateScorer, FittedCandidates
 from depthcomp.importance.journal import ScoreJournal
 from depthcomp.importance.scoring import score_choices
 from depthcomp.importance.true_loss import TrueLoss, judging_batches
-from depthcomp.importance.ways import least
+from depthcomp.importance.ways import Ways, least, profiting
 from depthcomp.latency.pricing import Candidate
 from depthcomp.methods.candidates import worthwhile
 from depthcomp.preparation import Prepared, prepare
 from depthcomp.progress import silent
+from depthcomp.search import search
 from fx_passes import Plan, SpanChoice
 from latency_tables.tables.environment import cpu_name
 
@@ -98,22 +100,29 @@ def measured(
     candidates, savings = candidates_of(case, prepared)
     print(f"{network}, seed {seed}: {len(candidates)} choices, {source.images} images")
     found = {name: scored(prepared, candidates, savings, name, seed) for name in importances}
-    true = true_choices(prepared, candidates, seed)
+    ways = true_choices(prepared, candidates, seed)
+    true = {str(choice): least(several) for choice, several in ways.items()}
     for name, record in found.items():
         record["choice_rank_correlation"] = float(
             spearmanr([record["losses"][c] for c in true], [*true.values()]).statistic
         )
         print(f"{name} ranks {len(true)} choices by true loss with {record['choice_rank_correlation']:.3f}", flush=True)
     refitter = Refitter(prepared.network, prepared.calibration.thinned(COMPARED_BATCHES), seed=seed)
-    generator = np.random.default_rng(seed)
-    rows = []
-    for number in range(plans):
-        plan = random_plan(candidates, generator)
+    joint = JointLosses(
+        prepared.network, candidates, prepared.calibration.thinned(search.COMPARED_BATCHES),
+        seed=seed, profiting=profiting(ways),
+    )  # fmt: skip
+    generator, rows = np.random.default_rng(seed), []
+    drawn = [random_plan(candidates, generator) for _ in range(plans)]
+    joint.fit(drawn)
+    for number, plan in enumerate(drawn):
         names = [str(choice) for choice in plan]
         sums = {name: sum(record["losses"][choice] for choice in names) for name, record in found.items()}
+        sums["together"] = joint.loss(plan, refitted=True)
         loss, bare = known.get(_key(seed, names)) or _true_loss(refitter, plan)
         rows.append({"choices": names, "sums": sums, "loss": loss, "bare_loss": bare})
-        print(f"plan {number + 1:2}: {len(plan)} choices, sums {sums}, true loss {loss:7.3f} ({bare:.3f})", flush=True)
+        told = ", ".join(f"{name} {value:.3f}" for name, value in sums.items())
+        print(f"plan {number + 1:2}: {len(plan)} choices, {told}, true loss {loss:.3f} ({bare:.3f})", flush=True)
     tell(f"{len(rows)} random plans", rows)
     return {
         "network": network, "seed": seed, "images": source.images, "threads": torch.get_num_threads(),
@@ -127,8 +136,7 @@ def scored(
 ) -> dict[str, Any]:
     """Return the losses that an importance finds, by choice, and what that cost."""
     wall, cpu = time.perf_counter(), time.process_time()
-    with Progress() as progress:
-        losses = score_choices(prepared, candidates, savings, name, seed=seed, progress=progress).losses
+    losses = score_choices(prepared, candidates, savings, name, seed=seed).losses
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     peak_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f"{name} took {wall:.0f} s ({cpu:.0f} s of processor time), {peak_gib:.1f} GiB at the peak so far")
@@ -136,16 +144,17 @@ def scored(
     return {"seconds": wall, "processor_seconds": cpu, "peak_gib": peak_gib, "losses": by_name}
 
 
-def true_choices(prepared: Prepared, candidates: Sequence[Candidate], seed: int) -> dict[str, float]:
-    """Return the true loss of each choice alone, with refitted consumers where that lowers it."""
+def true_choices(prepared: Prepared, candidates: Sequence[Candidate], seed: int) -> dict[SpanChoice, list[Ways]]:
+    """Return the true losses of each choice alone, without and with refitted consumers."""
     network, calibration = prepared.network, prepared.calibration
     fitted = FittedCandidates(
         network, calibration, seed=seed, report=silent, memory=FitMemory(calibration.count), refit_kept=True
     )
     judging = judging_batches(calibration)[:JUDGING]
     scorer = CandidateScorer(fitted, judging, functools.partial(TrueLoss, network), ScoreJournal())
+    scorer.fit(candidates, frozenset())
     columns = zip(*(list(scorer.losses(candidates, number)) for number in range(scorer.batches)), strict=True)
-    return {str(candidate.choice): least(ways) for candidate, ways in zip(candidates, columns, strict=True)}
+    return {candidate.choice: list(ways) for candidate, ways in zip(candidates, columns, strict=True)}
 
 
 def _true_loss(refitter: Refitter, plan: Plan) -> tuple[float, float]:

@@ -7,7 +7,7 @@ from time import perf_counter
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from depthcomp.results.wording import deeds, line_residual, milliseconds, place, tuning, verdict
+from depthcomp.results.wording import deeds, duration, line_residual, milliseconds, place, tuning, verdict
 
 if TYPE_CHECKING:
     import rich.console
@@ -122,6 +122,11 @@ class Progress:
         if done >= total or perf_counter() - self._drawn >= REFRESH_SECONDS:
             self._bars.refresh()
             self._drawn = perf_counter()
+
+    def foretell(self, seconds: float) -> None:
+        """Tell how long the whole run will take."""
+        line = f"about {duration(seconds)} in all"
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def _begin(self, stage: str) -> None:
         self._stage, self._began = stage, self._announced.pop(stage, perf_counter())

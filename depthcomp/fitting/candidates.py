@@ -6,7 +6,7 @@ The weights of a candidate do not depend on which others are fitted, to the bit.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -24,7 +24,16 @@ from fx_passes.affine import AffineConv, Pair
 from fx_passes.kinds import kind_of
 from fx_passes.operators import Role
 
-__all__ = ["Weights", "design_of_slot", "fit_candidates", "replacement", "samples_per_batch", "whole_states"]
+__all__ = [
+    "SharedSystem",
+    "Weights",
+    "design_of_slot",
+    "fit_candidates",
+    "replacement",
+    "samples_per_batch",
+    "shared_systems",
+    "whole_states",
+]
 
 Weights = Mapping[str, AffineConv]
 """Convolutions of a body, by node name."""
@@ -47,7 +56,7 @@ class _Fit:
 
 
 @dataclass(frozen=True, slots=True)
-class _Shared:
+class SharedSystem:
     """Fits that share a system.
 
     Attributes:
@@ -96,8 +105,8 @@ def fit_candidates(
         memory: the memory that fits may use; None for the default.
     """
     report, memory = progress or silent, memory or FitMemory(calibration.count)
-    fits = [_Fit(candidate.choice, slot) for candidate in candidates for slot in candidate.slots]
-    passes = list(memory.passes(_sharing(fits, memory), lambda shared: shared.system, lambda shared: shared.outputs))
+    shared = shared_systems(candidates, memory)
+    passes = list(memory.passes(shared, lambda each: each.system, lambda each: each.outputs))
     solved: _Solved = {}
     for number, several in enumerate(passes):
         where = f"pass {number + 1} of {len(passes)}"
@@ -115,7 +124,7 @@ def _weights(candidate: Candidate, solved: _Solved, folds: int) -> Mapping[int, 
 
 
 def _fitted(
-    network: CapturedNetwork, several: Sequence[_Shared], calibration: CalibrationSet, seed: int, report: Progress
+    network: CapturedNetwork, several: Sequence[SharedSystem], calibration: CalibrationSet, seed: int, report: Progress
 ) -> _Solved:
     """Return the operators of the fits of one pass over the images."""
     operators: _Solved = {}
@@ -161,17 +170,19 @@ def samples_per_batch(unknowns: int, batches: int) -> int:
     return int(SAMPLES_PER_UNKNOWN * unknowns + LEAST_SAMPLES) // batches + 1
 
 
-def _sharing(fits: Sequence[_Fit], memory: FitMemory) -> Iterator[_Shared]:
-    """Yield fits of one design and kernel with their system."""
+def shared_systems(candidates: Sequence[Candidate], memory: FitMemory) -> list[SharedSystem]:
+    """Return the systems of all fits; fits of one design and kernel share one."""
     together: dict[tuple[Design, Pair], list[_Fit]] = {}
-    for fit in fits:
+    for fit in (_Fit(candidate.choice, slot) for candidate in candidates for slot in candidate.slots):
         together.setdefault((design_of_slot(fit.slot), fit.slot.operator.kernel), []).append(fit)
-    for (design, _), members in together.items():
-        yield _Shared(memory.system(design.entry, members[0].slot.operator), tuple(members))
+    return [
+        SharedSystem(memory.system(design.entry, members[0].slot.operator), tuple(members))
+        for (design, _), members in together.items()
+    ]
 
 
 def _accumulate(
-    network: CapturedNetwork, several: Sequence[_Shared], batch: Tensor, batches: int, seed: int, fold: int
+    network: CapturedNetwork, several: Sequence[SharedSystem], batch: Tensor, batches: int, seed: int, fold: int
 ) -> None:
     """Add a batch to the sums of all systems; a fit sees at least `batches` batches."""
     wanted = {name for shared in several for name in (shared.system.design.entry, *shared.targets)}

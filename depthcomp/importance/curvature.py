@@ -22,6 +22,7 @@ from depthcomp.fingerprint import seed_of
 from depthcomp.fitting.candidates import Weights, replacement
 from depthcomp.fitting.kept_slots import consumers_of, run_operator
 from depthcomp.fitting.sensitivity import Sensitivity
+from depthcomp.fitting.speed import Speed, fit_work
 from depthcomp.importance.candidate_scorer import CandidateScorer, FittedCandidates, JudgingBatch, part_of
 from depthcomp.importance.contenders import Contenders
 from depthcomp.importance.context import ScoringContext
@@ -34,12 +35,13 @@ from fx_passes import CapturedNetwork, SpanChoice
 from fx_passes.affine import AffineConv
 from latency_tables.fleet.work import Shard
 
-__all__ = ["CurvatureJudges", "CurvatureScores", "curvature", "score_part"]
+__all__ = ["CurvatureJudges", "CurvatureScores", "curvature", "foretold_seconds", "score_part"]
 
 ESTIMATED_BATCHES = 3  # judging batches for estimates, the folds in turns
 VERIFIED_BATCHES = 3  # for true losses: over EfficientNet-Lite0's choices they rank as six do (Spearman 0.996)
 DOUBT = 0.75  # share of an estimate that the true loss may be
 CHECKED = 24  # choices over the whole network that get true losses besides those on the frontier
+FORWARDS, PASSES, FORWARDS_EACH, FITS = 100.0, 1.5, 1.0, 2.0  # of `foretold_seconds`
 _MIB = 2**20
 
 
@@ -78,6 +80,19 @@ def score_part(context: ScoringContext, journal: ScoreJournal, draws: int, part:
     scored: the scores of all parts decide which others there are. The arguments are as for `curvature`.
     """
     return _Scoring(context, journal, draws).of_part(part)
+
+
+def foretold_seconds(context: ScoringContext, speed: Speed) -> float:
+    """Return about how many seconds `curvature` will take.
+
+    The time goes into forwards of single batches, passes over all images, changes of each candidate, and fits. The
+    factors are fitted to the networks of `scripts/bench_scaling.py`.
+    """
+    first = next(Contenders(context.candidates, context.on_frontier).rounds({})).candidates
+    calibration = context.prepared.calibration
+    work = fit_work(first, calibration, context.memory)
+    forwards = FORWARDS + PASSES * work.passes * len(calibration.batches) + FORWARDS_EACH * len(context.candidates)
+    return speed.batch_seconds * forwards + FITS * work.multiply_adds / speed.fits_per_second
 
 
 class CurvatureJudges:

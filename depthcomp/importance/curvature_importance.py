@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 
 from depthcomp.fitting.memory import MEMORY_MIB
+from depthcomp.fitting.speed import Speed
 from depthcomp.importance.context import ScoringContext
-from depthcomp.importance.curvature import curvature, score_part
+from depthcomp.importance.curvature import curvature, foretold_seconds, score_part
 from depthcomp.importance.journal import ScoreJournal
 from depthcomp.importance.protocol import Importance
 from depthcomp.importance.registry import PRESETS
@@ -57,6 +58,10 @@ class CurvatureImportance(Importance):
     def rules(self, *, refit_kept: bool) -> str:
         """Return the version of the scoring rules; refits of kept layers change the scores."""
         return f"{ALGORITHM}, consumers refitted" if refit_kept else f"{ALGORITHM}"
+
+    def foretell(self, context: ScoringContext, speed: Speed) -> float:
+        """Return about how many seconds `score_all` will take; less where a journal has scores already."""
+        return foretold_seconds(context, speed)
 
     def score_all(self, context: ScoringContext) -> Scored:
         """Return the losses of the choices; for errors see `Importance`."""

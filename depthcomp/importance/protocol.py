@@ -12,6 +12,7 @@ from typing import Protocol, runtime_checkable
 
 from depthcomp.errors import DepthCompError
 from depthcomp.fitting.memory import MEMORY_MIB
+from depthcomp.fitting.speed import Speed
 from depthcomp.importance.context import ScoringContext
 from depthcomp.importance.scored import Scored
 from depthcomp.importance.settings import Settings
@@ -52,6 +53,10 @@ class Importance(Protocol):
     def rules(self, *, refit_kept: bool) -> str:
         """Return a version of the scoring rules, or "" if unknown; other rules give other scores for equal settings."""
         return ""
+
+    def foretell(self, context: ScoringContext, speed: Speed) -> float | None:
+        """Return about how many seconds `score_all` will take on a machine of this speed; None where unknown."""
+        return None
 
     @abstractmethod
     def score_all(self, context: ScoringContext) -> Scored:

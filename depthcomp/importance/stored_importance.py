@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from depthcomp.errors import TableError
+from depthcomp.fitting.speed import Speed
 from depthcomp.importance.context import ScoringContext
 from depthcomp.importance.protocol import Importance
 from depthcomp.importance.scored import Scored, finite_of
@@ -42,6 +43,10 @@ class StoredImportance(Importance):
     def rules(self, *, refit_kept: bool) -> str:
         """Return the version of the rules that found the losses."""
         return self.table.algorithm
+
+    def foretell(self, context: ScoringContext, speed: Speed) -> float:
+        """Return that taking losses from a table needs no time."""
+        return 0.0
 
     def score_all(self, context: ScoringContext) -> Scored:
         """Return the losses of the choices in the table; the others are left out, and a note counts them.

@@ -19,6 +19,7 @@ class Effort:
         plans_compared: number of plans judged without a joint refit of their choices.
         plans_verified: number of plans judged with one.
         networks_measured: number of compressed networks whose latency was measured.
+        foretold_seconds: how long the run would take, as foretold before the choices were scored; None where unknown.
     """
 
     choices: int
@@ -28,3 +29,4 @@ class Effort:
     plans_compared: int
     plans_verified: int
     networks_measured: int
+    foretold_seconds: float | None = None

@@ -14,7 +14,18 @@ if TYPE_CHECKING:
     from fx_passes import SpanChoice
     from latency_tables import Environment
 
-__all__ = ["deed", "deeds", "line_residual", "milliseconds", "percent", "place", "tuning", "verdict", "where"]
+__all__ = [
+    "deed",
+    "deeds",
+    "duration",
+    "line_residual",
+    "milliseconds",
+    "percent",
+    "place",
+    "tuning",
+    "verdict",
+    "where",
+]
 
 _BACKENDS = {
     "onnxruntime": "ONNX Runtime",
@@ -26,6 +37,16 @@ _BACKENDS = {
     "tensorrt": "TensorRT",
     "tensorrt_rtx": "TensorRT for RTX",
 }
+
+
+def duration(seconds: float) -> str:
+    """Return a duration as text, in whole seconds or from two minutes on in minutes.
+
+    Example:
+        >>> duration(95.2), duration(347.0)
+        ('95 s', '6 min')
+    """
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
 
 
 def milliseconds(ms: float) -> str:

@@ -10,6 +10,8 @@ from torch import fx
 
 from depthcomp.budget import Budget
 from depthcomp.errors import BudgetError, BudgetInfeasibleError
+from depthcomp.fitting.speed import speed_of
+from depthcomp.importance.context import ScoringContext
 from depthcomp.importance.scored import Scored
 from depthcomp.latency.pricing import Candidate
 from depthcomp.latency.table_store import TableStore
@@ -22,6 +24,7 @@ from depthcomp.results.effort import Effort
 from depthcomp.results.findings import FrontierPoint, SpanRecord
 from depthcomp.results.result import CompressionResult
 from depthcomp.runs.task import CompressionTask
+from depthcomp.search.forecast import foretold_seconds
 from depthcomp.search.plans import Found
 from depthcomp.search.search import Search
 from depthcomp.warning import warn_caller
@@ -79,6 +82,7 @@ class Pipeline:
             self._require_room(priced.candidates, _TOO_LITTLE)
         with self.stages("scoring choices"):
             context = self.task.scoring(self.prepared, priced, folder=self.folder, progress=self.stages.report)
+            self._foretell(context)
             scored = self.task.importance.score_all(context)
         for note in scored.notes:
             warn_caller(note)
@@ -100,6 +104,17 @@ class Pipeline:
                 f"no span of this network can be made faster than its {original_ms:.3f} ms: {reason}",
                 best_ms=original_ms,
             )
+
+    def _foretell(self, context: ScoringContext) -> None:
+        """Foretell the time of scoring and search, where the importance can and the search is a solver's with fits."""
+        method = self.task.method
+        if not method.fits or method.draw is not None:
+            return
+        speed = speed_of(self.prepared.network, self.prepared.calibration)
+        scoring = self.task.importance.foretell(context, speed)
+        if scoring is not None:
+            measuring = self.stages.seconds["measuring the original"]
+            self.stages.foretell(scoring + foretold_seconds(speed, measuring))
 
     def _complete_table(self) -> LatencyTable:
         """Return a table with every operator that the plans may need."""
@@ -163,11 +178,11 @@ class Pipeline:
             importance=scored.table,
             original=prepared.original,
             method=self.task.method.name,
-            effort=_effort(priced, scored, search),
+            effort=_effort(priced, scored, search, self.stages.foretold_seconds),
         )
 
 
-def _effort(priced: PricedCandidates, scored: Scored, search: Search) -> Effort:
+def _effort(priced: PricedCandidates, scored: Scored, search: Search, foretold_seconds: float | None) -> Effort:
     table = scored.table
     fitted = (len(candidate.slots) for candidate in priced.candidates if candidate.choice in table.losses)
     return Effort(
@@ -178,6 +193,7 @@ def _effort(priced: PricedCandidates, scored: Scored, search: Search) -> Effort:
         plans_compared=len(search.comparer.glances),
         plans_verified=len(search.comparer.verified),
         networks_measured=search.predictor.calibration.n - 1,  # the original is one of them
+        foretold_seconds=foretold_seconds,
     )
 
 
