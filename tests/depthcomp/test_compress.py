@@ -138,6 +138,14 @@ def test_the_network_is_shallower(run):
     assert result.original_depth == 1 + 3 + 2 + 1
 
 
+def test_the_time_of_the_run_was_foretold(run):
+    """Within a wide margin: this network's run takes less time than the noise of a busy machine."""
+    effort = run.result.effort
+    assert 0 < effort.foretold_seconds < 600
+    assert effort.plans_verified <= effort.plans_compared
+    assert 0 < effort.true_losses <= effort.scored <= effort.choices
+
+
 def are_modules(words):
     """Say of each of these words whether it is the path of a module of the model, or an operation in one."""
     paths = dict(tiny_net().named_modules())

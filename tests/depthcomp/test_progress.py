@@ -29,3 +29,33 @@ def test_nobody_need_listen():
     with stages("capturing"):
         stages.report("inside", 1, 1)
     assert list(stages.seconds) == ["capturing"]
+
+
+class Listener:
+    """A progress that wants to know how long the run will take."""
+
+    def __init__(self):
+        self.told = []
+
+    def __call__(self, stage, done, total):
+        pass
+
+    def foretell(self, seconds):
+        self.told.append(seconds)
+
+
+def test_the_time_of_the_whole_run_is_foretold_from_its_beginning(monkeypatch):
+    clock = iter([100.0, 130.0])
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+    listener = Listener()
+    stages = Stages(listener)
+    assert stages.foretold_seconds is None
+    stages.foretell(45.0)
+    assert listener.told == [75.0]
+    assert stages.foretold_seconds == 75.0
+
+
+def test_a_plain_function_need_not_know_the_future():
+    stages = Stages(lambda stage, done, total: None)
+    stages.foretell(45.0)
+    assert stages.foretold_seconds == pytest.approx(45.0, abs=1.0)

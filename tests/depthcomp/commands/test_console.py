@@ -92,6 +92,15 @@ def test_off_a_terminal_each_finished_stage_is_one_line_on_stderr(capsys):
     assert out == ""
 
 
+@pytest.mark.parametrize(("seconds", "told"), [(75.4, "75 s"), (119.4, "119 s"), (347.0, "6 min")])
+def test_the_time_of_the_whole_run_is_told_once_it_is_known(capsys, seconds, told):
+    with Progress() as progress:
+        progress("scoring", 0, 1)
+        progress.foretell(seconds)
+        progress("scoring", 1, 1)
+    assert capsys.readouterr().err.splitlines()[0] == f"about {told} in all"
+
+
 def test_a_stage_that_fails_is_not_called_done(capsys):
     def fail():
         with Progress() as progress:

@@ -82,6 +82,12 @@ def test_the_effort_is_told_where_it_was_counted(tmp_path):
     assert "Effort" not in page_of(make_result(effort=None), tmp_path).text
 
 
+def test_the_foretold_time_stands_beside_the_time_it_took(tmp_path):
+    assert re.search(r"Foretold after the operators were measured\s+347", page_of(make_result(), tmp_path).text)
+    unknown = replace(make_result().effort, foretold_seconds=None)
+    assert "Foretold" not in page_of(make_result(effort=unknown), tmp_path).text
+
+
 def test_headline_says_what_was_gained_and_where(tmp_path):
     text = page_of(make_result(), tmp_path).text
     assert (
