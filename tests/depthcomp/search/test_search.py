@@ -157,6 +157,37 @@ def test_the_search_repeats(network, choosable):
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
 
 
+def test_plans_that_are_compared_add_nothing_to_better_ones(network, choosable):
+    search, predictor = search_for(network, choosable)
+    sum_ms = 0.7 * predictor.original_sum_ms
+    options = search._best_without(frozenset(), sum_ms, 8)
+    plans = [set(option.plan) for option in options]
+    assert len(plans) == 8
+    assert not any(one <= other for number, one in enumerate(plans) for other in plans[number + 1 :])
+    assert [option.importance for option in options] == sorted(option.importance for option in options)
+    assert all(option.sum_ms <= sum_ms for option in options)
+    best = search.option(search._at(sum_ms))
+    assert (options[0].plan, options[0].importance) == (best.plan, pytest.approx(best.importance))
+
+
+def test_the_best_plan_is_compared_with_plans_that_leave_its_spans(network, choosable):
+    """Each of them leaves a whole span of the plan as it is, and does not only fill it in another way."""
+    search, predictor = search_for(network, choosable)
+    option = search._best_without(frozenset(), 0.7 * predictor.original_sum_ms, 1)[0]
+    nodes = {candidate.choice: set(candidate.span.nodes) for candidate in choosable[1]}
+    others = search._elsewhere(option, 0.7 * predictor.original_sum_ms)
+    assert len(others) > 0
+    for other in others:
+        changed = set[str]().union(*(nodes[choice] for choice in other.plan))
+        assert any(nodes[choice].isdisjoint(changed) for choice in option.plan)
+
+
+def test_where_all_choices_are_excluded_there_is_no_plan(network, choosable):
+    search, predictor = search_for(network, choosable)
+    every = {candidate.choice for candidate in choosable[1]}
+    assert search._best_without(every, 0.7 * predictor.original_sum_ms, 3) == []
+
+
 def test_the_rank_correlation_needs_three_plans(network, choosable):
     search, _ = search_for(network, choosable)
     assert search.rank_correlation() is None
