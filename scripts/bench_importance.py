@@ -7,8 +7,7 @@ refitted where that lowers it; the loss without these refits stands beside it. "
 all choices of a plan, each fitted alone, by which a search compares plans. The true loss of a choice is that of the
 network with this choice alone, on a few batches of every fold. All choices are scored, also those that a compression
 leaves out as they cannot enter the frontier. Results are printed, and added to the file of --json after each seed. True
-losses of plans in that file are used again, as no importance changes them: give another file after a change of the
-refits.
+losses in that file are used again, as no importance changes them: give another file after a change of the fits.
 
     python scripts/bench_importance.py --json docs/importance.json --seeds 3 4 5
     python scripts/bench_importance.py --json docs/importance.json --seeds 0 1 2 --plans 0 --importances curvature
@@ -22,7 +21,7 @@ import functools
 import json
 import resource
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -77,58 +76,59 @@ def random_plan(candidates: Sequence[Candidate], generator: np.random.Generator)
     return Plan.of(candidates[index].choice for index in sorted(chosen))
 
 
-def true_losses(runs: Sequence[Mapping[str, Any]], network: str, images: int) -> dict[tuple[int, str], list[float]]:
-    """Return the true losses of plans in runs, with and without refits of kept convolutions, by seed and plan."""
-    alike = [run for run in runs if (run["network"], run["images"]) == (network, images)]
-    return {_key(run["seed"], row["choices"]): [row["loss"], row["bare_loss"]] for run in alike for row in run["plans"]}
-
-
-def _key(seed: int, choices: Iterable[str]) -> tuple[int, str]:
-    return seed, ", ".join(choices)
-
-
 def measured(
-    network: str,
-    source: Source,
-    importances: Sequence[str],
-    plans: int,
-    known: Mapping[tuple[int, str], Sequence[float]],
+    network: str, source: Source, importances: Sequence[str], plans: int, before: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return what scoring cost for one seed, the losses found, and what random plans sum to and truly lose."""
+    """Return what scoring cost for one seed, the losses found, and what random plans sum to and truly lose.
+
+    Args:
+        network: a key of CASES.
+        source: the images.
+        importances: names of the importances to score with.
+        plans: number of random plans.
+        before: an earlier run with this seed and these images, or nothing. Its true losses and its other importances
+            are taken from there.
+    """
     case, seed = CASES[network], source.seed
     prepared = prepare(case.model(source), None, case.data(source), None, seed)
     candidates, savings = candidates_of(case, prepared)
     print(f"{network}, seed {seed}: {len(candidates)} choices, {source.images} images")
-    found = {name: scored(prepared, candidates, savings, name, seed) for name in importances}
-    ways = true_choices(prepared, candidates, seed)
-    true = {str(choice): least(several) for choice, several in ways.items()}
+    new = {name: scored(prepared, candidates, savings, name, seed) for name in importances}
+    found = before.get("importances", {}) | new
+    ways = {} if before else true_choices(prepared, candidates, seed)
+    true = before.get("true_losses") or {str(choice): least(several) for choice, several in ways.items()}
     for name, record in found.items():
         record["choice_rank_correlation"] = float(
             spearmanr([record["losses"][c] for c in true], [*true.values()]).statistic
         )
         print(f"{name} ranks {len(true)} choices by true loss with {record['choice_rank_correlation']:.3f}", flush=True)
-    refitter = Refitter(prepared.network, prepared.calibration.thinned(COMPARED_BATCHES), seed=seed)
-    joint = JointLosses(
-        prepared.network, candidates, prepared.calibration.thinned(search.COMPARED_BATCHES),
-        seed=seed, profiting=profiting(ways),
-    )  # fmt: skip
-    generator, rows = np.random.default_rng(seed), []
-    drawn = [random_plan(candidates, generator) for _ in range(plans)]
-    joint.fit(drawn)
-    for number, plan in enumerate(drawn):
-        names = [str(choice) for choice in plan]
-        sums = {name: sum(record["losses"][choice] for choice in names) for name, record in found.items()}
-        sums["together"] = joint.loss(plan, refitted=True)
-        loss, bare = known.get(_key(seed, names)) or _true_loss(refitter, plan)
-        rows.append({"choices": names, "sums": sums, "loss": loss, "bare_loss": bare})
-        told = ", ".join(f"{name} {value:.3f}" for name, value in sums.items())
-        print(f"plan {number + 1:2}: {len(plan)} choices, {told}, true loss {loss:.3f} ({bare:.3f})", flush=True)
+    rows = before.get("plans") or true_plans(prepared, candidates, plans, profiting(ways), seed)
+    for row in rows:
+        row["sums"] = {name: sum(record["losses"][c] for c in row["choices"]) for name, record in found.items()}
+        row["sums"]["together"] = row["together"]
     tell(f"{len(rows)} random plans", rows)
     return {
         "network": network, "seed": seed, "images": source.images, "threads": torch.get_num_threads(),
         "torch": torch.__version__, "machine": cpu_name(), "date": f"{datetime.now(UTC):%Y-%m-%d}",
         "true_losses": true, "importances": found, "rank_correlations": rank_correlations(rows), "plans": rows,
     }  # fmt: skip
+
+
+def true_plans(
+    prepared: Prepared, candidates: Sequence[Candidate], count: int, profiting: frozenset[SpanChoice], seed: int
+) -> list[dict[str, Any]]:
+    """Return random plans with their true losses: refitted as a compression would, without refits, and together."""
+    refitter = Refitter(prepared.network, prepared.calibration.thinned(COMPARED_BATCHES), seed=seed)
+    judging = prepared.calibration.thinned(search.COMPARED_BATCHES)
+    joint = JointLosses(prepared.network, candidates, judging, seed=seed, profiting=profiting)
+    generator, rows = np.random.default_rng(seed), []
+    plans = [random_plan(candidates, generator) for _ in range(count)]
+    joint.fit(plans)
+    for number, plan in enumerate(plans):
+        (loss, bare), together = _true_loss(refitter, plan), joint.loss(plan, refitted=True)
+        rows.append({"choices": list(map(str, plan)), "loss": loss, "bare_loss": bare, "together": together})
+        print(f"plan {number + 1:2}: {len(plan)} choices, true loss {loss:.3f} ({bare:.3f}, together {together:.3f})")
+    return rows
 
 
 def scored(
@@ -190,6 +190,13 @@ def tell(which: str, rows: Sequence[dict[str, Any]]) -> None:
         )
 
 
+def earlier(runs: Sequence[dict[str, Any]], network: str, source: Source, plans: int) -> dict[str, Any]:
+    """Return the run of a network with the same images and at least as many plans, or nothing."""
+    wanted = network, source.seed, source.images
+    alike = (run for run in runs if (run["network"], run["seed"], run["images"]) == wanted)
+    return next((run for run in alike if len(run["plans"]) >= plans), {})
+
+
 def written(path: Path, run: dict[str, Any]) -> None:
     """Add a run to a file, in place of an earlier one of its network and seed."""
     kept = [other for other in runs_in(path) if (other["network"], other["seed"]) != (run["network"], run["seed"])]
@@ -219,8 +226,8 @@ def main() -> None:
     runs = []
     for seed in options.seeds:
         source = Source(options.images, seed, options.data, options.cache)
-        known = true_losses(runs_in(options.json), options.network, options.images)
-        runs.append(measured(options.network, source, options.importances, options.plans, known))
+        before = earlier(runs_in(options.json), options.network, source, options.plans)
+        runs.append(measured(options.network, source, options.importances, options.plans, before))
         if options.json is not None:
             written(options.json, runs[-1])
     plans = [row for run in runs for row in run["plans"]]

@@ -26,7 +26,7 @@ from depthcomp.fitting.speed import Speed, fit_work
 from depthcomp.importance.candidate_scorer import CandidateScorer, FittedCandidates, JudgingBatch, part_of
 from depthcomp.importance.contenders import Contenders
 from depthcomp.importance.context import ScoringContext
-from depthcomp.importance.estimate_check import EstimateCheck, check_estimates, correction
+from depthcomp.importance.estimate_check import EstimateCheck, check_estimates, correction, exit_factors
 from depthcomp.importance.journal import ScoreJournal
 from depthcomp.importance.true_loss import TrueLoss, judging_batches
 from depthcomp.importance.ways import Ways, least, profiting
@@ -40,7 +40,7 @@ __all__ = ["CurvatureJudges", "CurvatureScores", "curvature", "foretold_seconds"
 ESTIMATED_BATCHES = 3  # judging batches for estimates, the folds in turns
 VERIFIED_BATCHES = 3  # for true losses: over EfficientNet-Lite0's choices they rank as six do (Spearman 0.996)
 DOUBT = 0.75  # share of an estimate that the true loss may be
-CHECKED = 24  # choices over the whole network that get true losses besides those on the frontier
+CHECKED = 48  # choices over the whole network that get true losses besides those on the frontier
 FORWARDS, PASSES, FORWARDS_EACH, FITS = 100.0, 1.5, 1.0, 2.0  # of `foretold_seconds`
 _MIB = 2**20
 
@@ -186,9 +186,9 @@ class _Scoring:
             estimates |= {choice: least(several) for choice, several in found.items()}
         scored = [candidate for candidate in self._context.candidates if candidate.choice in ways]
         blind = [candidate for candidate in scored if math.isnan(estimates[candidate.choice])]
-        spread = scored[:: max(1, -(-len(scored) // CHECKED))]
+        spread = _spread(scored, estimates)
         bare = ways.keys() - profiting(ways) - {candidate.choice for candidate in blind}
-        true, wanted = dict[SpanChoice, list[Ways]](), {candidate.choice for candidate in (*blind, *spread)}
+        true, wanted = dict[SpanChoice, list[Ways]](), {*spread, *(candidate.choice for candidate in blind)}
         losses: Mapping[SpanChoice, float] = {}
         while wanted:
             some = [candidate for candidate in scored if candidate.choice in wanted]
@@ -232,15 +232,36 @@ class _Scoring:
         return found
 
 
+def _spread(candidates: Sequence[Candidate], estimates: Mapping[SpanChoice, float]) -> list[SpanChoice]:
+    """Return up to CHECKED choices with an estimate: of each exit the median one, then the next ones around it."""
+    exits: dict[str, list[SpanChoice]] = {}
+    for choice in (candidate.choice for candidate in candidates):
+        if not math.isnan(estimates[choice]):
+            exits.setdefault(choice.exit, []).append(choice)
+    groups, count = list(exits.values()), min(CHECKED, len(exits))
+    some = (sorted(groups[k * len(groups) // count], key=estimates.__getitem__) for k in range(count))
+    turns = itertools.zip_longest(*map(_from_the_middle, some))
+    return list(itertools.islice((choice for turn in turns for choice in turn if choice is not None), CHECKED))
+
+
+def _from_the_middle(choices: Sequence[SpanChoice]) -> list[SpanChoice]:
+    """Return choices in the order of their distance from the middle of the sequence."""
+    return [choices[k] for k in sorted(range(len(choices)), key=lambda k: abs(2 * k - len(choices)))]
+
+
 def _corrected(
     estimates: Mapping[SpanChoice, float], true: Mapping[SpanChoice, Sequence[Ways]]
 ) -> dict[SpanChoice, float]:
-    """Return the true loss of each choice, or its estimate corrected by the choices that have both."""
-    corrected = correction(*_pairs(estimates, true))
-    return {
-        choice: max(least(true[choice]), 0.0) if choice in true else corrected(max(estimate, 0.0))
-        for choice, estimate in estimates.items()
-    }
+    """Return the true loss of each choice, or its estimate corrected by the choices that have both.
+
+    One curve corrects all estimates. Then the choices of one exit are corrected alike, as what comes behind it decides
+    much of the error: over EfficientNet-Lite0's choices this raises the rank correlation from 0.95 to 0.97.
+    """
+    curve = correction(*_pairs(estimates, true))
+    corrected = {choice: curve(max(estimate, 0.0)) for choice, estimate in estimates.items()}
+    known = {choice: max(least(ways), 0.0) for choice, ways in true.items()}
+    factors = exit_factors(corrected, known)
+    return {choice: loss * factors.get(choice.exit, 1.0) for choice, loss in corrected.items()} | known
 
 
 def _pairs(

@@ -1,9 +1,10 @@
-"""Check of estimated losses by true ones, and a monotone curve that corrects the estimates."""
+"""Check of estimated losses by true ones, and corrections of the estimates: a monotone curve, then a factor by exit."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +13,9 @@ from scipy.interpolate import PchipInterpolator
 from scipy.optimize import isotonic_regression
 from scipy.stats import spearmanr
 
-__all__ = ["EstimateCheck", "check_estimates", "correction"]
+from fx_passes import SpanChoice
+
+__all__ = ["EstimateCheck", "check_estimates", "correction", "exit_factors"]
 
 LEAST = 1e-9  # losses below are rounding errors
 LEAST_PAIRS = 8  # fewer show no curve
@@ -67,6 +70,19 @@ def correction(estimates: Sequence[float], true: Sequence[float]) -> Callable[[f
     x_mean, y_mean = (np.array([values[block].mean() for block in blocks]) for values in (x, y))
     apart = np.diff(x_mean, prepend=-np.inf) > 0  # blocks of equal estimates have no curve between them
     return _through(x_mean[apart], y_mean[apart])
+
+
+def exit_factors(corrected: Mapping[SpanChoice, float], true: Mapping[SpanChoice, float]) -> dict[str, float]:
+    """Return, for each exit of choices with both losses, the factor that brings corrected losses nearer to true ones.
+
+    It is the geometric mean of the ratios, drawn towards 1 as if one more choice had this ratio.
+    """
+    ratios: dict[str, list[float]] = {}
+    for choice, loss in true.items():
+        if math.isfinite(loss) and math.isfinite(corrected[choice]):
+            ratio = max(loss, LEAST) / max(corrected[choice], LEAST)
+            ratios.setdefault(choice.exit, []).append(math.log(ratio))
+    return {exit_: math.exp(sum(several) / (len(several) + 1)) for exit_, several in ratios.items()}
 
 
 def _through(x: Losses, y: Losses) -> Callable[[float], float]:

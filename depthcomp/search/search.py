@@ -29,7 +29,7 @@ RUNNERS_UP = 12  # plans of least importance to compare
 CLIMBS = 2  # rounds in which the best plan tries to leave some of its spans as they are
 SWAPS = 8  # plans to compare in such a round
 ALTERNATIVES = 2  # plans for each span that is left as it is
-FINALISTS = 3  # plans that are refitted to be compared
+FINALISTS = 3  # plans of least loss that are refitted to be compared
 ATTEMPTS = 3
 LESS = 1 - 1e-9  # share of the original's latency; a plan at or above it is no faster than the original
 UNUSED = 0.98  # share of the budget; a faster plan gives up accuracy that the budget would allow
@@ -182,8 +182,8 @@ class Search:
 
         Importances add up only approximately, so the plans of least importance are compared by their true loss. Then
         the best plan leaves some of its spans as they are, each in turn, and a plan of lower true loss replaces it. All
-        these plans are compared without a joint refit, and the best few with one. Plans of a baseline, and plans
-        without fits, are taken as the method gave them.
+        these plans are compared without a joint refit. The best few, and the plan of least importance, are refitted to
+        decide. Plans of a baseline, and plans without fits, are taken as the method gave them.
         """
         if not self._ranks or sum_ms < self.frontier.costs[0]:
             return self.option(self._at(sum_ms))
@@ -193,7 +193,8 @@ class Search:
             compared = self._glanced([*compared, *self._elsewhere(best, sum_ms)])
             if compared[0] == best:
                 break
-        return min(compared[:FINALISTS], key=lambda option: self.comparer.loss(option.plan))
+        finalists = [*compared[:FINALISTS], min(compared, key=lambda option: option.importance)]
+        return min(finalists, key=lambda option: self.comparer.loss(option.plan))
 
     def _glanced(self, options: Iterable[Option]) -> list[Option]:
         """Return different plans by rising true loss without a joint refit."""

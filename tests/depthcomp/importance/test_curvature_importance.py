@@ -91,12 +91,13 @@ def true_losses(prepared, candidates):
 
 
 @pytest.mark.parametrize("which", ["prepared", "dense"])
-def test_they_rank_choices_as_true_losses_do(which, request):
-    some = (known := request.getfixturevalue(which)).candidates[::4]
+def test_they_rank_choices_as_true_losses_do(which, request, monkeypatch):
+    monkeypatch.setattr(module, "CHECKED", 8)
+    some = (known := request.getfixturevalue(which)).candidates[::3]
     found, true = score_choices(known, some, SAVINGS, MANY), true_losses(known, some)
     pairs = [found.losses[c.choice] for c in some], [true[c.choice] for c in some]
     assert spearmanr(*pairs).statistic > 0.9
-    assert found.table.check.choices == len(some[:: -(-len(some) // module.CHECKED)])
+    assert found.table.check.choices == 8 < len(some)
     assert found.table.check.rank_correlation > 0.8
     assert 0.5 < found.table.check.median_ratio < 2
     assert found.notes == ()
@@ -198,6 +199,29 @@ def test_choices_on_the_frontier_have_true_losses_and_the_others_corrected_estim
     true = score_choices(prepared, [c for c in some if c.choice in best], SAVINGS, CurvatureImportance())
     assert found.table.check.choices < len(found.losses)
     assert {choice: found.losses[choice] for choice in best} == {choice: true.losses[choice] for choice in best}
+
+
+@pytest.mark.parametrize("count", [3, 9, 30, 1000])
+def test_the_checked_choices_are_spread_over_all_exits(prepared, monkeypatch, count):
+    monkeypatch.setattr(module, "CHECKED", count)
+    some = prepared.candidates[::2]
+    estimates = {c.choice: float(number * 7 % len(some)) for number, c in enumerate(some)}
+    estimates[some[0].choice] = math.nan
+    chosen = module._spread(some, estimates)
+    exits = {c.choice.exit for c in some[1:]}
+    assert len(chosen) == len(set(chosen)) <= count
+    assert len({choice.exit for choice in chosen}) == min(count, len(exits))
+    assert some[0].choice not in chosen
+    if count >= len(exits):
+        assert {choice.exit for choice in chosen} == exits
+    if count >= len(some):
+        assert set(chosen) == {c.choice for c in some[1:]}
+
+
+def test_of_each_exit_the_median_choice_is_checked_first():
+    assert module._from_the_middle("abcde") == ["c", "d", "b", "e", "a"]
+    assert module._from_the_middle("ab") == ["b", "a"]
+    assert module._from_the_middle("") == []
 
 
 def test_another_seed_and_other_draws_are_other_scores(prepared, tmp_path, monkeypatch):

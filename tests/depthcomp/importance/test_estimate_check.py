@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from depthcomp.importance.estimate_check import check_estimates, correction
+from depthcomp.importance.estimate_check import check_estimates, correction, exit_factors
+from fx_passes import Drop
 
+ONE, TWO, OTHER = Drop("a", "x"), Drop("b", "x"), Drop("a", "y")
 LOSSES = st.lists(st.tuples(st.floats(1e-6, 1e3), st.floats(1e-6, 1e3)), min_size=8, max_size=40)
 
 
@@ -50,3 +52,15 @@ def test_the_curve_never_changes_an_order(pairs, one, other):
     low, high = sorted((one, other))
     assert corrected(low) <= corrected(high) * (1 + 1e-9)
     assert corrected(low) > 0
+
+
+def test_choices_of_one_exit_are_corrected_alike():
+    factors = exit_factors({ONE: 1.0, TWO: 1.0, OTHER: 1.0}, {ONE: 4.0, OTHER: 1.0})
+    assert factors == {"x": pytest.approx(2.0), "y": 1.0}  # as if a second choice were right
+    assert exit_factors({ONE: 1.0, TWO: 1.0}, {ONE: 8.0, TWO: 8.0}) == {"x": pytest.approx(4.0)}
+
+
+def test_losses_that_are_not_finite_or_zero_correct_no_exit():
+    corrected = {ONE: math.nan, TWO: 1.0, OTHER: 0.0}
+    assert exit_factors(corrected, {ONE: 1.0, TWO: math.inf}) == {}
+    assert exit_factors(corrected, {OTHER: 0.0}) == {"y": 1.0}
