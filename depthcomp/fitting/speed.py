@@ -28,11 +28,15 @@ class Speed:
 
     Attributes:
         batch_seconds: time of a forward of one calibration batch.
-        fits_per_second: multiply-adds of fits per second.
+        multiply_adds_per_second: multiply-adds of fits in a second.
     """
 
     batch_seconds: float
-    fits_per_second: float
+    multiply_adds_per_second: float
+
+    def seconds(self, *, forwards: float, multiply_adds: float) -> float:
+        """Return the time of forwards of one batch and of multiply-adds of fits."""
+        return forwards * self.batch_seconds + multiply_adds / self.multiply_adds_per_second
 
 
 @dataclass(frozen=True, slots=True)

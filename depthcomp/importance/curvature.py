@@ -41,7 +41,6 @@ ESTIMATED_BATCHES = 3  # judging batches for estimates, the folds in turns
 VERIFIED_BATCHES = 3  # for true losses: over EfficientNet-Lite0's choices they rank as six do (Spearman 0.996)
 DOUBT = 0.75  # share of an estimate that the true loss may be
 CHECKED = 48  # choices over the whole network that get true losses besides those on the frontier
-FORWARDS, PASSES, FORWARDS_EACH, FITS = 100.0, 1.5, 1.0, 2.0  # of `foretold_seconds`
 _MIB = 2**20
 
 
@@ -85,14 +84,14 @@ def score_part(context: ScoringContext, journal: ScoreJournal, draws: int, part:
 def foretold_seconds(context: ScoringContext, speed: Speed) -> float:
     """Return about how many seconds `curvature` will take.
 
-    The time goes into forwards of single batches, passes over all images, changes of each candidate, and fits. The
-    factors are fitted to the networks of `scripts/bench_scaling.py`.
+    The factors were fitted to runs with ResNet-18, ResNet-50 and EfficientNet-Lite0 (`scripts/bench_scaling.py`).
     """
     first = next(Contenders(context.candidates, context.on_frontier).rounds({})).candidates
     calibration = context.prepared.calibration
     work = fit_work(first, calibration, context.memory)
-    forwards = FORWARDS + PASSES * work.passes * len(calibration.batches) + FORWARDS_EACH * len(context.candidates)
-    return speed.batch_seconds * forwards + FITS * work.multiply_adds / speed.fits_per_second
+    forwards = 230 + 2 * work.passes * len(calibration.batches)
+    multiply_adds = 1.6 * work.multiply_adds + 5e10 * len(context.candidates)
+    return speed.seconds(forwards=forwards, multiply_adds=multiply_adds)
 
 
 class CurvatureJudges:

@@ -6,17 +6,14 @@ from depthcomp.fitting.speed import Speed
 
 __all__ = ["foretold_seconds"]
 
-FORWARDS, MEASUREMENTS = 400.0, 10.0
-
 
 def foretold_seconds(speed: Speed, measuring_seconds: float) -> float:
     """Return about how many seconds a search will take.
 
-    The time goes into forwards of single batches, for the comparison and the refits of plans, and into measured
-    networks. The factors are fitted to the networks of `scripts/bench_scaling.py`.
+    The factors were fitted to runs with ResNet-18, ResNet-50 and EfficientNet-Lite0 (`scripts/bench_scaling.py`).
 
     Args:
         speed: speed of the machine.
         measuring_seconds: how long the measurement of the original network took.
     """
-    return FORWARDS * speed.batch_seconds + MEASUREMENTS * measuring_seconds
+    return speed.seconds(forwards=100, multiply_adds=5e12) + 4 * measuring_seconds

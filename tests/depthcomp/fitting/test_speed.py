@@ -6,7 +6,7 @@ from tiny_network import EXAMPLE, images, tiny_net
 
 from depthcomp.fitting.candidates import samples_per_batch
 from depthcomp.fitting.memory import FitMemory
-from depthcomp.fitting.speed import SOLUTIONS, fit_work, speed_of
+from depthcomp.fitting.speed import SOLUTIONS, Speed, fit_work, speed_of
 from depthcomp.preparation import prepare
 
 pytestmark = pytest.mark.whole
@@ -54,7 +54,11 @@ def test_no_fit_is_no_work(prepared):
     assert (found.passes, found.multiply_adds) == (0, 0)
 
 
-def test_a_larger_batch_takes_longer(prepared):
+def test_the_speed_of_a_machine(prepared):
     speed = speed_of(prepared.network, prepared.calibration)
     assert speed.batch_seconds > 0
-    assert speed.fits_per_second > 1e8
+    assert speed.multiply_adds_per_second > 1e8
+
+
+def test_work_in_seconds():
+    assert Speed(0.5, 2e9).seconds(forwards=3, multiply_adds=8e9) == 1.5 + 4.0
