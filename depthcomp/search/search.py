@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence, Set
 
-import numpy as np
 from scipy.stats import spearmanr
 
 from depthcomp.budget import Budget
@@ -29,8 +28,9 @@ RUNNERS_UP = 12  # plans of least importance to compare
 CLIMBS = 2  # rounds in which the best plan tries to leave some of its spans as they are
 SWAPS = 8  # plans to compare in such a round
 ALTERNATIVES = 2  # plans for each span that is left as it is
-FINALISTS = 3  # plans of least loss that are refitted to be compared
+FINALISTS = 2  # plans of least loss that are refitted to be compared
 ATTEMPTS = 3
+MARGINS = (0.995, 0.98, 0.98)  # for the plan after a miss, the next one, and so on, as shares of the sum allowed
 LESS = 1 - 1e-9  # share of the original's latency; a plan at or above it is no faster than the original
 UNUSED = 0.98  # share of the budget; a faster plan gives up accuracy that the budget would allow
 CALIBRATION_SHARES = (0.5, 1.4)  # shares of the saving that the budget asks for: one plan on either side of it
@@ -108,18 +108,18 @@ class Search:
     def meet(self, budget: Budget) -> Found:
         """Return a plan whose merged network was measured within `budget`.
 
-        Each measured network corrects the prediction. A plan that misses the budget also lowers the sum allowed for the
-        next one. A plan that is no faster than the original, timed beside it, misses every budget: the machine may have
-        become faster since the original was timed alone, so that both meet a budget in ms.
+        Each measured network corrects the prediction. A plan that misses the budget also limits the sum of the next
+        one, in proportion. A plan that is no faster than the original, timed beside it, misses every budget: the
+        machine may have become faster since the original was timed alone, so that both meet a budget in ms.
 
         Raises:
             BudgetInfeasibleError: the fastest plan, measured, misses the budget or is not faster than the original.
         """
         self._calibrate(budget)
-        slack, limit_ms, tried = 1.0, LESS * self.predictor.original_sum_ms, set[Option]()
+        limit_ms, margins, tried = LESS * self.predictor.original_sum_ms, iter(MARGINS), set[Option]()
         best: Option | None = None
         for _ in range(ATTEMPTS):
-            sum_ms = self.predictor.invert(budget.target_ms(self.predictor.original.median_ms)) * slack
+            sum_ms = self.predictor.invert(budget.target_ms(self.predictor.original.median_ms))
             chosen = self._choose(min(sum_ms, limit_ms))
             if chosen in tried:
                 break
@@ -127,8 +127,7 @@ class Search:
             found = self._try(chosen)
             used = _used(found, budget)
             if used > 1:
-                slack *= 0.995 / used
-                limit_ms = min(limit_ms, np.nextafter(chosen.sum_ms, 0.0))
+                limit_ms = min(limit_ms, chosen.sum_ms * next(margins) / used)
             elif best is None or found.loss < self._try(best).loss:
                 best = chosen
             if UNUSED < used <= 1:
