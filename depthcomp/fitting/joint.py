@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from depthcomp.data.calibration import CalibrationSet
 from depthcomp.fitting.candidates import Weights, fit_candidates
@@ -35,7 +35,7 @@ class JointLosses:
     """Judge of plans whose choices are fitted alone.
 
     Args:
-        network: the captured network, in evaluation mode; it is not changed.
+        network: the captured network, in evaluation mode, its norms folded; it is not changed.
         candidates: the candidates that plans are made of.
         calibration: images to fit on and to judge with; each fold is judged with weights that have not seen it.
         seed: seed of the sampled pixels.
@@ -86,17 +86,18 @@ class JointLosses:
         """
         self.fit([plan])
         total, images = 0.0, 0
+        network = GraphFacts(merge(linearize(self._network, plan), plan))
         for fold, batches in itertools.groupby(sorted(self._judged(), key=lambda each: each[0]), lambda each: each[0]):
-            network = self._network_of(plan, fold, refitted=refitted)
+            for name, operator in self._operators(plan, fold, refitted=refitted).items():
+                load_operator(network, name, operator)
             with torch.no_grad():
                 for _, batch, wanted, classes in batches:
-                    total += rise_of_loss(wanted, network(batch), classes) * len(batch)
+                    total += rise_of_loss(wanted, network.gm(batch), classes) * len(batch)
                     images += len(batch)
         return math.inf if math.isnan(total) else total / images
 
-    def _network_of(self, plan: Plan, fold: int, *, refitted: bool) -> fx.GraphModule:
-        """Return the merged network of a plan, with weights that have not seen a fold."""
-        linearized = GraphFacts(linearize(self._network, plan))
+    def _operators(self, plan: Plan, fold: int, *, refitted: bool) -> dict[str, AffineConv]:
+        """Return the operators of a plan's slots, and of refitted kept layers, that have not seen a fold, by node."""
         some = [self._candidates[choice] for choice in plan]
         changed = {name for candidate in some for name in candidate.span.nodes}
         operators: dict[str, AffineConv] = {}
@@ -106,9 +107,7 @@ class JointLosses:
         for candidate in some:
             weights = self._weights[candidate.choice][fold]
             operators |= {slot.node: weights[slot.node] for slot in candidate.slots}
-        for name, operator in operators.items():
-            load_operator(linearized, name, operator)
-        return merge(linearized.gm, plan)
+        return operators
 
     def _judged(self) -> list[tuple[int, Tensor, Any, Tensor | None]]:
         """Return the fold, images, original outputs and labels of each judging batch."""

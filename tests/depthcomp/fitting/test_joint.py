@@ -17,6 +17,7 @@ from depthcomp.latency.pricing import Pricing
 from depthcomp.preparation import DEFAULT_LIMITS
 from fx_passes import CapturedNetwork, Plan, capture, enumerate_spans, linearize, merge
 from fx_passes.facts import GraphFacts
+from fx_passes.merge import fold_batch_norms
 from fx_passes.slot_layers import load_operator
 
 pytestmark = pytest.mark.whole
@@ -27,7 +28,9 @@ EQUAL_SAVINGS = defaultdict(lambda: 1.0)
 @pytest.fixture(scope="module")
 def network():
     torch.manual_seed(0)
-    return CapturedNetwork(capture(Branched().double().eval(), images(1)))
+    gm = capture(Branched().double().eval(), images(1))
+    fold_batch_norms(gm)
+    return CapturedNetwork(gm)
 
 
 @pytest.fixture(scope="module")
