@@ -6,6 +6,7 @@ forward of the whole changed network on a few images sees that, and costs far le
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence, Set
@@ -61,7 +62,6 @@ class JointLosses:
         self._memory = FitMemory(calibration.count, memory_mib)
         self._weights: dict[SpanChoice, Mapping[int, Weights]] = {}
         self._consumers: Refits = {}
-        self._judging: list[tuple[int, Tensor, Any, Tensor | None]] = []
 
     def fit(self, plans: Iterable[Plan]) -> None:
         """Fit the choices of plans that are not fitted yet, in few passes over the images."""
@@ -87,11 +87,11 @@ class JointLosses:
         self.fit([plan])
         total, images = 0.0, 0
         network = GraphFacts(merge(linearize(self._network, plan), plan))
-        for fold, batches in itertools.groupby(sorted(self._judged(), key=lambda each: each[0]), lambda each: each[0]):
+        for fold, batches in self._judging.items():
             for name, operator in self._operators(plan, fold, refitted=refitted).items():
                 load_operator(network, name, operator)
             with torch.no_grad():
-                for _, batch, wanted, classes in batches:
+                for batch, wanted, classes in batches:
                     total += rise_of_loss(wanted, network.gm(batch), classes) * len(batch)
                     images += len(batch)
         return math.inf if math.isnan(total) else total / images
@@ -109,13 +109,12 @@ class JointLosses:
             operators |= {slot.node: weights[slot.node] for slot in candidate.slots}
         return operators
 
-    def _judged(self) -> list[tuple[int, Tensor, Any, Tensor | None]]:
-        """Return the fold, images, original outputs and labels of each judging batch."""
-        if not self._judging:
-            turns = zip(self._calibration.judging(), self._calibration.judging_labels(), strict=True)
-            with torch.no_grad():
-                self._judging = [
-                    (fold, batch, self._network.gm(batch), classes)
-                    for (fold, batch), classes in itertools.islice(turns, JUDGING)
-                ]
-        return self._judging
+    @functools.cached_property
+    def _judging(self) -> dict[int, list[tuple[Tensor, Any, Tensor | None]]]:
+        """The images, original outputs and labels of each judging batch, by fold."""
+        turns = zip(self._calibration.judging(), self._calibration.judging_labels(), strict=True)
+        found: dict[int, list[tuple[Tensor, Any, Tensor | None]]] = {}
+        with torch.no_grad():
+            for (fold, batch), classes in itertools.islice(turns, JUDGING):
+                found.setdefault(fold, []).append((batch, self._network.gm(batch), classes))
+        return found

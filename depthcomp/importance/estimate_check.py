@@ -90,6 +90,7 @@ def _through(x: Losses, y: Losses) -> Callable[[float], float]:
     inner = PchipInterpolator(x, y) if len(x) > 1 else None
 
     def corrected(value: float) -> float:
+        """Return the true loss to expect for an estimate."""
         place = np.log(max(value, LEAST))
         inside = np.clip(place, x[0], x[-1])
         middle = y[0] if inner is None else inner(inside)

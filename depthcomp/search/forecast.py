@@ -6,6 +6,8 @@ from depthcomp.fitting.speed import Speed
 
 __all__ = ["foretold_seconds"]
 
+FORWARDS, MULTIPLY_ADDS, MEASUREMENTS = 100, 5e12, 4  # of a search; see `foretold_seconds`
+
 
 def foretold_seconds(speed: Speed, measuring_seconds: float) -> float:
     """Return about how many seconds a search will take.
@@ -16,4 +18,4 @@ def foretold_seconds(speed: Speed, measuring_seconds: float) -> float:
         speed: speed of the machine.
         measuring_seconds: how long the measurement of the original network took.
     """
-    return speed.seconds(forwards=100, multiply_adds=5e12) + 4 * measuring_seconds
+    return speed.seconds(forwards=FORWARDS, multiply_adds=MULTIPLY_ADDS) + MEASUREMENTS * measuring_seconds

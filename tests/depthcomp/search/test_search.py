@@ -235,6 +235,7 @@ def test_a_plan_whose_outputs_are_nan_is_not_chosen(network, choosable, monkeypa
     monkeypatch.setattr(Refitter, "carry_out", overflowing)
     found = search.meet(Budget(70, "%"))
     assert math.isfinite(found.loss)
+    assert search.comparer.verified
     assert all(map(math.isfinite, search.comparer.verified.values()))
     assert all(search.comparer.way(plan) == "nearest" for plan in search.comparer.verified)
 
