@@ -5,7 +5,8 @@ timed. Random plans take a few choices each that do not overlap. The true loss o
 compressed network from the original, on images that the fits have not seen. Kept convolutions behind a change are
 refitted where that lowers it; the loss without these refits stands beside it. "together" is the loss of a forward of
 all choices of a plan, each fitted alone, by which a search compares plans. The true loss of a choice is that of the
-network with this choice alone, on a few batches of every fold. All choices are scored, also those that a compression
+network with this choice alone, on a few batches of every fold. "single" sums these: as a score of choices, no
+importance knows them better. All choices are scored, also those that a compression
 leaves out as they cannot enter the frontier. Results are printed, and added to the file of --json after each seed. True
 losses in that file are used again, as no importance changes them: give another file after a change of the fits.
 
@@ -105,7 +106,7 @@ def measured(
     rows = before.get("plans") or true_plans(prepared, candidates, plans, profiting(ways), seed)
     for row in rows:
         row["sums"] = {name: sum(record["losses"][c] for c in row["choices"]) for name, record in found.items()}
-        row["sums"]["together"] = row["together"]
+        row["sums"] |= {"single": sum(true[c] for c in row["choices"]), "together": row["together"]}
     tell(f"{len(rows)} random plans", rows)
     return {
         "network": network, "seed": seed, "images": source.images, "threads": torch.get_num_threads(),

@@ -77,7 +77,8 @@ def measured(name: str, images: int, budget: str, seed: int) -> dict[str, Any]:
             }
     found["parts"] = {part: round(seconds, 1) for part, seconds in parts.seconds.most_common()}
     peak_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    return {"network": name, "seconds": round(time.perf_counter() - start, 1), "peak_gib": round(peak_gib, 2), **found}
+    seconds = round(time.perf_counter() - start, 1)
+    return {"network": name, "images": images, "seconds": seconds, "peak_gib": round(peak_gib, 2), **found}
 
 
 def in_a_process(name: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -132,7 +133,7 @@ def main() -> None:
         rows[name] = in_a_process(name, options)
         tell(rows[name])
         content = {
-            "images": options.images, "budget": options.budget, "seed": options.seed,
+            "budget": options.budget, "seed": options.seed,
             "threads": torch.get_num_threads(), "torch": torch.__version__,
             "onnxruntime": version("onnxruntime"), "machine": cpu_name(),
             "date": f"{datetime.now(UTC):%Y-%m-%d}", "rows": list(rows.values()),
