@@ -104,6 +104,11 @@ class FittedCandidates:
         """Return the refitted consumers of a choice without a fold; empty before `fit`."""
         return self._consumers.get((choice, fold), {})
 
+    def keep(self, choices: Set[SpanChoice]) -> None:
+        """Free the weights of all other choices; `fit` solves them again, to the same bits, where they are wanted."""
+        self._weights = {choice: weights for choice, weights in self._weights.items() if choice in choices}
+        self._consumers = {key: several for key, several in self._consumers.items() if key[0] in choices}
+
     def fit(self, candidates: Sequence[Candidate], folds: Sequence[int], bare: Set[SpanChoice] = frozenset()) -> None:
         """Solve candidates, and refit the consumers of their changes without each fold, where that is not done yet.
 

@@ -24,7 +24,7 @@ from depthcomp.fitting.kept_slots import consumers_of, run_operator
 from depthcomp.fitting.sensitivity import Sensitivity
 from depthcomp.fitting.speed import Speed, fit_work
 from depthcomp.importance.candidate_scorer import CandidateScorer, FittedCandidates, JudgingBatch, part_of
-from depthcomp.importance.contenders import Contenders
+from depthcomp.importance.contenders import Contenders, on_first_layers
 from depthcomp.importance.context import ScoringContext
 from depthcomp.importance.estimate_check import EstimateCheck, check_estimates, correction, exit_factors
 from depthcomp.importance.journal import ScoreJournal
@@ -166,16 +166,16 @@ class _Scoring:
     def __init__(self, context: ScoringContext, journal: ScoreJournal, draws: int) -> None:
         self._context, network, calibration = context, context.prepared.network, context.prepared.calibration
         self._contenders = Contenders(context.candidates, context.on_frontier)
-        fitted = FittedCandidates(
+        self._fitted = FittedCandidates(
             network, calibration,
             seed=context.seed, report=context.progress, memory=context.memory, refit_kept=context.refit_kept,
         )  # fmt: skip
         judges = CurvatureJudges(network, context.candidates, draws, context.seed)
         batches = judging_batches(calibration)
         some = judges.within(batches[:ESTIMATED_BATCHES], context.memory.mib)
-        self._estimates = CandidateScorer(fitted, some, judges.on, journal, refitted={batches[0].fold})
+        self._estimates = CandidateScorer(self._fitted, some, judges.on, journal, refitted={batches[0].fold})
         true_loss = functools.partial(TrueLoss, network)
-        self._true = CandidateScorer(fitted, batches[:VERIFIED_BATCHES], true_loss, journal)
+        self._true = CandidateScorer(self._fitted, batches[:VERIFIED_BATCHES], true_loss, journal)
 
     def of_all(self) -> CurvatureScores:
         """Return the losses of the candidates that can enter the frontier."""
@@ -185,11 +185,11 @@ class _Scoring:
             found = self._losses(self._estimates, part.candidates, "estimating losses", part.bare)
             ways |= found
             estimates |= {choice: least(several) for choice, several in found.items()}
+            self._fitted.keep(self._to_verify(estimates) | self._leading(estimates))
         scored = [candidate for candidate in self._context.candidates if candidate.choice in ways]
         blind = [candidate for candidate in scored if math.isnan(estimates[candidate.choice])]
-        spread = _spread(scored, estimates)
         bare = ways.keys() - profiting(ways) - {candidate.choice for candidate in blind}
-        true, wanted = dict[SpanChoice, list[Ways]](), {*spread, *(candidate.choice for candidate in blind)}
+        true, wanted = dict[SpanChoice, list[Ways]](), self._to_verify(estimates)
         losses: Mapping[SpanChoice, float] = {}
         while wanted:
             some = [candidate for candidate in scored if candidate.choice in wanted]
@@ -206,6 +206,17 @@ class _Scoring:
         some = [candidate for candidate in part_of(self._context.candidates, part) if candidate.choice in always]
         found = self._losses(self._estimates, some, "estimating losses", first.bare)
         return sum(len(ways) for several in found.values() for ways in several)
+
+    def _to_verify(self, estimates: Mapping[SpanChoice, float]) -> set[SpanChoice]:
+        """Return the choices to verify wherever they stand: some of each exit, and those without an estimate."""
+        scored = [candidate.choice for candidate in self._context.candidates if candidate.choice in estimates]
+        return {*_spread(scored, estimates), *(choice for choice in scored if math.isnan(estimates[choice]))}
+
+    def _leading(self, estimates: Mapping[SpanChoice, float]) -> set[SpanChoice]:
+        """Return the choices on the first layers of the frontier; they may get true losses or refits of consumers."""
+        finite = {choice: loss for choice, loss in estimates.items() if not math.isnan(loss)}
+        on_frontier = self._context.on_frontier
+        return set() if on_frontier is None else on_first_layers(on_frontier, finite, finite.keys())
 
     def _unverified(self, losses: Mapping[SpanChoice, float], true: Mapping[SpanChoice, object]) -> set[SpanChoice]:
         """Return the choices on the frontier whose true loss is unknown, and may be less than estimated."""
@@ -233,10 +244,10 @@ class _Scoring:
         return found
 
 
-def _spread(candidates: Sequence[Candidate], estimates: Mapping[SpanChoice, float]) -> list[SpanChoice]:
+def _spread(choices: Sequence[SpanChoice], estimates: Mapping[SpanChoice, float]) -> list[SpanChoice]:
     """Return up to CHECKED choices with an estimate: of each exit the median one, then the next ones around it."""
     exits: dict[str, list[SpanChoice]] = {}
-    for choice in (candidate.choice for candidate in candidates):
+    for choice in choices:
         if not math.isnan(estimates[choice]):
             exits.setdefault(choice.exit, []).append(choice)
     groups, count = list(exits.values()), min(CHECKED, len(exits))

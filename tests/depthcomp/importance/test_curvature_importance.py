@@ -201,13 +201,31 @@ def test_choices_on_the_frontier_have_true_losses_and_the_others_corrected_estim
     assert {choice: found.losses[choice] for choice in best} == {choice: true.losses[choice] for choice in best}
 
 
+def test_weights_out_of_the_running_are_freed_and_nothing_changes(prepared, monkeypatch):
+    some, kept = prepared.candidates[::2], []
+    keep = FittedCandidates.keep
+
+    def counted(fitted, choices):
+        keep(fitted, choices)
+        kept.append(len(fitted._weights))
+
+    monkeypatch.setattr(module, "CHECKED", 2)
+    monkeypatch.setattr(contenders, "LAYERS", 1)
+    monkeypatch.setattr(FittedCandidates, "keep", counted)
+    found = score_choices(prepared, some, SAVINGS, CurvatureImportance(), on_frontier=cheapest_of(some)).losses
+    assert 2 <= kept[-1] < 0.7 * len(found)
+    monkeypatch.setattr(FittedCandidates, "keep", lambda fitted, choices: None)
+    whole = score_choices(prepared, some, SAVINGS, CurvatureImportance(), on_frontier=cheapest_of(some)).losses
+    assert dict(whole) == dict(found)
+
+
 @pytest.mark.parametrize("count", [3, 9, 30, 1000])
 def test_the_checked_choices_are_spread_over_all_exits(prepared, monkeypatch, count):
     monkeypatch.setattr(module, "CHECKED", count)
     some = prepared.candidates[::2]
     estimates = {c.choice: float(number * 7 % len(some)) for number, c in enumerate(some)}
     estimates[some[0].choice] = math.nan
-    chosen = module._spread(some, estimates)
+    chosen = module._spread([c.choice for c in some], estimates)
     exits = {c.choice.exit for c in some[1:]}
     assert len(chosen) == len(set(chosen)) <= count
     assert len({choice.exit for choice in chosen}) == min(count, len(exits))
