@@ -1,0 +1,97 @@
+"""Channels that can only be removed together, all over a network.
+
+Convolutions and linear layers make new channels. Other operators pass channels on: activations, norms, pooling,
+concatenations, slices. What an operator passes on is found by running it (`fx_passes.channels.probing`), so nothing
+has to be known about it. Sums, products and grouped convolutions tie channels. An operator that mixes channels, or
+needs all of them (`fx_passes.channels.trial`), fixes those that it reads.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Set
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from fx_passes.channels.layout import Ids, Layout, Layouts
+from fx_passes.channels.makers import Mask
+from fx_passes.channels.narrowing import narrow_node
+from fx_passes.channels.tracer import Tracer
+from fx_passes.channels.trial import Trial
+from fx_passes.graph_edit import nodes_by_name, tidy
+from fx_passes.shapes import propagate_shapes
+
+__all__ = ["ChannelTies", "channel_ties"]
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelTies:
+    """The channels of a network, by the tensors at its nodes.
+
+    Channels of equal id are tied: they can only be removed together.
+
+    Attributes:
+        made: the channels of each node's result; nodes without known channels are left out.
+        fixed: why channels cannot be removed, as a clause, by id.
+        count: number of ids.
+    """
+
+    made: Mapping[str, Layouts]
+    fixed: Mapping[int, str]
+    count: int
+
+    def without(self, gm: fx.GraphModule, removed: Set[int]) -> fx.GraphModule:
+        """Return a copy of the graph without some channels.
+
+        Args:
+            gm: the graph; it is not changed.
+            removed: ids of the channels; none of them is fixed, and some channel of each tensor is left.
+        """
+        copied = copy.deepcopy(gm)
+        gone = np.zeros(self.count, bool)
+        gone[list(removed)] = True
+
+        def kept(layout: Layout) -> Mask:
+            return np.logical_not(gone[layout.ids])
+
+        for name, node in nodes_by_name(copied).items():
+            sources = node.all_input_nodes
+            read = self.made.get(sources[0].name) if sources else None
+            narrow_node(copied, node, read, self.made.get(name), kept)
+        tidy(copied)
+        propagate_shapes(copied, example_inputs(copied))
+        return copied
+
+
+def channel_ties(gm: fx.GraphModule) -> ChannelTies:
+    """Return the channels of a captured graph, which is not changed.
+
+    Every operator runs about 2 log2(channels) times on random inputs.
+    """
+    inputs, tracer = example_inputs(gm), Tracer(gm)
+    with torch.no_grad():
+        tracer.run(*inputs)
+        count, labels = tracer.groups()
+        made = {name: _relabelled(found, labels) for name, found in tracer.made.items()}
+        fixed = dict[int, str]()
+        for ids, reason in tracer.reasons():
+            for label in map(int, labels[ids]):
+                fixed.setdefault(label, reason)
+        Trial(gm, made, fixed, count).run(*inputs)
+    return ChannelTies(made, fixed, count)
+
+
+def example_inputs(gm: fx.GraphModule) -> list[Tensor]:
+    """Return random inputs of the shapes and types that a graph was captured with."""
+    generator = torch.Generator().manual_seed(0)
+    metas = [node.meta["tensor_meta"] for node in gm.graph.find_nodes(op="placeholder")]
+    return [torch.randn(meta.shape, generator=generator).to(meta.dtype) for meta in metas]
+
+
+def _relabelled(found: Layouts, labels: Ids) -> Layouts:
+    if isinstance(found, tuple):
+        return tuple(_relabelled(part, labels) for part in found)
+    return None if found is None else Layout(found.axis, labels[found.ids])
