@@ -11,12 +11,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor, fx
 
-from fx_passes.channels.layout import Ids, Layout, Layouts
+from fx_passes.channels.layout import Ids, Layout, Layouts, layouts_in
 from fx_passes.channels.makers import Mask
 from fx_passes.channels.narrowing import narrow_node
 from fx_passes.channels.tracer import Tracer
@@ -24,7 +25,20 @@ from fx_passes.channels.trial import Trial
 from fx_passes.graph_edit import nodes_by_name, tidy
 from fx_passes.shapes import propagate_shapes
 
-__all__ = ["ChannelTies", "channel_ties"]
+__all__ = ["ChannelFamily", "ChannelTies", "channel_ties"]
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelFamily:
+    """Channels that can be removed one by one, and that occur in the same tensors.
+
+    Attributes:
+        nodes: names of the nodes whose results hold them, in the graph's order.
+        ids: their ids.
+    """
+
+    nodes: tuple[str, ...]
+    ids: tuple[int, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +56,18 @@ class ChannelTies:
     made: Mapping[str, Layouts]
     fixed: Mapping[int, str]
     count: int
+
+    @cached_property
+    def families(self) -> tuple[ChannelFamily, ...]:
+        """All channels that can be removed, by the tensors that hold them."""
+        places: dict[int, list[str]] = {label: [] for label in range(self.count) if label not in self.fixed}
+        for name, found in self.made.items():
+            for label in {int(label) for layout in layouts_in([found]) for label in layout.ids} & places.keys():
+                places[label].append(name)
+        families: dict[tuple[str, ...], list[int]] = {}
+        for label, names in places.items():
+            families.setdefault(tuple(names), []).append(label)
+        return tuple(ChannelFamily(nodes, tuple(ids)) for nodes, ids in families.items())
 
     def without(self, gm: fx.GraphModule, removed: Set[int]) -> fx.GraphModule:
         """Return a copy of the graph without some channels.
