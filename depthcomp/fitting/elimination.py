@@ -94,8 +94,8 @@ def _rises(inverse: Tensor, weight: Tensor, size: int) -> Tensor:
     within = inverse[blocks[:, :, None], blocks[:, None, :]]  # (blocks, size, size)
     own = weight[:, blocks].permute(1, 2, 0)  # (blocks, size, outputs)
     solved, failed = torch.linalg.solve_ex(within, own)
-    rise = (own * solved).sum((1, 2))
-    return rise.masked_fill(failed != 0, torch.inf)
+    rise: Tensor = (own * solved).sum((1, 2)).masked_fill(failed != 0, torch.inf)
+    return rise
 
 
 def _without(inverse: Tensor, weight: Tensor, gone: Tensor, left: Tensor) -> tuple[Tensor, Tensor]:
