@@ -371,7 +371,12 @@ def test_a_call_that_was_killed_while_tuning_goes_on_from_its_own_compression(co
     assert found.seconds.keys() >= {"searching", "fine-tuning", "measuring the fine-tuned network"}
     require_one_network(tmp_path)
     assert {path.suffix for path in (tmp_path / CHECKPOINTS).iterdir()} == {".json", ".jsonl", ".safetensors"}
-    _, stages = compressing(tmp_path)  # what has ended does not stand for the next
+
+
+@pytest.mark.filterwarnings("ignore:.*it is finished and does not run again:UserWarning")
+def test_what_has_ended_does_not_stand_for_the_next_call(compressing, tuned, tmp_path):
+    shutil.copytree(tuned[1], tmp_path / "ended")
+    _, stages = compressing(tmp_path / "ended")
     assert "searching" in stages
 
 

@@ -35,7 +35,9 @@ def calibration():
 def network():
     torch.manual_seed(0)
     body = [module for _ in range(4) for module in (nn.Conv2d(6, 6, 3, padding=1), nn.ReLU())]
-    model = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), *body, nn.Flatten(), nn.Linear(6 * 256, 5))
+    model = nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), *body, nn.MaxPool2d(4), nn.Flatten(), nn.Linear(96, 5)
+    )
     gm = capture(model.eval(), EXAMPLE)
     fold_batch_norms(gm)
     gm.recompile()
@@ -229,7 +231,8 @@ def test_a_plan_whose_outputs_are_nan_is_not_chosen(network, choosable, monkeypa
     def overflowing(self, plan, *, kept="none", **options):
         refit = honest(self, plan, kept=kept, **options)
         if kept == "none":
-            refit.linearized.get_submodule("0").weight.data.fill_(math.nan)
+            layers = refit.linearized.modules()
+            next(layer for layer in layers if isinstance(layer, nn.Linear)).weight.data.fill_(math.nan)
         return refit
 
     monkeypatch.setattr(Refitter, "carry_out", overflowing)
