@@ -83,8 +83,8 @@ class Sensitivity:
             return math.nan
         products = _products(self._gradients[name], changed - self.tail.value(name))
         quadratic = products[: self._draws].square().mean(0)  # of each image
-        rise = _flattened(quadratic).mean() if self._scores else quadratic.mean()
-        return float(rise + products[self._draws :].mean() / 2 if len(products) > self._draws else rise)
+        slope = products[self._draws :].sum(0) / 2  # of the task loss; none without labels
+        return float(((quadratic + slope) * (_flattening(quadratic) if self._scores else 1.0)).mean())
 
 
 class _Differentiable(fx.Interpreter):
@@ -138,12 +138,12 @@ def _pulled_back(probes: list[Tensor], wanted: Mapping[str, Tensor]) -> dict[str
     return {name: torch.stack(several, dim=1) for name, several in found.items() if len(several) == len(probes)}
 
 
-def _flattened(divergence: Tensor) -> Tensor:
-    """Return quadratic estimates of divergences of class scores, flattened to linear growth above TURN nats.
+def _flattening(divergence: Tensor) -> Tensor:
+    """Return factors that flatten quadratic estimates of divergences of class scores to linear growth above TURN nats.
 
     The divergence of large changes of class scores grows like the change, no longer like its square.
     """
-    return TURN * ((1 + 2 * divergence / TURN).sqrt() - 1)
+    return 2 / (1 + (1 + 2 * divergence / TURN).sqrt())
 
 
 def _products(gradients: Tensor, change: Tensor) -> Tensor:
