@@ -10,9 +10,9 @@ importance knows them better. All choices are scored, also those that a compress
 leaves out as they cannot enter the frontier. Results are printed, and added to the file of --json after each seed. True
 losses in that file are used again, as no importance changes them: give another file after a change of the fits.
 
-    python scripts/bench_importance.py --json importance.json --seeds 3 4 5
-    python scripts/bench_importance.py --json importance.json --seeds 0 1 2 --plans 0 --importances curvature
-    python scripts/bench_importance.py --json importance.json --network segmentation --data DATA --cache CACHE
+    python scripts/bench_importance.py --json docs/importance.json --seeds 3 4 5
+    python scripts/bench_importance.py --json docs/importance.json --seeds 0 1 2 --plans 0 --importances curvature
+    python scripts/bench_importance.py --json docs/importance.json --network segmentation --data DATA --cache CACHE
 """
 
 from __future__ import annotations

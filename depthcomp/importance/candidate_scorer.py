@@ -5,9 +5,10 @@ Each judging batch is scored with weights that have not seen its fold. Finished 
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -28,6 +29,7 @@ from latency_tables.fleet.work import Shard
 
 __all__ = ["CandidateScorer", "FittedCandidates", "Judge", "JudgeOf", "JudgingBatch", "part_of"]
 
+_MIB = 2**20
 CONSUMER_BATCHES = 12  # consumers of a change are refitted on this many batches for a score
 
 
@@ -73,7 +75,7 @@ class FittedCandidates:
         calibration: the images to fit on.
         seed: seed of the sampled pixels.
         report: called as (what, done, total).
-        memory: the memory that fits may use.
+        memory: the memory that fits may use, and that as much may be kept of their weights.
         refit_kept: whether kept layers that read a change are refitted; False where the images are random.
 
     Attributes:
@@ -92,6 +94,7 @@ class FittedCandidates:
     ) -> None:
         self._network, self._calibration = network, calibration
         self._seed, self._report, self._memory = seed, report, memory
+        self._limit = memory.mib * _MIB
         self.refits = refit_kept and bool(calibration.judges)  # a fold must choose the strength of a refit
         self._weights: dict[SpanChoice, Mapping[int, Weights]] = {}
         self._consumers: dict[tuple[SpanChoice, int], Mapping[str, AffineConv]] = {}
@@ -104,10 +107,26 @@ class FittedCandidates:
         """Return the refitted consumers of a choice without a fold; empty before `fit`."""
         return self._consumers.get((choice, fold), {})
 
-    def keep(self, choices: Set[SpanChoice]) -> None:
-        """Free the weights of all other choices; `fit` solves them again, to the same bits, where they are wanted."""
-        self._weights = {choice: weights for choice, weights in self._weights.items() if choice in choices}
-        self._consumers = {key: several for key, several in self._consumers.items() if key[0] in choices}
+    @property
+    def exceeds_memory(self) -> bool:
+        """Whether the weights take more memory than the sums of fits may."""
+        return sum(map(self._bytes, self._weights)) > self._limit
+
+    def keep(self, choices: Iterable[SpanChoice]) -> None:
+        """Keep the weights of choices that fit into memory, in this order; free all others.
+
+        `fit` solves freed ones again, to the same bits, where they are wanted.
+        """
+        sizes = itertools.accumulate(map(self._bytes, choices := list(dict.fromkeys(choices))))
+        kept = {choice for choice, size in zip(choices, sizes, strict=True) if size <= self._limit}
+        self._weights = {choice: weights for choice, weights in self._weights.items() if choice in kept}
+        self._consumers = {key: several for key, several in self._consumers.items() if key[0] in kept}
+
+    def _bytes(self, choice: SpanChoice) -> int:
+        """Return the bytes of a choice's weights and consumers over all folds; 0 where it is not fitted."""
+        folds = self._weights.get(choice, {})
+        several = [*folds.values(), *(self.consumers(choice, fold) for fold in folds)]
+        return sum(operator.weight.nbytes for operators in several for operator in operators.values())
 
     def fit(self, candidates: Sequence[Candidate], folds: Sequence[int], bare: Set[SpanChoice] = frozenset()) -> None:
         """Solve candidates, and refit the consumers of their changes without each fold, where that is not done yet.

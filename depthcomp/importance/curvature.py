@@ -24,7 +24,7 @@ from depthcomp.fitting.kept_slots import consumers_of, run_operator
 from depthcomp.fitting.sensitivity import Sensitivity
 from depthcomp.fitting.speed import Speed, fit_work
 from depthcomp.importance.candidate_scorer import CandidateScorer, FittedCandidates, JudgingBatch, part_of
-from depthcomp.importance.contenders import Contenders, on_first_layers
+from depthcomp.importance.contenders import Contenders
 from depthcomp.importance.context import ScoringContext
 from depthcomp.importance.estimate_check import EstimateCheck, check_estimates, correction, exit_factors
 from depthcomp.importance.journal import ScoreJournal
@@ -185,7 +185,8 @@ class _Scoring:
             found = self._losses(self._estimates, part.candidates, "estimating losses", part.bare)
             ways |= found
             estimates |= {choice: least(several) for choice, several in found.items()}
-            self._fitted.keep(self._to_verify(estimates) | self._leading(estimates))
+            if self._fitted.exceeds_memory:
+                self._fitted.keep([*self._to_verify(estimates), *self._nearest_to_frontier(estimates)])
         scored = [candidate for candidate in self._context.candidates if candidate.choice in ways]
         blind = [candidate for candidate in scored if math.isnan(estimates[candidate.choice])]
         bare = ways.keys() - profiting(ways) - {candidate.choice for candidate in blind}
@@ -212,11 +213,13 @@ class _Scoring:
         scored = [candidate.choice for candidate in self._context.candidates if candidate.choice in estimates]
         return {*_spread(scored, estimates), *(choice for choice in scored if math.isnan(estimates[choice]))}
 
-    def _leading(self, estimates: Mapping[SpanChoice, float]) -> set[SpanChoice]:
-        """Return the choices on the first layers of the frontier; they may get true losses or refits of consumers."""
-        finite = {choice: loss for choice, loss in estimates.items() if not math.isnan(loss)}
+    def _nearest_to_frontier(self, estimates: Mapping[SpanChoice, float]) -> Iterator[SpanChoice]:
+        """Yield choices by their need for true losses: the frontier's, then the frontier's without these, and so on."""
         on_frontier = self._context.on_frontier
-        return set() if on_frontier is None else on_first_layers(on_frontier, finite, finite.keys())
+        others = {choice: loss for choice, loss in estimates.items() if not math.isnan(loss)}
+        while on_frontier is not None and (layer := on_frontier(others)):
+            yield from layer
+            others = {choice: loss for choice, loss in others.items() if choice not in layer}
 
     def _unverified(self, losses: Mapping[SpanChoice, float], true: Mapping[SpanChoice, object]) -> set[SpanChoice]:
         """Return the choices on the frontier whose true loss is unknown, and may be less than estimated."""

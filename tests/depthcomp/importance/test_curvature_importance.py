@@ -12,7 +12,7 @@ from torch import nn
 
 from depthcomp.errors import DepthCompError
 from depthcomp.fitting.memory import FitMemory
-from depthcomp.importance import contenders
+from depthcomp.importance import candidate_scorer, contenders
 from depthcomp.importance import curvature as module
 from depthcomp.importance.calibrated import calibrated
 from depthcomp.importance.candidate_scorer import FittedCandidates
@@ -201,22 +201,25 @@ def test_choices_on_the_frontier_have_true_losses_and_the_others_corrected_estim
     assert {choice: found.losses[choice] for choice in best} == {choice: true.losses[choice] for choice in best}
 
 
-def test_weights_out_of_the_running_are_freed_and_nothing_changes(prepared, monkeypatch):
-    some, kept = prepared.candidates[::2], []
+def test_weights_beyond_the_memory_are_freed_and_nothing_changes(prepared, monkeypatch):
+    some, left = prepared.candidates[::2], []
     keep = FittedCandidates.keep
 
     def counted(fitted, choices):
+        before = len(fitted._weights)
         keep(fitted, choices)
-        kept.append(len(fitted._weights))
+        assert not fitted.exceeds_memory
+        left.append((before, len(fitted._weights)))
 
     monkeypatch.setattr(module, "CHECKED", 2)
     monkeypatch.setattr(contenders, "LAYERS", 1)
-    monkeypatch.setattr(FittedCandidates, "keep", counted)
-    found = score_choices(prepared, some, SAVINGS, CurvatureImportance(), on_frontier=cheapest_of(some)).losses
-    assert 2 <= kept[-1] < 0.7 * len(found)
-    monkeypatch.setattr(FittedCandidates, "keep", lambda fitted, choices: None)
     whole = score_choices(prepared, some, SAVINGS, CurvatureImportance(), on_frontier=cheapest_of(some)).losses
-    assert dict(whole) == dict(found)
+    monkeypatch.setattr(FittedCandidates, "keep", counted)
+    monkeypatch.setattr(candidate_scorer, "_MIB", 16)
+    found = score_choices(prepared, some, SAVINGS, CurvatureImportance(), on_frontier=cheapest_of(some)).losses
+    assert left
+    assert all(0 < after < before for before, after in left)
+    assert dict(found) == dict(whole)
 
 
 @pytest.mark.parametrize("count", [3, 9, 30, 1000])
