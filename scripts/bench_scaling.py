@@ -78,7 +78,11 @@ def measured(name: str, images: int, budget: str, seed: int) -> dict[str, Any]:
     found["parts"] = {part: round(seconds, 1) for part, seconds in parts.seconds.most_common()}
     peak_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     seconds = round(time.perf_counter() - start, 1)
-    return {"network": name, "images": images, "seconds": seconds, "peak_gib": round(peak_gib, 2), **found}
+    return {
+        "network": name, "images": images, "budget": budget, "seed": seed, "threads": torch.get_num_threads(),
+        "torch": torch.__version__, "onnxruntime": version("onnxruntime"), "machine": cpu_name(),
+        "date": f"{datetime.now(UTC):%Y-%m-%d}", "seconds": seconds, "peak_gib": round(peak_gib, 2), **found,
+    }  # fmt: skip
 
 
 def in_a_process(name: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -98,6 +102,7 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
     figure, panels = plt.subplots(1, 2, figsize=(10, 4))
     for family, label in (("resnet", "ResNet-18 to 152"), ("efficientnet", "EfficientNet-Lite0 to 4")):
         some = [row for row in rows if row["network"].startswith(family) and "error" not in row]
+        some.sort(key=lambda row: row["convolutions"])
         depths = [row["convolutions"] for row in some]
         for axes, field in zip(panels, ("seconds", "peak_gib"), strict=True):
             axes.plot(depths, [row[field] for row in some], marker="o", label=label)
@@ -132,13 +137,7 @@ def main() -> None:
     for name in options.only:
         rows[name] = in_a_process(name, options)
         tell(rows[name])
-        content = {
-            "budget": options.budget, "seed": options.seed,
-            "threads": torch.get_num_threads(), "torch": torch.__version__,
-            "onnxruntime": version("onnxruntime"), "machine": cpu_name(),
-            "date": f"{datetime.now(UTC):%Y-%m-%d}", "rows": list(rows.values()),
-        }  # fmt: skip
-        options.out.write_text(json.dumps(content, indent=1) + "\n")
+        options.out.write_text(json.dumps({"rows": list(rows.values())}, indent=1) + "\n")
     plot(list(rows.values()), options.out.with_suffix(".svg"))
 
 
