@@ -6,8 +6,8 @@ compressed network from the original, on images that the fits have not seen. Kep
 refitted where that lowers it; the loss without these refits stands beside it. "together" is the loss of a forward of
 all choices of a plan, each fitted alone, by which a search compares plans. The true loss of a choice is that of the
 network with this choice alone, on a few batches of every fold. "single" sums these: as a score of choices, no
-importance knows them better. All choices are scored, also those that a compression
-leaves out as they cannot enter the frontier. Results are printed, and added to the file of --json after each seed. True
+importance knows them better. All choices are scored, also those that a compression leaves out as they cannot enter the
+frontier. Results are printed, and added to the file of --json after each seed. True
 losses in that file are used again, as no importance changes them: give another file after a change of the fits.
 
     python scripts/bench_importance.py --json docs/importance.json --seeds 3 4 5

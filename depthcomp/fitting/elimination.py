@@ -56,7 +56,9 @@ def eliminate(second_moment: Tensor, weight: Tensor, blocks: int) -> Elimination
     while len(names) > 1:
         count = max(len(names) // AT_ONCE, 1)
         pool = _rises(inverse, weight, size).argsort(stable=True)[: POOL * count]
-        gone = pool[_first(inverse, weight, _inputs(pool, size), size, min(count, len(names) - 1), rises)]
+        first, risen = _first(inverse, weight, _inputs(pool, size), size, count)
+        gone = pool[first]
+        rises += risen
         order.extend(names[gone].tolist())
         left = torch.ones(len(names), dtype=torch.bool)
         left[gone] = False
@@ -65,11 +67,11 @@ def eliminate(second_moment: Tensor, weight: Tensor, blocks: int) -> Elimination
     return Elimination((*order, int(names[0])), tuple(rises))
 
 
-def _first(inverse: Tensor, weight: Tensor, inputs: Tensor, size: int, count: int, rises: list[float]) -> Tensor:
-    """Return which `count` blocks of a pool go first, one after another; their rises are added to the list."""
+def _first(inverse: Tensor, weight: Tensor, inputs: Tensor, size: int, count: int) -> tuple[list[int], list[float]]:
+    """Return which `count` blocks of a pool go first, one after another, and the rise with each."""
     inverse, weight = inverse[inputs][:, inputs], weight[:, inputs]
     left = torch.arange(len(inputs) // size)
-    gone = []
+    gone, rises = list[int](), list[float]()
     for _ in range(count):
         rise = _rises(inverse, weight, size)
         least = int(rise.argmin())
@@ -78,7 +80,7 @@ def _first(inverse: Tensor, weight: Tensor, inputs: Tensor, size: int, count: in
         others = torch.cat([torch.arange(least), torch.arange(least + 1, len(left))])
         inverse, weight = _without(inverse, weight, _inputs(torch.tensor([least]), size), _inputs(others, size))
         left = left[others]
-    return torch.tensor(gone)
+    return gone, rises
 
 
 def _inputs(blocks: Tensor, size: int) -> Tensor:

@@ -75,7 +75,7 @@ class FittedCandidates:
         calibration: the images to fit on.
         seed: seed of the sampled pixels.
         report: called as (what, done, total).
-        memory: the memory that fits may use, and that as much may be kept of their weights.
+        memory: the memory that the sums of fits may use; the weights that are kept may use as much again.
         refit_kept: whether kept layers that read a change are refitted; False where the images are random.
 
     Attributes:

@@ -62,9 +62,11 @@ class _Linear(Maker[nn.Linear]):
     methods = ("forward",)
 
     def axes(self, rank: int) -> tuple[int, int]:
+        """Return the last axis, for both."""
         return rank - 1, rank - 1
 
     def channels(self, layer: nn.Linear) -> tuple[int, int]:
+        """Return the numbers of features."""
         return layer.in_features, layer.out_features
 
     def _slice(self, layer: nn.Linear, read: Mask, made: Mask) -> None:
@@ -79,12 +81,15 @@ class _Convolution(Maker[_ConvNd]):
     made_axis = 0
 
     def axes(self, rank: int) -> tuple[int, int]:
+        """Return axis 1, for both."""
         return 1, 1
 
     def groups(self, layer: _ConvNd) -> int:
+        """Return the convolution's number of groups."""
         return layer.groups
 
     def channels(self, layer: _ConvNd) -> tuple[int, int]:
+        """Return the numbers of channels."""
         return layer.in_channels, layer.out_channels
 
     def _slice(self, layer: _ConvNd, read: Mask, made: Mask) -> None:

@@ -14,7 +14,7 @@ __all__ = ["narrow_node", "without"]
 
 
 def without(value: Any, layout: Layouts, kept: Kept) -> Any:
-    """Return what is left of a value once some channels are removed."""
+    """Return a tensor, or several, without the channels that are not kept; a value of no layout as it is."""
     if isinstance(layout, tuple):
         return tuple(without(part, one, kept) for part, one in zip(value, layout, strict=True))
     return value if layout is None else sliced(value, layout.axis, kept(layout))

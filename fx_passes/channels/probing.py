@@ -1,4 +1,4 @@
-"""Which channels of its inputs each channel of an operator's output depends on, found by running the operator.
+"""Dependence of an operator's output channels on those of an input, found by running the operator.
 
 An input gets NaN in some of its channels. What becomes NaN in the output depends on them. A channel is told apart from
 all others by the bits of its number, so that 2 log2(c) runs are enough for c channels.

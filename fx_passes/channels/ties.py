@@ -81,6 +81,7 @@ class ChannelTies:
         gone[list(removed)] = True
 
         def kept(layout: Layout) -> Mask:
+            """Return which places of a layout are left."""
             return np.logical_not(gone[layout.ids])
 
         for name, node in nodes_by_name(copied).items():
@@ -88,7 +89,7 @@ class ChannelTies:
             read = self.made.get(sources[0].name) if sources else None
             narrow_node(copied, node, read, self.made.get(name), kept)
         tidy(copied)
-        propagate_shapes(copied, example_inputs(copied))
+        propagate_shapes(copied, _example_inputs(copied))
         return copied
 
 
@@ -97,20 +98,20 @@ def channel_ties(gm: fx.GraphModule) -> ChannelTies:
 
     Every operator runs about 2 log2(channels) times on random inputs.
     """
-    inputs, tracer = example_inputs(gm), Tracer(gm)
+    inputs, tracer = _example_inputs(gm), Tracer(gm)
     with torch.no_grad():
         tracer.run(*inputs)
         count, labels = tracer.groups()
         made = {name: _relabelled(found, labels) for name, found in tracer.made.items()}
         fixed = dict[int, str]()
-        for ids, reason in tracer.reasons():
+        for ids, reason in tracer.fixed:
             for label in map(int, labels[ids]):
                 fixed.setdefault(label, reason)
         Trial(gm, made, fixed, count).run(*inputs)
     return ChannelTies(made, fixed, count)
 
 
-def example_inputs(gm: fx.GraphModule) -> list[Tensor]:
+def _example_inputs(gm: fx.GraphModule) -> list[Tensor]:
     """Return random inputs of the shapes and types that a graph was captured with."""
     generator = torch.Generator().manual_seed(0)
     metas = [node.meta["tensor_meta"] for node in gm.graph.find_nodes(op="placeholder")]

@@ -16,9 +16,9 @@ from fx_passes.channels.layout import Ids, Layout, Layouts, layouts_in
 from fx_passes.channels.makers import Maker, maker_of
 from fx_passes.channels.probing import NONE, MixedChannelsError, dependence
 from fx_passes.module_paths import module_path
-from fx_passes.operators import ACTIVATIONS, NORMS
+from fx_passes.operators import ACTIVATIONS, NORMS, known_layer
 
-__all__ = ["Tracer"]
+__all__ = ["Tracer", "keeps_channels"]
 
 
 class Tracer(fx.Interpreter):
@@ -29,30 +29,24 @@ class Tracer(fx.Interpreter):
 
     Attributes:
         made: the channels of each node's result so far; nodes without known channels are left out.
+        fixed: channels that cannot be removed, and why.
     """
 
     def __init__(self, gm: fx.GraphModule) -> None:
         super().__init__(gm)
         self.extra_traceback = False
+        self._gm = gm
         self.made: dict[str, Layouts] = {}
         self._count = 0
-        self._ties: list[tuple[Ids, Ids]] = []
-        self._fixed: list[tuple[Ids, str]] = []
+        self._ties: list[Ids] = []
+        self.fixed: list[tuple[Ids, str]] = []
 
     def groups(self) -> tuple[int, Ids]:
         """Return the number of groups of tied channels, and the group of each channel."""
-        some, others = (
-            (np.concatenate([np.empty(0, np.int64), *side]) for side in zip(*self._ties, strict=True))
-            if (self._ties)
-            else (np.empty(0, np.int64),) * 2
-        )
+        some, others = np.hstack([np.empty((2, 0), np.int64), *self._ties])
         matrix = coo_array((np.ones(len(some), bool), (some, others)), shape=(self._count, self._count))
         count, labels = connected_components(matrix, directed=False)
         return int(count), labels.astype(np.int64)
-
-    def reasons(self) -> Iterable[tuple[Ids, str]]:
-        """Return channels that cannot be removed, and why."""
-        return self._fixed
 
     def run_node(self, n: fx.Node) -> Any:
         """Return the value of a node, and note the channels of the result."""
@@ -72,7 +66,7 @@ class Tracer(fx.Interpreter):
             return self._new(maker, layer, node, read[0], result)
         if node.op == "output" or not any(layouts_in(read)) or not _holds_tensors(result):
             return None
-        if isinstance(layer, (*ACTIVATIONS, *NORMS)):  # their classes tell that they pass channels on
+        if keeps_channels(self._gm, node):
             return read[0]
         if node.target is operator.getitem and isinstance(read[0], tuple) and isinstance(node.args[1], int):
             return read[0][node.args[1]]
@@ -128,6 +122,7 @@ class Tracer(fx.Interpreter):
             return None
 
         def run(value: Tensor) -> Tensor:
+            """Return the node's result, or a part of it, for another value of one input."""
             values = fx.node.map_arg((node.args, node.kwargs), lambda arg: value if arg is source else self.env[arg])
             result = getattr(self, node.op)(node.target, *values)
             part: Tensor = result[index] if isinstance(result, tuple | list) else result
@@ -144,7 +139,7 @@ class Tracer(fx.Interpreter):
             ids = np.where(ids == NONE, other, ids)
         foreign = ids == NONE
         ids[foreign] = fresh = self._fresh(int(foreign.sum()))
-        self._fixed.append((fresh, "no layer makes them"))
+        self.fixed.append((fresh, "no layer makes them"))
         return ids
 
     def _fresh(self, count: int) -> Ids:
@@ -152,10 +147,15 @@ class Tracer(fx.Interpreter):
         return np.arange(self._count - count, self._count)
 
     def _tie(self, some: Ids, others: Ids) -> None:
-        self._ties.append((some, others))
+        self._ties.append(np.stack([some, others]))
 
     def _fix(self, layouts: Iterable[Layouts], reason: str) -> None:
-        self._fixed.extend((layout.ids, reason) for layout in layouts_in(layouts))
+        self.fixed.extend((layout.ids, reason) for layout in layouts_in(layouts))
+
+
+def keeps_channels(gm: fx.GraphModule, node: fx.Node) -> bool:
+    """Say whether the class of a node's layer tells that each channel stays what it is."""
+    return isinstance(known_layer(gm, node), (*ACTIVATIONS, *NORMS))
 
 
 def _holds_tensors(result: Any) -> bool:

@@ -14,8 +14,8 @@ from torch.utils._pytree import tree_leaves
 from fx_passes.channels.layout import Layout, Layouts, layouts_in
 from fx_passes.channels.makers import Mask, maker_of
 from fx_passes.channels.narrowing import narrow_node, without
+from fx_passes.channels.tracer import keeps_channels
 from fx_passes.module_paths import module_path
-from fx_passes.operators import ACTIVATIONS, NORMS
 
 __all__ = ["Trial"]
 
@@ -35,6 +35,7 @@ class Trial(fx.Interpreter):
     def __init__(self, gm: fx.GraphModule, made: Mapping[str, Layouts], fixed: dict[int, str], count: int) -> None:
         super().__init__(gm)
         self.extra_traceback = False
+        self._gm = gm
         self._made, self._fixed = made, fixed
         self._removed = np.random.default_rng(0).random((DRAWS, count)) < 0.5
         self._removed[:, list(fixed)] = False
@@ -53,7 +54,7 @@ class Trial(fx.Interpreter):
     def _is_doubtful(self, node: fx.Node) -> bool:
         """Say whether only a trial tells if a node works without some channels."""
         layer = self.fetch_attr(str(node.target)) if node.op == "call_module" else None
-        return node.op != "output" and not isinstance(layer, (*ACTIVATIONS, *NORMS)) and maker_of(layer) is None
+        return node.op != "output" and maker_of(layer) is None and not keeps_channels(self._gm, node)
 
     def _works(self, node: fx.Node, read: Sequence[Layouts], result: Any) -> bool:
         """Say whether a node without some channels computes what is left of its result."""
@@ -61,14 +62,15 @@ class Trial(fx.Interpreter):
         for removed in self._removed:
 
             def kept(layout: Layout, removed: Mask = removed) -> Mask:
+                """Return which places of a layout are left."""
                 return np.logical_not(removed[layout.ids])
 
             inputs = [without(self.env[s], one, kept) for s, one in zip(node.all_input_nodes, read, strict=True)]
             gm, copied = self._alone(node)
-            narrow_node(gm, copied, read[0], made, kept)
             try:
+                narrow_node(gm, copied, read[0], made, kept)
                 found = _Quiet(gm).run(*inputs)
-            except Exception:  # any operator may fail in any way
+            except Exception:  # an operator may fail in any way, and have arguments in any form
                 return False
             if not _alike(found, without(result, made, kept)):
                 return False
