@@ -186,7 +186,7 @@ def test_a_subclass_of_an_activation_may_mix_channels():
     assert None not in reasons(ties, "_0")
 
 
-def test_sizes_given_by_name_are_refused_or_carried_out():
+def test_sizes_given_by_name_are_refused_in_a_sentence():
     class Named(nn.Module):
         def __init__(self):
             super().__init__()
