@@ -36,7 +36,8 @@ from scipy.stats import bootstrap, spearmanr
 from depthcomp.fitting.joint import JointLosses
 from depthcomp.fitting.memory import FitMemory
 from depthcomp.fitting.refit import Refitter
-from depthcomp.importance.candidate_scorer import CandidateScorer, FittedCandidates
+from depthcomp.importance.candidate_scorer import CandidateScorer
+from depthcomp.importance.fitted_candidates import FittedCandidates
 from depthcomp.importance.journal import ScoreJournal
 from depthcomp.importance.scoring import score_choices
 from depthcomp.importance.true_loss import TrueLoss, judging_batches

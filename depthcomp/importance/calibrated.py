@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 from depthcomp.data.calibration import CalibrationSet
 from depthcomp.fitting.memory import FitMemory
-from depthcomp.importance.candidate_scorer import CandidateScorer, FittedCandidates, part_of
+from depthcomp.importance.candidate_scorer import CandidateScorer, part_of
+from depthcomp.importance.fitted_candidates import FittedCandidates
 from depthcomp.importance.halving import halve, survivors
 from depthcomp.importance.journal import ScoreJournal
 from depthcomp.importance.true_loss import TrueLoss, judging_batches

@@ -5,32 +5,26 @@ Each judging batch is scored with weights that have not seen its fold. Finished 
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Protocol
 
 import networkx as nx
 from torch import Tensor
 
-from depthcomp.data.calibration import CalibrationSet
-from depthcomp.fitting.candidates import Weights, design_of_slot, fit_candidates
-from depthcomp.fitting.consumers import refit_consumers, restores_its_exit
-from depthcomp.fitting.memory import FitMemory
+from depthcomp.fitting.candidates import Weights, design_of_slot
+from depthcomp.fitting.consumers import restores_its_exit
+from depthcomp.importance.fitted_candidates import FittedCandidates
 from depthcomp.importance.journal import ScoreJournal
 from depthcomp.importance.ways import Ways
 from depthcomp.latency.pricing import Candidate
-from depthcomp.progress import Progress
-from fx_passes import CapturedNetwork, SpanChoice
+from fx_passes import SpanChoice
 from fx_passes.affine import AffineConv
 from latency_tables.fleet.work import Shard
 
-__all__ = ["CandidateScorer", "FittedCandidates", "Judge", "JudgeOf", "JudgingBatch", "part_of"]
-
-_MIB = 2**20
-CONSUMER_BATCHES = 12  # consumers of a change are refitted on this many batches for a score
+__all__ = ["CandidateScorer", "Judge", "JudgeOf", "JudgingBatch", "part_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,88 +61,6 @@ JudgeOf = Callable[[JudgingBatch], Judge]
 """Function that returns the judge of a batch, which may keep all of its tensors in memory."""
 
 
-class FittedCandidates:
-    """Weights of candidates' bodies, and refitted consumers behind them.
-
-    Args:
-        network: the captured network, in evaluation mode; it is not changed.
-        calibration: the images to fit on.
-        seed: seed of the sampled pixels.
-        report: called as (what, done, total).
-        memory: the memory that the sums of fits may use; the weights that are kept may use as much again.
-        refit_kept: whether kept layers that read a change are refitted; False where the images are random.
-
-    Attributes:
-        refits: whether consumers are refitted.
-    """
-
-    def __init__(
-        self,
-        network: CapturedNetwork,
-        calibration: CalibrationSet,
-        *,
-        seed: int,
-        report: Progress,
-        memory: FitMemory,
-        refit_kept: bool,
-    ) -> None:
-        self._network, self._calibration = network, calibration
-        self._seed, self._report, self._memory = seed, report, memory
-        self._limit = memory.mib * _MIB
-        self.refits = refit_kept and bool(calibration.judges)  # a fold must choose the strength of a refit
-        self._weights: dict[SpanChoice, Mapping[int, Weights]] = {}
-        self._consumers: dict[tuple[SpanChoice, int], Mapping[str, AffineConv]] = {}
-
-    def weights(self, choice: SpanChoice, fold: int) -> Weights:
-        """Return weights of a fitted choice's body that have not seen a fold."""
-        return self._weights[choice][fold]
-
-    def consumers(self, choice: SpanChoice, fold: int) -> Mapping[str, AffineConv]:
-        """Return the refitted consumers of a choice without a fold; empty before `fit`."""
-        return self._consumers.get((choice, fold), {})
-
-    @property
-    def exceeds_memory(self) -> bool:
-        """Whether the weights take more memory than the sums of fits may."""
-        return sum(map(self._bytes, self._weights)) > self._limit
-
-    def keep(self, choices: Iterable[SpanChoice]) -> None:
-        """Keep the weights of choices that fit into memory, in this order; free all others.
-
-        `fit` solves freed ones again, to the same bits, where they are wanted.
-        """
-        sizes = itertools.accumulate(map(self._bytes, choices := list(dict.fromkeys(choices))))
-        kept = {choice for choice, size in zip(choices, sizes, strict=True) if size <= self._limit}
-        self._weights = {choice: weights for choice, weights in self._weights.items() if choice in kept}
-        self._consumers = {key: several for key, several in self._consumers.items() if key[0] in kept}
-
-    def _bytes(self, choice: SpanChoice) -> int:
-        """Return the bytes of a choice's weights and consumers over all folds; 0 where it is not fitted."""
-        folds = self._weights.get(choice, {})
-        several = [*folds.values(), *(self.consumers(choice, fold) for fold in folds)]
-        return sum(operator.weight.nbytes for operators in several for operator in operators.values())
-
-    def fit(self, candidates: Sequence[Candidate], folds: Sequence[int], bare: Set[SpanChoice] = frozenset()) -> None:
-        """Solve candidates, and refit the consumers of their changes without each fold, where that is not done yet.
-
-        `memory` has room for at least one pixel of each fit's kernel. Choices in `bare` need no refits, and no choice
-        does where `folds` is empty.
-        """
-        unsolved = [c for c in candidates if c.choice not in self._weights]
-        if unsolved:
-            self._weights |= fit_candidates(
-                self._network, unsolved, self._calibration,
-                seed=self._seed, progress=self._report, memory=self._memory,
-            )  # fmt: skip
-        some = [candidate for candidate in candidates if candidate.choice not in bare] if self.refits else []
-        missing = [c for c in some if any((c.choice, fold) not in self._consumers for fold in folds)]
-        if missing:
-            self._consumers |= refit_consumers(
-                self._network, missing, self._weights, self._calibration.thinned(CONSUMER_BATCHES), folds,
-                seed=self._seed, memory=self._memory, progress=self._report,
-            )  # fmt: skip
-
-
 class CandidateScorer:
     """Scores candidates on judging batches, except where the journal has the scores.
 
@@ -178,6 +90,10 @@ class CandidateScorer:
     def batches(self) -> int:
         """Number of judging batches."""
         return len(self._judging)
+
+    def parts(self, candidates: Sequence[Candidate], bare: Set[SpanChoice]) -> Iterator[list[Candidate]]:
+        """Yield the candidates in parts whose fits, and refits of consumers, stay in memory together."""
+        return self._fitted.parts(candidates, len(self._refitted), bare)
 
     def fit(self, candidates: Sequence[Candidate], bare: Set[SpanChoice]) -> None:
         """Fit the candidates whose scores the journal lacks for all batches together, which saves passes."""

@@ -23,10 +23,11 @@ from depthcomp.fitting.candidates import Weights, replacement
 from depthcomp.fitting.kept_slots import consumers_of, run_operator
 from depthcomp.fitting.sensitivity import Sensitivity
 from depthcomp.fitting.speed import Speed, fit_work
-from depthcomp.importance.candidate_scorer import CandidateScorer, FittedCandidates, JudgingBatch, part_of
+from depthcomp.importance.candidate_scorer import CandidateScorer, JudgingBatch, part_of
 from depthcomp.importance.contenders import Contenders
 from depthcomp.importance.context import ScoringContext
 from depthcomp.importance.estimate_check import EstimateCheck, check_estimates, correction, exit_factors
+from depthcomp.importance.fitted_candidates import FittedCandidates
 from depthcomp.importance.journal import ScoreJournal
 from depthcomp.importance.true_loss import TrueLoss, judging_batches
 from depthcomp.importance.ways import Ways, least, profiting
@@ -181,12 +182,11 @@ class _Scoring:
         """Return the losses of the candidates that can enter the frontier."""
         ways: dict[SpanChoice, list[Ways]] = {}
         estimates: dict[SpanChoice, float] = {}
-        for part in self._contenders.rounds(estimates):
-            found = self._losses(self._estimates, part.candidates, "estimating losses", part.bare)
-            ways |= found
-            estimates |= {choice: least(several) for choice, several in found.items()}
-            if self._fitted.exceeds_memory:
-                self._fitted.keep([*self._to_verify(estimates), *self._nearest_to_frontier(estimates)])
+        for next_ in self._contenders.rounds(estimates):
+            for found in self._losses(self._estimates, next_.candidates, "estimating losses", next_.bare):
+                ways |= found
+                estimates |= {choice: least(several) for choice, several in found.items()}
+                self._free_all_but_the_nearest(estimates)
         scored = [candidate for candidate in self._context.candidates if candidate.choice in ways]
         blind = [candidate for candidate in scored if math.isnan(estimates[candidate.choice])]
         bare = ways.keys() - profiting(ways) - {candidate.choice for candidate in blind}
@@ -194,7 +194,9 @@ class _Scoring:
         losses: Mapping[SpanChoice, float] = {}
         while wanted:
             some = [candidate for candidate in scored if candidate.choice in wanted]
-            true |= self._losses(self._true, some, "verifying losses", bare)
+            for found in self._losses(self._true, some, "verifying losses", bare):
+                true |= found
+                self._fitted.free(found.keys())
             losses = _corrected(estimates, true)
             wanted = self._unverified(losses, true)
         check = check_estimates(*_pairs(estimates, true))
@@ -205,8 +207,16 @@ class _Scoring:
         first = next(self._contenders.rounds({}))
         always = {candidate.choice for candidate in first.candidates}
         some = [candidate for candidate in part_of(self._context.candidates, part) if candidate.choice in always]
-        found = self._losses(self._estimates, some, "estimating losses", first.bare)
-        return sum(len(ways) for several in found.values() for ways in several)
+        entries = 0
+        for found in self._losses(self._estimates, some, "estimating losses", first.bare):
+            entries += sum(len(ways) for several in found.values() for ways in several)
+            self._fitted.free(found.keys())
+        return entries
+
+    def _free_all_but_the_nearest(self, estimates: Mapping[SpanChoice, float]) -> None:
+        """Free weights beyond the memory, so that those stay that will probably be verified."""
+        if self._fitted.exceeds_memory:
+            self._fitted.keep(itertools.chain(self._to_verify(estimates), self._nearest_to_frontier(estimates)))
 
     def _to_verify(self, estimates: Mapping[SpanChoice, float]) -> set[SpanChoice]:
         """Return the choices to verify wherever they stand: some of each exit, and those without an estimate."""
@@ -235,16 +245,17 @@ class _Scoring:
         candidates: Sequence[Candidate],
         what: str,
         bare: Set[SpanChoice] = frozenset(),
-    ) -> dict[SpanChoice, list[Ways]]:
-        """Return the losses of candidates on all batches of a scorer; of those in `bare` only without refits."""
-        found: dict[SpanChoice, list[Ways]] = {candidate.choice: [] for candidate in candidates}
-        scorer.fit(candidates, bare)
+    ) -> Iterator[dict[SpanChoice, list[Ways]]]:
+        """Yield the losses of candidates on all batches of a scorer, in parts; of those in `bare` without refits."""
         done, total = itertools.count(1), scorer.batches * len(candidates)
-        for number in range(scorer.batches) if candidates else ():
-            for candidate, ways in zip(candidates, scorer.losses(candidates, number, bare), strict=True):
-                found[candidate.choice].append(ways)
-                self._context.progress(what, next(done), total)
-        return found
+        for part in scorer.parts(candidates, bare):
+            found: dict[SpanChoice, list[Ways]] = {candidate.choice: [] for candidate in part}
+            scorer.fit(part, bare)
+            for number in range(scorer.batches):
+                for candidate, ways in zip(part, scorer.losses(part, number, bare), strict=True):
+                    found[candidate.choice].append(ways)
+                    self._context.progress(what, next(done), total)
+            yield found
 
 
 def _spread(choices: Sequence[SpanChoice], estimates: Mapping[SpanChoice, float]) -> list[SpanChoice]:

@@ -12,12 +12,12 @@ from torch import nn
 
 from depthcomp.errors import DepthCompError
 from depthcomp.fitting.memory import FitMemory
-from depthcomp.importance import candidate_scorer, contenders
+from depthcomp.importance import contenders, fitted_candidates
 from depthcomp.importance import curvature as module
 from depthcomp.importance.calibrated import calibrated
-from depthcomp.importance.candidate_scorer import FittedCandidates
 from depthcomp.importance.curvature import CurvatureJudges
 from depthcomp.importance.curvature_importance import CurvatureImportance
+from depthcomp.importance.fitted_candidates import FittedCandidates
 from depthcomp.importance.scoring import score_choices, scoring_context
 from depthcomp.importance.table import ImportanceTable
 from depthcomp.importance.true_loss import TrueLoss, judging_batches
@@ -202,8 +202,8 @@ def test_choices_on_the_frontier_have_true_losses_and_the_others_corrected_estim
 
 
 def test_weights_beyond_the_memory_are_freed_and_nothing_changes(prepared, monkeypatch):
-    some, left = prepared.candidates[::2], []
-    keep = FittedCandidates.keep
+    some, left, used = prepared.candidates[::2], [], []
+    keep, fit = FittedCandidates.keep, FittedCandidates.fit
 
     def counted(fitted, choices):
         before = len(fitted._weights)
@@ -211,13 +211,19 @@ def test_weights_beyond_the_memory_are_freed_and_nothing_changes(prepared, monke
         assert not fitted.exceeds_memory
         left.append((before, len(fitted._weights)))
 
+    def fitted_within(fitted, candidates, folds, bare):
+        fit(fitted, candidates, folds, bare)
+        used.append(sum(map(fitted._bytes, fitted._weights)) / fitted._limit)
+        assert len(candidates) == 1 or used[-1] <= 2  # what is kept, and one part
+
     monkeypatch.setattr(module, "CHECKED", 2)
     monkeypatch.setattr(contenders, "LAYERS", 1)
     whole = score_choices(prepared, some, SAVINGS, CurvatureImportance(), on_frontier=cheapest_of(some)).losses
     monkeypatch.setattr(FittedCandidates, "keep", counted)
-    monkeypatch.setattr(candidate_scorer, "_MIB", 16)
+    monkeypatch.setattr(FittedCandidates, "fit", fitted_within)
+    monkeypatch.setattr(fitted_candidates, "_MIB", 16)
     found = score_choices(prepared, some, SAVINGS, CurvatureImportance(), on_frontier=cheapest_of(some)).losses
-    assert left
+    assert max(used) > 1
     assert all(0 < after < before for before, after in left)
     assert dict(found) == dict(whole)
 
