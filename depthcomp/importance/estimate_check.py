@@ -68,7 +68,8 @@ def correction(estimates: Sequence[float], true: Sequence[float]) -> Callable[[f
     borders = isotonic_regression(y).blocks
     blocks = [slice(start, stop) for start, stop in itertools.pairwise(borders)]
     x_mean, y_mean = (np.array([values[block].mean() for block in blocks]) for values in (x, y))
-    apart = np.diff(x_mean, prepend=-np.inf) > 0  # blocks of equal estimates have no curve between them
+    before = np.maximum.accumulate(np.concatenate([[-np.inf], x_mean[:-1]]))
+    apart = x_mean > before  # blocks of estimates that are equal, up to rounding, have no curve between them
     return _through(x_mean[apart], y_mean[apart])
 
 

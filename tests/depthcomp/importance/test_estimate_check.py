@@ -46,6 +46,15 @@ def test_few_pairs_change_nothing():
     assert correction([1.0, 2.0], [10.0, 30.0])(1.5) == 1.5
 
 
+@pytest.mark.parametrize("value", [1e-9, 0.1, 0.3])
+def test_many_equal_estimates_are_one_point_of_the_curve(value):
+    rng = np.random.default_rng(0)
+    for equal in range(1, 40):
+        estimates = np.concatenate([np.full(equal, value), rng.random(40 - equal)])
+        corrected = correction(estimates, rng.random(40))
+        assert corrected(0.2) <= corrected(0.5)
+
+
 @given(LOSSES, st.floats(1e-7, 1e4), st.floats(1e-7, 1e4))
 def test_the_curve_never_changes_an_order(pairs, one, other):
     corrected = correction(*zip(*pairs, strict=True))
