@@ -46,13 +46,11 @@ def test_few_pairs_change_nothing():
     assert correction([1.0, 2.0], [10.0, 30.0])(1.5) == 1.5
 
 
-@pytest.mark.parametrize("value", [1e-9, 0.1, 0.3])
-def test_many_equal_estimates_are_one_point_of_the_curve(value):
-    rng = np.random.default_rng(0)
-    for equal in range(1, 40):
-        estimates = np.concatenate([np.full(equal, value), rng.random(40 - equal)])
-        corrected = correction(estimates, rng.random(40))
-        assert corrected(0.2) <= corrected(0.5)
+@pytest.mark.parametrize("value", np.geomspace(1e-8, 1.0, 20))
+def test_equal_estimates_are_one_point_of_the_curve(value):
+    true = np.repeat(np.arange(1.0, 11.0), range(1, 11))  # blocks of all sizes, whose means differ by rounding
+    corrected = correction([*np.full(len(true), value), 2.0], [*true, 20.0])
+    assert corrected(value / 2) < corrected(value) < corrected(2.0) == pytest.approx(20.0)
 
 
 @given(LOSSES, st.floats(1e-7, 1e4), st.floats(1e-7, 1e4))
