@@ -40,6 +40,7 @@ def compress_depth(
     table: LatencyTable | str | os.PathLike[str] | None = None,
     precision: str = "fp32",
     method: str = "depthcomp",
+    kinds: Sequence[str] | None = None,
     importance: ImportanceLike = DEFAULT_IMPORTANCE,
     finetune: FinetuneConfig | None = None,
     output_dir: str | os.PathLike[str] | None = None,
@@ -66,6 +67,8 @@ def compress_depth(
         method: the method that chooses the plan, one of `depthcomp.methods.registry.METHODS`: "depthcomp", or for
             comparison "uniform", "random", "kim23", "layermerge" or "depthshrinker". The last three fit nothing, so
             train their results.
+        kinds: kinds of choices that the method may make, some of "drop", "fit", "merge" and "narrow"; None for the
+            method's own.
         importance: how the losses of choices are found, for any method. "curvature" and "calibrated" use closed-form
             fits without training. "curvature" estimates the losses of most fits, leaves out the choices that cannot
             enter the latency-loss frontier, and verifies those on it. "calibrated" computes the losses of all.
@@ -84,7 +87,7 @@ def compress_depth(
             `best_ms` is the measured latency of the fastest.
         CaptureError: the model or its example inputs are unusable.
         DataError: the data are empty, do not fit the model, or cannot be read twice to fine-tune.
-        DepthCompError: `method`, `importance` or `precision` is unknown, or `seed` is out of range.
+        DepthCompError: `method`, `kinds`, `importance` or `precision` is unknown, or `seed` is out of range.
         BackendUnavailableError: `backend` is unknown, or not a backend.
         MissingPackageError: the backend's library is not installed.
         TableMismatchError: the table was measured in another environment.
@@ -100,8 +103,9 @@ def compress_depth(
     """
     wanted = Budget.parse(budget)
     task = CompressionTask.of(
-        model, method, importance, example_inputs=example_inputs, data=data, val_data=val_data, seed=seed
-    )
+        model, method, importance,
+        kinds=kinds, example_inputs=example_inputs, data=data, val_data=val_data, seed=seed,
+    )  # fmt: skip
     _require_supported(precision)
     require_tunable(finetune, data, val_data)
     runtime = as_backend(backend)
@@ -125,7 +129,7 @@ def _compressed(pipeline: Pipeline, *, to_be_tuned: bool) -> CompressionResult:
         return pipeline.run()[0]
     task = pipeline.task
     settings = settings_hash(
-        pipeline.prepared, pipeline.budget, task.method.name, task.importance, task.seed, pipeline.store.environment
+        pipeline.prepared, pipeline.budget, task.method, task.importance, task.seed, pipeline.store.environment
     )
     saved = SavedCompression(pipeline.folder, settings)
     unfinished = saved.unfinished(pipeline.prepared) if to_be_tuned else None

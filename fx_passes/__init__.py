@@ -13,6 +13,7 @@ from fx_passes.free_merges import free_merges
 from fx_passes.kinds.drop import Drop
 from fx_passes.kinds.fit import Fit
 from fx_passes.kinds.merge import Merge
+from fx_passes.kinds.narrow import Narrow
 from fx_passes.limits import SpanLimits
 from fx_passes.linearize import linearize
 from fx_passes.merge import collapse_spans, fold_batch_norms, merge
@@ -32,6 +33,7 @@ __all__ = [
     "Fit",
     "Level",
     "Merge",
+    "Narrow",
     "Operator",
     "Piece",
     "Plan",

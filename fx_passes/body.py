@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +13,9 @@ from torch.fx.passes.shape_prop import TensorMetadata
 
 from fx_passes.affine import AffineConv
 from fx_passes.operators import image_shape
+from fx_passes.slot_layers import run_operator
 
-__all__ = ["Body", "BodyBuilder"]
+__all__ = ["Body", "BodyBuilder", "copied_body"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +94,35 @@ class BodyBuilder:
         return Body(self._graph, at)
 
 
+def copied_body(
+    nodes: Mapping[str, fx.Node], entry: str, names: Iterable[str], exit_: str, replaced: Mapping[str, AffineConv]
+) -> Body:
+    """Return the body that computes what the network does between two tensors, some layers with other weights.
+
+    Args:
+        nodes: the nodes of the network, by name.
+        entry: name of the node whose tensor the body reads.
+        names: names of the nodes between the two, in order.
+        exit_: name of the last one, whose tensor the body computes.
+        replaced: convolutions, or 1x1 convolutions for linear layers, by the names of the nodes that they replace.
+    """
+    graph = fx.Graph()
+    made = {nodes[entry]: graph.create_node("placeholder", entry, name=entry)}
+    made[nodes[entry]].meta.update(nodes[entry].meta)
+
+    def copied(source: fx.Node) -> fx.Node:
+        if source not in made:  # a tensor of the network, which no input reaches
+            made[source] = graph.node_copy(source)
+        return made[source]
+
+    for name in names:
+        made[nodes[name]] = node = graph.node_copy(nodes[name], copied)
+        if name in replaced:
+            node.op, node.target, node.args, node.kwargs = "call_function", replaced[name], node.args[:1], {}
+    graph.output(made[nodes[exit_]])
+    return Body(graph, exit_)
+
+
 class _Run(fx.Interpreter):
     """Runs a body with the given convolutions in place of its own, which have no weights."""
 
@@ -105,7 +135,7 @@ class _Run(fx.Interpreter):
         if not isinstance(n.target, AffineConv):
             return super().run_node(n)
         (source,) = self.fetch_args_kwargs_from_env(n)[0]
-        return self._weights[n.name].to(source)(source)
+        return run_operator(self._weights[n.name], source)
 
 
 def _described(shape: tuple[int, ...]) -> TensorMetadata:

@@ -1,4 +1,4 @@
-"""Layers behind slots: read their operators, and load operators with other weights."""
+"""Layers behind slots: read their operators, run them, and load operators with other weights."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, fx, nn
 
-from fx_passes.affine import AffineConv
+from fx_passes.affine import AffineConv, conv_padding
 from fx_passes.channel_affine import ChannelAffine
 from fx_passes.facts import GraphFacts
 from fx_passes.operators import NORMS, Role, affine_operator, called_module, known_layer, role
 
-__all__ = ["can_be_solved", "load_operator", "operator_at"]
+__all__ = ["as_images", "can_be_solved", "load_operator", "operator_at", "run_operator"]
 
 DEAD = 1e-6  # relative to a norm's largest scale: a channel with a smaller scale is lost, whatever its weights
 
@@ -28,13 +28,14 @@ def can_be_solved(gm: fx.GraphModule, node: fx.Node) -> bool:
 
 
 def operator_at(gm: fx.GraphModule, node: fx.Node) -> AffineConv:
-    """Return the operator of the layer that a node calls, in float64."""
+    """Return the operator of the layer that a node calls; it shares the layer's weights."""
     linear = _linear(gm, node)
-    if linear is None:
-        return affine_operator(gm, node, _convolution(gm, node).in_channels)
-    weight = linear.weight.detach().double().cpu()[..., None, None]
-    bias = torch.zeros(len(weight)).double() if linear.bias is None else linear.bias.detach().double().cpu()
-    return AffineConv(weight, bias, (1, 1), (0, 0, 0, 0), 1)
+    layer = _convolution(gm, node) if linear is None else linear
+    weight = layer.weight.detach()
+    bias = weight.new_zeros(len(weight)) if layer.bias is None else layer.bias.detach()
+    if isinstance(layer, nn.Linear):
+        return AffineConv(weight[..., None, None], bias, (1, 1), (0, 0, 0, 0), 1)
+    return AffineConv(weight, bias, (layer.stride[0], layer.stride[1]), conv_padding(layer), layer.groups)
 
 
 def load_operator(graph: GraphFacts, name: str, operator: AffineConv) -> None:
@@ -52,6 +53,18 @@ def load_operator(graph: GraphFacts, name: str, operator: AffineConv) -> None:
     else:
         linear.weight.data.copy_(operator.weight[..., 0, 0])
         _set_bias(linear, operator.bias)
+
+
+def as_images(tensor: Tensor) -> Tensor:
+    """Return an image tensor (n, c, h, w) as it is, and vectors (n, c) as images of one pixel."""
+    return tensor[..., None, None] if tensor.ndim == 2 else tensor
+
+
+def run_operator(operator: AffineConv, tensor: Tensor) -> Tensor:
+    """Return the output of a kept convolution or linear layer with a new operator, for the tensor that it reads."""
+    image = as_images(tensor)
+    computed = operator.to(image)(image)
+    return computed if tensor.ndim == 4 else computed[..., 0, 0]
 
 
 def _load_convolution(gm: fx.GraphModule, node: fx.Node, operator: AffineConv) -> None:

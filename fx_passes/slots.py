@@ -6,7 +6,10 @@ from dataclasses import dataclass
 
 from fx_passes.affine import AffineConv
 
-__all__ = ["Slot"]
+__all__ = ["Slot", "Width"]
+
+Width = tuple[str, int]
+"""Name of a node, and the number of channels that its tensor keeps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +25,7 @@ class Slot:
         operator: the layer's shape, and its weights if it is kept.
         kept: whether the layer is the network's own; a solution then stays close to its weights.
         other: name of the other operand of the sum at `target`; None where `target` is no sum.
+        widths: tensors before the layer that keep fewer channels than the network's.
     """
 
     node: str
@@ -30,6 +34,7 @@ class Slot:
     operator: AffineConv
     kept: bool = False
     other: str | None = None
+    widths: tuple[Width, ...] = ()
 
     @property
     def reads(self) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Pieces of a graph that collapse into one convolution, and spans: the places of pieces, with their choices."""
+"""Pieces of a graph, and spans: the places of pieces, with their choices."""
 
 from __future__ import annotations
 
@@ -14,38 +14,75 @@ from fx_passes.choice import SpanChoice
 from fx_passes.collapse import operands
 from fx_passes.facts import GraphFacts
 from fx_passes.layer_pruning import Prunings
+from fx_passes.network_facts import NetworkFacts
 from fx_passes.operators import NORMS, Role, is_folded
 from fx_passes.structure import Level
 
-__all__ = ["NO_LAYERS", "Piece", "Span", "macs_of"]
+__all__ = ["NO_LAYERS", "OneConvolution", "Piece", "Span", "macs_of"]
 
 NO_LAYERS = "there is no convolution in it"
 """Why nothing can be done with a piece without layers."""
 
 
 @dataclass(frozen=True)
+class OneConvolution:
+    """A piece of a graph, its inner activations left out, as one convolution.
+
+    Attributes:
+        pre_activation: name of the node whose tensor stands before the activation at the piece's end.
+        operator: the convolution, weights on the meta device.
+        prunings: the convolutions to prune for each smaller kernel; None where they are not known.
+    """
+
+    pre_activation: str
+    operator: AffineConv
+    prunings: Prunings | None
+
+
+@dataclass(frozen=True)
 class Piece:
-    """The part of a graph between two tensors, which collapses into one convolution.
+    """The part of a graph between two tensors.
 
     Attributes:
         entry: name of the node whose tensor it reads.
         exit: name of the node whose tensor it produces.
-        pre_activation: name of the node whose tensor stands before the activation at its end.
         nodes: names of its nodes in order.
-        operator: its collapse into one convolution, weights on the meta device.
-        in_shape: (batch, channels, height, width) at the entry.
-        prunings: the convolutions to prune for each smaller kernel; None where they are not known.
-        graph: the graph that it is a part of.
+        as_one: the piece as one convolution; None where a layer in it cannot be part of one.
+        graph: the network that it is a part of.
     """
 
     entry: str
     exit: str
-    pre_activation: str
     nodes: tuple[str, ...]
-    operator: AffineConv
-    in_shape: tuple[int, int, int, int]
-    prunings: Prunings | None
-    graph: GraphFacts = field(repr=False, compare=False)
+    as_one: OneConvolution | None
+    graph: NetworkFacts = field(repr=False, compare=False)
+
+    @property
+    def in_shape(self) -> tuple[int, int, int, int]:
+        """(batch, channels, height, width) at the entry, which holds images."""
+        shape = self.graph.shape(self.entry)
+        assert shape is not None
+        return shape
+
+    @property
+    def pre_activation(self) -> str:
+        """Name of the node before the activation at the end of a piece that is one convolution."""
+        return self._one.pre_activation
+
+    @property
+    def operator(self) -> AffineConv:
+        """The collapse of a piece that is one convolution, weights on the meta device."""
+        return self._one.operator
+
+    @property
+    def prunings(self) -> Prunings | None:
+        """The convolutions to prune for each smaller kernel; None where they are not known."""
+        return self._one.prunings
+
+    @property
+    def _one(self) -> OneConvolution:
+        assert self.as_one is not None  # or only kinds see it that take any piece
+        return self.as_one
 
     @cached_property
     def inner(self) -> tuple[str, ...]:
@@ -86,7 +123,7 @@ class Span:
         start: number i of the cut that it reads.
         stop: number j of the cut that it produces.
         nodes: names of its nodes in order, the end activation included.
-        piece: the span as one convolution; None where a layer in it cannot be part of one.
+        piece: the part of the graph; None where no kind takes it.
         choices: what the span may become instead of being kept.
         refusal: why it has no choices, as a sentence; empty where it has some.
     """

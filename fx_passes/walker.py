@@ -15,13 +15,13 @@ from fx_passes.affine import AffineConv, NotAffineError
 from fx_passes.choice import SpanChoice
 from fx_passes.collapse import collapse_node
 from fx_passes.ends import pre_activation_of
-from fx_passes.facts import GraphFacts
 from fx_passes.kinds import kinds
 from fx_passes.layer_pruning import UNPRUNED, LayerPruner, Prunings
 from fx_passes.limits import SpanLimits
 from fx_passes.module_paths import module_path
+from fx_passes.network_facts import NetworkFacts
 from fx_passes.refusals import holds_layers, is_boundary
-from fx_passes.span import NO_LAYERS, Piece, Span
+from fx_passes.span import NO_LAYERS, OneConvolution, Piece, Span
 from fx_passes.structure import Level, Unit
 
 __all__ = ["SpanWalker"]
@@ -31,16 +31,19 @@ class SpanWalker:
     """Enumerates the spans of levels; prunings are computed once for each unit.
 
     Args:
-        graph: a captured graph; it is not changed.
+        graph: a captured network; it is not changed.
         limits: limits on the choices.
+
+    Attributes:
+        limits: the limits.
 
     Raises:
         PlanError: the limits name a kind that is not registered.
     """
 
-    def __init__(self, graph: GraphFacts, limits: SpanLimits) -> None:
+    def __init__(self, graph: NetworkFacts, limits: SpanLimits) -> None:
         self._graph = graph
-        self._limits = limits
+        self.limits = limits
         self._kinds = kinds(limits.kinds)
         self._pruner = LayerPruner(graph)
 
@@ -68,9 +71,9 @@ class SpanWalker:
         If `only` is given, choices are enumerated only for the span that ends at that cut.
         """
         values = self._at_entry(level.cuts[start])
-        prunings = UNPRUNED if self._limits.layer_pruning else None
+        prunings = UNPRUNED if self.limits.layer_pruning else None
         nodes: list[str] = []
-        for stop in range(start + 1, min(start + self._limits.longest_span, len(level.units)) + 1):
+        for stop in range(start + 1, min(start + self.limits.longest_span, len(level.units)) + 1):
             unit = level.units[stop - 1]
             nodes += [*unit.region, *unit.nodes]
             reason = self._extend(values, unit)
@@ -117,13 +120,11 @@ class SpanWalker:
     ) -> Piece:  # fmt: skip
         entry, exit_, found = level.cuts[start], level.cuts[stop], self._graph.nodes
         last = pre_activation_of(self._graph.gm, found[exit_], found[entry])
-        shape = self._graph.shape(entry)
-        assert shape is not None  # values would be empty
-        return Piece(entry, exit_, last.name, nodes, values[last], shape, prunings, self._graph)
+        return Piece(entry, exit_, nodes, OneConvolution(last.name, values[last], prunings), self._graph)
 
     def _choices(self, piece: Piece) -> Iterator[SpanChoice]:
         for each in self._kinds if piece.layers else ():
-            yield from each.enumerate(piece, self._limits)
+            yield from each.enumerate(piece, self.limits)
 
     def _refusal(self, piece: Piece) -> str:
         """Return a sentence that says why a piece has no choices; kinds with the same reason share a clause."""
@@ -131,7 +132,7 @@ class SpanWalker:
         if not piece.layers:
             return f"{where}: {NO_LAYERS}"
         done: dict[str, list[str]] = {}
-        for each in self._kinds:
-            done.setdefault(each.refusal(piece, self._limits), []).append(each.done)
+        for each in (kind for kind in self._kinds if kind.takes_one_convolution):
+            done.setdefault(each.refusal(piece, self.limits), []).append(each.done)
         clauses = (f"cannot be {' or '.join(kinds)}, as {reason}" for reason, kinds in done.items())
         return f"{where}: {'; '.join(clauses)}"

@@ -7,10 +7,11 @@ their tensor; a sum belongs to the operand that is computed last.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
+import torch
 from torch import fx, nn
 
 from fx_passes.affine import AffineConv, conv_padding
@@ -53,6 +54,15 @@ class Operator:
     in_shape: tuple[int, int, int, int]
     epilogue: Epilogue
     dilation: Pair = (1, 1)
+
+    def without(self, read: int, made: int) -> Operator:
+        """Return the operator with so many channels less that it reads, and that it makes."""
+        batch, channels, height, width = self.in_shape
+        groups = self.geometry.groups * (channels - read) // channels if self.geometry.groups > 1 else 1
+        shape = self.geometry.out_channels - made, (channels - read) // groups, *self.geometry.kernel
+        weight = torch.empty(shape, device="meta")
+        geometry = replace(self.geometry, weight=weight, bias=weight[:, 0, 0, 0], groups=groups)
+        return replace(self, geometry=geometry, in_shape=(batch, channels - read, height, width))
 
 
 class Workload:

@@ -19,9 +19,9 @@ from photos import CALIBRATION, crops
 from torch import Tensor, fx
 
 from depthcomp.data.calibration import CalibrationSet
-from depthcomp.fitting.candidates import samples_per_batch
 from depthcomp.fitting.execution import record
 from depthcomp.fitting.ridge import RidgeSystem, design_of, sample_positions, starting_point
+from depthcomp.fitting.sampling import samples_per_batch
 from depthcomp.latency.pricing import Candidate
 from depthcomp.preparation import prepare
 from fx_passes import Slot

@@ -18,6 +18,7 @@ import typer
 from depthcomp.commands.backend_help import BACKENDS, IMPORTANCE_NAMES, METHOD_NAMES, BackendHelp
 from depthcomp.commands.error_reporting import reported_errors
 from depthcomp.commands.importance import importance as score
+from depthcomp.commands.kinds_option import Kinds, listed
 from depthcomp.commands.printed_result import print_result, stamps, written_since
 from depthcomp.commands.tables import tables
 from depthcomp.importance.default import DEFAULT_IMPORTANCE
@@ -81,6 +82,7 @@ def compress(
     method: Annotated[
         str, typer.Option(help=f"How the plan is chosen: {METHOD_NAMES}. All but the default are for comparison.")
     ] = "depthcomp",
+    kinds: Kinds = None,
     importance: Annotated[
         str,
         typer.Option(
@@ -110,7 +112,7 @@ def compress(
         from depthcomp.methods.registry import find_method
         from latency_tables import create_backend
 
-        find_method(method)
+        find_method(method, listed(kinds))
         tuning = _tuning(finetune_config, finetune_epochs, workers, seed)
         wanted, runtime = Budget.parse(budget), create_backend(backend, threads=threads)
         TableStore.open(table, runtime.environment())  # refuse an unusable table before the model is loaded
@@ -131,6 +133,7 @@ def compress(
                 backend=runtime,
                 table=table,
                 method=method,
+                kinds=listed(kinds),
                 importance=importance,
                 finetune=tuning,
                 output_dir=out,

@@ -18,6 +18,7 @@ import typer
 
 from depthcomp.commands.backend_help import BACKENDS, METHOD_NAMES, BackendHelp
 from depthcomp.commands.error_reporting import reported_errors
+from depthcomp.commands.kinds_option import Kinds, listed
 from depthcomp.errors import TableError
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ def plan(
     method: Annotated[
         str, typer.Option(help=f"The --method for compress, which decides which operators are needed: {METHOD_NAMES}.")
     ] = "depthcomp",
+    kinds: Kinds = None,
     out: Annotated[Path, typer.Option(help="The work file to write.")] = Path("work.json"),
     as_json: AsJson = False,
 ) -> None:
@@ -74,7 +76,7 @@ def plan(
         work = Work({})
         for spec in models:
             for size in batch:
-                planned = _planned(spec, size, method)
+                planned = _planned(spec, size, method, listed(kinds))
                 new = len(work.merged(planned)) - len(work)
                 typer.echo(f"{spec}, batch {size}: {len(planned)} operators, {new} of them new", err=True)
                 work = work.merged(planned)
@@ -82,14 +84,14 @@ def plan(
         _print(as_json, {"operators": len(work), "file": str(out)}, f"wrote {out}, {len(work)} operators")
 
 
-def _planned(spec: str, batch: int, method: str) -> Work:
+def _planned(spec: str, batch: int, method: str, kinds: list[str] | None) -> Work:
     from depthcomp.commands.models import load_model
     from depthcomp.export.engine import with_batch
     from depthcomp.methods.registry import find_method
     from depthcomp.preparation import needed_operators
     from latency_tables.fleet.work import Origin, Work
 
-    limits = find_method(method).limits
+    limits = find_method(method, kinds).limits
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*random weights")  # operators do not depend on them

@@ -60,6 +60,11 @@ class CalibrationSet:
     labels: tuple[Tensor, ...] | None = None
 
     @property
+    def precision(self) -> torch.dtype:
+        """Precision of the images, in which the network computes."""
+        return self.batches[0].dtype
+
+    @property
     def count(self) -> int:
         """Number of folds."""
         return max(self.folds) + 1

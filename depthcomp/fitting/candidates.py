@@ -8,21 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from depthcomp.data.calibration import CalibrationSet
+from depthcomp.fitting.channel_orders import ChannelOrders
 from depthcomp.fitting.execution import Tail, record
 from depthcomp.fitting.leaning import prior_of, strengths_of
 from depthcomp.fitting.memory import FitMemory
 from depthcomp.fitting.ridge import Design, RidgeSystem, design_of, sample_positions
+from depthcomp.fitting.sampling import samples_per_batch
 from depthcomp.latency.pricing import Candidate
 from depthcomp.progress import Progress, silent
 from fx_passes import CapturedNetwork, Slot, SpanChoice
 from fx_passes.affine import AffineConv, Pair
 from fx_passes.kinds import kind_of
 from fx_passes.operators import Role
+from fx_passes.slot_layers import as_images
 
 __all__ = [
     "SharedSystem",
@@ -30,16 +34,12 @@ __all__ = [
     "design_of_slot",
     "fit_candidates",
     "replacement",
-    "samples_per_batch",
     "shared_systems",
     "whole_states",
 ]
 
 Weights = Mapping[str, AffineConv]
 """Convolutions of a body, by node name."""
-
-SAMPLES_PER_UNKNOWN: float = 3  # measured by scripts/bench_samples.py: more hardly lowers the loss
-LEAST_SAMPLES = 2048  # pixels that each fit samples on top of these
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +78,6 @@ class SharedSystem:
         return sum({fit.slot.target: fit.slot.operator.out_channels for fit in self.members}.values())
 
 
-_Solved = dict[tuple[SpanChoice, str], Mapping[int, AffineConv]]  # by key and unseen fold
-
-
 def fit_candidates(
     network: CapturedNetwork,
     candidates: Sequence[Candidate],
@@ -89,6 +86,7 @@ def fit_candidates(
     seed: int = 0,
     progress: Progress | None = None,
     memory: FitMemory | None = None,
+    channels: ChannelOrders | None = None,
 ) -> dict[SpanChoice, Mapping[int, Weights]]:
     """Return the weights of each candidate's body, by the judging fold that they have not seen.
 
@@ -103,39 +101,94 @@ def fit_candidates(
         seed: seed of the sampled pixels.
         progress: called as (what, done, total).
         memory: the memory that fits may use; None for the default.
+        channels: decides which inner channels stay; None to look at the images for that.
     """
     report, memory = progress or silent, memory or FitMemory(calibration.count)
-    shared = shared_systems(candidates, memory)
-    passes = list(memory.passes(shared, lambda each: each.system, lambda each: each.outputs))
-    solved: _Solved = {}
+    channels = channels or ChannelOrders(network, calibration, seed=seed, memory=memory, progress=report)
+    solver = _Solver(network, calibration, channels, seed)
+    systems = shared_systems(candidates, memory)
+    passes = list(memory.passes(systems, lambda each: each.system, lambda each: each.outputs))
+    systems.clear()
     for number, several in enumerate(passes):
-        where = f"pass {number + 1} of {len(passes)}"
-        solved.update(_fitted(network, several, calibration, seed, _in_pass(report, where)))
+        solver.solve(several, _in_pass(report, f"pass {number + 1} of {len(passes)}"))
         several.clear()  # frees their sums for the next pass
-    return {candidate.choice: _weights(candidate, solved, calibration.count) for candidate in candidates}
+    return {candidate.choice: solver.weights(candidate) for candidate in candidates}
 
 
-def _weights(candidate: Candidate, solved: _Solved, folds: int) -> Mapping[int, Weights]:
-    """Return the weights of a candidate's body, by the fold that they have not seen."""
-    given = kind_of(candidate.choice).weights(candidate.choice, candidate.piece)
-    fits = [_Fit(candidate.choice, slot) for slot in candidate.slots]
-    seen = solved[fits[0].key] if fits else range(folds)
-    return {fold: {**given, **{fit.slot.node: solved[fit.key][fold] for fit in fits}} for fold in seen}
+class _Solver:
+    """Solves fits, each without each judging fold, and keeps the solutions.
 
+    Args:
+        network: the captured network.
+        calibration: the images.
+        channels: decides which inner channels stay.
+        seed: seed of the sampled pixels.
+    """
 
-def _fitted(
-    network: CapturedNetwork, several: Sequence[SharedSystem], calibration: CalibrationSet, seed: int, report: Progress
-) -> _Solved:
-    """Return the operators of the fits of one pass over the images."""
-    operators: _Solved = {}
-    for done, (batch, fold) in enumerate(zip(calibration.batches, calibration.folds, strict=True)):
-        _accumulate(network, several, batch, calibration.least_fitted, seed + done, fold)
-        report("fitting", done + 1, len(calibration.batches))
-    together = [(shared.system, fits) for shared in several for fits in _alike(shared.members)]
-    for done, (system, fits) in enumerate(together):
-        operators.update(_solve(network, system, fits, calibration))
-        report("solving", done + 1, len(together))
-    return operators
+    def __init__(
+        self, network: CapturedNetwork, calibration: CalibrationSet, channels: ChannelOrders, seed: int
+    ) -> None:
+        self._network, self._calibration, self._channels, self._seed = network, calibration, channels, seed
+        self._unseen: dict[int, int | None] = {fold: fold for fold in calibration.judges} or {0: None}
+        self._solved: dict[tuple[SpanChoice, str], Mapping[int, AffineConv]] = {}  # by key and unseen fold
+
+    def solve(self, several: Sequence[SharedSystem], report: Progress) -> None:
+        """Solve the fits of one pass over the images."""
+        batches = self._calibration.batches
+        for done, (batch, fold) in enumerate(zip(batches, self._calibration.folds, strict=True)):
+            _accumulate(self._network, several, batch, self._calibration.least_fitted, self._seed + done, fold)
+            report("fitting", done + 1, len(batches))
+        together = [(shared.system, fits) for shared in several for fits in _alike(shared.members)]
+        for done, (system, fits) in enumerate(together):
+            found = (self._of_some_inputs if fits[0].slot.widths else self._of_all_inputs)(system, fits)
+            for number, fit in enumerate(fits):
+                like, padding = batches[0], fit.slot.operator.padding
+                self._solved[fit.key] = {
+                    fold: replace(solved[number], padding=padding).to(like) for fold, solved in found.items()
+                }
+            report("solving", done + 1, len(together))
+
+    def weights(self, candidate: Candidate) -> Mapping[int, Weights]:
+        """Return the weights of a candidate's body, by the fold that they have not seen."""
+        given = kind_of(candidate.choice).weights(candidate.choice, candidate.piece)
+        fits = [_Fit(candidate.choice, slot) for slot in candidate.slots]
+        folds = self._unseen if fits else range(self._calibration.count)
+        return {fold: {**given, **{fit.slot.node: self._weight(fit, fold) for fit in fits}} for fold in folds}
+
+    def _weight(self, fit: _Fit, fold: int) -> AffineConv:
+        """Return a fit's operator; a layer too large to be solved keeps its weights for the channels that stay."""
+        if fit.key in self._solved:
+            return self._solved[fit.key][fold]
+        operator, kept = fit.slot.operator, self._channels.left(fit.slot.entry, fit.slot.widths, self._unseen[fold])
+        return replace(operator, weight=operator.weight * kept[:, None, None])
+
+    def _of_all_inputs(self, system: RidgeSystem, fits: Sequence[_Fit]) -> Mapping[int, Sequence[AffineConv]]:
+        """Return the operators of fits of one design, shape and prior, by the fold that they have not seen."""
+        slot, targets, judges = fits[0].slot, [fit.slot.target for fit in fits], self._calibration.judges
+        matched = set() if slot.kept else whole_states(self._network, targets)
+        options: dict[str, Any] = {"match_variance": matched, "strengths": self._strengths(slot)}
+        if judges:
+            return system.solve_without(judges, targets, prior_of(slot), **options)
+        return {0: system.solve(targets, prior_of(slot), judges=(), **options)}
+
+    def _of_some_inputs(self, system: RidgeSystem, fits: Sequence[_Fit]) -> Mapping[int, Sequence[AffineConv]]:
+        """Return the operators of fits whose inputs have fewer channels; the weights of all others are zero."""
+        slot, own, found = fits[0].slot, prior_of(fits[0].slot), dict[int, Sequence[AffineConv]]()
+        for fold, unseen in self._unseen.items():
+            kept = self._channels.left(slot.entry, slot.widths, unseen)
+            some, prior = system.restricted(kept), replace(own, weight=own.weight[:, kept])
+            options: dict[str, Any] = {"match_variance": (), "strengths": self._strengths(slot)}
+            if unseen is None:
+                (narrow,) = some.solve([slot.target], prior, judges=(), **options)
+            else:
+                (narrow,) = some.solve_without([unseen], [slot.target], prior, **options)[unseen]
+            weight = narrow.weight.new_zeros(own.weight.shape)
+            weight[:, kept] = narrow.weight
+            found[fold] = [replace(narrow, weight=weight)] * len(fits)
+        return found
+
+    def _strengths(self, slot: Slot) -> Sequence[float]:
+        return strengths_of(slot, self._calibration.precision)
 
 
 def _in_pass(report: Progress, where: str) -> Progress:
@@ -165,16 +218,12 @@ def whole_states(network: CapturedNetwork, names: Iterable[str]) -> set[str]:
     return {name for name in names if [roles[user.name] for user in nodes[name].users] != [Role.ADD]}
 
 
-def samples_per_batch(unknowns: int, batches: int) -> int:
-    """Return the number of pixels to sample from each batch for a system of `unknowns`."""
-    return int(SAMPLES_PER_UNKNOWN * unknowns + LEAST_SAMPLES) // batches + 1
-
-
 def shared_systems(candidates: Sequence[Candidate], memory: FitMemory) -> list[SharedSystem]:
-    """Return the systems of all fits; fits of one design and kernel share one."""
+    """Return the systems of all fits; fits of one design and kernel share one. Large kept layers have none."""
     together: dict[tuple[Design, Pair], list[_Fit]] = {}
     for fit in (_Fit(candidate.choice, slot) for candidate in candidates for slot in candidate.slots):
-        together.setdefault((design_of_slot(fit.slot), fit.slot.operator.kernel), []).append(fit)
+        if not fit.slot.kept or memory.is_whole(fit.slot.operator):
+            together.setdefault((design_of_slot(fit.slot), fit.slot.operator.kernel), []).append(fit)
     return [
         SharedSystem(memory.system(design.entry, members[0].slot.operator), tuple(members))
         for (design, _), members in together.items()
@@ -190,9 +239,10 @@ def _accumulate(
     for shared in several:
         system, names = shared.system, shared.targets
         generator = torch.Generator().manual_seed(seed)
-        positions = sample_positions(tensors[names[0]], samples_per_batch(system.unknowns, batches), generator)
-        targets = {name: positions.pixels(tensors[name]) for name in names}
-        system.accumulate(tensors[system.design.entry], targets, positions, fold=fold)
+        some = as_images(tensors[names[0]])
+        positions = sample_positions(some, samples_per_batch(system.unknowns, batches), generator)
+        targets = {name: positions.pixels(as_images(tensors[name])) for name in names}
+        system.accumulate(as_images(tensors[system.design.entry]), targets, positions, fold=fold)
 
 
 def _alike(fits: Sequence[_Fit]) -> list[list[_Fit]]:
@@ -200,22 +250,5 @@ def _alike(fits: Sequence[_Fit]) -> list[list[_Fit]]:
     groups: dict[tuple[object, ...], list[_Fit]] = {}
     for fit in fits:
         own = fit.slot.node if fit.slot.kept else None
-        groups.setdefault((tuple(fit.slot.operator.weight.shape), own), []).append(fit)
+        groups.setdefault((tuple(fit.slot.operator.weight.shape), own, fit.slot.widths), []).append(fit)
     return list(groups.values())
-
-
-def _solve(network: CapturedNetwork, system: RidgeSystem, fits: Sequence[_Fit], calibration: CalibrationSet) -> _Solved:
-    """Return the operators of fits of one design, shape and prior, by the fold that they have not seen."""
-    first, like = fits[0].slot, calibration.batches[0]
-    targets, prior, strengths = [fit.slot.target for fit in fits], prior_of(first), strengths_of(first)
-    matched = set() if first.kept else whole_states(network, targets)
-    if calibration.judges:
-        solved = system.solve_without(calibration.judges, targets, prior, match_variance=matched, strengths=strengths)
-    else:
-        solved = {0: system.solve(targets, prior, judges=(), match_variance=matched, strengths=strengths)}
-    return {
-        fit.key: {
-            fold: replace(found[index], padding=fit.slot.operator.padding).to(like) for fold, found in solved.items()
-        }
-        for index, fit in enumerate(fits)
-    }

@@ -14,16 +14,18 @@ from dataclasses import dataclass
 import torch
 
 from depthcomp.data.calibration import CalibrationSet
-from depthcomp.fitting.candidates import Weights, replacement, samples_per_batch
+from depthcomp.fitting.candidates import Weights, replacement
 from depthcomp.fitting.execution import Tail
-from depthcomp.fitting.kept_slots import as_images, consumers_of
+from depthcomp.fitting.kept_slots import consumers_of
 from depthcomp.fitting.leaning import prior_of, strengths_of
 from depthcomp.fitting.memory import FitMemory
 from depthcomp.fitting.ridge import RidgeSystem, sample_positions
+from depthcomp.fitting.sampling import samples_per_batch
 from depthcomp.latency.pricing import Candidate
 from depthcomp.progress import Progress
 from fx_passes import CapturedNetwork, Slot, SpanChoice
 from fx_passes.affine import AffineConv
+from fx_passes.slot_layers import as_images
 
 __all__ = ["Refits", "refit_consumers", "restores_its_exit"]
 
@@ -92,7 +94,7 @@ def refit_consumers(
             progress(f"refitting consumers, {_without(unseen)}", next(done), total)
         for consumer in several:
             for fold in consumer.unseen if consumer.system.is_finite else ():
-                operator = _solved(consumer, fold).to(calibration.batches[0])
+                operator = _solved(consumer, fold, calibration.precision).to(calibration.batches[0])
                 found[consumer.candidate.choice, fold][consumer.slot.node] = operator
         several.clear()  # frees their sums for the next pass
     return found
@@ -143,10 +145,10 @@ def _accumulate(consumers: Sequence[_Consumer], tail: Tail, batches: int, seed: 
         system.accumulate(now[slot.entry], {_TARGET: wanted}, positions, fold=fold)
 
 
-def _solved(consumer: _Consumer, unseen: int) -> AffineConv:
+def _solved(consumer: _Consumer, unseen: int, precision: torch.dtype) -> AffineConv:
     slot = consumer.slot
     solved = consumer.system.solve_without(
-        [unseen], [_TARGET], prior_of(slot), match_variance=(), strengths=strengths_of(slot)
+        [unseen], [_TARGET], prior_of(slot), match_variance=(), strengths=strengths_of(slot, precision)
     )
     return solved[unseen][0]
 

@@ -17,7 +17,7 @@ __all__ = ["Elimination", "eliminate"]
 
 AT_ONCE = 32  # one of so many blocks that are left go before the matrices are updated
 POOL = 4  # times as many blocks of least rise are looked at for these
-RIDGE = 1e-4  # relative to the mean power of an input; without it the inverse of equal inputs is noise
+RIDGE = 1e-4  # relative to the mean power of an input
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,31 +38,37 @@ class Elimination:
 
 
 @torch.no_grad()
-def eliminate(second_moment: Tensor, weight: Tensor, blocks: int) -> Elimination:
+def eliminate(
+    second_moment: Tensor, weight: Tensor, blocks: int, *, others: int = 0, ridge: float = RIDGE
+) -> Elimination:
     """Return the order in which the blocks of a layer's inputs go.
 
     Args:
         second_moment: centred second moment G of the inputs (n, n), in float64; inputs of a block are neighbours, and
-            all blocks have n / blocks of them.
+            all blocks have (n - others) / blocks of them.
         weight: the layer's weights (outputs, n).
         blocks: number of blocks.
+        others: number of inputs behind the blocks, all of which stay.
+        ridge: relative to the mean power of an input; without one the inverse of equal inputs is noise.
     """
-    size = len(second_moment) // blocks
+    size = (len(second_moment) - others) // blocks
     ridged = second_moment.clone()
-    ridged.diagonal().add_(RIDGE * second_moment.diagonal().mean().clamp_min(1e-12))
+    ridged.diagonal().add_(ridge * second_moment.diagonal().mean().clamp_min(1e-12))
     inverse, weight = torch.cholesky_inverse(torch.linalg.cholesky(ridged)), weight.to(second_moment).clone()
     names = torch.arange(blocks)
     order, rises = list[int](), list[float]()
     while len(names) > 1:
         count = max(len(names) // AT_ONCE, 1)
-        pool = _rises(inverse, weight, size).argsort(stable=True)[: POOL * count]
+        within = len(names) * size
+        pool = _rises(inverse[:within, :within], weight[:, :within], size).argsort(stable=True)[: POOL * count]
         first, risen = _first(inverse, weight, _inputs(pool, size), size, count)
         gone = pool[first]
         rises += risen
         order.extend(names[gone].tolist())
         left = torch.ones(len(names), dtype=torch.bool)
         left[gone] = False
-        inverse, weight = _without(inverse, weight, _inputs(gone, size), _inputs(left.nonzero()[:, 0], size))
+        staying = torch.cat([_inputs(left.nonzero()[:, 0], size), torch.arange(within, within + others)])
+        inverse, weight = _without(inverse, weight, _inputs(gone, size), staying)
         names = names[left]
     return Elimination((*order, int(names[0])), tuple(rises))
 

@@ -10,6 +10,7 @@ import functools
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,12 +18,13 @@ from torch import Tensor
 
 from depthcomp.data.calibration import CalibrationSet
 from depthcomp.fitting.candidates import Weights, fit_candidates
+from depthcomp.fitting.channel_orders import ChannelOrders
 from depthcomp.fitting.consumers import Refits, refit_consumers
 from depthcomp.fitting.divergence import rise_of_loss
 from depthcomp.fitting.memory import MEMORY_MIB, FitMemory
 from depthcomp.latency.pricing import Candidate
 from depthcomp.progress import Progress, silent
-from fx_passes import CapturedNetwork, Plan, SpanChoice, linearize, merge
+from fx_passes import CapturedNetwork, Plan, Slot, SpanChoice, linearize, merge
 from fx_passes.affine import AffineConv
 from fx_passes.facts import GraphFacts
 from fx_passes.slot_layers import load_operator
@@ -42,6 +44,7 @@ class JointLosses:
         seed: seed of the sampled pixels.
         memory_mib: memory that fits may use, in MiB.
         profiting: the choices whose first kept layers behind them are refitted, too; None for all.
+        channels: decides which inner channels stay; None to look at the images for that.
         progress: called as (what, done, total).
     """
 
@@ -54,12 +57,16 @@ class JointLosses:
         seed: int = 0,
         memory_mib: float = MEMORY_MIB,
         profiting: Set[SpanChoice] | None = None,
+        channels: ChannelOrders | None = None,
         progress: Progress = silent,
     ) -> None:
         self._network, self._calibration = network, calibration
         self._candidates = {candidate.choice: candidate for candidate in candidates}
         self._seed, self._profiting, self._report = seed, profiting, progress
         self._memory = FitMemory(calibration.count, memory_mib)
+        self._channels = channels or ChannelOrders(
+            network, calibration, seed=seed, memory=self._memory, progress=progress
+        )
         self._weights: dict[SpanChoice, Mapping[int, Weights]] = {}
         self._consumers: Refits = {}
 
@@ -70,7 +77,7 @@ class JointLosses:
             return
         some = [candidate for choice, candidate in self._candidates.items() if choice in choices]
         options: dict[str, Any] = {"seed": self._seed, "memory": self._memory, "progress": self._report}
-        self._weights |= fit_candidates(self._network, some, self._calibration, **options)
+        self._weights |= fit_candidates(self._network, some, self._calibration, channels=self._channels, **options)
         profiting = [c for c in some if self._profiting is None or c.choice in self._profiting]
         if profiting and self._calibration.judges:
             self._consumers |= refit_consumers(
@@ -86,8 +93,9 @@ class JointLosses:
         """
         self.fit([plan])
         total, images = 0.0, 0
-        network = GraphFacts(merge(linearize(self._network, plan), plan))
         for fold, batches in self._judging.items():
+            decided = self._channels.decided(plan, fold if self._calibration.judges else None)
+            network = GraphFacts(merge(linearize(self._network, decided), decided))
             for name, operator in self._operators(plan, fold, refitted=refitted).items():
                 load_operator(network, name, operator)
             with torch.no_grad():
@@ -106,8 +114,16 @@ class JointLosses:
             operators |= {name: operator for name, operator in consumers.items() if name not in changed}
         for candidate in some:
             weights = self._weights[candidate.choice][fold]
-            operators |= {slot.node: weights[slot.node] for slot in candidate.slots}
+            operators |= {slot.node: self._of_what_stays(slot, weights[slot.node], fold) for slot in candidate.slots}
         return operators
+
+    def _of_what_stays(self, slot: Slot, operator: AffineConv, fold: int) -> AffineConv:
+        """Return a slot's operator for the channels that stay without a fold."""
+        if not slot.widths:
+            return operator
+        unseen = fold if self._calibration.judges else None
+        read, made = (self._channels.left(name, slot.widths, unseen) for name in (slot.entry, slot.node))
+        return replace(operator, weight=operator.weight[made][:, read], bias=operator.bias[made])
 
     @functools.cached_property
     def _judging(self) -> dict[int, list[tuple[Tensor, Any, Tensor | None]]]:

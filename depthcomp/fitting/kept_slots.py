@@ -11,15 +11,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import replace
 
-from torch import Tensor, fx
+from torch import fx
 
 from fx_passes import Plan, Slot, SpanChoice
-from fx_passes.affine import AffineConv
 from fx_passes.facts import GraphFacts
 from fx_passes.operators import Role, role
 from fx_passes.slot_layers import can_be_solved, operator_at
 
-__all__ = ["as_images", "consumers_of", "kept_behind", "nearest_behind", "run_operator"]
+__all__ = ["consumers_of", "kept_behind", "kept_slot", "nearest_behind"]
 
 
 def kept_behind(linearized: GraphFacts, plan: Plan) -> list[Slot]:
@@ -48,6 +47,18 @@ def consumers_of(graph: GraphFacts, name: str) -> list[Slot]:
     return _behind(graph, {name}, set(), nearest=True)
 
 
+def kept_slot(graph: GraphFacts, name: str) -> Slot:
+    """Return the slot of the convolution or linear layer at the node called `name`."""
+    node = graph.nodes[name]
+    entry, operator = node.all_input_nodes[0].name, operator_at(graph.gm, node)
+    user = next(iter(node.users)) if len(node.users) == 1 else None
+    if user is not None and role(graph.gm, user) is Role.ADD:
+        others = [operand.name for operand in user.all_input_nodes if operand is not node]
+        if len(others) == 1 and graph.order[others[0]] < graph.order[node.name]:
+            return Slot(node.name, entry, user.name, operator, kept=True, other=others[0])
+    return Slot(node.name, entry, node.name, operator, kept=True)
+
+
 def _behind(graph: GraphFacts, ends: Set[str], own: Set[str], *, nearest: bool) -> list[Slot]:
     """Return slots for the layers behind the tensors called `ends`, except the nodes called `own`."""
     changed, restored = set[str](), set[str]()
@@ -57,7 +68,7 @@ def _behind(graph: GraphFacts, ends: Set[str], own: Set[str], *, nearest: bool) 
         behind, reads = not restored.isdisjoint(sources), not changed.isdisjoint(sources)
         fits = reads and not behind and name not in own and can_be_solved(graph.gm, node)
         if fits:
-            slot = _kept(graph, node)
+            slot = kept_slot(graph, name)
             found.append(replace(slot, target=slot.node, other=None) if slot.other in restored else slot)
         if name in ends:
             changed.add(name)
@@ -79,25 +90,3 @@ def _rewritten(nodes: Mapping[str, fx.Node], plan: Plan) -> set[str]:
                 found.add(node.name)
                 pending.extend(node.all_input_nodes)
     return found
-
-
-def as_images(tensor: Tensor) -> Tensor:
-    """Return an image tensor (n, c, h, w) as it is, and vectors (n, c) as images of one pixel."""
-    return tensor[..., None, None] if tensor.ndim == 2 else tensor
-
-
-def run_operator(operator: AffineConv, tensor: Tensor) -> Tensor:
-    """Return the output of a kept convolution or linear layer with a new operator, for the tensor that it reads."""
-    image = as_images(tensor)
-    computed = operator.to(image)(image)
-    return computed if tensor.ndim == 4 else computed[..., 0, 0]
-
-
-def _kept(graph: GraphFacts, node: fx.Node) -> Slot:
-    entry, operator = node.all_input_nodes[0].name, operator_at(graph.gm, node)
-    user = next(iter(node.users)) if len(node.users) == 1 else None
-    if user is not None and role(graph.gm, user) is Role.ADD:
-        others = [operand.name for operand in user.all_input_nodes if operand is not node]
-        if len(others) == 1 and graph.order[others[0]] < graph.order[node.name]:
-            return Slot(node.name, entry, user.name, operator, kept=True, other=others[0])
-    return Slot(node.name, entry, node.name, operator, kept=True)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+
 from depthcomp.fitting.ridge import STRENGTHS, starting_point
 from fx_passes import Slot
 from fx_passes.affine import AffineConv
 
-__all__ = ["KEPT_STRENGTHS", "prior_of", "strengths_of"]
+__all__ = ["KEPT_STRENGTHS", "least_strength", "prior_of", "strengths_of"]
 
 KEPT_STRENGTHS = (*STRENGTHS, 10.0, 100.0)
 """Strengths for kept layers; the last one leaves a layer almost as it was."""
@@ -19,6 +21,17 @@ def prior_of(slot: Slot) -> AffineConv:
     return slot.operator if slot.kept else starting_point(slot.operator)
 
 
-def strengths_of(slot: Slot) -> Sequence[float]:
-    """Return the candidate strengths of a slot's ridge."""
-    return KEPT_STRENGTHS if slot.kept else STRENGTHS
+def strengths_of(slot: Slot, precision: torch.dtype) -> Sequence[float]:
+    """Return the candidate strengths of a slot's ridge, for sums in a precision.
+
+    Without some of its inputs, a layer needs other weights for those that are left, so the least strength is small: a
+    layer loses nothing with one of two equal inputs.
+    """
+    if not slot.kept:
+        return STRENGTHS
+    return (least_strength(precision), *KEPT_STRENGTHS) if slot.widths else KEPT_STRENGTHS
+
+
+def least_strength(precision: torch.dtype) -> float:
+    """Return a ridge, relative to the mean power of an input, that still hides the rounding errors of sums."""
+    return float(torch.finfo(precision).eps ** 0.75)

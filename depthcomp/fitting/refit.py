@@ -10,26 +10,28 @@ import functools
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx
 
 from depthcomp.data.calibration import CalibrationSet
-from depthcomp.fitting.candidates import samples_per_batch, whole_states
+from depthcomp.fitting.candidates import whole_states
+from depthcomp.fitting.channel_orders import ChannelOrders
 from depthcomp.fitting.divergence import rise_of_loss
 from depthcomp.fitting.execution import Stream, record
-from depthcomp.fitting.kept_slots import as_images, kept_behind, nearest_behind
+from depthcomp.fitting.kept_slots import kept_behind, kept_slot, nearest_behind
 from depthcomp.fitting.leaning import prior_of, strengths_of
 from depthcomp.fitting.memory import MEMORY_MIB, FitMemory
 from depthcomp.fitting.ridge import Positions, RidgeSystem, sample_positions
+from depthcomp.fitting.sampling import samples_per_batch
 from depthcomp.progress import Progress
 from fx_passes import CapturedNetwork, Plan, Slot, SpanChoice, linearize, merge
 from fx_passes.affine import AffineConv
 from fx_passes.facts import GraphFacts
 from fx_passes.kinds import kind_of
-from fx_passes.slot_layers import load_operator
+from fx_passes.slot_layers import as_images, load_operator
 
 __all__ = ["Kept", "Refit", "Refitter", "Unfitted"]
 
@@ -46,10 +48,12 @@ class Refit:
     """A refitted plan.
 
     Attributes:
+        plan: the plan, with the inner channels that stay.
         linearized: the plan's linearized graph with the solved weights.
         solved: the solved operators, by node.
     """
 
+    plan: Plan
     linearized: fx.GraphModule
     solved: Mapping[str, AffineConv]
 
@@ -103,6 +107,7 @@ class Refitter:
         seed: seed of the sampled pixels.
         memory_mib: memory that fits may use, in MiB; give the value that the choices were scored with.
         profiting: the choices whose loss falls where the first kept layers behind them are refitted, too; None for all.
+        channels: decides which inner channels stay; None to look at the images for that.
     """
 
     def __init__(
@@ -113,10 +118,12 @@ class Refitter:
         seed: int = 0,
         memory_mib: float = MEMORY_MIB,
         profiting: Set[SpanChoice] | None = None,
+        channels: ChannelOrders | None = None,
     ) -> None:
         self._network = network
         self._profiting = profiting
         self._memory = FitMemory(calibration.count, memory_mib)
+        self._channels = channels or ChannelOrders(network, calibration, seed=seed, memory=self._memory)
         self._calibration = calibration
         self._seed = seed
         self._pixels: dict[tuple[str, int], list[Pixels]] = {}  # by target and samples in a batch
@@ -138,8 +145,9 @@ class Refitter:
             kept: which kept layers to refit, too; "all" takes many times as long.
             progress: called as (what, done, total).
         """
+        plan = self._channels.decided(plan, unseen)
         linearized = GraphFacts(linearize(self._network, plan))
-        slots = [*self._new(plan), *self._kept(linearized, plan, kept)]
+        slots = [*self._new(linearized, plan), *self._kept(linearized, plan, kept)]
         slots.sort(key=lambda slot: linearized.order[slot.node])
         keys = [_Inputs.of(slot, unseen, linearized, plan, slots) for slot in slots]
         self._sample(slot for slot, key in zip(slots, keys, strict=True) if key not in self._solved)
@@ -152,7 +160,7 @@ class Refitter:
             load_operator(linearized, slot.node, solved[slot.node])
             if progress is not None:
                 progress("refitting", done + 1, len(slots))
-        return Refit(linearized.gm, solved)
+        return Refit(plan, linearized.gm, solved)
 
     def loss(self, plan: Plan, *, kept: Kept = "none", folds: int | None = None) -> float:
         """Return the mean rise of the loss under `plan` on the judging images; infinite where an output is NaN.
@@ -189,9 +197,11 @@ class Refitter:
         with torch.no_grad():
             return [self._network.gm(batch) for _, batch in self._calibration.judging()]
 
-    def _new(self, plan: Plan) -> list[Slot]:
-        """Return the slots of a plan's choices."""
-        return [slot for choice in plan for slot in kind_of(choice).slots(choice, self._network.piece(choice))]
+    def _new(self, linearized: GraphFacts, plan: Plan) -> list[Slot]:
+        """Return the slots of a plan's choices; kept layers are left out where memory cannot solve them whole."""
+        found = [slot for choice in plan for slot in kind_of(choice).slots(choice, self._network.piece(choice))]
+        slots = [replace(kept_slot(linearized, slot.node), widths=slot.widths) if slot.kept else slot for slot in found]
+        return [slot for slot in slots if not slot.kept or self._memory.is_whole(slot.operator)]
 
     def _kept(self, linearized: GraphFacts, plan: Plan, kept: Kept) -> list[Slot]:
         """Return the kept layers to refit: those that memory can solve whole, or none where no fold judges."""
@@ -209,7 +219,8 @@ class Refitter:
 
     def _solve(self, slot: Slot, compressed: Stream, unseen: int | None) -> AffineConv:
         """Return the solved operator of a slot, or its prior where its inputs are not finite."""
-        system, prior, strengths = self._summed(slot, compressed), prior_of(slot), strengths_of(slot)
+        system, prior = self._summed(slot, compressed), prior_of(slot)
+        strengths = strengths_of(slot, self._calibration.precision)
         if not system.is_finite:
             return prior
         matched = [] if slot.kept or not whole_states(self._network, [slot.target]) else [_TARGET]
@@ -256,4 +267,4 @@ class Unfitted(Refitter):
         self, plan: Plan, *, unseen: int | None = None, kept: Kept = "none", progress: Progress | None = None
     ) -> Refit:
         """Return the linearized graph of `plan`."""
-        return Refit(linearize(self._network, plan), {})
+        return Refit(plan, linearize(self._network, plan), {})

@@ -11,6 +11,7 @@ summed and solved in float64.
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -28,6 +29,7 @@ STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)  # of the ridge, relative to the mean power 
 JUDGED_OUTPUTS = 32  # outputs of each target that judge; more hardly change the chosen strength
 UNJUDGED_STRENGTH = 1e-1  # where no fold judges
 FLAT = 1e-8  # a variance below this share of the squared mean is rounding error of single precision
+MOST_TENFOLD = 12  # times that a ridge too weak to solve a system grows tenfold
 LARGEST_GAIN = 3.0  # a larger gain would turn a hardly explained channel into noise
 
 
@@ -190,6 +192,12 @@ class _Scatter:
         targets = {name: sums.joined(other.targets[name], x, weight, share) for name, sums in self.targets.items()}
         return _Scatter(count, self.x + share * x, xx.baddbmm_(x, x.transpose(1, 2), alpha=weight), targets)
 
+    def restricted(self, unknowns: Tensor) -> _Scatter:
+        """Return the scatter of some of the unknowns of patches, by their numbers."""
+        targets = {name: replace(sums, xy=sums.xy[:, unknowns]) for name, sums in self.targets.items()}
+        xx = self.xx[:, unknowns][:, :, unknowns]
+        return replace(self, x=self.x[:, unknowns], xx=xx, targets=targets)
+
     def moments(self) -> _Moments:
         """Return the centred second moments of the patches."""
         covariance, rounding = self.xx / self.count, FLAT * self.x.square().mean((1, 2))
@@ -238,12 +246,25 @@ class _Moments:
     covariance: Tensor  # (groups, unknowns, unknowns)
     power: Tensor  # (groups,), the scale of the ridge
 
-    def factor(self, strength: float) -> Tensor:
-        """Return the Cholesky factor of the normal equations at a strength of the ridge."""
+    def factor(self, strength: float) -> Tensor | None:
+        """Return the Cholesky factor of the normal equations at a ridge's strength; None where that is too weak."""
+        factor, failed = torch.linalg.cholesky_ex(self._ridged(strength))
+        return None if failed.any() else factor
+
+    def least_factor(self, strength: float) -> Tensor:
+        """Return the factor at the least of a strength, ten times, a hundred times of it and so on that exists.
+
+        Raises:
+            torch.linalg.LinAlgError: there is none, as the moments are not finite.
+        """
+        stronger = (self.factor(strength * 10**power) for power in range(MOST_TENFOLD))
+        found = next((factor for factor in stronger if factor is not None), None)
+        return torch.linalg.cholesky(self._ridged(strength)) if found is None else found
+
+    def _ridged(self, strength: float) -> Tensor:
         ridged = self.covariance.clone()
         ridged.diagonal(dim1=1, dim2=2).add_(strength * self.power[:, None])
-        factor: Tensor = torch.linalg.cholesky(ridged)
-        return factor
+        return ridged
 
     def solve(self, target: _Cross, prior: Tensor, factor: Tensor) -> Tensor:
         """Return the ridge solution (groups, unknowns, outputs) that leans to `prior`."""
@@ -356,6 +377,24 @@ class RidgeSystem:
         solved = {fold: self._fitted(self._sums(fold), chosen, prior, match_variance) for fold in folds}
         return {fold: [by_target[target] for target in targets] for fold, by_target in solved.items()}
 
+    def second_moment(self, unseen: int | None = None) -> Tensor:
+        """Return the centred second moment of the patches of all folds but one, (unknowns, unknowns), ungrouped."""
+        return self._sums(unseen).moments().covariance[0]
+
+    def restricted(self, channels: Tensor) -> RidgeSystem:
+        """Return the system of some of the entry's channels (c,), given as booleans, ungrouped."""
+        self._add_samples()
+        restricted = copy.copy(self)
+        index = channels.repeat_interleave(self._basis.shape[1]).nonzero()[:, 0]
+        restricted.unknowns = len(index)
+        restricted._folds = {fold: sums.restricted(index) for fold, sums in self._folds.items()}
+        return restricted
+
+    def unknowns_of(self, operator: AffineConv) -> Tensor:
+        """Return the weights of a convolution as unknowns of the system (groups, unknowns, outputs)."""
+        weights = _combined(operator.weight.double().flatten(2), self._basis)
+        return weights.reshape(operator.groups, -1, self.unknowns).transpose(1, 2)
+
     def _add_samples(self) -> None:
         """Add the samples that wait to the sums of their folds."""
         for fold, samples in self._samples.items():
@@ -383,13 +422,17 @@ class RidgeSystem:
         if not judges:
             return dict.fromkeys(targets, UNJUDGED_STRENGTH)
         step = -(-prior.out_channels // prior.groups // JUDGED_OUTPUTS)
-        start, errors = self._start(prior)[..., ::step], {target: np.zeros(len(candidates)) for target in targets}
+        start, errors = self.unknowns_of(prior)[..., ::step], {target: np.zeros(len(candidates)) for target in targets}
         for fold in judges:
             seen, unseen = self._sums(fold), self._folds[fold]
             train, test = seen.moments(), unseen.moments()
             crosses = {t: (seen.cross(t).thinned(step), unseen.cross(t).thinned(step)) for t in errors}
             for index, strength in enumerate(candidates):
                 factor = train.factor(strength)
+                if factor is None:
+                    for several in errors.values():
+                        several[index] = np.inf
+                    continue
                 for target, (known, held_out) in crosses.items():
                     weight = train.solve(known, start, factor)
                     errors[target][index] += test.error(held_out, weight, train.bias(known, weight))
@@ -399,9 +442,9 @@ class RidgeSystem:
         self, sums: _Scatter, strengths: Mapping[str, float], prior: AffineConv, match_variance: Collection[str]
     ) -> dict[str, AffineConv]:
         """Return the convolution of each target at the strength chosen for it."""
-        moments, start, fitted = sums.moments(), self._start(prior), dict[str, AffineConv]()
+        moments, start, fitted = sums.moments(), self.unknowns_of(prior), dict[str, AffineConv]()
         for strength in set(strengths.values()):
-            factor = moments.factor(strength)
+            factor = moments.least_factor(strength)
             for target in (name for name, chosen in strengths.items() if chosen == strength):
                 cross = sums.cross(target)
                 weight = moments.solve(cross, start, factor)
@@ -410,11 +453,6 @@ class RidgeSystem:
                 bias = moments.bias(cross, weight).flatten()
                 fitted[target] = replace(prior, weight=self._shaped(weight, prior), bias=bias)
         return fitted
-
-    def _start(self, prior: AffineConv) -> Tensor:
-        """Return the prior's weights (groups, unknowns, outputs)."""
-        weights = _combined(prior.weight.double().flatten(2), self._basis)
-        return weights.reshape(prior.groups, -1, self.unknowns).transpose(1, 2)
 
     def _shaped(self, weight: Tensor, prior: AffineConv) -> Tensor:
         """Return a solution (groups, unknowns, outputs) as a kernel of the prior's shape."""

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from depthcomp.data.calibration import CalibrationSet
-from depthcomp.fitting.candidates import samples_per_batch, shared_systems
+from depthcomp.fitting.candidates import shared_systems
 from depthcomp.fitting.memory import FitMemory
+from depthcomp.fitting.sampling import samples_per_batch
 from depthcomp.latency.pricing import Candidate
 from fx_passes import CapturedNetwork
 

@@ -10,6 +10,7 @@ import torch
 
 from depthcomp.data.calibration import calibration_hash
 from depthcomp.fingerprint import fingerprint, network_hash
+from depthcomp.fitting.channel_orders import ChannelOrders
 from depthcomp.fitting.memory import FitMemory
 from depthcomp.importance.contenders import OnFrontier
 from depthcomp.importance.journal import ScoreJournal
@@ -32,6 +33,7 @@ class ScoringContext:
         candidates: the choices to score; memory has room for the fit of each.
         savings_ms: latency that each choice saves, in ms.
         memory: the memory that fits may use.
+        channels: decides which inner channels stay.
         rules: the current scoring rules, by name of the method.
         notes: notes for the user on choices that were left out.
         refit_kept: whether the score of a change includes a refit of the kept layers that read it. The refit of a
@@ -47,6 +49,7 @@ class ScoringContext:
     candidates: Sequence[Candidate]
     savings_ms: Mapping[SpanChoice, float]
     memory: FitMemory
+    channels: ChannelOrders
     rules: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     refit_kept: bool = True

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from depthcomp.fingerprint import seed_of
 from depthcomp.fitting.candidates import Weights, replacement
-from depthcomp.fitting.kept_slots import consumers_of, run_operator
+from depthcomp.fitting.kept_slots import consumers_of
 from depthcomp.fitting.sensitivity import Sensitivity
 from depthcomp.fitting.speed import Speed, fit_work
 from depthcomp.importance.candidate_scorer import CandidateScorer, JudgingBatch, part_of
@@ -34,6 +34,7 @@ from depthcomp.importance.ways import Ways, least, profiting
 from depthcomp.latency.pricing import Candidate
 from fx_passes import CapturedNetwork, SpanChoice
 from fx_passes.affine import AffineConv
+from fx_passes.slot_layers import run_operator
 from latency_tables.fleet.work import Shard
 
 __all__ = ["CurvatureJudges", "CurvatureScores", "curvature", "foretold_seconds", "score_part"]
@@ -170,6 +171,7 @@ class _Scoring:
         self._fitted = FittedCandidates(
             network, calibration,
             seed=context.seed, report=context.progress, memory=context.memory, refit_kept=context.refit_kept,
+            channels=context.channels,
         )  # fmt: skip
         judges = CurvatureJudges(network, context.candidates, draws, context.seed)
         batches = judging_batches(calibration)[: BATCHES if calibration.labels is None else LABELLED_BATCHES]

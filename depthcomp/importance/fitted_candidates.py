@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 
 from depthcomp.data.calibration import CalibrationSet
 from depthcomp.fitting.candidates import Weights, fit_candidates
+from depthcomp.fitting.channel_orders import ChannelOrders
 from depthcomp.fitting.consumers import refit_consumers, restores_its_exit
 from depthcomp.fitting.kept_slots import consumers_of
 from depthcomp.fitting.memory import FitMemory
@@ -30,6 +31,7 @@ class FittedCandidates:
         report: called as (what, done, total).
         memory: the memory that the sums of fits may use; the weights that are kept may use as much again.
         refit_kept: whether kept layers that read a change are refitted; False where the images are random.
+        channels: decides which inner channels stay; None to look at the images for that.
 
     Attributes:
         refits: whether consumers are refitted.
@@ -44,9 +46,11 @@ class FittedCandidates:
         report: Progress,
         memory: FitMemory,
         refit_kept: bool,
+        channels: ChannelOrders | None = None,
     ) -> None:
         self._network, self._calibration = network, calibration
         self._seed, self._report, self._memory = seed, report, memory
+        self._channels = channels or ChannelOrders(network, calibration, seed=seed, memory=memory, progress=report)
         self._limit = memory.mib * _MIB
         self.refits = refit_kept and bool(calibration.judges)  # a fold must choose the strength of a refit
         self._weights: dict[SpanChoice, Mapping[int, Weights]] = {}
@@ -134,7 +138,7 @@ class FittedCandidates:
         if unsolved:
             self._weights |= fit_candidates(
                 self._network, unsolved, self._calibration,
-                seed=self._seed, progress=self._report, memory=self._memory,
+                seed=self._seed, progress=self._report, memory=self._memory, channels=self._channels,
             )  # fmt: skip
         some = [candidate for candidate in candidates if candidate.choice not in bare] if self.refits else []
         missing = [c for c in some if any((c.choice, fold) not in self._consumers for fold in folds)]

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from depthcomp.errors import DepthCompError
+from depthcomp.fitting.channel_orders import ChannelOrders
 from depthcomp.fitting.memory import FitMemory
 from depthcomp.importance.contenders import OnFrontier
 from depthcomp.importance.context import ScoringContext
@@ -73,8 +74,9 @@ def scoring_context(
     """
     memory = FitMemory(prepared.calibration.count, importance.memory_mib)
     fitting, notes = memory.fitting(candidates)
+    channels = ChannelOrders(prepared.network, prepared.calibration, seed=seed, memory=memory, progress=progress)
     return ScoringContext(
-        prepared, fitting, savings_ms, memory, _rules(importance, refit_kept), notes,
+        prepared, fitting, savings_ms, memory, channels, _rules(importance, refit_kept), notes,
         refit_kept=refit_kept, on_frontier=on_frontier, folder=folder, seed=seed, progress=progress,
     )  # fmt: skip
 

@@ -10,11 +10,11 @@ from depthcomp.data.calibration import CalibrationSet
 from depthcomp.fitting.candidates import Weights, replacement
 from depthcomp.fitting.divergence import require_finite, rise_of_loss
 from depthcomp.fitting.execution import Tail
-from depthcomp.fitting.kept_slots import run_operator
 from depthcomp.importance.candidate_scorer import JudgingBatch
 from depthcomp.latency.pricing import Candidate
 from fx_passes import CapturedNetwork
 from fx_passes.affine import AffineConv
+from fx_passes.slot_layers import run_operator
 
 __all__ = ["TrueLoss", "judging_batches"]
 

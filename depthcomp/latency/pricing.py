@@ -102,7 +102,7 @@ class Pricing:
     def _candidate(self, span: Span, piece: Piece, choice: SpanChoice) -> Candidate:
         kind = kind_of(choice)
         body = kind.body(choice, piece)
-        signatures = tuple(map(signature_of, self._workload.of_body(body)))
+        signatures = tuple(map(signature_of, kind.operators(choice, piece)))
         return Candidate(span, choice, body, kind.slots(choice, piece), signatures)
 
     def _chain(

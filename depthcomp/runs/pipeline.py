@@ -10,6 +10,7 @@ from torch import fx
 
 from depthcomp.budget import Budget
 from depthcomp.errors import BudgetError, BudgetInfeasibleError
+from depthcomp.fitting.channel_orders import ChannelOrders
 from depthcomp.fitting.speed import speed_of
 from depthcomp.importance.context import ScoringContext
 from depthcomp.importance.scored import Scored
@@ -87,7 +88,7 @@ class Pipeline:
         for note in scored.notes:
             warn_caller(note)
         with self.stages("searching"):
-            search = self._search(priced, scored)
+            search = self._search(priced, scored, context.channels)
             found = search.meet(self.budget)
         priced = replace(priced, table=replace(priced.table, calibration=search.predictor.calibration))
         self.store.keep_calibration(priced.table)
@@ -123,7 +124,7 @@ class Pipeline:
             progress=lambda done, total, key: self.stages.report("measuring operators", done, total),
         )  # fmt: skip
 
-    def _search(self, priced: PricedCandidates, scored: Scored) -> Search:
+    def _search(self, priced: PricedCandidates, scored: Scored, channels: ChannelOrders) -> Search:
         prepared, task, losses = self.prepared, self.task, scored.losses
 
         def problem(without: Set[SpanChoice]) -> Chain:
@@ -134,7 +135,7 @@ class Pipeline:
             prepared.network, problem, LatencyPredictor(self.timer, priced.total_ms), prepared.calibration,
             priced.candidates, baseline=self._baseline(priced, losses), fits=task.method.fits, seed=task.seed,
             progress=self.stages.report, refit_kept=task.refit_kept, memory_mib=task.importance.memory_mib,
-            profiting=scored.table.profiting,
+            profiting=scored.table.profiting, channels=channels,
         )  # fmt: skip
 
     def _baseline(self, priced: PricedCandidates, losses: Mapping[SpanChoice, float]) -> BaselineFrontier | None:

@@ -10,6 +10,7 @@ from depthcomp.data.calibration import calibration_hash
 from depthcomp.errors import DepthCompError
 from depthcomp.fingerprint import fingerprint, network_hash
 from depthcomp.importance.protocol import Importance
+from depthcomp.methods.method import Method
 from depthcomp.preparation import Prepared
 from depthcomp.results.loading import load_result, load_trainable
 from depthcomp.results.result import CompressionResult
@@ -26,7 +27,7 @@ __all__ = ["SavedCompression", "settings_hash"]
 def settings_hash(
     prepared: Prepared,
     budget: Budget,
-    method: str,
+    method: Method,
     importance: Importance,
     seed: int,
     environment: Environment,
@@ -37,7 +38,8 @@ def settings_hash(
     """
     return fingerprint(
         network_hash(prepared.captured.gm), calibration_hash(prepared.calibration), str(tuple(prepared.example.shape)),
-        repr(budget), method, repr(importance), str(seed), environment.fingerprint(), importance.rules(refit_kept=True),
+        repr(budget), method.name, repr(method.limits), repr(importance), str(seed), environment.fingerprint(),
+        importance.rules(refit_kept=True),
     )  # fmt: skip
 
 

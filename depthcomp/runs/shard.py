@@ -38,6 +38,7 @@ def score_shard(
     *,
     table: LatencyTable | str | os.PathLike[str],
     method: str = "depthcomp",
+    kinds: Sequence[str] | None = None,
     importance: ImportanceLike = DEFAULT_IMPORTANCE,
     example_inputs: Tensor | Sequence[Tensor] | None = None,
     data: Data | None = None,
@@ -64,6 +65,7 @@ def score_shard(
         output_dir: the folder to pass to `compress_depth` later.
         table: a complete latency table, which decides which choices are scored; nothing is measured.
         method: as for `compress_depth`; it decides which choices exist.
+        kinds: as for `compress_depth`.
         importance: how losses are found; not a table of scores.
         example_inputs: as for `compress_depth`.
         data: calibration images, as for `compress_depth`.
@@ -77,8 +79,9 @@ def score_shard(
         CaptureError, DataError: as for `compress_depth`.
     """
     task = CompressionTask.of(
-        model, method, importance, example_inputs=example_inputs, data=data, val_data=val_data, seed=seed
-    )
+        model, method, importance,
+        kinds=kinds, example_inputs=example_inputs, data=data, val_data=val_data, seed=seed,
+    )  # fmt: skip
     part = shard if isinstance(shard, Shard) else Shard.parse(shard)
     _require_shareable(task, importance)
     known = table if isinstance(table, LatencyTable) else LatencyTable.load(table)

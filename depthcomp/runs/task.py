@@ -57,14 +57,15 @@ class CompressionTask:
         data: Data | None = None,
         val_data: Data | None = None,
         seed: int = 0,
+        kinds: Sequence[str] | None = None,
     ) -> CompressionTask:
         """Return the task for a user's arguments.
 
         Raises:
-            DepthCompError: the method or the importance is unknown, or the seed is out of range.
+            DepthCompError: the method, a kind or the importance is unknown, or the seed is out of range.
             TableError: the file of an importance cannot be read.
         """
-        chosen = find_method(method)
+        chosen = find_method(method, kinds)
         if type(seed) is not int or not 0 <= seed < 2**63:
             raise DepthCompError(f"seed (={seed!r}) must be a whole number from 0 to 2**63 - 1")
         known = parse_importance(importance)

@@ -9,6 +9,7 @@ from scipy.stats import spearmanr
 from depthcomp.budget import Budget
 from depthcomp.data.calibration import CalibrationSet
 from depthcomp.errors import BudgetInfeasibleError
+from depthcomp.fitting.channel_orders import ChannelOrders
 from depthcomp.fitting.joint import JointLosses
 from depthcomp.fitting.memory import MEMORY_MIB
 from depthcomp.fitting.refit import Kept, Refitter, Unfitted
@@ -77,6 +78,7 @@ class Search:
         refit_kept: bool = True,
         memory_mib: float = MEMORY_MIB,
         profiting: Set[SpanChoice] | None = None,
+        channels: ChannelOrders | None = None,
     ) -> None:
         self.predictor = predictor
         self.frontier: Frontier | BaselineFrontier = frontier(problem(frozenset())) if baseline is None else baseline
@@ -89,12 +91,12 @@ class Search:
         self._places = {candidate.choice: candidate.span.nodes for candidate in candidates}
         refitter, compared = Refitter if fits else Unfitted, calibration.thinned(COMPARED_BATCHES)
         self._refitter, judge = (
-            refitter(network, images, seed=seed, memory_mib=memory_mib, profiting=profiting)
+            refitter(network, images, seed=seed, memory_mib=memory_mib, profiting=profiting, channels=channels)
             for images in (calibration, compared)
         )
         joint = JointLosses(
             network, candidates, compared,
-            seed=seed, memory_mib=memory_mib, profiting=profiting, progress=self._report,
+            seed=seed, memory_mib=memory_mib, profiting=profiting, channels=channels, progress=self._report,
         )  # fmt: skip
         self.comparer = PlanComparer(joint, judge, _ways(profiting, refit_kept=self._refits_kept), self._report)
         self._importances: dict[Plan, float] = {}
@@ -246,7 +248,7 @@ class Search:
         refit = self._refitter.carry_out(plan, kept=kept, progress=self._report)
         original, measured = self.predictor.learn(merge(refit.linearized, plan), option.sum_ms)
         predicted_ms = predicted_share * original.median_ms
-        return Found(plan, refit.linearized, loss, predicted_ms, original, measured, refit.solved)
+        return Found(refit.plan, refit.linearized, loss, predicted_ms, original, measured, refit.solved)
 
     def _refitted_farther(self, option: Option, budget: Budget) -> Found:
         """Return a plan with all kept layers behind its changes refitted, where that lowers its loss.

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from fx_passes.channels.adapters import ADAPTERS, Kept
 from fx_passes.channels.layout import Layout, Layouts
 from fx_passes.channels.makers import Mask, maker_of, sliced
 
-__all__ = ["narrow_node", "without"]
+__all__ = ["describe_without", "narrow_node", "without"]
 
 
 def without(value: Any, layout: Layouts, kept: Kept) -> Any:
@@ -38,6 +39,22 @@ def narrow_node(gm: fx.GraphModule, node: fx.Node, read: Layouts, made: Layouts,
         _narrow_channels(layer, kept(read))
     elif isinstance(read, Layout) and node.target in ADAPTERS:
         ADAPTERS[node.target](node, read, made, kept)
+
+
+def describe_without(node: fx.Node, made: Layouts, kept: Kept) -> None:
+    """Let the shape that a node's meta data tell be without the channels that are not kept."""
+    meta = node.meta.get("tensor_meta")
+    if meta is not None:
+        node.meta["tensor_meta"] = _described(meta, made, kept)
+
+
+def _described(meta: Any, made: Layouts, kept: Kept) -> Any:
+    if isinstance(made, tuple):
+        return type(meta)(_described(part, one, kept) for part, one in zip(meta, made, strict=True))
+    if made is None:
+        return meta
+    shape = (*meta.shape[: made.axis], int(kept(made).sum()), *meta.shape[made.axis + 1 :])
+    return meta._replace(shape=torch.Size(shape))
 
 
 def _narrow_channels(layer: nn.Module, kept: Mask) -> None:

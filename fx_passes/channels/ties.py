@@ -9,7 +9,7 @@ needs all of them (`fx_passes.channels.trial`), fixes those that it reads.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Set
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -19,11 +19,10 @@ from torch import Tensor, fx
 
 from fx_passes.channels.layout import Ids, Layout, Layouts, layouts_in
 from fx_passes.channels.makers import Mask
-from fx_passes.channels.narrowing import narrow_node
+from fx_passes.channels.narrowing import describe_without, narrow_node
 from fx_passes.channels.tracer import Tracer
 from fx_passes.channels.trial import Trial
 from fx_passes.graph_edit import nodes_by_name, tidy
-from fx_passes.shapes import propagate_shapes
 
 __all__ = ["ChannelFamily", "ChannelTies", "channel_ties"]
 
@@ -77,6 +76,17 @@ class ChannelTies:
             removed: ids of the channels; none of them is fixed, and some channel of each tensor is left.
         """
         copied = copy.deepcopy(gm)
+        self.narrow(copied, self.made, removed)
+        return tidy(copied)
+
+    def narrow(self, gm: fx.GraphModule, names: Iterable[str], removed: Set[int]) -> None:
+        """Bring nodes to fewer channels, in place.
+
+        Args:
+            gm: the graph, or a copy with other changes elsewhere.
+            names: names of the nodes: all that make, pass on or read the channels.
+            removed: ids of the channels, as for `without`.
+        """
         gone = np.zeros(self.count, bool)
         gone[list(removed)] = True
 
@@ -84,13 +94,12 @@ class ChannelTies:
             """Return which places of a layout are left."""
             return np.logical_not(gone[layout.ids])
 
-        for name, node in nodes_by_name(copied).items():
+        nodes = nodes_by_name(gm)
+        for node in (nodes[name] for name in names):
             sources = node.all_input_nodes
-            read = self.made.get(sources[0].name) if sources else None
-            narrow_node(copied, node, read, self.made.get(name), kept)
-        tidy(copied)
-        propagate_shapes(copied, _example_inputs(copied))
-        return copied
+            read, made = self.made.get(sources[0].name) if sources else None, self.made.get(node.name)
+            narrow_node(gm, node, read, made, kept)
+            describe_without(node, made, kept)
 
 
 def channel_ties(gm: fx.GraphModule) -> ChannelTies:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -15,8 +15,11 @@ from fx_passes.body import Body
 from fx_passes.choice import SpanChoice
 from fx_passes.facts import GraphFacts
 from fx_passes.limits import SpanLimits
+from fx_passes.network_facts import NetworkFacts
 from fx_passes.slots import Slot
 from fx_passes.span import Piece
+from fx_passes.structure import Level
+from fx_passes.workload import Operator
 
 __all__ = ["Kind", "kind_named", "kind_of", "kinds", "register"]
 
@@ -32,17 +35,23 @@ class Kind(ABC, Generic[C]):
             first is taken.
         done: past participle for what it does to a span, for example "merged".
         explanation: clause for the report that tells what happened to such a span.
+        takes_one_convolution: whether its spans must be one convolution without their activations.
     """
 
     choice: type[C]
     precedence: ClassVar[int]
     done: ClassVar[str]
     explanation: ClassVar[str]
+    takes_one_convolution: ClassVar[bool] = True
 
     @property
     def name(self) -> str:
         """The kind's name, under which its choices are stored."""
         return self.choice.kind
+
+    def places(self, network: NetworkFacts, limits: SpanLimits) -> Iterator[tuple[Level, int, int]]:
+        """Yield spans that need not be one convolution: a level, and the numbers of the cuts at both ends."""
+        yield from ()
 
     @abstractmethod
     def enumerate(self, piece: Piece, limits: SpanLimits) -> Iterator[C]:
@@ -59,6 +68,19 @@ class Kind(ABC, Generic[C]):
     @abstractmethod
     def body(self, choice: C, piece: Piece) -> Body:
         """Return the body that takes the piece's place."""
+
+    def decided(self, choice: C, kept: Callable[[str, int], tuple[int, ...]]) -> C:
+        """Return a choice that says which channels stay, if it removes any.
+
+        Args:
+            choice: the choice.
+            kept: returns the numbers of the channels that stay at a node, by its name and their count.
+        """
+        return choice
+
+    def operators(self, choice: C, piece: Piece) -> tuple[Operator, ...]:
+        """Return the operators of the piece as a runtime runs them once the choice is carried out."""
+        return piece.graph.workload.of_body(self.body(choice, piece))
 
     def slots(self, choice: C, piece: Piece) -> tuple[Slot, ...]:
         """Return the convolutions of the body whose weights are solved for."""

@@ -4,8 +4,8 @@ import pytest
 import torch
 from tiny_network import EXAMPLE, images, tiny_net
 
-from depthcomp.fitting.candidates import samples_per_batch
 from depthcomp.fitting.memory import FitMemory
+from depthcomp.fitting.sampling import samples_per_batch
 from depthcomp.fitting.speed import SOLUTIONS, Speed, fit_work, speed_of
 from depthcomp.preparation import prepare
 

@@ -1,0 +1,151 @@
+"""Inner channels: channels that live inside a span, between layers that make them and layers that read them.
+
+They can be removed without a change of the tensors at the span's cuts. Examples: the expansion of an inverted residual,
+the middle of a bottleneck, the hidden tensors of a plain chain, the inputs of a concatenation whose readers are inside.
+Channels that a residual sum carries past their own readers belong to a whole stage, and are left out.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import networkx as nx
+from torch import fx
+
+from fx_passes.channels import ChannelFamily, ChannelTies
+from fx_passes.channels.layout import Layout
+from fx_passes.channels.makers import maker_of
+from fx_passes.facts import GraphFacts
+from fx_passes.operators import Role, called_module
+from fx_passes.structure import Level
+
+__all__ = ["InnerChannels", "InnerFamily", "inner_channels"]
+
+_Hull = tuple[int, int]  # numbers of the cuts around a family
+
+
+@dataclass(frozen=True, slots=True)
+class InnerFamily:
+    """Channels that occur in the same tensors, all inside one span.
+
+    Attributes:
+        tensor: name of the last node whose tensor holds these channels and no others that can be removed.
+        ids: the id of each channel of that tensor, -1 for those that stay.
+        nodes: names of the nodes whose results hold them.
+        readers: names of the nodes that read them and make other channels.
+    """
+
+    tensor: str
+    ids: tuple[int, ...]
+    nodes: tuple[str, ...]
+    readers: tuple[str, ...]
+
+    @property
+    def channels(self) -> int:
+        """Number of channels of the tensor that can be removed."""
+        return sum(label >= 0 for label in self.ids)
+
+    @property
+    def step(self) -> int:
+        """Number of channels of the tensor that can only be removed together."""
+        return self.channels // len(set(self.ids) - {-1})
+
+
+@dataclass(frozen=True, slots=True)
+class InnerChannels:
+    """The channels that live inside one span.
+
+    Attributes:
+        level: the level of the span.
+        start: number of the cut that it reads.
+        stop: number of the cut that it produces.
+        families: the channels, in the graph's order.
+    """
+
+    level: Level
+    start: int
+    stop: int
+    families: tuple[InnerFamily, ...]
+
+
+def inner_channels(graph: GraphFacts, ties: ChannelTies, levels: Iterable[Level]) -> list[InnerChannels]:
+    """Return the channels inside the smallest span around each family, and inside rows of such spans.
+
+    A row's spans overlap, one after another, so that no plan can hold them side by side.
+
+    Args:
+        graph: a captured graph.
+        ties: its channels.
+        levels: the levels of its structure, outermost first.
+    """
+    waiting, found = _families(graph, ties), list[InnerChannels]()
+    for level in reversed(list(levels)):  # inner levels first
+        units = {name: number for number, unit in enumerate(level.units) for name in (*unit.region, *unit.nodes)}
+        own = [(hull, family) for family in waiting if (hull := _hull(units, family)) is not None]
+        waiting = [family for family in waiting if all(family is not one for _, one in own)]
+        for start, stop in _rows({hull for hull, _ in own}):
+            inside = tuple(family for (one, other), family in own if start <= one and other <= stop)
+            found.append(InnerChannels(level, start, stop, inside))
+    return found
+
+
+def _families(graph: GraphFacts, ties: ChannelTies) -> list[InnerFamily]:
+    """Return the families that can be told apart by a tensor, and that no residual sum carries past their readers."""
+    flow = nx.DiGraph((source.name, name) for name, node in graph.nodes.items() for source in node.all_input_nodes)
+    made = [family for each in ties.families if (family := _family(graph, ties, each)) is not None]
+    several = Counter(family.tensor for family in made)
+    return [each for each in made if several[each.tensor] == 1 and not _is_stream(graph, flow, each)]
+
+
+def _family(graph: GraphFacts, ties: ChannelTies, family: ChannelFamily) -> InnerFamily | None:
+    """Return the tensor, and the readers, of channels; None where each tensor holds others, or uneven numbers."""
+    own, users = set(family.ids), dict.fromkeys(user for name in family.nodes for user in graph.nodes[name].users)
+    readers = tuple(user.name for user in users if user.name not in family.nodes or _mixes(graph, user))
+    for name in reversed(family.nodes):
+        layout = ties.made[name]
+        labels = layout.ids.tolist() if isinstance(layout, Layout) else []
+        counts = Counter(label for label in labels if label not in ties.fixed)
+        if counts.keys() == own and len(set(counts.values())) == 1:
+            ids = tuple(label if label in own else -1 for label in labels)
+            return InnerFamily(name, ids, family.nodes, readers)
+    return None
+
+
+def _mixes(graph: GraphFacts, node: fx.Node) -> bool:
+    """Say whether a layer makes each channel of all that it reads."""
+    layer = called_module(graph.gm, node)
+    maker = maker_of(layer)
+    return maker is not None and maker.groups(layer) == 1
+
+
+def _is_stream(graph: GraphFacts, flow: nx.DiGraph[str], family: InnerFamily) -> bool:
+    """Say whether a sum holds the channels that depends on a reader of them."""
+    sums = [name for name in family.nodes if graph.roles[name] is Role.ADD]
+    behind = {below for reader in family.readers for below in nx.descendants(flow, reader)} if sums else set[str]()
+    return not behind.isdisjoint(sums)
+
+
+def _hull(units: Mapping[str, int], family: InnerFamily) -> _Hull | None:
+    """Return the cuts of a level around a family and its readers; None where some of them are in none of its units."""
+    numbers = [units.get(name, -1) for name in (*family.nodes, *family.readers)]
+    return (min(numbers), max(numbers) + 1) if min(numbers) >= 0 else None
+
+
+def _rows(hulls: Collection[_Hull]) -> Iterator[_Hull]:
+    """Yield the cuts around one hull, or around several that overlap."""
+    for start in sorted({start for start, _ in hulls}):
+        for stop in sorted({stop for _, stop in hulls}):
+            if _overlap(sorted((one, other) for one, other in hulls if start <= one and other <= stop), start, stop):
+                yield start, stop
+
+
+def _overlap(hulls: Sequence[_Hull], start: int, stop: int) -> bool:
+    """Say whether hulls, sorted, cover all units between two cuts, each beginning before the ones before it end."""
+    reached = start + 1
+    for one, other in hulls:
+        if one >= reached:
+            return False
+        reached = max(reached, other)
+    return bool(hulls) and reached == stop

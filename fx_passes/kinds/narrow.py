@@ -1,0 +1,250 @@
+"""The kind `narrow`: the layers of a span stay, and channels that live inside it are fewer."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, ClassVar
+
+from depthcomp_errors import PlanError
+from fx_passes.body import Body, copied_body
+from fx_passes.channels.layout import Layout
+from fx_passes.choice import SpanChoice
+from fx_passes.facts import GraphFacts
+from fx_passes.inner_channels import InnerFamily
+from fx_passes.kinds.fields import parse_node, read_choice
+from fx_passes.kinds.linearized import not_linearized, span_ends
+from fx_passes.kinds.registry import Kind, register
+from fx_passes.limits import SpanLimits
+from fx_passes.module_paths import module_path
+from fx_passes.network_facts import NetworkFacts
+from fx_passes.slot_layers import can_be_solved, operator_at
+from fx_passes.slots import Slot, Width
+from fx_passes.span import Piece
+from fx_passes.structure import Level
+from fx_passes.workload import Operator
+
+__all__ = ["Narrow"]
+
+SHARES = 8  # widths are offered in eighths of the original's
+MULTIPLE = 8  # and are multiples of this many channels
+
+
+@dataclass(frozen=True, slots=True)
+class Narrow(SpanChoice):
+    """The layers of a span stay, and channels that live inside it are fewer.
+
+    Choices that differ only in `kept` are equal: which channels stay is decided with the weights.
+
+    Attributes:
+        widths: tensors inside the span by the names of their nodes, each with the number of channels that it keeps.
+        kept: for each of these tensors, the numbers of the channels that stay; empty where that is not decided yet.
+    """
+
+    kind: ClassVar[str] = "narrow"
+    widths: tuple[Width, ...]
+    kept: tuple[tuple[int, ...], ...] = field(default=(), compare=False)
+
+    def __str__(self) -> str:
+        return f"narrow {self.place} to {', '.join(f'{count} channels at {tensor}' for tensor, count in self.widths)}"
+
+
+@register
+class NarrowKind(Kind[Narrow]):
+    """Removes inner channels; `fx_passes.inner_channels` finds them.
+
+    Where a choice does not say which channels stay, those do whose weights in the layers that read them are largest.
+    """
+
+    choice = Narrow
+    precedence = 40
+    done = "narrowed"
+    explanation = "the layers stayed, and channels that live only inside the span were removed"
+    takes_one_convolution = False
+
+    def places(self, network: NetworkFacts, limits: SpanLimits) -> Iterator[tuple[Level, int, int]]:
+        """Yield the spans with inner channels."""
+        for inner in network.inner_channels.values():
+            if inner.stop - inner.start <= limits.longest_span:
+                yield inner.level, inner.start, inner.stop
+
+    def enumerate(self, piece: Piece, limits: SpanLimits) -> Iterator[Narrow]:
+        """Yield a choice for each share of the channels, the largest first."""
+        families = list(_families(piece).values())
+        if not families or not all(_can_be_refitted(piece, family) for family in families):
+            return
+        counts = ([_width(family, share) for family in families] for share in reversed(range(1, SHARES)))
+        for several in dict.fromkeys(map(tuple, counts)):
+            if all(count < len(family.ids) for count, family in zip(several, families, strict=True)):
+                tensors = (family.tensor for family in families)
+                yield Narrow(piece.entry, piece.exit, tuple(zip(tensors, several, strict=True)))
+
+    def check(self, choice: Narrow, piece: Piece) -> str:
+        """Return why a piece cannot keep the choice's channels; empty where it can."""
+        known = _families(piece)
+        if not choice.widths or len(dict(choice.widths)) < len(choice.widths):
+            return "it names no tensor, or one twice"
+        if choice.kept and len(choice.kept) != len(choice.widths):
+            return f"it keeps channels of {len(choice.kept)} tensors and names {len(choice.widths)}"
+        for (name, count), kept in itertools.zip_longest(choice.widths, choice.kept):
+            if name not in known:
+                return f"no channels live inside it at {_words(piece, name)}"
+            reason = _width_obstacle(known[name], count) or _kept_obstacle(known[name], count, kept)
+            if reason:
+                return f"{_words(piece, name)} {reason}"
+        return ""
+
+    def refusal(self, piece: Piece, limits: SpanLimits) -> str:
+        """Return why no channels can be removed inside a piece."""
+        ties, inside = piece.graph.channels, piece.nodes[:-1]
+        found = (ties.made[name] for name in inside if name in ties.made)
+        labels = {int(label) for layout in found if isinstance(layout, Layout) for label in layout.ids}
+        reasons = dict.fromkeys(ties.fixed[label] for label in sorted(labels & ties.fixed.keys()))
+        return " and ".join(reasons) or "no channels live only inside it"
+
+    def body(self, choice: Narrow, piece: Piece) -> Body:
+        """Return the span with all channels; layers that read inner ones have new weights, zero for removed ones."""
+        solved = {slot.node: slot.operator for slot in self.slots(choice, piece)}
+        return copied_body(piece.graph.nodes, piece.entry, piece.nodes, piece.exit, solved)
+
+    def slots(self, choice: Narrow, piece: Piece) -> tuple[Slot, ...]:
+        """Return the layers that read the channels."""
+        graph, known = piece.graph, _families(piece)
+        readers = dict.fromkeys(reader for name, _ in choice.widths for reader in known[name].readers)
+        return tuple(
+            Slot(
+                name, graph.nodes[name].all_input_nodes[0].name, name, operator_at(graph.gm, graph.nodes[name]),
+                kept=True, widths=choice.widths,
+            )
+            for name in sorted(readers, key=graph.order.__getitem__)
+            if can_be_solved(graph.gm, graph.nodes[name])
+        )  # fmt: skip
+
+    def decided(self, choice: Narrow, kept: Callable[[str, int], tuple[int, ...]]) -> Narrow:
+        """Return the choice with the channels that stay."""
+        return replace(choice, kept=tuple(kept(*width) for width in choice.widths))
+
+    def operators(self, choice: Narrow, piece: Piece) -> tuple[Operator, ...]:
+        """Return the operators of the span with fewer channels."""
+        removed, made, workload = _removed(choice, piece), piece.graph.channels.made, piece.graph.workload
+
+        def fewer(name: str) -> int:
+            layout = made.get(name)
+            return sum(label in removed for label in layout.ids.tolist()) if isinstance(layout, Layout) else 0
+
+        return tuple(
+            workload.kept[name].without(fewer(piece.graph.nodes[name].all_input_nodes[0].name), fewer(name))
+            for name in piece.nodes
+            if name in workload.kept
+        )
+
+    def linearize(self, copied: GraphFacts, choice: Narrow, piece: Piece, *, exact_border: bool) -> None:
+        """Remove the channels."""
+        piece.graph.channels.narrow(copied.gm, piece.nodes, _removed(choice, piece))
+
+    def merge(self, linearized: GraphFacts, choice: Narrow) -> None:
+        """Check that the tensors have the choice's widths; nothing is left to do."""
+        span_ends(linearized, choice)
+        for name, count in choice.widths:
+            if name not in linearized.nodes or count not in linearized.nodes[name].meta["tensor_meta"].shape:
+                raise not_linearized(choice, f"{name} has not {count} channels")
+
+    def describe(self, choice: Narrow) -> str:
+        """Return words for the channels that are left."""
+        return f"{self.done} to {', '.join(str(count) for _, count in choice.widths)} channels"
+
+    def encode(self, choice: Narrow) -> dict[str, Any]:
+        """Return the fields; `kept` only where it is decided."""
+        stored: dict[str, Any] = asdict(choice)
+        return stored if choice.kept else {name: value for name, value in stored.items() if name != "kept"}
+
+    def decode(self, fields: Mapping[str, Any]) -> Narrow:
+        """Return the choice with these stored fields."""
+        parsers = {"entry": parse_node, "exit": parse_node, "widths": _parse_widths, "kept": _parse_kept}
+        return read_choice(Narrow, fields, parsers)
+
+
+def _families(piece: Piece) -> dict[str, InnerFamily]:
+    """Return the channels that can be removed inside a piece, by tensor."""
+    inner = piece.graph.inner_channels.get((piece.entry, piece.exit))
+    return {} if inner is None else {family.tensor: family for family in inner.families}
+
+
+def _can_be_refitted(piece: Piece, family: InnerFamily) -> bool:
+    return all(can_be_solved(piece.graph.gm, piece.graph.nodes[name]) for name in family.readers)
+
+
+def _width(family: InnerFamily, share: int) -> int:
+    """Return the number of channels that stay for a share of them, a multiple of MULTIPLE where steps allow it."""
+    wanted = -(-len(family.ids) * share // (SHARES * MULTIPLE)) * MULTIPLE
+    staying = len(family.ids) - family.channels
+    steps = max(round((wanted - staying) / family.step), 1)
+    return min(staying + steps * family.step, len(family.ids))
+
+
+def _width_obstacle(family: InnerFamily, count: int) -> str:
+    """Return why a tensor cannot keep so many channels; empty where it can."""
+    staying = len(family.ids) - family.channels
+    if not max(staying, 1) <= count <= len(family.ids) or (count - staying) % family.step:
+        least = staying or family.step
+        return f"has {len(family.ids)} channels, and can keep {least} or any {family.step} more"
+    return ""
+
+
+def _kept_obstacle(family: InnerFamily, count: int, kept: Sequence[int] | None) -> str:
+    """Return why these cannot be the channels that stay; empty where they can."""
+    if kept is None:
+        return ""
+    chosen, numbers = set(kept), range(len(family.ids))
+    gone = {family.ids[number] for number in numbers if number not in chosen}
+    if chosen <= set(numbers) and len(chosen) == len(kept) == count:
+        if -1 not in gone and all(family.ids[number] not in gone for number in chosen):
+            return ""
+        return f"cannot lose the other channels than {sorted(chosen)}, as some of them must stay, or go together"
+    return f"keeps {count} channels, and kept (={sorted(chosen)}) must be {count} of 0 to {len(numbers) - 1}"
+
+
+def _words(piece: Piece, name: str) -> str:
+    return module_path(piece.graph.nodes[name]) if name in piece.graph.nodes else repr(name)
+
+
+def _removed(choice: Narrow, piece: Piece) -> set[int]:
+    """Return the ids of the channels that a choice removes."""
+    known, removed = _families(piece), set[int]()
+    for (name, count), kept in itertools.zip_longest(choice.widths, choice.kept):
+        family = known[name]
+        staying = _largest(piece, family, count) if kept is None else kept
+        removed |= set(family.ids) - {-1} - {family.ids[number] for number in staying}
+    return removed
+
+
+def _largest(piece: Piece, family: InnerFamily, count: int) -> list[int]:
+    """Return the channels whose weights in the layers that read them are largest, with those that always stay."""
+    power = dict.fromkeys(family.ids, 0.0) | {-1: math.inf}
+    graph, made = piece.graph, piece.graph.channels.made
+    for node in (graph.nodes[name] for name in family.readers):
+        read = made[node.all_input_nodes[0].name]
+        if can_be_solved(graph.gm, node) and isinstance(read, Layout):
+            columns = operator_at(graph.gm, node).weight.square().sum((0, 2, 3))
+            for label, value in zip(read.ids.tolist(), columns.tolist(), strict=True):
+                power[label] = power.get(label, 0.0) + value
+    order = sorted(range(len(family.ids)), key=lambda number: (-power[family.ids[number]], family.ids[number]))
+    return sorted(order[:count])
+
+
+def _parse_widths(field: str, stored: Any) -> tuple[Width, ...]:
+    """Return names of tensors with numbers of channels."""
+    pairs: Sequence[Any] = stored if isinstance(stored, list | tuple) else [""]
+    if not all(isinstance(pair, list | tuple) and list(map(type, pair)) == [str, int] for pair in pairs):
+        raise PlanError(f"{field} (={stored!r}) of a choice must be a list of pairs of a tensor's name and a number")
+    return tuple((name, count) for name, count in pairs)
+
+
+def _parse_kept(field: str, stored: Any) -> tuple[tuple[int, ...], ...]:
+    """Return numbers of channels for each tensor."""
+    lists: Sequence[Any] = stored if isinstance(stored, list | tuple) else [""]
+    if not all(isinstance(numbers, list | tuple) and all(type(n) is int for n in numbers) for numbers in lists):
+        raise PlanError(f"{field} (={stored!r}) of a choice must be lists of channel numbers")
+    return tuple(map(tuple, lists))

@@ -1,0 +1,64 @@
+"""Facts about a captured graph as a whole, each computed once: its structure, workload and channels."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import networkx as nx
+from torch import fx
+
+from fx_passes.channels import ChannelTies, channel_ties
+from fx_passes.facts import GraphFacts
+from fx_passes.inner_channels import InnerChannels, inner_channels
+from fx_passes.structure import Level, require_captured, structure_tree
+from fx_passes.workload import Workload
+
+__all__ = ["NetworkFacts"]
+
+
+class NetworkFacts(GraphFacts):
+    """A captured graph with its structure, workload and channels; the graph must not change any more.
+
+    Args:
+        gm: what `capture` returned, or a graph made from it.
+
+    Raises:
+        PlanError: `gm` is no captured graph.
+    """
+
+    def __init__(self, gm: fx.GraphModule) -> None:
+        require_captured(gm)
+        super().__init__(gm)
+
+    @cached_property
+    def tree(self) -> Level:
+        """The program structure tree."""
+        return structure_tree(self)
+
+    @cached_property
+    def post_dominators(self) -> dict[str, str]:
+        """The next node that all paths to the output pass, by name; nodes without such paths are left out."""
+        output = next(reversed(self.nodes))
+        back = nx.DiGraph((name, source.name) for name, node in self.nodes.items() for source in node.all_input_nodes)
+        return {name: below for name, below in nx.immediate_dominators(back, output).items() if name != output}
+
+    @cached_property
+    def workload(self) -> Workload:
+        """The operators, as a runtime runs them."""
+        return Workload(self)
+
+    @cached_property
+    def levels(self) -> tuple[Level, ...]:
+        """All levels of the tree, outermost first."""
+        return tuple(self.tree.levels())
+
+    @cached_property
+    def channels(self) -> ChannelTies:
+        """The channels of each tensor, and which of them can only be removed together."""
+        return channel_ties(self.gm)
+
+    @cached_property
+    def inner_channels(self) -> dict[tuple[str, str], InnerChannels]:
+        """The channels that can be removed inside a span, by the names of its entry and exit."""
+        found = inner_channels(self, self.channels, self.levels)
+        return {(each.level.cuts[each.start], each.level.cuts[each.stop]): each for each in found}

@@ -1,0 +1,182 @@
+"""Fits of narrow spans: the channels that stay are those needed most, and the layers that read them make up for it."""
+
+import itertools
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from depthcomp.data.calibration import cross_validated
+from depthcomp.fitting.candidates import fit_candidates
+from depthcomp.fitting.channel_orders import ChannelOrders
+from depthcomp.fitting.joint import JointLosses
+from depthcomp.fitting.memory import FitMemory
+from depthcomp.fitting.refit import Refitter
+from depthcomp.importance.candidate_scorer import JudgingBatch
+from depthcomp.importance.true_loss import TrueLoss
+from depthcomp.latency.pricing import Pricing
+from fx_passes import CapturedNetwork, Plan, SpanLimits, capture, fold_batch_norms, merge
+
+ONLY = SpanLimits(kinds=("narrow",))
+SAME = 1e-9  # of the largest value, in float64
+CHANGED = {"mul", "relu_4", "relu_5"}  # tensors with copied or dead channels
+
+
+def images(count=60, seed=1):
+    return torch.randn(count, 3, 12, 12, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+class Net(nn.Module):
+    """An inverted residual with a gate, a grouped layer, and a hidden linear layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.wide, self.norm = nn.Conv2d(3, 24, 1), nn.BatchNorm2d(24)
+        self.deep, self.back = nn.Conv2d(24, 24, 3, padding=1, groups=24), nn.Conv2d(24, 8, 1)
+        self.squeeze, self.excite = nn.Conv2d(24, 4, 1), nn.Conv2d(4, 24, 1)
+        self.up, self.grouped, self.down = nn.Conv2d(8, 32, 1), nn.Conv2d(32, 32, 3, groups=4), nn.Conv2d(32, 6, 3)
+        self.hidden, self.scores = nn.Linear(6 * 8 * 8, 24), nn.Linear(24, 5)
+
+    def forward(self, x):
+        y = torch.relu(self.deep(torch.relu(self.norm(self.wide(x)))))
+        y = y * torch.sigmoid(self.excite(torch.relu(self.squeeze(y.mean((2, 3), keepdim=True)))))
+        z = torch.relu(self.grouped(torch.relu(self.up(self.back(y)))))
+        return self.scores(torch.relu(self.hidden(self.down(z).flatten(1))))
+
+
+def network(change=None):
+    torch.manual_seed(0)
+    net = Net().double().eval()
+    with torch.no_grad():
+        if change is not None:
+            change(net)
+    gm = capture(net, images(2))
+    fold_batch_norms(gm)
+    return CapturedNetwork(gm)
+
+
+def doubled(net):
+    """Let the last half of all inner channels be copies of the first."""
+    for maker in (net.wide, net.deep, net.excite, net.up, net.grouped, net.hidden):
+        half = len(maker.weight) // 2
+        maker.weight[half:], maker.bias[half:] = maker.weight[:half], maker.bias[:half]
+
+
+def dead(net):
+    """Let the last third of all inner channels be zero behind their activations."""
+    for maker in (net.wide, net.deep, net.up, net.grouped, net.hidden):
+        start = len(maker.weight) * 2 // 3 // 8 * 8
+        maker.weight[start:], maker.bias[start:] = 0, -1
+
+
+def candidates_of(captured, tensors=1):
+    found = Pricing(captured).candidates(captured.spans(ONLY))
+    return [candidate for candidate in found if len(candidate.choice.widths) == tensors]
+
+
+@pytest.fixture(scope="module")
+def calibration():
+    return cross_validated(images(), seed=0)
+
+
+@pytest.mark.parametrize(("change", "share"), [(doubled, 1 / 2), (dead, 2 / 3)])
+def test_copies_and_dead_channels_are_lost_without_a_loss(change, share, calibration):
+    captured, x = network(change), images(8, seed=5)
+    refitter = Refitter(captured, calibration)
+    chosen = [
+        candidate
+        for candidate in candidates_of(captured)
+        for (tensor, count) in candidate.choice.widths
+        if tensor in CHANGED and count / captured.nodes[tensor].meta["tensor_meta"].shape[1] >= share
+    ]
+    assert {name for candidate in chosen for name, _ in candidate.choice.widths} == CHANGED
+    with torch.no_grad():
+        wanted = captured.gm(x)
+        for candidate in chosen:
+            refit = refitter.carry_out(Plan((candidate.choice,)))
+            found = merge(refit.linearized, refit.plan)(x)
+            assert float((found - wanted).abs().max() / wanted.abs().max()) < SAME, candidate.choice
+
+
+def test_fewer_channels_are_among_more(calibration):
+    captured = network()
+    orders = ChannelOrders(captured, calibration)
+    for unseen in (None, *calibration.judges):
+        for tensor, size in (("mul", 24), ("relu_5", 24)):
+            kept = [orders.kept(tensor, count, unseen) for count in range(1, size + 1)]
+            assert [len(each) for each in kept] == list(range(1, size + 1))
+            assert all(set(few) < set(more) for few, more in itertools.pairwise(kept))
+
+
+def test_whole_groups_stay(calibration):
+    orders = ChannelOrders(network(), calibration)
+    kept = orders.kept("relu_4", 16, None)
+    assert len({number // 8 for number in kept}) == 2
+    assert len(kept) == 16
+
+
+def test_what_was_not_seen_decides_nothing(calibration):
+    fold = calibration.judges[1]
+    batches = [
+        torch.randn_like(batch) * 3 if own == fold else batch
+        for batch, own in zip(calibration.batches, calibration.folds, strict=True)
+    ]
+    captured = network()
+    one, other = (ChannelOrders(captured, c) for c in (calibration, replace(calibration, batches=tuple(batches))))
+    weights = [
+        fit_candidates(captured, candidates_of(captured)[::3], c, channels=orders)
+        for c, orders in ((calibration, one), (replace(calibration, batches=tuple(batches)), other))
+    ]
+    for choice in weights[0]:
+        ((tensor, count),) = choice.widths
+        assert one.kept(tensor, count, fold) == other.kept(tensor, count, fold)
+        for name, operator in weights[0][choice][fold].items():
+            kept = operator.weight.abs().sum((0, 2, 3)) > 0
+            assert torch.equal(kept, weights[1][choice][fold][name].weight.abs().sum((0, 2, 3)) > 0)
+
+
+def test_a_score_is_that_of_the_narrow_network(calibration):
+    """The full network with zero weights in its place, and the narrow network, are the same function."""
+    captured, (fold, batch) = network(), next(calibration.judging())
+    some = [*candidates_of(captured)[::3], *candidates_of(captured, 2)[::3]]
+    assert {len(candidate.choice.widths) for candidate in some} == {1, 2}
+    channels = ChannelOrders(captured, calibration)
+    weights = fit_candidates(captured, some, calibration, channels=channels)
+    judge = TrueLoss(captured, JudgingBatch("one", fold, batch, None))
+    alone = replace(calibration, batches=calibration.batches)
+    joint = JointLosses(captured, some, alone, profiting=frozenset(), channels=channels)
+    for candidate in some:
+        found = judge.loss(candidate, weights[candidate.choice][fold], {})
+        assert found >= 0
+        joint._judging = {fold: [(batch, captured.gm(batch), None)]}
+        assert joint.loss(Plan((candidate.choice,)), refitted=False) == pytest.approx(found, rel=1e-7, abs=1e-12)
+
+
+def test_more_channels_lose_less(calibration):
+    captured = network()
+    refitter, losses = Refitter(captured, calibration), {}
+    for candidate in candidates_of(captured):
+        ((tensor, count),) = candidate.choice.widths
+        losses.setdefault(tensor, {})[count] = refitter.loss(Plan((candidate.choice,)))
+    assert len(losses) >= 3
+    for by_width in losses.values():
+        ordered = [by_width[count] for count in sorted(by_width)]
+        assert ordered == sorted(ordered, reverse=True)
+
+
+def test_memory_that_is_too_little_leaves_weights_as_they_are(calibration):
+    captured = network()
+    some = candidates_of(captured)
+    little = FitMemory(calibration.count, mib=1e-3)
+    weights = fit_candidates(captured, some, calibration, memory=little, channels=ChannelOrders(captured, calibration))
+    large = [c for c in some if any(not little.is_whole(slot.operator) for slot in c.slots)]
+    assert large
+    for candidate in large:
+        for slot in (slot for slot in candidate.slots if not little.is_whole(slot.operator)):
+            for fold, operators in weights[candidate.choice].items():
+                found, own = operators[slot.node].weight, slot.operator.weight
+                kept = ChannelOrders(captured, calibration).left(slot.entry, slot.widths, fold)
+                assert torch.equal(found, own * kept[:, None, None])
+            break
+        break

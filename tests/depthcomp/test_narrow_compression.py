@@ -1,0 +1,145 @@
+"""Compressions that narrow spans: measured, saved, loaded, exported, fine-tuned, told."""
+
+import json
+
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+
+import depthcomp
+from depthcomp import FinetuneConfig, compress_depth
+from depthcomp.errors import DepthCompError, PlanError
+from fx_passes import CapturedNetwork, Narrow, Plan, SpanLimits, capture, fold_batch_norms, linearize
+
+EXAMPLE = torch.zeros(1, 3, 16, 16)
+
+
+class Block(nn.Module):
+    def __init__(self, channels, inner):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(channels, inner, 1, bias=False), nn.BatchNorm2d(inner), nn.ReLU(),
+            nn.Conv2d(inner, inner, 3, padding=1, groups=inner, bias=False), nn.BatchNorm2d(inner), nn.ReLU(),
+            nn.Conv2d(inner, channels, 1, bias=False), nn.BatchNorm2d(channels),
+        )  # fmt: skip
+
+    def forward(self, x):
+        return x + self.layers(x)
+
+
+def net(seed=0):
+    torch.manual_seed(seed)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.ReLU(), Block(8, 48), Block(8, 48),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5),
+    )  # fmt: skip
+    with torch.no_grad():
+        model[-1].weight.mul_(10)
+        for norm in model.modules():
+            if isinstance(norm, nn.BatchNorm2d):
+                norm.running_mean.normal_(0, 0.2)
+                norm.running_var.uniform_(0.5, 2)
+    return model.eval()
+
+
+def images(count=48, seed=1):
+    return torch.randn(count, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(scope="module")
+def narrowed(arithmetic_backend, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("narrow")
+    result = compress_depth(
+        net(), "70%", example_inputs=EXAMPLE, data=[images()], backend=arithmetic_backend(), kinds=["narrow"],
+        output_dir=folder,
+    )  # fmt: skip
+    return folder, result
+
+
+def test_the_result_is_narrow_and_meets_its_budget(narrowed):
+    _, result = narrowed
+    assert {choice.kind for choice in result.plan} == {"narrow"}
+    assert result.measured_ms <= result.budget_ms
+    widths = [module.out_channels for module in result.model.modules() if isinstance(module, nn.Conv2d)]
+    assert result.depth == result.original_depth == 7
+    assert max(widths) < 48
+    assert all(choice.kept and len(choice.kept[0]) == choice.widths[0][1] for choice in result.plan)
+
+
+def test_the_plan_alone_gives_the_structure_and_the_channels(narrowed):
+    folder, result = narrowed
+    plan = Plan.from_json((folder / "plan.json").read_text())
+    assert [choice.kept for choice in plan] == [choice.kept for choice in result.plan]
+    again = linearize(capture(net(), EXAMPLE), plan)
+    shapes = {name: tensor.shape for name, tensor in again.state_dict().items()}
+    assert shapes == {name: tensor.shape for name, tensor in result.trainable.state_dict().items()}
+
+
+def test_a_saved_result_loads_and_runs_elsewhere(narrowed):
+    folder, result = narrowed
+    loaded, x = depthcomp.load(folder), images(1, seed=3)
+    with torch.no_grad():
+        wanted = result.model(x)
+        assert torch.equal(loaded(x), wanted)
+    session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    assert torch.allclose(torch.from_numpy(found), wanted, atol=1e-5)
+
+
+def test_the_report_tells_the_channels(narrowed):
+    folder, result = narrowed
+    count = result.plan.choices[0].widths[0][1]
+    assert f"narrowed to {count} channels" in (folder / "report.html").read_text()
+    stored = json.loads((folder / "plan.json").read_text())
+    assert {choice["kind"] for choice in stored["choices"]} == {"narrow"}
+
+
+def test_depth_and_width_join_in_one_plan(arithmetic_backend):
+    result = compress_depth(
+        net(), "45%", example_inputs=EXAMPLE, data=[images()], backend=arithmetic_backend(),
+        kinds=["drop", "fit", "merge", "narrow"],
+    )  # fmt: skip
+    assert result.measured_ms <= result.budget_ms
+    assert len(result.frontier) > 3
+    assert {choice.kind for point in result.frontier for choice in point.plan} >= {"narrow", "fit"}
+
+
+def test_a_narrow_network_is_fine_tuned(arithmetic_backend, tmp_path):
+    result = compress_depth(
+        net(), "70%", example_inputs=EXAMPLE, data=images().split(8), backend=arithmetic_backend(),
+        kinds=["narrow"], finetune=FinetuneConfig(epochs=1, batch_size=8), output_dir=tmp_path / "tuned",
+    )  # fmt: skip
+    x = images(2, seed=3)
+    with torch.no_grad():
+        assert torch.equal(depthcomp.load(tmp_path / "tuned")(x), result.model(x))
+    depthwise = [module for module in result.model.modules() if isinstance(module, nn.Conv2d) and module.groups > 1]
+    assert min(module.groups for module in depthwise) < 48
+
+
+def test_the_method_width_only_narrows(arithmetic_backend):
+    result = compress_depth(
+        net(), "80%", example_inputs=EXAMPLE, data=[images()], backend=arithmetic_backend(), method="width"
+    )
+    assert {choice.kind for choice in result.plan} == {"narrow"}
+    assert result.method == "width"
+
+
+@pytest.mark.parametrize("kinds", [["prune"], "narrow", [], ["narrow", "prune"]])
+def test_unknown_kinds_are_refused_in_a_sentence(kinds):
+    with pytest.raises(DepthCompError, match=r"kinds \(=.*must be a list of at least one of .*narrow"):
+        compress_depth(net(), "80%", example_inputs=EXAMPLE, kinds=kinds)
+
+
+def test_a_narrow_plan_of_another_network_is_refused(narrowed):
+    _, result = narrowed
+    other = capture(nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 4, 1)).eval(), EXAMPLE)
+    with pytest.raises(PlanError, match="made for this network"):
+        linearize(other, result.plan)
+
+
+def test_the_frontier_with_widths_is_found_in_milliseconds(narrowed):
+    gm = capture(net(), EXAMPLE)
+    fold_batch_norms(gm)
+    choices = [c for span in CapturedNetwork(gm).spans(SpanLimits()) for c in span.choices]
+    assert sum(isinstance(choice, Narrow) for choice in choices) >= 10

@@ -1,0 +1,247 @@
+"""Narrow: the layers of a span stay, and channels that live inside it are fewer."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from test_channels import unread
+from torch import nn
+from toy_nets import TOYS, captured, frozen_copy, image, is_unchanged, largest_error, outputs, toy
+
+from depthcomp_errors import PlanError
+from fx_passes import CapturedNetwork, Narrow, Plan, SpanLimits, linearize, merge
+from fx_passes.kinds import decode_choice, kind_of
+from fx_passes.kinds.narrow import _removed
+
+SAME = 1e-9  # of the largest value, in float64
+ONLY = SpanLimits(kinds=("narrow",), longest_span=20)
+
+
+def narrows(network):
+    return [choice for span in network.spans(ONLY) for choice in span.choices]
+
+
+def narrow_to(network, tensor, count, kept=None):
+    """Return the smallest span's choice that keeps so many channels of one tensor."""
+    places = [
+        place
+        for place, inner in network.inner_channels.items()
+        if [family.tensor for family in inner.families] == [tensor]
+    ]
+    return Narrow(*places[0], ((tensor, count),), () if kept is None else (tuple(kept),))
+
+
+def tensors(network):
+    return {family.tensor for inner in network.inner_channels.values() for family in inner.families}
+
+
+class SqueezeExcited(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.wide, self.deep = nn.Conv2d(3, 24, 1), nn.Conv2d(24, 24, 3, padding=1, groups=24)
+        self.squeeze, self.excite = nn.Conv2d(24, 4, 1), nn.Conv2d(4, 24, 1)
+        self.back = nn.Conv2d(24, 5, 1)
+
+    def forward(self, x):
+        y = torch.relu(self.deep(torch.relu(self.wide(x))))
+        gate = torch.sigmoid(self.excite(torch.relu(self.squeeze(y.mean((2, 3), keepdim=True)))))
+        return self.back(y * gate)
+
+
+class Parallel(nn.Module):
+    """Branches joined by a concatenation that one layer reads, as in an Inception block."""
+
+    def __init__(self):
+        super().__init__()
+        self.one = nn.Conv2d(3, 16, 1)
+        self.two = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 24, 3, padding=1))
+        self.act, self.back = nn.PReLU(40), nn.Conv2d(40, 5, 3)
+
+    def forward(self, x):
+        return self.back(self.act(torch.cat([self.one(x), self.two(x)], 1)))
+
+
+class Mixed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.wide, self.norm, self.back = nn.Conv2d(3, 24, 1), nn.GroupNorm(4, 24), nn.Conv2d(24, 5, 1)
+
+    def forward(self, x):
+        return self.back(self.norm(self.wide(x)))
+
+
+NETS = {
+    "plain chain": lambda: nn.Sequential(
+        nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 24, 3), nn.ReLU(), nn.Conv2d(24, 5, 1)
+    ),
+    "depthwise with a multiplier": lambda: nn.Sequential(
+        nn.Conv2d(3, 16, 1), nn.ReLU(), nn.Conv2d(16, 32, 3, groups=16), nn.BatchNorm2d(32), nn.ReLU6(),
+        nn.Conv2d(32, 5, 1),
+    ),
+    "groups": lambda: nn.Sequential(
+        nn.Conv2d(3, 32, 1), nn.ReLU(), nn.Conv2d(32, 32, 3, groups=4), nn.ReLU(), nn.Conv2d(32, 5, 1)
+    ),
+    "linear layers": lambda: nn.Sequential(
+        nn.Conv2d(3, 16, 3, stride=4), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(64, 24), nn.ReLU(),
+        nn.Linear(24, 5),
+    ),
+    "squeeze and excitation": SqueezeExcited,
+    "parallel branches": Parallel,
+    "layers by channel": lambda: nn.Sequential(
+        nn.Conv2d(3, 16, 1), nn.PReLU(16), nn.InstanceNorm2d(16), nn.Conv2d(16, 5, 3)
+    ),
+}  # fmt: skip
+
+
+def network_of(name):
+    gm = captured(NETS[name](), image()) if name in NETS else toy(name)[0]
+    return CapturedNetwork(gm), image() if name in NETS else toy(name)[1]
+
+
+@pytest.mark.parametrize("name", [*sorted(TOYS), *NETS])
+def test_a_narrow_network_is_the_one_whose_layers_read_nothing_of_the_removed_channels(name):
+    network, x = network_of(name)
+    choices = narrows(network)
+    assert choices or name not in NETS
+    for choice in choices[:: len(choices) // 20 + 1]:
+        plan, before = Plan((choice,)), frozen_copy(network.gm)
+        removed = _removed(choice, network.piece(choice))
+        narrow = linearize(network, plan)
+        wanted = outputs(unread(network.gm, network.channels, removed), x)
+        assert largest_error(outputs(narrow, x), wanted) < SAME, choice
+        assert largest_error(outputs(merge(narrow, plan), x), wanted) < SAME, choice
+        assert is_unchanged(network.gm, before)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_all_channels_are_the_identity(name):
+    network, x = network_of(name)
+    for choice in narrows(network):
+        families = network.inner_channels[choice.entry, choice.exit].families
+        whole = replace(choice, widths=tuple((family.tensor, len(family.ids)) for family in families))
+        assert largest_error(outputs(linearize(network, Plan((whole,))), x), outputs(network.gm, x)) == 0
+
+
+def test_each_tensor_keeps_the_numbers_of_channels_that_a_choice_says():
+    network, _ = network_of("parallel branches")
+    for choice in narrows(network):
+        narrow = CapturedNetwork(linearize(network, Plan((choice,))))
+        for tensor, count in choice.widths:
+            assert narrow.shape(tensor)[1] == count
+
+
+def test_widths_are_eighths_in_multiples_of_eight():
+    net = nn.Sequential(nn.Conv2d(3, 96, 1), nn.ReLU(), nn.Conv2d(96, 20, 1), nn.ReLU(), nn.Conv2d(20, 5, 1))
+    network = CapturedNetwork(captured(net, image()))
+    alone = [choice.widths for choice in narrows(network) if len(choice.widths) == 1]
+    assert [count for ((_, count),) in alone if count > 16] == [88, 72, 64, 48, 40, 24]
+    assert {count for ((tensor, count),) in alone if network.shape(tensor)[1] == 20} == {8, 16}
+
+
+def test_whole_groups_go():
+    network, _ = network_of("groups")
+    assert {count % 8 for choice in narrows(network) for _, count in choice.widths} == {0}
+    choice = narrows(network)[0]
+    torn = replace(choice, widths=((choice.widths[0][0], 12),))
+    assert "8 more" in kind_of(choice).check(torn, network.piece(choice))
+
+
+def test_a_row_of_layers_is_narrowed_together_or_one_by_one():
+    network, _ = network_of("plain chain")
+    assert {tuple(name for name, _ in choice.widths) for choice in narrows(network)} == {
+        ("_2",), ("_4",), ("_2", "_4")
+    }  # fmt: skip
+
+
+def test_channels_that_a_residual_sum_carries_on_stay():
+    network = CapturedNetwork(toy("residual")[0])
+    sums = {name for name in network.nodes if name.startswith("add")}
+    assert sums
+    for inner in network.inner_channels.values():
+        assert all(sums.isdisjoint(family.nodes) for family in inner.families)
+
+
+def test_channels_that_are_mixed_stay_and_the_reason_names_the_layer():
+    network = CapturedNetwork(captured(Mixed(), image()))
+    assert narrows(network) == []
+    piece = network.span("x", "back").piece
+    assert kind_of(Narrow("x", "back", ())).refusal(piece, SpanLimits()) == "norm mixes them"
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_a_plan_says_which_channels_stay_and_reads_back(name):
+    network, x = network_of(name)
+    for choice in narrows(network)[:6]:
+        families = network.inner_channels[choice.entry, choice.exit].families
+        sizes = {family.tensor: len(family.ids) for family in families}
+        kept = tuple(tuple(range(sizes[tensor] - count, sizes[tensor])) for tensor, count in choice.widths)
+        chosen = replace(choice, kept=kept)
+        again = Plan.from_json(Plan((chosen,)).to_json())
+        assert again.choices[0].kept == kept
+        found, wanted = (outputs(linearize(network, plan), x) for plan in (again, Plan((chosen,))))
+        assert largest_error(found, wanted) == 0
+        assert again == Plan((choice,))  # which channels stay is decided with the weights
+
+
+def test_the_kept_channels_are_those_named():
+    network, _ = network_of("plain chain")
+    kept = (0, 3, 5, 7, 8, 9, 14, 15)
+    narrow = linearize(network, Plan((narrow_to(network, "_2", 8, kept),)))
+    inner = dict(narrow.named_modules())
+    weights = [module.weight for module in inner.values() if isinstance(module, nn.Conv2d)]
+    own = [module.weight for module in network.gm.modules() if isinstance(module, nn.Conv2d)]
+    assert torch.equal(weights[0], own[0][list(kept)])
+    assert torch.equal(weights[1], own[1][:, list(kept)])
+
+
+@pytest.mark.parametrize(
+    ("widths", "kept", "message"),
+    [
+        ((), (), "names no tensor"),
+        ((("_2", 8), ("_2", 8)), (), "one twice"),
+        ((("_9", 8),), (), "no channels live inside it at '_9'"),
+        ((("_2", 0),), (), "has 16 channels"),
+        ((("_2", 17),), (), "has 16 channels"),
+        ((("_2", 3),), ((0, 1),), "must be 3 of 0 to 15"),
+        ((("_2", 2),), ((0, 16),), "must be 2 of 0 to 15"),
+        ((("_2", 2),), ((1, 1),), "must be 2 of 0 to 15"),
+        ((("_2", 2),), ((0, 1), (0, 1)), "keeps channels of 2 tensors"),
+    ],
+)
+def test_widths_that_do_not_fit_the_network_are_refused_in_a_sentence(widths, kept, message):
+    network, _ = network_of("plain chain")
+    choice = replace(narrow_to(network, "_2", 8), widths=widths, kept=kept)
+    with pytest.raises(PlanError, match=message):
+        linearize(network, Plan((choice,)))
+
+
+def test_groups_that_are_torn_apart_are_refused():
+    network, _ = network_of("groups")
+    choice = narrows(network)[0]
+    ((_, count),) = choice.widths
+    torn = replace(choice, kept=(tuple(range(1, count + 1)),))
+    with pytest.raises(PlanError, match="go together"):
+        linearize(network, Plan((torn,)))
+
+
+def test_a_span_without_inner_channels_cannot_be_narrowed():
+    network, _ = network_of("plain chain")
+    with pytest.raises(PlanError, match="no channels live inside it"):
+        linearize(network, Plan((Narrow("_5", "output", (("_2", 8),)),)))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("widths", [["_2"]]),
+        ("widths", 3),
+        ("widths", [["_2", True]]),
+        ("kept", [3]),
+        ("kept", "all"),
+        ("kept", [[0.5]]),
+    ],
+)
+def test_stored_fields_are_checked(field, value):
+    stored = {"kind": "narrow", "entry": "x", "exit": "_3", "widths": [["_2", 8]], field: value}
+    with pytest.raises(PlanError, match=field):
+        decode_choice(stored)
