@@ -48,7 +48,7 @@ class CapturedNetwork(NetworkFacts):
         """Return the span between two tensors, whatever its length; results are cached.
 
         Raises:
-            PlanError: the two are not cuts of one level, or a layer between them cannot be part of any span.
+            PlanError: the two are not cuts of one level.
         """
         if (entry, exit_) not in self._found:
             self._found[entry, exit_] = self._find(entry, exit_)
@@ -77,7 +77,15 @@ class CapturedNetwork(NetworkFacts):
         return SpanWalker(self, SpanLimits(longest_span=longest, largest_kernel=10**9, largest_mac_growth=math.inf))
 
     def _any_span(self, level: Level, start: int, stop: int, limits: SpanLimits, refusal: str = "") -> Span:
-        """Return a span that is not one convolution, with the choices of the kinds that take any piece."""
+        """Return a span that is not one convolution, with the choices of the kinds that take any piece.
+
+        Args:
+            level: the span's level.
+            start: number of the cut that it reads.
+            stop: number of the cut that it produces.
+            limits: limits on the choices.
+            refusal: why it is not one convolution, as a sentence.
+        """
         units, cuts = level.units[start:stop], level.cuts
         nodes = tuple(name for unit in units for name in (*unit.region, *unit.nodes))
         piece = Piece(cuts[start], cuts[stop], nodes, None, self)

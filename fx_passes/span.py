@@ -125,7 +125,7 @@ class Span:
         nodes: names of its nodes in order, the end activation included.
         piece: the part of the graph; None where no kind takes it.
         choices: what the span may become instead of being kept.
-        refusal: why it has no choices, as a sentence; empty where it has some.
+        refusal: why it has no choices, or is not one convolution, as a sentence; else empty.
     """
 
     level: Level

@@ -21,7 +21,7 @@ NONE = -1
 
 
 class MixedChannelsError(Exception):
-    """A channel of the output depends on several channels of one input, or stands along no axis."""
+    """A channel of the output depends on several channels of one input, or that cannot be found out."""
 
 
 def dependence(run: Callable[[Tensor], Tensor], value: Tensor, layout: Layout) -> tuple[int, Ids] | None:
@@ -59,7 +59,10 @@ def _hit(run: Callable[[Tensor], Tensor], value: Tensor, axis: int, which: NDArr
     shape = [1] * value.ndim
     shape[axis] = -1
     poisoned = value.masked_fill(torch.from_numpy(which).reshape(shape), torch.nan)
-    found: NDArray[np.bool_] = run(poisoned).isnan().numpy()
+    try:
+        found: NDArray[np.bool_] = run(poisoned).isnan().numpy()
+    except Exception as error:  # an operator may refuse NaN in any way
+        raise MixedChannelsError from error
     return found
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar
@@ -128,9 +127,11 @@ class NarrowKind(Kind[Narrow]):
 
     def operators(self, choice: Narrow, piece: Piece) -> tuple[Operator, ...]:
         """Return the operators of the span with fewer channels."""
-        removed, made, workload = _removed(choice, piece), piece.graph.channels.made, piece.graph.workload
+        known, made, workload = _families(piece), piece.graph.channels.made, piece.graph.workload
+        removed = {label for name, count in choice.widths for label in _gone(known[name], count, {})}
 
         def fewer(name: str) -> int:
+            """Return how many channels of a tensor go; which ones makes no difference."""
             layout = made.get(name)
             return sum(label in removed for label in layout.ids.tolist()) if isinstance(layout, Layout) else 0
 
@@ -215,23 +216,29 @@ def _removed(choice: Narrow, piece: Piece) -> set[int]:
     known, removed = _families(piece), set[int]()
     for (name, count), kept in itertools.zip_longest(choice.widths, choice.kept):
         family = known[name]
-        staying = _largest(piece, family, count) if kept is None else kept
-        removed |= set(family.ids) - {-1} - {family.ids[number] for number in staying}
+        if kept is None:
+            removed |= _gone(family, count, _read_power(piece, family))
+        else:
+            removed |= set(family.ids) - {family.ids[number] for number in kept}
     return removed
 
 
-def _largest(piece: Piece, family: InnerFamily, count: int) -> list[int]:
-    """Return the channels whose weights in the layers that read them are largest, with those that always stay."""
-    power = dict.fromkeys(family.ids, 0.0) | {-1: math.inf}
-    graph, made = piece.graph, piece.graph.channels.made
+def _gone(family: InnerFamily, count: int, power: Mapping[int, float]) -> set[int]:
+    """Return the ids that go where a tensor keeps `count` channels: those of least power."""
+    labels = sorted(set(family.ids) - {-1}, key=lambda label: (power.get(label, 0.0), -label))
+    return set(labels[: (len(family.ids) - count) // family.step])
+
+
+def _read_power(piece: Piece, family: InnerFamily) -> dict[int, float]:
+    """Return the sum of the squared weights of the layers that read each channel, by id."""
+    graph, made, power = piece.graph, piece.graph.channels.made, dict[int, float]()
     for node in (graph.nodes[name] for name in family.readers):
         read = made[node.all_input_nodes[0].name]
         if can_be_solved(graph.gm, node) and isinstance(read, Layout):
             columns = operator_at(graph.gm, node).weight.square().sum((0, 2, 3))
             for label, value in zip(read.ids.tolist(), columns.tolist(), strict=True):
                 power[label] = power.get(label, 0.0) + value
-    order = sorted(range(len(family.ids)), key=lambda number: (-power[family.ids[number]], family.ids[number]))
-    return sorted(order[:count])
+    return power
 
 
 def _parse_widths(field: str, stored: Any) -> tuple[Width, ...]:

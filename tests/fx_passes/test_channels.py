@@ -186,6 +186,19 @@ def test_a_subclass_of_an_activation_may_mix_channels():
     assert None not in reasons(ties, "_0")
 
 
+def test_an_operator_that_refuses_nan_fixes_what_it_reads():
+    class Strict(nn.Module):
+        __module__ = "torch.nn.modules.activation"  # so that tracing does not look inside
+
+        def forward(self, x):
+            if x.isnan().any():
+                raise ValueError("NaN")
+            return x * 2
+
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), Strict(), nn.Conv2d(8, 5, 1))
+    assert reasons(channel_ties(captured(net, image())), "_0") == {"1 mixes them"}
+
+
 def test_sizes_given_by_name_are_refused_in_a_sentence():
     class Named(nn.Module):
         def __init__(self):
