@@ -15,7 +15,7 @@ import networkx as nx
 from torch import fx
 
 from fx_passes.channels import ChannelFamily, ChannelTies
-from fx_passes.channels.layout import Layout
+from fx_passes.channels.layout import Layout, Layouts, layouts_in
 from fx_passes.channels.makers import maker_of
 from fx_passes.facts import GraphFacts
 from fx_passes.operators import Role, called_module
@@ -103,14 +103,20 @@ def _family(graph: GraphFacts, ties: ChannelTies, family: ChannelFamily) -> Inne
     """Return the tensor, and the readers, of channels; None where each tensor holds others, or uneven numbers."""
     own, users = set(family.ids), dict.fromkeys(user for name in family.nodes for user in graph.nodes[name].users)
     readers = tuple(user.name for user in users if user.name not in family.nodes or _mixes(graph, user))
+    counts = {name: _counts(ties.made[name], own) for name in family.nodes}
+    if any(len(set(several.values())) > 1 for several in counts.values()):
+        return None
     for name in reversed(family.nodes):
         layout = ties.made[name]
-        labels = layout.ids.tolist() if isinstance(layout, Layout) else []
-        counts = Counter(label for label in labels if label not in ties.fixed)
-        if counts.keys() == own and len(set(counts.values())) == 1:
-            ids = tuple(label if label in own else -1 for label in labels)
+        if isinstance(layout, Layout) and all(label in own or label in ties.fixed for label in layout.ids.tolist()):
+            ids = tuple(label if label in own else -1 for label in layout.ids.tolist())
             return InnerFamily(name, ids, family.nodes, readers)
     return None
+
+
+def _counts(layouts: Layouts, labels: Collection[int]) -> Counter[int]:
+    """Return how often each id occurs in the tensors of a node."""
+    return Counter(label for layout in layouts_in([layouts]) for label in layout.ids.tolist() if label in labels)
 
 
 def _mixes(graph: GraphFacts, node: fx.Node) -> bool:

@@ -128,10 +128,8 @@ class ChannelOrders:
         """The ids of each family in the order of their removal, by tensor and unseen fold."""
         readers = (reader for family in self._families.values() for reader in self._readers(family))
         passes = list(self._memory.passes(readers, lambda reader: reader.system, lambda reader: 0))
-        ridge, folds = (
-            least_strength(self._calibration.precision),
-            {self._calibration.withheld, *self._calibration.judges},
-        )
+        folds = {self._calibration.withheld, *self._calibration.judges}
+        ridge = least_strength(self._calibration.precision)
         found: dict[tuple[str, int | None], tuple[int, ...]] = {}
         for number, several in enumerate(passes):
             self._sum_up(several)
@@ -163,12 +161,13 @@ class ChannelOrders:
         entry, operator = node.all_input_nodes[0].name, operator_at(gm, node)
         layout = self._network.channels.made[entry]
         assert isinstance(layout, Layout)  # as `node` reads the family there
-        labels = tuple(dict.fromkeys(label for label in family.ids if label >= 0))
-        inputs = [[number for number, label in enumerate(layout.ids) if label == one] for one in labels]
-        others = [number for number, label in enumerate(layout.ids) if label not in set(labels)]
+        inputs: dict[int, list[int]] = {label: [] for label in family.ids if label >= 0}
+        others = list[int]()
+        for number, label in enumerate(layout.ids.tolist()):
+            inputs.get(label, others).append(number)
         yield _Reader(
-            family, node.name, entry, operator, self._memory.system(entry, operator), torch.tensor(inputs), labels,
-            torch.tensor(others, dtype=torch.long),
+            family, node.name, entry, operator, self._memory.system(entry, operator),
+            torch.tensor(list(inputs.values())), tuple(inputs), torch.tensor(others, dtype=torch.long),
         )  # fmt: skip
 
 

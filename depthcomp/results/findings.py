@@ -43,6 +43,7 @@ class SpanRecord:
         kept_ms: latency of the original span, by the table.
         new_ms: latency of the body in its place, by the table; 0 for a dropped span.
         loss: importance of the choice.
+        details: what it does to modules inside the span, in words; may be empty.
     """
 
     choice: SpanChoice
@@ -51,6 +52,7 @@ class SpanRecord:
     kept_ms: float
     new_ms: float
     loss: float
+    details: str = ""
 
 
 @dataclass(frozen=True, repr=False)

@@ -18,7 +18,7 @@ from depthcomp.results.findings import FrontierPoint, SpanRecord
 from depthcomp.results.result import CompressionResult
 from depthcomp.results.saving import IMPORTANCE, NUMBERS, ORIGINAL, PLAN, TABLE, TRAINABLE
 from depthcomp.results.stored_network import load, load_network
-from depthcomp.results.stored_numbers import StoredNumbers, read_numbers
+from depthcomp.results.stored_numbers import StoredNumbers, StoredSpan, read_numbers
 from fx_passes import Plan
 from fx_passes.shapes import propagate_shapes
 from latency_tables import LatencyTable
@@ -56,10 +56,7 @@ def load_result(directory: str | os.PathLike[str]) -> CompressionResult:
         rank_correlation=numbers.rank_correlation,
         original_depth=numbers.original_depth,
         depth=numbers.depth,
-        spans=tuple(
-            SpanRecord(span.choice, span.modules, span.convolutions, span.kept_ms, span.new_ms, _number(span.loss))
-            for span in numbers.spans
-        ),
+        spans=tuple(map(_span, numbers.spans)),
         refusals=tuple(
             Refusal(span.entry, span.exit, span.modules, group.reason, span.at)
             for group in numbers.refusals
@@ -117,6 +114,13 @@ def load_trainable(folder: Path, example: tuple[Tensor, ...]) -> fx.GraphModule:
     trainable = load_network(folder / TRAINABLE)
     propagate_shapes(trainable, example)
     return trainable
+
+
+def _span(stored: StoredSpan) -> SpanRecord:
+    return SpanRecord(
+        stored.choice, stored.modules, stored.convolutions, stored.kept_ms, stored.new_ms, _number(stored.loss),
+        stored.details,
+    )  # fmt: skip
 
 
 def _plan(folder: Path) -> Plan:

@@ -216,6 +216,7 @@ class _SpanRow:
 
     modules: str
     deed: str
+    details: str
     convolutions: int
     kept: str
     new: str
@@ -230,7 +231,7 @@ def _in_plan_order(result: Findings) -> list[SpanRecord]:
 
 def _span_row(record: SpanRecord) -> _SpanRow:
     numbers = _numbers(record.kept_ms, record.new_ms, record.loss)
-    return _SpanRow(record.modules, deed(record.choice), record.convolutions, *numbers)
+    return _SpanRow(record.modules, deed(record.choice), record.details, record.convolutions, *numbers)
 
 
 def _totals(records: Iterable[SpanRecord]) -> _SpanRow:
@@ -239,7 +240,7 @@ def _totals(records: Iterable[SpanRecord]) -> _SpanRow:
         math.fsum(getattr(record, name) for record in found) for name in ("kept_ms", "new_ms", "loss")
     )
     convolutions = sum(record.convolutions for record in found)
-    return _SpanRow("", "", convolutions, *_numbers(kept_ms, new_ms, loss))
+    return _SpanRow("", "", "", convolutions, *_numbers(kept_ms, new_ms, loss))
 
 
 def _numbers(kept_ms: float, new_ms: float, loss: float) -> tuple[str, str, str, str]:

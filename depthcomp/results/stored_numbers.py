@@ -78,6 +78,7 @@ class StoredSpan(_Stored):
     kept_ms: float
     new_ms: float
     loss: float | None
+    details: str = ""
 
 
 class _RefusedSpan(_Stored):
@@ -249,6 +250,7 @@ def _span(record: SpanRecord) -> dict[str, Any]:
         "kept_ms": record.kept_ms,
         "new_ms": record.new_ms,
         "loss": record.loss,
+        "details": record.details,
     }
 
 

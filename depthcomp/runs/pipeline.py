@@ -33,6 +33,7 @@ from dp_solver import Chain
 from fx_passes import CapturedNetwork, SpanChoice, linearize, merge
 from fx_passes.depth import convolution_depth
 from fx_passes.facts import GraphFacts
+from fx_passes.kinds import kind_of
 from fx_passes.slot_layers import load_operator
 from latency_tables import AnyBackend, LatencyTable
 
@@ -221,5 +222,5 @@ def _record(candidate: Candidate, prepared: Prepared, table: LatencyTable, loss:
     kept_ms, saving_ms = pricing.kept_ms(span.nodes, table.ms), pricing.saving_ms(candidate, table.ms)
     return SpanRecord(
         candidate.choice, prepared.network.words(span.nodes), pricing.convolutions(span), kept_ms, kept_ms - saving_ms,
-        loss,
+        loss, kind_of(candidate.choice).details(candidate.choice, candidate.piece),
     )  # fmt: skip

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar
 
 from depthcomp_errors import PlanError
 from fx_passes.body import Body, copied_body
-from fx_passes.channels.layout import Layout
+from fx_passes.channels.layout import Layout, layouts_in
+from fx_passes.channels.makers import maker_of
 from fx_passes.choice import SpanChoice
 from fx_passes.facts import GraphFacts
 from fx_passes.inner_channels import InnerFamily
@@ -19,6 +21,7 @@ from fx_passes.kinds.registry import Kind, register
 from fx_passes.limits import SpanLimits
 from fx_passes.module_paths import module_path
 from fx_passes.network_facts import NetworkFacts
+from fx_passes.operators import called_module
 from fx_passes.slot_layers import can_be_solved, operator_at
 from fx_passes.slots import Slot, Width
 from fx_passes.span import Piece
@@ -127,18 +130,11 @@ class NarrowKind(Kind[Narrow]):
 
     def operators(self, choice: Narrow, piece: Piece) -> tuple[Operator, ...]:
         """Return the operators of the span with fewer channels."""
-        known, made, workload = _families(piece), piece.graph.channels.made, piece.graph.workload
-        removed = {label for name, count in choice.widths for label in _gone(known[name], count, {})}
-
-        def fewer(name: str) -> int:
-            """Return how many channels of a tensor go; which ones makes no difference."""
-            layout = made.get(name)
-            return sum(label in removed for label in layout.ids.tolist()) if isinstance(layout, Layout) else 0
-
+        graph, fewer = piece.graph, _fewer(choice, piece)
         return tuple(
-            workload.kept[name].without(fewer(piece.graph.nodes[name].all_input_nodes[0].name), fewer(name))
+            graph.workload.kept[name].without(fewer[graph.nodes[name].all_input_nodes[0].name], fewer[name])
             for name in piece.nodes
-            if name in workload.kept
+            if name in graph.workload.kept
         )
 
     def linearize(self, copied: GraphFacts, choice: Narrow, piece: Piece, *, exact_border: bool) -> None:
@@ -155,6 +151,15 @@ class NarrowKind(Kind[Narrow]):
     def describe(self, choice: Narrow) -> str:
         """Return words for the channels that are left."""
         return f"{self.done} to {', '.join(str(count) for _, count in choice.widths)} channels"
+
+    def details(self, choice: Narrow, piece: Piece) -> str:
+        """Return the channels of each layer that makes fewer, before and after."""
+        graph, texts = piece.graph, list[str]()
+        for name, count in _fewer(choice, piece).items():
+            layer, layout = called_module(graph.gm, graph.nodes[name]), graph.channels.made[name]
+            if maker_of(layer) is not None and isinstance(layout, Layout):
+                texts.append(f"{module_path(graph.nodes[name])} {len(layout.ids)} to {len(layout.ids) - count}")
+        return f"channels: {', '.join(texts)}"
 
     def encode(self, choice: Narrow) -> dict[str, Any]:
         """Return the fields; `kept` only where it is decided."""
@@ -221,6 +226,17 @@ def _removed(choice: Narrow, piece: Piece) -> set[int]:
         else:
             removed |= set(family.ids) - {family.ids[number] for number in kept}
     return removed
+
+
+def _fewer(choice: Narrow, piece: Piece) -> Counter[str]:
+    """Return how many channels each tensor loses, by node; which ones they are makes no difference."""
+    known, made, fewer = _families(piece), piece.graph.channels.made, Counter[str]()
+    for tensor, count in choice.widths:
+        gone = _gone(known[tensor], count, {})
+        for name in known[tensor].nodes:
+            layouts = layouts_in([made[name]])
+            fewer[name] += sum(label in gone for layout in layouts for label in layout.ids.tolist())
+    return fewer
 
 
 def _gone(family: InnerFamily, count: int, power: Mapping[int, float]) -> set[int]:

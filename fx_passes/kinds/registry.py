@@ -121,6 +121,10 @@ class Kind(ABC, Generic[C]):
         """Return words for what a choice did to its span, for the console and the report."""
         return self.done
 
+    def details(self, choice: C, piece: Piece) -> str:
+        """Return what a choice does to the user's modules inside a piece, where `describe` does not tell it all."""
+        return ""
+
     def encode(self, choice: C) -> dict[str, Any]:
         """Return the fields of a choice as JSON values."""
         return asdict(choice)

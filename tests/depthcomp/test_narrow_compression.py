@@ -10,6 +10,7 @@ from torch import nn
 import depthcomp
 from depthcomp import FinetuneConfig, compress_depth
 from depthcomp.errors import DepthCompError, PlanError
+from depthcomp.results.loading import load_result
 from fx_passes import CapturedNetwork, Narrow, Plan, SpanLimits, capture, fold_batch_norms, linearize
 
 EXAMPLE = torch.zeros(1, 3, 16, 16)
@@ -89,8 +90,10 @@ def test_a_saved_result_loads_and_runs_elsewhere(narrowed):
 
 def test_the_report_tells_the_channels(narrowed):
     folder, result = narrowed
-    count = result.plan.choices[0].widths[0][1]
-    assert f"narrowed to {count} channels" in (folder / "report.html").read_text()
+    count, report = result.plan.choices[0].widths[0][1], (folder / "report.html").read_text()
+    assert f"narrowed to {count} channels" in report
+    assert f"channels: 2.layers.0 48 to {count}, 2.layers.3 48 to {count}" in report
+    assert load_result(folder).spans == result.spans
     stored = json.loads((folder / "plan.json").read_text())
     assert {choice["kind"] for choice in stored["choices"]} == {"narrow"}
 
