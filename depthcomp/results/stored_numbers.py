@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from depthcomp.preparation import Refusal
     from depthcomp.results.findings import Findings, FrontierPoint, SpanRecord
 
-__all__ = ["StoredNumbers", "read_numbers", "result_json"]
+__all__ = ["StoredNumbers", "StoredSpan", "read_numbers", "result_json"]
 
 SCHEMA_VERSION = 3
 
