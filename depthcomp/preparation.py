@@ -38,7 +38,7 @@ from latency_tables import OperatorSignature
 __all__ = ["DEFAULT_LIMITS", "Prepared", "Refusal", "measurable", "needed_operators", "prepare"]
 
 SYNTHETIC_IMAGES = 64
-DEFAULT_LIMITS = SpanLimits(layer_pruning=False, other_ends=(), skips_pixels=False, kinds=("drop", "fit", "merge"))
+DEFAULT_LIMITS = SpanLimits(layer_pruning=False, other_ends=(), skips_pixels=False)
 """Limits of the default choices: a fit replaces layer pruning, and its target is the original end."""
 _NO_DATA = (
     "without data the importance is estimated on synthetic images; pass data=, even a few dozen unlabelled images, "

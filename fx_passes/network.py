@@ -37,7 +37,7 @@ class CapturedNetwork(NetworkFacts):
         """Return the candidate spans, as `fx_passes.enumerate_spans` does."""
         walker = SpanWalker(self, limits)
         found = {(s.level, s.start, s.stop): s for level in self.levels for s in walker.spans(level)}
-        for place in {place for kind in kinds(limits.kinds) for place in kind.places(self, limits)}:
+        for place in {place for each in kinds(limits.kinds) for place in each.places(self, limits)}:
             if place not in found or found[place].piece is None:
                 found[place] = self._any_span(*place, limits)
         position = {level: number for number, level in enumerate(self.levels)}
@@ -89,8 +89,8 @@ class CapturedNetwork(NetworkFacts):
         units, cuts = level.units[start:stop], level.cuts
         nodes = tuple(name for unit in units for name in (*unit.region, *unit.nodes))
         piece = Piece(cuts[start], cuts[stop], nodes, None, self)
-        takers = [kind for kind in kinds(limits.kinds) if not kind.takes_one_convolution]
-        choices = tuple(choice for kind in takers for choice in kind.enumerate(piece, limits))
+        takers = [each for each in kinds(limits.kinds) if not each.takes_one_convolution]
+        choices = tuple(choice for each in takers for choice in each.enumerate(piece, limits))
         return Span(level, start, stop, nodes, piece, choices, refusal)
 
     def _find(self, entry: str, exit_: str) -> Span:

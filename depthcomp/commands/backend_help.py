@@ -25,7 +25,7 @@ class BackendHelp(typer.core.TyperCommand):
         """Print the help."""
         from depthcomp.importance.registry import PRESETS
         from depthcomp.methods.registry import METHODS
-        from fx_passes.kinds import kinds
+        from fx_passes.kinds import kind_names
         from latency_tables.backends import BACKEND_NAMES
 
         methods = ", ".join(f"{name} ({method.summary})" for name, method in METHODS.items())
@@ -33,6 +33,6 @@ class BackendHelp(typer.core.TyperCommand):
             if isinstance(option, typer.core.TyperOption) and option.help:
                 option.help = option.help.replace(BACKENDS, ", ".join(BACKEND_NAMES))
                 option.help = option.help.replace(METHOD_NAMES, methods)
-                option.help = option.help.replace(KIND_NAMES, ", ".join(kind.name for kind in kinds()))
+                option.help = option.help.replace(KIND_NAMES, ", ".join(kind_names()))
                 option.help = option.help.replace(IMPORTANCE_NAMES, ", ".join(PRESETS))
         super().format_help(ctx, formatter)

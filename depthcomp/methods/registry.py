@@ -11,7 +11,7 @@ from dataclasses import replace
 from depthcomp.errors import DepthCompError
 from depthcomp.methods.method import Method
 from depthcomp.registry import Registry
-from fx_passes.kinds import kinds as all_kinds
+from fx_passes.kinds import kind_names
 
 __all__ = ["METHODS", "find_method", "register"]
 
@@ -44,7 +44,7 @@ def find_method(name: str, kinds: Sequence[str] | None = None) -> Method:
 
 
 def _known(kinds: Sequence[str]) -> tuple[str, ...]:
-    known = [kind.name for kind in all_kinds()]
+    known = kind_names()
     if isinstance(kinds, str) or not kinds or not set(kinds) <= set(known):
         raise DepthCompError(f"kinds (={kinds!r}) must be a list of at least one of {', '.join(known)}")
     return tuple(kinds)

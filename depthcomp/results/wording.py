@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from fx_passes.kinds import kind_of, kinds
+from fx_passes.kinds import kind_names, kind_of, kinds
 
 if TYPE_CHECKING:
     from depthcomp.results.findings import Findings, SpanRecord
@@ -100,7 +100,7 @@ def deed(choice: SpanChoice) -> str:
 def deeds(spans: Iterable[SpanRecord]) -> str:
     """Return the number of spans for each deed of a plan."""
     counts = Counter(record.choice.kind for record in spans)
-    return ", ".join(f"{counts[each.name]} {each.done}" for each in kinds() if counts[each.name]) or "none"
+    return ", ".join(f"{counts[each.name]} {each.done}" for each in kinds(kind_names()) if counts[each.name]) or "none"
 
 
 def tuning(record: FinetuneRecord) -> str:

@@ -8,9 +8,9 @@ import pkgutil
 from importlib import import_module
 
 from fx_passes.kinds.codec import decode_choice, encode_choice
-from fx_passes.kinds.registry import Kind, kind_of, kinds, register
+from fx_passes.kinds.registry import Kind, kind_names, kind_of, kinds, register
 
-__all__ = ["Kind", "decode_choice", "encode_choice", "kind_of", "kinds", "register"]
+__all__ = ["Kind", "decode_choice", "encode_choice", "kind_names", "kind_of", "kinds", "register"]
 
 for _module in pkgutil.iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")

@@ -21,7 +21,7 @@ from fx_passes.span import Piece
 from fx_passes.structure import Level
 from fx_passes.workload import Operator
 
-__all__ = ["Kind", "kind_named", "kind_of", "kinds", "register"]
+__all__ = ["Kind", "kind_named", "kind_names", "kind_of", "kinds", "register"]
 
 C = TypeVar("C", bound=SpanChoice)
 
@@ -36,6 +36,7 @@ class Kind(ABC, Generic[C]):
         done: past participle for what it does to a span, for example "merged".
         explanation: clause for the report that tells what happened to such a span.
         takes_one_convolution: whether its spans must be one convolution without their activations.
+        by_default: whether it is among the kinds where none are named.
     """
 
     choice: type[C]
@@ -43,6 +44,7 @@ class Kind(ABC, Generic[C]):
     done: ClassVar[str]
     explanation: ClassVar[str]
     takes_one_convolution: ClassVar[bool] = True
+    by_default: ClassVar[bool] = True
 
     @property
     def name(self) -> str:
@@ -155,13 +157,18 @@ def register(kind: type[Kind[Any]]) -> type[Kind[Any]]:
 
 
 def kinds(names: Sequence[str] | None = None) -> list[Kind[Any]]:
-    """Return the kinds with these names, or all kinds, by precedence.
+    """Return the kinds with these names, or those that need not be named, by precedence.
 
     Raises:
         PlanError: a name is not registered.
     """
-    chosen = _REGISTERED.values() if names is None else {name: kind_named(name) for name in names}.values()
-    return sorted(chosen, key=lambda kind: kind.precedence)
+    named = [name for name, kind in _REGISTERED.items() if kind.by_default] if names is None else names
+    return sorted(map(kind_named, dict.fromkeys(named)), key=lambda kind: kind.precedence)
+
+
+def kind_names() -> list[str]:
+    """Return the names of all kinds, by precedence."""
+    return sorted(_REGISTERED, key=lambda name: _REGISTERED[name].precedence)
 
 
 def kind_named(name: object) -> Kind[Any]:

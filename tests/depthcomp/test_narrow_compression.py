@@ -141,8 +141,9 @@ def test_a_narrow_plan_of_another_network_is_refused(narrowed):
         linearize(other, result.plan)
 
 
-def test_the_frontier_with_widths_is_found_in_milliseconds(narrowed):
+def test_widths_are_offered_beside_the_other_kinds():
     gm = capture(net(), EXAMPLE)
     fold_batch_norms(gm)
-    choices = [c for span in CapturedNetwork(gm).spans(SpanLimits()) for c in span.choices]
+    every = SpanLimits(kinds=("fit", "merge", "drop", "narrow"))
+    choices = [choice for span in CapturedNetwork(gm).spans(every) for choice in span.choices]
     assert sum(isinstance(choice, Narrow) for choice in choices) >= 10

@@ -8,14 +8,14 @@ from torch import fx
 from toy_nets import TOYS, largest_error, outputs, toy
 
 from fx_passes import CapturedNetwork, Drop, Fit, Plan, SpanLimits, linearize, merge
-from fx_passes.kinds import kind_of
+from fx_passes.kinds import kind_names, kind_of
 from fx_passes.shapes import propagate_shapes
 from fx_passes.workload import Workload
 
 pytestmark = pytest.mark.whole
 
 SAME = 1e-9  # of the largest value, in float64
-LIMITS = SpanLimits(largest_kernel=11, largest_mac_growth=1e9)
+LIMITS = SpanLimits(largest_kernel=11, largest_mac_growth=1e9, kinds=tuple(kind_names()))
 SYMMETRIC = ("chain", "residual", "inverted", "depthwise")  # whose merged convolutions need no padding of their own
 
 

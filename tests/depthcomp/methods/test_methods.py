@@ -175,7 +175,9 @@ def test_every_method_meets_the_budget_and_returns_what_can_be_trained(results, 
     result = results(name)
     assert result.measured_ms <= result.budget_ms
     assert len(result.plan) > 0
-    kinds = {"kim23": {"merge"}, "layermerge": {"merge", "drop"}, "depthshrinker": {"merge"}}
+    kinds = {
+        "kim23": {"merge"}, "layermerge": {"merge", "drop"}, "depthshrinker": {"merge"}, "width": {"narrow"},
+    }  # fmt: skip
     assert {choice.kind for choice in result.plan} <= kinds.get(name, {"merge", "fit", "drop"})
     batch = torch.randn(5, 3, 16, 16, generator=torch.Generator().manual_seed(9))
     with torch.no_grad():

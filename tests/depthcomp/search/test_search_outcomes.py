@@ -68,7 +68,7 @@ def known_search(monkeypatch):
                 pass
 
             def carry_out(self, plan, *, kept, progress):
-                return Refit(plan, {kept: None})
+                return Refit(plan, plan, {kept: None})
 
             def loss(self, plan, *, kept, folds=None):
                 return true_losses[plan] + dict(rises).get(kept, 0.0)
