@@ -230,7 +230,7 @@ class _Scoring:
         on_frontier = self._context.on_frontier
         others = {choice: loss for choice, loss in estimates.items() if not math.isnan(loss)}
         while on_frontier is not None and (layer := on_frontier(others)):
-            yield from layer
+            yield from sorted(layer, key=str)
             others = {choice: loss for choice, loss in others.items() if choice not in layer}
 
     def _unverified(self, losses: Mapping[SpanChoice, float], true: Mapping[SpanChoice, object]) -> set[SpanChoice]:

@@ -116,10 +116,14 @@ class FittedCandidates:
 
     def _foretold_bytes(self, candidate: Candidate, folds: int) -> int:
         """Return about how many bytes a candidate's weights and consumers will have."""
-        size = self._calibration.count * sum(slot.operator.weight.numel() for slot in candidate.slots)
-        if self.refits and folds and not restores_its_exit(candidate):
-            size += folds * self._consuming(candidate.choice.exit)
-        return size * self._calibration.batches[0].element_size()
+        solved, single = {slot.node for slot in candidate.slots}, self._calibration.batches[0].element_size()
+        sizes = [  # of weights that follow from the network's, in float64, and of solved ones
+            operator.weight.numel() * (single if name in solved else 8)
+            for name, operator in candidate.body.operators.items()
+        ]
+        refitted = self.refits and not restores_its_exit(candidate)
+        consumers = folds * single * self._consuming(candidate.choice.exit) if refitted and folds else 0
+        return self._calibration.count * sum(sizes) + consumers
 
     def _consuming(self, exit_: str) -> int:
         """Return the number of weights of the kept layers that read the tensor at an exit."""

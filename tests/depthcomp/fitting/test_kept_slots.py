@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from depthcomp.data.calibration import cross_validated, separate
-from depthcomp.fitting.kept_slots import consumers_of, kept_behind, nearest_behind, run_operator
+from depthcomp.fitting.kept_slots import consumers_of, kept_behind, nearest_behind
 from depthcomp.fitting.refit import Refitter
 from fx_passes import (
     CapturedNetwork,
@@ -22,7 +22,7 @@ from fx_passes import (
 )
 from fx_passes.affine import AffineConv
 from fx_passes.facts import GraphFacts
-from fx_passes.slot_layers import load_operator
+from fx_passes.slot_layers import load_operator, run_operator
 
 
 class Residual(nn.Module):

@@ -1,5 +1,7 @@
 """What solutions lean to: new layers to identity or nothing, kept ones to their own weights."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -30,9 +32,17 @@ def test_a_kept_layer_leans_to_its_own_weights():
 
 
 def test_a_kept_layer_may_lean_as_weakly_as_a_new_one_and_more_strongly():
-    new, kept = strengths_of(slot_of(kept=False)), strengths_of(slot_of(kept=True))
+    new, kept = (strengths_of(slot_of(kept=kept), torch.float32) for kept in (False, True))
     assert set(new) < set(kept)
     assert max(new) < min(set(kept) - set(new))
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.float64])
+def test_a_layer_without_some_of_its_inputs_may_lean_more_weakly_than_any(precision):
+    kept = slot_of(kept=True)
+    narrow = strengths_of(replace(kept, widths=(("x", 3),)), precision)
+    assert set(narrow) - set(strengths_of(kept, precision)) == {min(narrow)}
+    assert torch.finfo(precision).eps < min(narrow) < min(KEPT_STRENGTHS)
 
 
 @pytest.mark.parametrize(

@@ -135,7 +135,7 @@ def test_the_numbers_of_a_result():
             "spans": [{"entry": "a", "exit": "c", "modules": "0 to 1", "at": ""}],
         },
     ]
-    numbers = {"convolutions": 2, "kept_ms": 1.5, "new_ms": 0.5, "loss": 0.1}
+    numbers = {"convolutions": 2, "kept_ms": 1.5, "new_ms": 0.5, "loss": 0.1, "details": ""}
     assert content["spans"] == [{"choice": merge, "modules": "the whole network", **numbers}]
     assert content["example_inputs"] == [{"shape": [1, 3, 5, 7], "dtype": "float32"}]
     assert content["method"] == "layermerge"
