@@ -111,6 +111,7 @@ def copied_body(
     made[nodes[entry]].meta.update(nodes[entry].meta)
 
     def copied(source: fx.Node) -> fx.Node:
+        """Return the copy of a node that another one reads."""
         if source not in made:  # a tensor of the network, which no input reaches
             made[source] = graph.node_copy(source)
         return made[source]

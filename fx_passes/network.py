@@ -20,24 +20,18 @@ __all__ = ["CapturedNetwork", "as_network"]
 
 
 class CapturedNetwork(NetworkFacts):
-    """A captured graph with its facts and spans; the graph must not change any more.
+    """A captured graph with its facts and spans. Arguments and errors are those of `NetworkFacts`."""
 
-    Args:
-        gm: what `capture` returned, or a graph made from it.
-
-    Raises:
-        PlanError: `gm` is no captured graph.
-    """
-
-    def __init__(self, gm: fx.GraphModule) -> None:
-        super().__init__(gm)
-        self._found: dict[tuple[str, str], Span] = {}
+    @cached_property
+    def _found(self) -> dict[tuple[str, str], Span]:
+        return {}
 
     def spans(self, limits: SpanLimits) -> list[Span]:
         """Return the candidate spans, as `fx_passes.enumerate_spans` does."""
-        walker = SpanWalker(self, limits)
-        found = {(s.level, s.start, s.stop): s for level in self.levels for s in walker.spans(level)}
-        for place in {place for each in kinds(limits.kinds) for place in each.places(self, limits)}:
+        walker, chosen = SpanWalker(self, limits), kinds(limits.kinds)
+        walked = self.levels if any(each.takes_one_convolution for each in chosen) else ()
+        found = {(s.level, s.start, s.stop): s for level in walked for s in walker.spans(level)}
+        for place in {place for each in chosen for place in each.places(self, limits)}:
             if place not in found or found[place].piece is None:
                 found[place] = self._any_span(*place, limits)
         position = {level: number for number, level in enumerate(self.levels)}
@@ -62,9 +56,12 @@ class CapturedNetwork(NetworkFacts):
         """
         kind, span = kind_of(choice), self.span(choice.entry, choice.exit)
         assert span.piece is not None  # as `_find` makes it
-        if kind.takes_one_convolution and span.piece.as_one is None:
-            raise PlanError(f"the span ({choice.entry}, {choice.exit}] cannot be compressed: {span.refusal}")
-        reason = NO_LAYERS if kind.takes_one_convolution and not span.piece.layers else kind.check(choice, span.piece)
+        reason = ""
+        if kind.takes_one_convolution:
+            if span.piece.as_one is None:
+                raise PlanError(f"the span ({choice.entry}, {choice.exit}] cannot be compressed: {span.refusal}")
+            reason = "" if span.piece.layers else NO_LAYERS
+        reason = reason or kind.check(choice, span.piece)
         if reason:
             possible = "; ".join(dict.fromkeys(kind_of(other).describe(other) for other in span.choices)) or "nothing"
             where = f"{self.words(span.nodes)} (plan: {choice})"

@@ -132,7 +132,8 @@ class SpanWalker:
         if not piece.layers:
             return f"{where}: {NO_LAYERS}"
         done: dict[str, list[str]] = {}
-        for each in (each for each in self._kinds if each.takes_one_convolution):
-            done.setdefault(each.refusal(piece, self.limits), []).append(each.done)
+        for each in self._kinds:
+            if each.takes_one_convolution:
+                done.setdefault(each.refusal(piece, self.limits), []).append(each.done)
         clauses = (f"cannot be {' or '.join(kinds)}, as {reason}" for reason, kinds in done.items())
         return f"{where}: {'; '.join(clauses)}"

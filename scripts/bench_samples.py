@@ -23,7 +23,8 @@ from demo import PIXELS, pretrained
 from matplotlib import pyplot as plt
 from photos import CALIBRATION, crops
 
-from depthcomp.fitting import candidates as fits
+from depthcomp.fitting import sampling
+from depthcomp.fitting.candidates import fit_candidates
 from depthcomp.fitting.memory import FitMemory
 from depthcomp.importance.true_loss import TrueLoss, judging_batches
 from depthcomp.latency.pricing import Candidate
@@ -40,8 +41,8 @@ def fitted(
     """Return the true losses of candidates fitted on so many pixels for each unknown, and the processor seconds."""
     network, calibration = prepared.network, prepared.calibration
     start = time.process_time()
-    with patch.object(fits, "SAMPLES_PER_UNKNOWN", per_unknown):
-        weights = fits.fit_candidates(network, candidates, calibration, seed=seed, memory=FitMemory(calibration.count))
+    with patch.object(sampling, "SAMPLES_PER_UNKNOWN", per_unknown):
+        weights = fit_candidates(network, candidates, calibration, seed=seed, memory=FitMemory(calibration.count))
     seconds, losses = time.process_time() - start, np.zeros(len(candidates))
     for batch in judging_batches(calibration)[:JUDGING]:
         judge = TrueLoss(network, batch)

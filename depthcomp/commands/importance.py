@@ -47,8 +47,8 @@ def importance(
     """Score a part of the choices that compress would score; nothing is measured, and a killed run resumes.
 
     Join the importance.jsonl files of several machines with `cat`, in one folder. `compress` takes the scores from it
-    if `--out` is that folder, and model, table, data, method, importance, seed and number of threads (OMP_NUM_THREADS)
-    are equal.
+    if `--out` is that folder, and model, table, data, method, kinds, importance, seed and number of threads
+    (OMP_NUM_THREADS) are equal.
     """
     with reported_errors(kept=out):
         import torch

@@ -1,4 +1,4 @@
-"""Which inner channels stay, for any number of them: those that the layer behind them needs most.
+"""Orders of inner channels, from those that the layer behind them needs least to those that it needs most.
 
 Backward elimination (`depthcomp.fitting.elimination`) orders the channels of a tensor by what the layer that reads them
 loses without them, once its other weights make up for it. One Gram matrix of the layer's inputs and one order serve all

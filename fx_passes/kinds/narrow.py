@@ -146,8 +146,10 @@ class NarrowKind(Kind[Narrow]):
         """Check that the tensors have the choice's widths; nothing is left to do."""
         span_ends(linearized, choice)
         for name, count in choice.widths:
-            if name not in linearized.nodes or count not in linearized.nodes[name].meta["tensor_meta"].shape:
-                raise not_linearized(choice, f"{name} has not {count} channels")
+            node = linearized.nodes.get(name)
+            if node is None or count not in node.meta["tensor_meta"].shape:
+                where = repr(name) if node is None else module_path(node)
+                raise not_linearized(choice, f"{where} has not {count} channels")
 
     def describe(self, choice: Narrow) -> str:
         """Return words for the channels that are left."""

@@ -124,7 +124,7 @@ class Kind(ABC, Generic[C]):
         return self.done
 
     def details(self, choice: C, piece: Piece) -> str:
-        """Return what a choice does to the user's modules inside a piece, where `describe` does not tell it all."""
+        """Return words for what a choice did to each of the user's modules; empty where `describe` says it all."""
         return ""
 
     def encode(self, choice: C) -> dict[str, Any]:

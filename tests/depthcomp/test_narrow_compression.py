@@ -5,6 +5,7 @@ import json
 import onnxruntime
 import pytest
 import torch
+from tiny_network import with_statistics
 from torch import nn
 
 import depthcomp
@@ -35,13 +36,7 @@ def net(seed=0):
         nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.ReLU(), Block(8, 48), Block(8, 48),
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5),
     )  # fmt: skip
-    with torch.no_grad():
-        model[-1].weight.mul_(10)
-        for norm in model.modules():
-            if isinstance(norm, nn.BatchNorm2d):
-                norm.running_mean.normal_(0, 0.2)
-                norm.running_var.uniform_(0.5, 2)
-    return model.eval()
+    return with_statistics(model)
 
 
 def images(count=48, seed=1):

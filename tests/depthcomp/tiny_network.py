@@ -8,13 +8,8 @@ from torchvision.models.resnet import BasicBlock
 EXAMPLE = torch.zeros(1, 3, 32, 32)
 
 
-def tiny_net():
-    torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Conv2d(3, 8, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
-        InvertedResidual(8, 8, 1, 3), BasicBlock(8, 8), nn.MaxPool2d(2), nn.Conv2d(8, 12, 3), nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 5),
-    )  # fmt: skip
+def with_statistics(model):
+    """Return a classifier in evaluation mode, its norms with random statistics and its scores far apart."""
     with torch.no_grad():
         model[-1].weight.mul_(10)
         for norm in model.modules():
@@ -24,6 +19,16 @@ def tiny_net():
                 norm.weight.uniform_(0.5, 1.5)
                 norm.bias.normal_(0, 0.2)
     return model.eval()
+
+
+def tiny_net():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
+        InvertedResidual(8, 8, 1, 3), BasicBlock(8, 8), nn.MaxPool2d(2), nn.Conv2d(8, 12, 3), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 5),
+    )  # fmt: skip
+    return with_statistics(model)
 
 
 def images(count=32, seed=1):

@@ -31,10 +31,6 @@ def narrow_to(network, tensor, count, kept=None):
     return Narrow(*places[0], ((tensor, count),), () if kept is None else (tuple(kept),))
 
 
-def tensors(network):
-    return {family.tensor for inner in network.inner_channels.values() for family in inner.families}
-
-
 class SqueezeExcited(nn.Module):
     def __init__(self):
         super().__init__()
@@ -153,6 +149,12 @@ def test_a_row_of_layers_is_narrowed_together_or_one_by_one():
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("name", NETS)
+def test_where_no_kind_merges_no_span_is_refused_for_not_merging(name):
+    network, _ = network_of(name)
+    assert all(span.choices for span in network.spans(ONLY))
+
+
 def test_channels_that_a_residual_sum_carries_on_stay():
     network = CapturedNetwork(toy("residual")[0])
     sums = {name for name in network.nodes if name.startswith("add")}
@@ -187,9 +189,9 @@ def test_the_kept_channels_are_those_named():
     network, _ = network_of("plain chain")
     kept = (0, 3, 5, 7, 8, 9, 14, 15)
     narrow = linearize(network, Plan((narrow_to(network, "_2", 8, kept),)))
-    inner = dict(narrow.named_modules())
-    weights = [module.weight for module in inner.values() if isinstance(module, nn.Conv2d)]
-    own = [module.weight for module in network.gm.modules() if isinstance(module, nn.Conv2d)]
+    own, weights = (
+        [module.weight for module in gm.modules() if isinstance(module, nn.Conv2d)] for gm in (network.gm, narrow)
+    )
     assert torch.equal(weights[0], own[0][list(kept)])
     assert torch.equal(weights[1], own[1][:, list(kept)])
 

@@ -122,11 +122,11 @@ def test_what_was_not_seen_decides_nothing(calibration):
         torch.randn_like(batch) * 3 if own == fold else batch
         for batch, own in zip(calibration.batches, calibration.folds, strict=True)
     ]
-    captured = network()
-    one, other = (ChannelOrders(captured, c) for c in (calibration, replace(calibration, batches=tuple(batches))))
+    captured, both = network(), (calibration, replace(calibration, batches=tuple(batches)))
+    one, other = (ChannelOrders(captured, data) for data in both)
     weights = [
-        fit_candidates(captured, candidates_of(captured)[::3], c, channels=orders)
-        for c, orders in ((calibration, one), (replace(calibration, batches=tuple(batches)), other))
+        fit_candidates(captured, candidates_of(captured)[::3], data, channels=orders)
+        for data, orders in zip(both, (one, other), strict=True)
     ]
     for choice in weights[0]:
         ((tensor, count),) = choice.widths
@@ -144,8 +144,7 @@ def test_a_score_is_that_of_the_narrow_network(calibration):
     channels = ChannelOrders(captured, calibration)
     weights = fit_candidates(captured, some, calibration, channels=channels)
     judge = TrueLoss(captured, JudgingBatch("one", fold, batch, None))
-    alone = replace(calibration, batches=calibration.batches)
-    joint = JointLosses(captured, some, alone, profiting=frozenset(), channels=channels)
+    joint = JointLosses(captured, some, calibration, profiting=frozenset(), channels=channels)
     for candidate in some:
         found = judge.loss(candidate, weights[candidate.choice][fold], {})
         assert found >= 0
@@ -167,16 +166,12 @@ def test_more_channels_lose_less(calibration):
 
 def test_memory_that_is_too_little_leaves_weights_as_they_are(calibration):
     captured = network()
-    some = candidates_of(captured)
+    some, channels = candidates_of(captured), ChannelOrders(captured, calibration)
     little = FitMemory(calibration.count, mib=1e-3)
-    weights = fit_candidates(captured, some, calibration, memory=little, channels=ChannelOrders(captured, calibration))
-    large = [c for c in some if any(not little.is_whole(slot.operator) for slot in c.slots)]
+    weights = fit_candidates(captured, some, calibration, memory=little, channels=channels)
+    large = [(c.choice, slot) for c in some for slot in c.slots if not little.is_whole(slot.operator)]
     assert large
-    for candidate in large:
-        for slot in (slot for slot in candidate.slots if not little.is_whole(slot.operator)):
-            for fold, operators in weights[candidate.choice].items():
-                found, own = operators[slot.node].weight, slot.operator.weight
-                kept = ChannelOrders(captured, calibration).left(slot.entry, slot.widths, fold)
-                assert torch.equal(found, own * kept[:, None, None])
-            break
-        break
+    for choice, slot in large:
+        for fold, operators in weights[choice].items():
+            kept = channels.left(slot.entry, slot.widths, fold)
+            assert torch.equal(operators[slot.node].weight, slot.operator.weight * kept[:, None, None])
