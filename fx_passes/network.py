@@ -33,7 +33,8 @@ class CapturedNetwork(NetworkFacts):
         found = {(s.level, s.start, s.stop): s for level in walked for s in walker.spans(level)}
         for place in {place for each in chosen for place in each.places(self, limits)}:
             if place not in found or found[place].piece is None:
-                found[place] = self._any_span(*place, limits)
+                span = self._any_span(*place, limits)
+                found |= {place: span} if span.choices else {}
         position = {level: number for number, level in enumerate(self.levels)}
         ordered = sorted(found.values(), key=lambda span: (position[span.level], span.start, span.stop))
         return [span for span in ordered if span.choices or walker.concerns_convolutions(span)]
