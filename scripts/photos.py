@@ -28,7 +28,7 @@ HELD_OUT = (
 
 
 def crops(
-    names: Iterable[str],
+    photos: Iterable[str | Path],
     per_photo: int,
     *,
     smallest: float,
@@ -41,7 +41,7 @@ def crops(
     """Return random square crops, mirrored half of the time, photo after photo: (n, 3, size, size).
 
     Args:
-        names: file names out of HELD_OUT or CALIBRATION.
+        photos: names out of HELD_OUT or CALIBRATION, or paths of other photos.
         per_photo: crops of each.
         smallest: area of the smallest crop, relative to the photo's.
         size: height and width after resizing.
@@ -62,11 +62,10 @@ def crops(
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return torch.stack([cut(photo) for name in names for photo in [_photo(name)] * per_photo])
+        return torch.stack([cut(photo) for path in photos for photo in [_photo(path)] * per_photo])
 
 
-def _photo(name: str) -> Image.Image:
-    folders = (Path(skimage.__file__).parent / "data", Path(sklearn.__file__).parent / "datasets" / "images")
-    path = next(folder / name for folder in folders if (folder / name).exists())
-    with Image.open(path) as image:
+def _photo(path: str | Path) -> Image.Image:
+    folders = (Path(), Path(skimage.__file__).parent / "data", Path(sklearn.__file__).parent / "datasets" / "images")
+    with Image.open(next(folder / path for folder in folders if (folder / path).exists())) as image:
         return image.convert("RGB")

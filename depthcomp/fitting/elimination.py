@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from depthcomp.fitting.cholesky import least_factor
+
 __all__ = ["Elimination", "eliminate"]
 
 AT_ONCE = 32  # one of so many blocks that are left go before the matrices are updated
@@ -49,12 +51,13 @@ def eliminate(
         weight: the layer's weights (outputs, n).
         blocks: number of blocks.
         others: number of inputs behind the blocks, all of which stay.
-        ridge: relative to the mean power of an input; without one the inverse of equal inputs is noise.
+        ridge: relative to the mean power of an input; without one the inverse of equal inputs is noise. It grows
+            tenfold until the moment can be inverted.
     """
     size = (len(second_moment) - others) // blocks
-    ridged = second_moment.clone()
-    ridged.diagonal().add_(ridge * second_moment.diagonal().mean().clamp_min(1e-12))
-    inverse, weight = torch.cholesky_inverse(torch.linalg.cholesky(ridged)), weight.to(second_moment).clone()
+    power = second_moment.diagonal().mean().clamp_min(1e-12)
+    inverse = torch.cholesky_inverse(least_factor(second_moment, ridge * power))
+    weight = weight.to(second_moment).clone()
     names = torch.arange(blocks)
     order, rises = list[int](), list[float]()
     while len(names) > 1:

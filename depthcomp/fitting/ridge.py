@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from depthcomp.fitting.cholesky import factor, least_factor
 from fx_passes.affine import AffineConv, Pair, Sides
 
 __all__ = ["Design", "Positions", "RidgeSystem", "design_of", "patterns", "sample_positions", "starting_point"]
@@ -29,7 +30,6 @@ STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)  # of the ridge, relative to the mean power 
 JUDGED_OUTPUTS = 32  # outputs of each target that judge; more hardly change the chosen strength
 UNJUDGED_STRENGTH = 1e-1  # where no fold judges
 FLAT = 1e-8  # a variance below this share of the squared mean is rounding error of single precision
-MOST_TENFOLD = 12  # times that a ridge too weak to solve a system grows tenfold
 LARGEST_GAIN = 3.0  # a larger gain would turn a hardly explained channel into noise
 
 
@@ -248,23 +248,11 @@ class _Moments:
 
     def factor(self, strength: float) -> Tensor | None:
         """Return the Cholesky factor of the normal equations at a ridge's strength; None where that is too weak."""
-        factor, failed = torch.linalg.cholesky_ex(self._ridged(strength))
-        return None if failed.any() else factor
+        return factor(self.covariance, strength * self.power)
 
     def least_factor(self, strength: float) -> Tensor:
-        """Return the factor at the least of a strength, ten times, a hundred times of it and so on that exists.
-
-        Raises:
-            torch.linalg.LinAlgError: there is none, as the moments are not finite.
-        """
-        stronger = (self.factor(strength * 10**power) for power in range(MOST_TENFOLD))
-        found = next((factor for factor in stronger if factor is not None), None)
-        return torch.linalg.cholesky(self._ridged(strength)) if found is None else found
-
-    def _ridged(self, strength: float) -> Tensor:
-        ridged = self.covariance.clone()
-        ridged.diagonal(dim1=1, dim2=2).add_(strength * self.power[:, None])
-        return ridged
+        """Return the factor at the least of a strength, ten times, a hundred times of it and so on that has one."""
+        return least_factor(self.covariance, strength * self.power)
 
     def solve(self, target: _Cross, prior: Tensor, factor: Tensor) -> Tensor:
         """Return the ridge solution (groups, unknowns, outputs) that leans to `prior`."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence, Set
+import functools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -29,7 +30,6 @@ from depthcomp.search.forecast import foretold_seconds
 from depthcomp.search.plans import Found
 from depthcomp.search.search import Search
 from depthcomp.warning import warn_caller
-from dp_solver import Chain
 from fx_passes import CapturedNetwork, SpanChoice, linearize, merge
 from fx_passes.depth import convolution_depth
 from fx_passes.facts import GraphFacts
@@ -128,13 +128,10 @@ class Pipeline:
     def _search(self, priced: PricedCandidates, scored: Scored, channels: ChannelOrders) -> Search:
         prepared, task, losses = self.prepared, self.task, scored.losses
 
-        def problem(without: Set[SpanChoice]) -> Chain:
-            """Return the solver's problem without some choices."""
-            return problem_of(prepared, priced, {c: loss for c, loss in losses.items() if c not in without})
-
         return Search(
-            prepared.network, problem, LatencyPredictor(self.timer, priced.total_ms), prepared.calibration,
-            priced.candidates, baseline=self._baseline(priced, losses), fits=task.method.fits, seed=task.seed,
+            prepared.network, functools.partial(problem_of, prepared, priced), losses,
+            LatencyPredictor(self.timer, priced.total_ms), prepared.calibration, priced.candidates,
+            baseline=self._baseline(priced, losses), fits=task.method.fits, seed=task.seed,
             progress=self.stages.report, refit_kept=task.refit_kept, memory_mib=task.importance.memory_mib,
             profiting=scored.table.profiting, channels=channels,
         )  # fmt: skip

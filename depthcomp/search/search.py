@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence, Set
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 
 from scipy.stats import spearmanr
 
@@ -18,17 +19,17 @@ from depthcomp.latency.timing import LatencyPredictor
 from depthcomp.methods.baselines import BaselineFrontier
 from depthcomp.progress import Progress, silent
 from depthcomp.search.comparison import PlanComparer
+from depthcomp.search.learned_losses import LearnedLosses
 from depthcomp.search.plans import Found, Option
-from dp_solver import Chain, Frontier, best_plans, frontier
+from dp_solver import Chain, Frontier, best_plans, frontier, solve
 from fx_passes import CapturedNetwork, Plan, SpanChoice, linearize, merge
 
 __all__ = ["Search"]
 
 COMPARED_BATCHES = 20  # plans are compared on this many batches; the chosen one is refitted on all
-RUNNERS_UP = 12  # plans of least importance to compare
-CLIMBS = 2  # rounds in which the best plan tries to leave some of its spans as they are
-SWAPS = 8  # plans to compare in such a round
-ALTERNATIVES = 2  # plans for each span that is left as it is
+ROUNDS = 4  # of comparing plans, each with what the ones before it tell about the losses of choices
+LIKELY = 4  # plans of least expected loss to compare in a round
+DRAWN = 4  # plans for random draws of the losses to compare in a round
 FINALISTS = 2  # plans of least loss that are refitted to be compared
 ATTEMPTS = 3
 MARGINS = (0.995, 0.98, 0.98)  # for the plan after a miss, the next one, and so on, as shares of the sum allowed
@@ -42,7 +43,8 @@ class Search:
 
     Args:
         network: the captured network, norms folded.
-        problem: returns the solver's problem without the given choices.
+        problem: returns the solver's problem for losses of choices.
+        losses: the loss of each choice alone.
         predictor: measures whole networks and predicts their latency.
         calibration: images to refit on, and to rank plans on by their true loss; the returned plan is refitted on all
             of them.
@@ -66,7 +68,8 @@ class Search:
     def __init__(
         self,
         network: CapturedNetwork,
-        problem: Callable[[Set[SpanChoice]], Chain],
+        problem: Callable[[Mapping[SpanChoice, float]], Chain],
+        losses: Mapping[SpanChoice, float],
         predictor: LatencyPredictor,
         calibration: CalibrationSet,
         candidates: Sequence[Candidate],
@@ -81,14 +84,14 @@ class Search:
         channels: ChannelOrders | None = None,
     ) -> None:
         self.predictor = predictor
-        self.frontier: Frontier | BaselineFrontier = frontier(problem(frozenset())) if baseline is None else baseline
-        self._problem = problem
+        self.frontier: Frontier | BaselineFrontier = frontier(problem(losses)) if baseline is None else baseline
+        self._problem, self._losses = problem, losses
+        self._learned = LearnedLosses(losses, seed)
         self._network = network
         self._ranks = fits and baseline is None
         self._refits_kept = refit_kept and fits
         self._profiting = profiting
         self._report = progress or silent
-        self._places = {candidate.choice: candidate.span.nodes for candidate in candidates}
         refitter, compared = Refitter if fits else Unfitted, calibration.thinned(COMPARED_BATCHES)
         self._refitter, judge = (
             refitter(network, images, seed=seed, memory_mib=memory_mib, profiting=profiting, channels=channels)
@@ -99,7 +102,7 @@ class Search:
             seed=seed, memory_mib=memory_mib, profiting=profiting, channels=channels, progress=self._report,
         )  # fmt: skip
         self.comparer = PlanComparer(joint, judge, _ways(profiting, refit_kept=self._refits_kept), self._report)
-        self._importances: dict[Plan, float] = {}
+        self._compared: dict[Plan, Option] = {}
         self._found: dict[Option, Found] = {}
 
     def option(self, index: int) -> Option:
@@ -142,7 +145,7 @@ class Search:
         It is None for fewer than three plans, or where all importances or all losses are equal.
         """
         losses = self.comparer.glances or self.comparer.verified
-        true, summed = [*losses.values()], [self._importances[plan] for plan in losses]
+        true, summed = [*losses.values()], [self._importance(plan) for plan in losses]
         if len(summed) < 3 or min(len(set(summed)), len(set(true))) == 1:
             return None
         return float(spearmanr(summed, true).statistic)
@@ -181,63 +184,59 @@ class Search:
     def _choose(self, sum_ms: float) -> Option:
         """Return the plan of least true loss within a sum.
 
-        Importances add up only approximately, so the plans of least importance are compared by their true loss. Then
-        the best plan leaves some of its spans as they are, each in turn, and a plan of lower true loss replaces it. All
-        these plans are compared without a joint refit. The best few, and the plan of least importance, are refitted to
-        decide. Plans of a baseline, and plans without fits, are taken as the method gave them.
+        Losses add up only approximately, so likely plans are compared by their true loss, all without a joint refit.
+        What they lose corrects the losses of choices, and so tells which plans to compare next. The best few, and the
+        plan of least importance, are refitted to decide. Plans of a baseline, and plans without fits, are taken as the
+        method gave them.
         """
         if not self._ranks or sum_ms < self.frontier.costs[0]:
             return self.option(self._at(sum_ms))
-        compared = self._glanced(self._best_without(frozenset(), sum_ms, RUNNERS_UP))
-        for _ in range(CLIMBS):
-            best = compared[0]
-            compared = self._glanced([*compared, *self._elsewhere(best, sum_ms)])
-            if compared[0] == best:
-                break
-        finalists = [*compared[:FINALISTS], min(compared, key=lambda option: option.importance)]
+        for _ in range(1 if self._compared else ROUNDS):
+            self._compare([*self._likely(sum_ms), *self._drawn(sum_ms)])
+        within = [option for option in self._compared.values() if option.sum_ms <= sum_ms]
+        best = sorted(within, key=lambda option: self.comparer.glances[option.plan])[:FINALISTS]
+        finalists = [*best, min(within, key=lambda option: option.importance)]
         return min(finalists, key=lambda option: self.comparer.loss(option.plan))
 
-    def _glanced(self, options: Iterable[Option]) -> list[Option]:
-        """Return different plans by rising true loss without a joint refit."""
+    def _compare(self, options: Iterable[Option]) -> None:
+        """Find the true losses of plans without a joint refit."""
         found = {option.plan: option for option in options}
-        self._importances |= {plan: option.importance for plan, option in found.items()}
+        self._compared |= found
         self.comparer.glance_at(found)
-        return sorted(found.values(), key=lambda option: self.comparer.glances[option.plan])
 
-    def _best_without(self, without: Set[SpanChoice], sum_ms: float, count: int) -> list[Option]:
-        """Return up to `count` plans of least importance within a sum that lack some choices.
-
-        A plan that only adds choices to a better one is left out.
-        """
-        try:
-            answers = best_plans(self._problem(without), sum_ms, 2 * count)
-        except BudgetInfeasibleError:
-            return []
+    def _likely(self, sum_ms: float) -> list[Option]:
+        """Return new plans of least expected loss within a sum; none only adds choices to a better one."""
+        problem = self._problem(self._learned.expected(self._known))
         found: list[Option] = []
-        for answer in answers:
-            plan = _plan_of(answer.keys)
-            if not any(set(other.plan) <= set(plan) for other in found):
-                found.append(Option(plan, answer.cost, answer.loss))
-        return found[:count]
+        for answer in best_plans(problem, sum_ms, 2 * LIKELY + len(self._compared)):
+            option = self._option(answer.keys, answer.cost)
+            if not any(set(other.plan) <= set(option.plan) for other in found):
+                found.append(option)
+        return [option for option in found if option.plan not in self._compared][:LIKELY]
 
-    def _elsewhere(self, option: Option, sum_ms: float) -> list[Option]:
-        """Return the best plans within a sum that leave a span of `option` as it is, those of least importance."""
-        found = [
-            other
-            for choice in option.plan
-            for other in self._best_without(self._at_place_of(choice), sum_ms, ALTERNATIVES)
-        ]
-        return sorted(found, key=lambda other: other.importance)[:SWAPS]
+    def _drawn(self, sum_ms: float) -> list[Option]:
+        """Return new plans, each the best within a sum for random losses."""
+        draws = (solve(self._problem(self._learned.drawn(self._known)), sum_ms) for _ in range(DRAWN))
+        found = [self._option(answer.keys, answer.cost) for answer in draws]
+        return [option for option in found if option.plan not in self._compared]
 
-    def _at_place_of(self, choice: SpanChoice) -> set[SpanChoice]:
-        """Return the choices that change a node which `choice` changes."""
-        nodes = set(self._places[choice])
-        return {other for other, changed in self._places.items() if not nodes.isdisjoint(changed)}
+    @property
+    def _known(self) -> dict[Plan, float]:
+        """The finite losses of compared plans."""
+        return {plan: loss for plan, loss in self.comparer.glances.items() if math.isfinite(loss)}
+
+    def _option(self, keys: Sequence[object], sum_ms: float) -> Option:
+        """Return the plan of the solver's keys with its importance."""
+        plan = _plan_of(keys)
+        return Option(plan, sum_ms, self._importance(plan))
+
+    def _importance(self, plan: Plan) -> float:
+        """Return the sum of the losses of a plan's choices; a choice without a loss counts as 0."""
+        return sum(self._losses.get(choice, 0.0) for choice in plan)
 
     def _try(self, option: Option) -> Found:
         """Return a plan's refitted network with its measured latency, measured once."""
         if option not in self._found:
-            self._importances[option.plan] = option.importance
             loss = self.comparer.loss(option.plan)
             self._found[option] = self._measured(option, self.comparer.way(option.plan), loss)
         return self._found[option]

@@ -69,3 +69,14 @@ def test_a_layer_that_reads_one_block_keeps_it():
     assert eliminate(x.T @ x / len(x), weight, 1).order == (0,)
     weight[:, [0, 1, 3, 4, 5]] = 0
     assert eliminate(x.T @ x / len(x), weight, 6).order[-1] == 2
+
+
+def test_a_moment_that_rounding_made_indefinite_takes_a_larger_ridge():
+    x, weight = drawn(16, 3, 400)
+    moment = x.T @ x / len(x)
+    values, vectors = torch.linalg.eigh(moment)
+    values[0] = -1e-5 * float(moment.diagonal().mean())
+    indefinite = vectors @ values.diag() @ vectors.T
+    found = eliminate(indefinite, weight, 16, ridge=1e-6)
+    assert sorted(found.order) == list(range(16))
+    assert all(rise >= 0 for rise in found.rises)

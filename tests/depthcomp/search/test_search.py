@@ -94,12 +94,11 @@ class ScriptedPredictor:
 def search_for(network, choosable, measured=lambda sum_ms: sum_ms + 0.3):
     pricing, candidates, losses, calibration = choosable
 
-    def problem(without):
-        kept = {choice: loss for choice, loss in losses.items() if choice not in without}
-        return pricing.problem(network.tree, candidates, kept, price)
+    def problem(some):
+        return pricing.problem(network.tree, candidates, some, price)
 
     predictor = ScriptedPredictor(total_ms(pricing), measured)
-    return Search(network, problem, predictor, calibration, candidates), predictor
+    return Search(network, problem, losses, predictor, calibration, candidates), predictor
 
 
 @pytest.mark.parametrize("budget", ["90%", "70%", "1.8x", "3ms"])
@@ -159,12 +158,12 @@ def test_the_search_repeats(network, choosable):
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
 
 
-def test_plans_that_are_compared_add_nothing_to_better_ones(network, choosable):
+def test_likely_plans_add_nothing_to_better_ones(network, choosable):
     search, predictor = search_for(network, choosable)
     sum_ms = 0.7 * predictor.original_sum_ms
-    options = search._best_without(frozenset(), sum_ms, 8)
+    options = search._likely(sum_ms)
     plans = [set(option.plan) for option in options]
-    assert len(plans) == 8
+    assert len(plans) == 4
     assert not any(one <= other for number, one in enumerate(plans) for other in plans[number + 1 :])
     assert [option.importance for option in options] == sorted(option.importance for option in options)
     assert all(option.sum_ms <= sum_ms for option in options)
@@ -172,22 +171,27 @@ def test_plans_that_are_compared_add_nothing_to_better_ones(network, choosable):
     assert (options[0].plan, options[0].importance) == (best.plan, pytest.approx(best.importance))
 
 
-def test_the_best_plan_is_compared_with_plans_that_leave_its_spans(network, choosable):
-    """Each of them leaves a whole span of the plan as it is, and does not only fill it in another way."""
+def test_no_plan_is_compared_twice(network, choosable):
     search, predictor = search_for(network, choosable)
-    option = search._best_without(frozenset(), 0.7 * predictor.original_sum_ms, 1)[0]
-    nodes = {candidate.choice: set(candidate.span.nodes) for candidate in choosable[1]}
-    others = search._elsewhere(option, 0.7 * predictor.original_sum_ms)
-    assert len(others) > 0
-    for other in others:
-        changed = set[str]().union(*(nodes[choice] for choice in other.plan))
-        assert any(nodes[choice].isdisjoint(changed) for choice in option.plan)
+    sum_ms = 0.7 * predictor.original_sum_ms
+    for _ in range(3):
+        before = set(search._compared)
+        new = [*search._likely(sum_ms), *search._drawn(sum_ms)]
+        assert before.isdisjoint(option.plan for option in new)
+        assert all(option.sum_ms <= sum_ms for option in new)
+        search._compare(new)
+    assert len(search._compared) > 12
 
 
-def test_where_all_choices_are_excluded_there_is_no_plan(network, choosable):
+def test_plans_that_lose_more_than_their_sum_make_way_for_others(network, choosable):
+    """The choices of the best plan lose far more together than alone: later rounds look elsewhere."""
     search, predictor = search_for(network, choosable)
-    every = {candidate.choice for candidate in choosable[1]}
-    assert search._best_without(every, 0.7 * predictor.original_sum_ms, 3) == []
+    sum_ms = 0.7 * predictor.original_sum_ms
+    best = search._likely(sum_ms)
+    search._compared |= {option.plan: option for option in best}
+    search.comparer.glances |= {option.plan: 5 * option.importance for option in best}
+    tried = {choice for option in best for choice in option.plan}
+    assert any(tried.isdisjoint(option.plan) for option in search._likely(sum_ms))
 
 
 def test_the_rank_correlation_needs_three_plans(network, choosable):
@@ -212,14 +216,16 @@ def test_the_rank_correlation_where_importances_are_equal(network, choosable, im
     search, _ = search_for(network, choosable)
     true = (0.3, 0.2, 0.1, 0.4)
     for plan, importance, loss in zip(some_plans(), importances, true, strict=True):
-        search._importances[plan], search.comparer.glances[plan] = importance, loss
+        search._losses = {**search._losses, next(iter(plan)): importance}
+        search.comparer.glances[plan] = loss
     assert search.rank_correlation() == pytest.approx(scipy.stats.spearmanr(importances, true).statistic)
 
 
 def test_scores_that_are_all_equal_rank_nothing(network, choosable):
     search, _ = search_for(network, choosable)
     for number, plan in enumerate(some_plans()):
-        search._importances[plan], search.comparer.glances[plan] = 0.0, 0.1 * number
+        search._losses = {**search._losses, next(iter(plan)): 0.0}
+        search.comparer.glances[plan] = 0.1 * number
     assert search.rank_correlation() is None
 
 

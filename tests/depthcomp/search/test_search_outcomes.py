@@ -55,12 +55,10 @@ def known_search(monkeypatch):
         choices = {size: next(iter(plan_of(size))) for size in sizes}
         true_losses = {plan_of(size): loss for size, (_, _, loss) in sizes.items()} | {Plan(): 0.0}
 
-        def problem(without):
-            offered = [
-                Choice(choices[size], sum_ms, importance)
-                for size, (sum_ms, importance, _) in sizes.items()
-                if choices[size] not in without
-            ]
+        losses = {choices[size]: importance for size, (_, importance, _) in sizes.items()}
+
+        def problem(some):
+            offered = [Choice(choices[size], sum_ms, some[choices[size]]) for size, (sum_ms, _, _) in sizes.items()]
             return Chain(1, {(0, 1): [Choice("keep", ORIGINAL_MS, 0.0), *offered]})
 
         class KnownRefitter:
@@ -89,7 +87,8 @@ def known_search(monkeypatch):
         monkeypatch.setattr(search, "merge", lambda linearized, plan: linearized)
         predictor = KnownPredictor(measured)
         candidates = [SimpleNamespace(choice=choice, span=SimpleNamespace(nodes=("b",))) for choice in choices.values()]
-        return Search(None, problem, predictor, cross_validated(torch.zeros(3, 1, 2, 2), 0), candidates), predictor
+        images = cross_validated(torch.zeros(3, 1, 2, 2), 0)
+        return Search(None, problem, losses, predictor, images, candidates), predictor
 
     return make
 

@@ -1,0 +1,147 @@
+"""Benchmark of depth and width together, on EfficientNet-Lite0 with ImageNet weights, without labels or training.
+
+Compresses to each budget by depth and width together, by depth alone and by width alone. Networks are judged by how
+often they decide as the original does: on photos of the demo that calibration has not seen, and on photographs from
+other sources. The folder of --photos is made by `photo_sources.py`. With --latency counted, latencies follow from the
+shapes of the operators, so nothing is timed and processes may share the machine. Results are printed, and added to the
+file of --out after each row; a row that is there is not made again.
+
+    python scripts/bench_joint.py --photos PHOTOS --budgets 80% 1.4x 1.6x --seeds 0 1 2 --out docs/joint.json
+    python scripts/bench_joint.py --photos PHOTOS --budgets 1.35x --calibrate 12x64 100x256 --out docs/joint.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from demo import PIXELS, agreement, outputs, pretrained
+from photos import CALIBRATION, HELD_OUT, crops
+from revisions.arithmetic_backend import ArithmeticBackend
+from torch import Tensor
+
+import depthcomp
+from depthcomp.fitting.divergence import divergence
+from depthcomp_files import write_atomically
+from fx_passes.kinds import kind_names
+from latency_tables import create_backend
+from latency_tables.tables.environment import cpu_name
+
+METHODS: dict[str, dict[str, Any]] = {
+    "joint": {"kinds": kind_names()},
+    "depth": {"kinds": tuple(name for name in kind_names() if name != "narrow")},
+    "width": {"method": "width"},
+}
+DEMO = "demo"
+CROPS = 16  # of each of the demo's photos
+CROPS_JUDGED = 4  # of each photograph from other sources
+BACKENDS = {"counted": ArithmeticBackend, "onnxruntime": lambda: create_backend("onnxruntime", threads=1)}
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What tells a row from others.
+
+    Attributes:
+        method: a key of METHODS.
+        budget: the budget as users write it.
+        calibration: "demo", or photos and crops like "12x64".
+        seed: draws the crops and everything in the compression.
+        latency: a key of BACKENDS.
+    """
+
+    method: str
+    budget: str
+    calibration: str
+    seed: int
+    latency: str
+
+    def __str__(self) -> str:
+        return f"{self.method}:{self.budget}:{self.calibration}:{self.seed}:{self.latency}"
+
+
+def calibration(which: str, photos: Path, seed: int) -> Tensor:
+    """Return calibration crops (n, 3, 224, 224), photo after photo."""
+    if which == DEMO:
+        return crops(CALIBRATION, CROPS, smallest=0.15, seed=seed, jitter=True, **PIXELS)
+    count, images = map(int, which.split("x"))
+    paths = sorted((photos / "calibration").iterdir())
+    chosen = torch.randperm(len(paths), generator=torch.Generator().manual_seed(seed))[:count].tolist()
+    cut = crops([paths[k] for k in chosen], math.ceil(images / count), smallest=0.15, seed=seed, jitter=True, **PIXELS)
+    return cut[torch.linspace(0, len(cut) - 1, images).long()]
+
+
+def judged(photos: Path, seed: int) -> dict[str, Tensor]:
+    """Return crops to judge on, by their source."""
+    others = sorted((photos / "judged").iterdir())
+    return {
+        "held out": crops(HELD_OUT, CROPS, smallest=0.5, seed=seed + 1, **PIXELS),
+        "others": crops(others, CROPS_JUDGED, smallest=0.5, seed=seed + 1, **PIXELS),
+    }
+
+
+def made(row: Row, photos: Path) -> dict[str, Any]:
+    """Return the figures of a row."""
+    model, start = pretrained(), time.perf_counter()
+    result = depthcomp.compress_depth(
+        model, row.budget, data=calibration(row.calibration, photos, row.seed), backend=BACKENDS[row.latency](),
+        seed=row.seed, **METHODS[row.method],
+    )  # fmt: skip
+    found: dict[str, Any] = {
+        "seconds": round(time.perf_counter() - start),
+        "speedup": result.original_ms / result.measured_ms,
+        "plan": list(map(str, result.plan)),
+        "loss": result.loss,
+        "machine": cpu_name(),
+        "date": f"{datetime.now(UTC):%Y-%m-%d}",
+    }
+    for source, images in judged(photos, row.seed).items():
+        original = outputs(model, images)
+        for name, other in (
+            (source, outputs(result.model, images)),
+            (f"{source}, mirrored", outputs(model, images.flip(3))),
+        ):
+            found[name] = {"agreement": agreement(original, other), "kl": divergence(original, other), "n": len(images)}
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Make the rows that are asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--photos", type=Path, required=True)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=[*METHODS])
+    parser.add_argument("--budgets", nargs="+", default=["80%", "1.4x", "1.6x"])
+    parser.add_argument("--calibrate", nargs="+", default=[DEMO], help="demo, or PHOTOSxCROPS such as 12x64")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--latency", choices=BACKENDS, default="onnxruntime")
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args(arguments)
+    rows = [
+        Row(method, budget, which, seed, options.latency)
+        for seed in options.seeds
+        for which in options.calibrate
+        for budget in options.budgets
+        for method in options.methods
+    ]
+    for row in rows:
+        results = json.loads(options.out.read_text()) if options.out.exists() else {}
+        if str(row) in results:
+            continue
+        results[str(row)] = found = made(row, options.photos)
+        write_atomically(options.out, json.dumps(results, indent=1).encode() + b"\n")
+        scores = ", ".join(
+            f"{name} {found[name]['agreement']:.1%} KL {found[name]['kl']:.3f}" for name in ("held out", "others")
+        )
+        print(f"{row}: {found['speedup']:.2f}x, {scores}, {found['seconds']} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
