@@ -22,7 +22,7 @@ class SpanLimits:
         other_ends: what may follow a new convolution besides what follows its span.
         skips_pixels: whether a fitted or pruned kernel may be smaller than its stride, so that nothing reads some
             pixels that the layers before compute.
-        kinds: names of the kinds to choose from; None for all that need not be named (`Kind.by_default`).
+        kinds: names of the kinds to choose from; None for all.
     """
 
     longest_span: int = 6

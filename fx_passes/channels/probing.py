@@ -58,9 +58,9 @@ def _hit(run: Callable[[Tensor], Tensor], value: Tensor, axis: int, which: NDArr
     """Return where the output is NaN once some channels of the input are."""
     shape = [1] * value.ndim
     shape[axis] = -1
-    poisoned = value.masked_fill(torch.from_numpy(which).reshape(shape), torch.nan)
+    poisoned = value.masked_fill(torch.from_numpy(which).reshape(shape).to(value.device), torch.nan)
     try:
-        found: NDArray[np.bool_] = run(poisoned).isnan().numpy()
+        found: NDArray[np.bool_] = run(poisoned).isnan().cpu().numpy()
     except Exception as error:  # an operator may refuse NaN in any way
         raise MixedChannelsError from error
     return found

@@ -65,7 +65,6 @@ class NarrowKind(Kind[Narrow]):
     done = "narrowed"
     explanation = "the layers stayed, and channels that live only inside the span were removed"
     takes_one_convolution = False
-    by_default = False
 
     def places(self, network: NetworkFacts, limits: SpanLimits) -> Iterator[tuple[Level, int, int]]:
         """Yield the spans with inner channels."""

@@ -36,7 +36,6 @@ class Kind(ABC, Generic[C]):
         done: past participle for what it does to a span, for example "merged".
         explanation: clause for the report that tells what happened to such a span.
         takes_one_convolution: whether its spans must be one convolution without their activations.
-        by_default: whether it is among the kinds where none are named.
     """
 
     choice: type[C]
@@ -44,7 +43,6 @@ class Kind(ABC, Generic[C]):
     done: ClassVar[str]
     explanation: ClassVar[str]
     takes_one_convolution: ClassVar[bool] = True
-    by_default: ClassVar[bool] = True
 
     @property
     def name(self) -> str:
@@ -157,13 +155,13 @@ def register(kind: type[Kind[Any]]) -> type[Kind[Any]]:
 
 
 def kinds(names: Sequence[str] | None = None) -> list[Kind[Any]]:
-    """Return the kinds with these names, or those that need not be named, by precedence.
+    """Return the kinds with these names, or all, by precedence.
 
     Raises:
         PlanError: a name is not registered.
     """
-    named = [name for name, kind in _REGISTERED.items() if kind.by_default] if names is None else names
-    return sorted(map(kind_named, dict.fromkeys(named)), key=lambda kind: kind.precedence)
+    named = _REGISTERED if names is None else dict.fromkeys(names)
+    return sorted(map(kind_named, named), key=lambda kind: kind.precedence)
 
 
 def kind_names() -> list[str]:

@@ -13,6 +13,7 @@ from toy_nets import captured, image, plan_of
 
 from depthcomp_errors import PlanError
 from fx_passes import (
+    CapturedNetwork,
     SpanLimits,
     capture,
     enumerate_spans,
@@ -24,7 +25,6 @@ from fx_passes import (
     merge,
     structure_tree,
 )
-from fx_passes.facts import GraphFacts
 from fx_passes.graph_edit import nodes_by_name
 from fx_passes.module_paths import (
     ModuleNames,
@@ -263,7 +263,7 @@ NETWORKS = {
 @pytest.mark.parametrize("name", sorted(NETWORKS))
 def test_no_refusal_speaks_of_the_graphs_own_names(name):
     gm = capture(NETWORKS[name]().eval(), torch.zeros(1, 3, 64, 64))
-    walker = SpanWalker(GraphFacts(gm), SpanLimits())
+    walker = SpanWalker(CapturedNetwork(gm), SpanLimits())
     spans = [span for level in structure_tree(gm).levels() for span in walker.spans(level)]
     refusals = [span.refusal for span in spans if span.refusal]
     assert refusals
