@@ -56,7 +56,7 @@ class LearnedLosses:
     def _given(self, plans: Mapping[Plan, float], change: _Vector, noise: _Vector) -> dict[SpanChoice, float]:
         """Return the losses with a change, corrected by what plans with noise lose (Matheron's rule)."""
         losses = self._alone + change
-        if plans:
+        if max(plans.values(), default=0.0) > 0:
             lost, scale = np.array([*plans.values()]), self._scale(plans)
             holds = np.zeros((len(plans), len(losses)))
             for row, plan in zip(holds, plans, strict=True):

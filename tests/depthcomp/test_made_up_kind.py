@@ -157,7 +157,7 @@ def test_it_is_enumerated_beside_the_others(network, candidates):
     assert [candidate.choice.kind for candidate in candidates] == [NAME] * len(candidates)
     assert candidates
     everything = {choice.kind for span in network.spans(SpanLimits()) for choice in span.choices}
-    assert everything == {"merge", "fit", "drop", NAME}
+    assert everything == {"merge", "fit", "drop", "narrow", NAME}
 
 
 def test_it_is_priced_by_its_two_operators(network, whole):

@@ -74,8 +74,8 @@ def test_a_merged_network_is_written_and_agrees_with_torch(create, size, tmp_pat
     torch.manual_seed(0)
     x = torch.randn(2, 3, *size)
     gm = capture(with_random_norms(create()), x)
-    plan = random_plan(gm, np.random.default_rng(0))
-    assert "merge" in {choice.kind for choice in plan}
+    plans = (random_plan(gm, np.random.default_rng(seed)) for seed in range(50))
+    plan = next(plan for plan in plans if {"merge", "narrow"} <= {choice.kind for choice in plan})
     path = onnx_model.export_onnx(merge(linearize(gm, plan), plan), (x,), tmp_path / "model.onnx")
     graph = onnx.load(path).graph
     assert "BatchNormalization" not in {node.op_type for node in graph.node}

@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections import defaultdict
+from dataclasses import replace
 
 import pytest
 import torch
@@ -25,6 +26,9 @@ pytestmark = pytest.mark.whole
 EQUAL_SAVINGS = defaultdict(lambda: 1.0)
 
 
+DEPTH = replace(DEFAULT_LIMITS, kinds=("merge", "fit", "drop"))  # narrow has tests of its own
+
+
 @pytest.fixture(scope="module")
 def network():
     torch.manual_seed(0)
@@ -35,7 +39,7 @@ def network():
 
 @pytest.fixture(scope="module")
 def candidates(network):
-    return Pricing(network).candidates(enumerate_spans(network, DEFAULT_LIMITS))
+    return Pricing(network).candidates(enumerate_spans(network, DEPTH))
 
 
 @pytest.fixture(scope="module")

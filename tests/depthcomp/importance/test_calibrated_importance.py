@@ -48,9 +48,10 @@ def network():
 
 @pytest.fixture(scope="module")
 def candidates(network):
-    return Pricing(network).candidates(enumerate_spans(network, DEFAULT_LIMITS))
+    return Pricing(network).candidates(enumerate_spans(network, DEPTH))
 
 
+DEPTH = replace(DEFAULT_LIMITS, kinds=("merge", "fit", "drop"))  # narrow has tests of its own
 EQUAL_SAVINGS = defaultdict(lambda: 1.0)
 
 
@@ -135,7 +136,7 @@ def ways_of(candidates):
 @pytest.fixture(scope="module")
 def others(network):
     """What DEFAULT_LIMITS leaves out: merges with layers pruned, and merges and fits with another end."""
-    found = Pricing(network).candidates(enumerate_spans(network, SpanLimits(skips_pixels=False)))
+    found = Pricing(network).candidates(enumerate_spans(network, SpanLimits(skips_pixels=False, kinds=DEPTH.kinds)))
     some = [c for c in found if c.choice.kind != "drop" and ways_of([c]) <= WAYS]
     assert ways_of(some) == WAYS
     return some
@@ -177,7 +178,7 @@ def test_with_refitted_consumers_a_loss_is_that_of_the_plan_of_this_choice_alone
     """
     monkeypatch.setattr(leaning, "STRENGTHS", (0.03,))
     network = request.getfixturevalue(which)
-    some = Pricing(network).candidates(enumerate_spans(network, DEFAULT_LIMITS))[:: 4 if which == "network" else 1]
+    some = Pricing(network).candidates(enumerate_spans(network, DEPTH))[:: 4 if which == "network" else 1]
     calibration = cross_validated(images(12, seed=2), seed=0)
     if judging is not None:
         calibration = separate(images(8, seed=2), images(judging, seed=3), seed=0)

@@ -116,7 +116,7 @@ def test_drops_and_merges_are_refitted_at_once(candidates, on_frontier):
     first = next(Contenders(candidates, on_frontier).rounds({}))
     kinds = {candidate.choice.kind for candidate in first.candidates if candidate.choice not in first.bare}
     assert {"drop", "merge"} <= kinds
-    assert {choice.kind for choice in first.bare} == {"fit"}
+    assert {choice.kind for choice in first.bare} == {"fit", "narrow"}
 
 
 @pytest.mark.usefixtures("all_wait")
