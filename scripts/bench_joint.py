@@ -30,7 +30,7 @@ from torch import Tensor
 
 import depthcomp
 from depthcomp.fitting.divergence import divergence
-from depthcomp_files import write_atomically
+from depthcomp_files import locked, write_atomically
 from fx_passes.kinds import kind_names
 from latency_tables import create_backend
 from latency_tables.tables.environment import cpu_name
@@ -48,7 +48,7 @@ BACKENDS = {"counted": ArithmeticBackend, "onnxruntime": lambda: create_backend(
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What tells a row from others.
+    """Settings of one row.
 
     Attributes:
         method: a key of METHODS.
@@ -74,6 +74,8 @@ def calibration(which: str, photos: Path, seed: int) -> Tensor:
         return crops(CALIBRATION, CROPS, smallest=0.15, seed=seed, jitter=True, **PIXELS)
     count, images = map(int, which.split("x"))
     paths = sorted((photos / "calibration").iterdir())
+    if count > len(paths):
+        raise SystemExit(f"--calibrate {which} needs {count} photos, and {photos / 'calibration'} has {len(paths)}")
     chosen = torch.randperm(len(paths), generator=torch.Generator().manual_seed(seed))[:count].tolist()
     cut = crops([paths[k] for k in chosen], math.ceil(images / count), smallest=0.15, seed=seed, jitter=True, **PIXELS)
     return cut[torch.linspace(0, len(cut) - 1, images).long()]
@@ -97,6 +99,10 @@ def made(row: Row, photos: Path) -> dict[str, Any]:
     )  # fmt: skip
     found: dict[str, Any] = {
         "seconds": round(time.perf_counter() - start),
+        "original_ms": result.original_ms,
+        "measured_ms": result.measured_ms,
+        "spread": result.measured_timing.spread,
+        "rounds": len(result.measured_timing.rounds_ms),
         "speedup": result.original_ms / result.measured_ms,
         "plan": list(map(str, result.plan)),
         "loss": result.loss,
@@ -110,6 +116,12 @@ def made(row: Row, photos: Path) -> dict[str, Any]:
             (f"{source}, mirrored", outputs(model, images.flip(3))),
         ):
             found[name] = {"agreement": agreement(original, other), "kl": divergence(original, other), "n": len(images)}
+    return found
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Return the rows of a file of results, none where there is no file."""
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     return found
 
 
@@ -132,11 +144,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for method in options.methods
     ]
     for row in rows:
-        results = json.loads(options.out.read_text()) if options.out.exists() else {}
-        if str(row) in results:
+        if str(row) in read(options.out):
             continue
-        results[str(row)] = found = made(row, options.photos)
-        write_atomically(options.out, json.dumps(results, indent=1).encode() + b"\n")
+        found = made(row, options.photos)
+        with locked(options.out, "results"):
+            write_atomically(options.out, json.dumps(read(options.out) | {str(row): found}, indent=1).encode() + b"\n")
         scores = ", ".join(
             f"{name} {found[name]['agreement']:.1%} KL {found[name]['kl']:.3f}" for name in ("held out", "others")
         )

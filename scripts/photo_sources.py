@@ -19,15 +19,18 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-__all__ = ["PACKAGES"]
-
 PACKAGES = {
     "gcompris-qt-data": "1.0-1", "budgie-backgrounds": "3.0-1", "gnome-backgrounds": "3.38.0-1",
     "lomiri-wallpapers-16.04": "20.04.0-2", "mate-backgrounds": "1.26.0-1", "palapeli-data": "20.12.3-1",
     "plasma-workspace-wallpapers": "5.27.5-2",
 }  # fmt: skip
 """Names and versions, of Debian 11 to 13."""
-ACTIVITIES = ("erase", "explore_farm_animals", "explore_monuments", "explore_world_animals")  # with photos to calibrate
+ACTIVITIES = (
+    "erase",
+    "explore_farm_animals",
+    "explore_monuments",
+    "explore_world_animals",
+)  # with photos to calibrate on
 JUDGED = {
     "backgrounds/budgie": (
         "beacon-street-sunset", "blue-periwinkle", "canyon-wren", "casa-mila", "extreme-desert-hike", "lake-sherburne",
@@ -75,6 +78,8 @@ def judged(share: Path) -> Iterator[tuple[str, Image.Image]]:
     for folder, names in JUDGED.items():
         for name in names:
             files = sorted((share / folder).glob(f"{name}.*")) or sorted((share / folder / name).rglob("2560x*.jpg"))
+            if not files:
+                raise SystemExit(f"{share / folder} lacks {name}; unpack all packages: {', '.join(PACKAGES)}")
             yield f"{Path(folder).name}-{name}", Image.open(files[-1])
 
 

@@ -66,6 +66,6 @@ def crops(
 
 
 def _photo(path: str | Path) -> Image.Image:
-    folders = (Path(), Path(skimage.__file__).parent / "data", Path(sklearn.__file__).parent / "datasets" / "images")
+    folders = (Path(skimage.__file__).parent / "data", Path(sklearn.__file__).parent / "datasets" / "images", Path())
     with Image.open(next(folder / path for folder in folders if (folder / path).exists())) as image:
         return image.convert("RGB")

@@ -5,24 +5,24 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["factor", "least_factor"]
+__all__ = ["cholesky_factor", "least_cholesky_factor"]
 
-MOST_TENFOLD = 12  # times that a ridge too weak for a factor grows tenfold
+TRIES = 12  # ridges, each ten times the one before
 
 
-def factor(moment: Tensor, ridge: Tensor) -> Tensor | None:
-    """Return the factor of moments (..., n, n) with a ridge (...,) added; None where that is too weak for one."""
+def cholesky_factor(moment: Tensor, ridge: Tensor) -> Tensor | None:
+    """Return the Cholesky factor of moments (..., n, n) with a ridge (...,); None if a sum is not positive definite."""
     found, failed = torch.linalg.cholesky_ex(_ridged(moment, ridge))
     return None if failed.any() else found
 
 
-def least_factor(moment: Tensor, ridge: Tensor) -> Tensor:
-    """Return the factor at the least of a ridge, ten times, a hundred times of it and so on that has one.
+def least_cholesky_factor(moment: Tensor, ridge: Tensor) -> Tensor:
+    """Return the Cholesky factor of moments with a ridge, which is multiplied by 10 until there is a factor.
 
     Raises:
-        torch.linalg.LinAlgError: there is none, as the moments are not finite.
+        torch.linalg.LinAlgError: there is none, as the ridge is 0 or the moments are not finite.
     """
-    stronger = (factor(moment, ridge * 10**power) for power in range(MOST_TENFOLD))
+    stronger = (cholesky_factor(moment, ridge * 10**power) for power in range(TRIES))
     found = next((each for each in stronger if each is not None), None)
     return torch.linalg.cholesky(_ridged(moment, ridge)) if found is None else found
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from depthcomp.fitting.cholesky import least_factor
+from depthcomp.fitting.cholesky import least_cholesky_factor
 
 __all__ = ["Elimination", "eliminate"]
 
@@ -51,12 +51,15 @@ def eliminate(
         weight: the layer's weights (outputs, n).
         blocks: number of blocks.
         others: number of inputs behind the blocks, all of which stay.
-        ridge: relative to the mean power of an input; without one the inverse of equal inputs is noise. It grows
-            tenfold until the moment can be inverted.
+        ridge: relative to the mean power of an input, above 0; without one the inverse of equal inputs is noise. It is
+            multiplied by 10 until the moment can be inverted.
+
+    Raises:
+        torch.linalg.LinAlgError: the moment is not finite.
     """
     size = (len(second_moment) - others) // blocks
     power = second_moment.diagonal().mean().clamp_min(1e-12)
-    inverse = torch.cholesky_inverse(least_factor(second_moment, ridge * power))
+    inverse = torch.cholesky_inverse(least_cholesky_factor(second_moment, ridge * power))
     weight = weight.to(second_moment).clone()
     names = torch.arange(blocks)
     order, rises = list[int](), list[float]()

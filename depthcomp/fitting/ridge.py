@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from depthcomp.fitting.cholesky import factor, least_factor
+from depthcomp.fitting.cholesky import cholesky_factor, least_cholesky_factor
 from fx_passes.affine import AffineConv, Pair, Sides
 
 __all__ = ["Design", "Positions", "RidgeSystem", "design_of", "patterns", "sample_positions", "starting_point"]
@@ -247,12 +247,12 @@ class _Moments:
     power: Tensor  # (groups,), the scale of the ridge
 
     def factor(self, strength: float) -> Tensor | None:
-        """Return the Cholesky factor of the normal equations at a ridge's strength; None where that is too weak."""
-        return factor(self.covariance, strength * self.power)
+        """Return the Cholesky factor of the normal equations at a strength of the ridge; None if that is too weak."""
+        return cholesky_factor(self.covariance, strength * self.power)
 
     def least_factor(self, strength: float) -> Tensor:
-        """Return the factor at the least of a strength, ten times, a hundred times of it and so on that has one."""
-        return least_factor(self.covariance, strength * self.power)
+        """Return the Cholesky factor at a strength, which is multiplied by 10 until there is a factor."""
+        return least_cholesky_factor(self.covariance, strength * self.power)
 
     def solve(self, target: _Cross, prior: Tensor, factor: Tensor) -> Tensor:
         """Return the ridge solution (groups, unknowns, outputs) that leans to `prior`."""

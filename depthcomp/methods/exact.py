@@ -1,4 +1,4 @@
-"""Default method: fits, merges and drops, chosen by an exact solver."""
+"""Default method: all kinds of choices, chosen by an exact solver."""
 
 from __future__ import annotations
 
@@ -6,4 +6,4 @@ from depthcomp.methods.method import Method
 from depthcomp.methods.registry import register
 from depthcomp.preparation import DEFAULT_LIMITS
 
-register(Method("depthcomp", "fits, merges and drops, exact frontier, plans refitted", DEFAULT_LIMITS, fits=True))
+register(Method("depthcomp", "all kinds of choices, exact frontier, plans refitted", DEFAULT_LIMITS, fits=True))

@@ -19,6 +19,7 @@ from depthcomp.results.stored_network import save_network
 from depthcomp.runs.tuned_result import CHECKPOINTS, UNFINISHED
 from depthcomp.warning import warn_caller
 from depthcomp_files import write_atomically
+from fx_passes.kinds import kinds
 from latency_tables import Environment
 
 __all__ = ["SavedCompression", "settings_hash"]
@@ -36,9 +37,10 @@ def settings_hash(
 
     Latencies are left out: measurements never repeat exactly.
     """
+    limits = replace(method.limits, kinds=tuple(kind.name for kind in kinds(method.limits.kinds)))
     return fingerprint(
         network_hash(prepared.captured.gm), calibration_hash(prepared.calibration), str(tuple(prepared.example.shape)),
-        repr(budget), method.name, repr(method.limits), repr(importance), str(seed), environment.fingerprint(),
+        repr(budget), method.name, repr(limits), repr(importance), str(seed), environment.fingerprint(),
         importance.rules(refit_kept=True),
     )  # fmt: skip
 

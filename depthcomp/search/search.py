@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 
 from scipy.stats import spearmanr
@@ -27,9 +26,9 @@ from fx_passes import CapturedNetwork, Plan, SpanChoice, linearize, merge
 __all__ = ["Search"]
 
 COMPARED_BATCHES = 20  # plans are compared on this many batches; the chosen one is refitted on all
-ROUNDS = 4  # of comparing plans, each with what the ones before it tell about the losses of choices
+ROUNDS = 4  # rounds of comparisons; each round uses the losses found before
 LIKELY = 4  # plans of least expected loss to compare in a round
-DRAWN = 4  # plans for random draws of the losses to compare in a round
+SAMPLED = 4  # plans for samples of the losses to compare in a round
 FINALISTS = 2  # plans of least loss that are refitted to be compared
 ATTEMPTS = 3
 MARGINS = (0.995, 0.98, 0.98)  # for the plan after a miss, the next one, and so on, as shares of the sum allowed
@@ -58,6 +57,7 @@ class Search:
             synthetic images.
         memory_mib: memory that fits may use, in MiB; give the value that the choices were scored with.
         profiting: the choices whose loss falls with a refit of the first kept layers behind them; None where unknown.
+        channels: decides which inner channels stay; None to look at the images for that.
 
     Attributes:
         predictor: measures whole networks and predicts their latency.
@@ -103,7 +103,7 @@ class Search:
         )  # fmt: skip
         self.comparer = PlanComparer(joint, judge, _ways(profiting, refit_kept=self._refits_kept), self._report)
         self._compared: dict[Plan, Option] = {}
-        self._found: dict[Option, Found] = {}
+        self._found: dict[Plan, Found] = {}
 
     def option(self, index: int) -> Option:
         """Return plan number `index` of the frontier."""
@@ -121,14 +121,14 @@ class Search:
             BudgetInfeasibleError: the fastest plan, measured, misses the budget or is not faster than the original.
         """
         self._calibrate(budget)
-        limit_ms, margins, tried = LESS * self.predictor.original_sum_ms, iter(MARGINS), set[Option]()
+        limit_ms, margins, tried = LESS * self.predictor.original_sum_ms, iter(MARGINS), set[Plan]()
         best: Option | None = None
         for _ in range(ATTEMPTS):
             sum_ms = self.predictor.invert(budget.target_ms(self.predictor.original.median_ms))
             chosen = self._choose(min(sum_ms, limit_ms))
-            if chosen in tried:
+            if chosen.plan in tried:
                 break
-            tried.add(chosen)
+            tried.add(chosen.plan)
             found = self._try(chosen)
             used = _used(found, budget)
             if used > 1:
@@ -186,17 +186,21 @@ class Search:
 
         Losses add up only approximately, so likely plans are compared by their true loss, all without a joint refit.
         What they lose corrects the losses of choices, and so tells which plans to compare next. The best few, and the
-        plan of least importance, are refitted to decide. Plans of a baseline, and plans without fits, are taken as the
-        method gave them.
+        compared plan of least importance, are refitted to decide. Plans of a baseline, and plans without fits, are
+        taken as the method gave them.
         """
         if not self._ranks or sum_ms < self.frontier.costs[0]:
             return self.option(self._at(sum_ms))
-        for _ in range(1 if self._compared else ROUNDS):
-            self._compare([*self._likely(sum_ms), *self._drawn(sum_ms)])
-        within = [option for option in self._compared.values() if option.sum_ms <= sum_ms]
+        for _ in range(1 if len(self._within(sum_ms)) > LIKELY + SAMPLED else ROUNDS):
+            self._compare([*self._likely(sum_ms), *self._sampled(sum_ms)])
+        within = self._within(sum_ms)
         best = sorted(within, key=lambda option: self.comparer.glances[option.plan])[:FINALISTS]
         finalists = [*best, min(within, key=lambda option: option.importance)]
         return min(finalists, key=lambda option: self.comparer.loss(option.plan))
+
+    def _within(self, sum_ms: float) -> list[Option]:
+        """Return the compared plans within a sum."""
+        return [option for option in self._compared.values() if option.sum_ms <= sum_ms]
 
     def _compare(self, options: Iterable[Option]) -> None:
         """Find the true losses of plans without a joint refit."""
@@ -205,8 +209,8 @@ class Search:
         self.comparer.glance_at(found)
 
     def _likely(self, sum_ms: float) -> list[Option]:
-        """Return new plans of least expected loss within a sum; none only adds choices to a better one."""
-        problem = self._problem(self._learned.expected(self._known))
+        """Return new plans of least expected loss within a sum, without plans that only add choices to a better one."""
+        problem = self._problem(self._learned.posterior_mean(self.comparer.glances))
         found: list[Option] = []
         for answer in best_plans(problem, sum_ms, 2 * LIKELY + len(self._compared)):
             option = self._option(answer.keys, answer.cost)
@@ -214,16 +218,12 @@ class Search:
                 found.append(option)
         return [option for option in found if option.plan not in self._compared][:LIKELY]
 
-    def _drawn(self, sum_ms: float) -> list[Option]:
-        """Return new plans, each the best within a sum for random losses."""
-        draws = (solve(self._problem(self._learned.drawn(self._known)), sum_ms) for _ in range(DRAWN))
-        found = [self._option(answer.keys, answer.cost) for answer in draws]
+    def _sampled(self, sum_ms: float) -> list[Option]:
+        """Return new plans, each the best within a sum for a sample of the losses."""
+        samples = (self._learned.sample(self.comparer.glances) for _ in range(SAMPLED))
+        answers = (solve(self._problem(losses), sum_ms) for losses in samples)
+        found = [self._option(answer.keys, answer.cost) for answer in answers]
         return [option for option in found if option.plan not in self._compared]
-
-    @property
-    def _known(self) -> dict[Plan, float]:
-        """The finite losses of compared plans."""
-        return {plan: loss for plan, loss in self.comparer.glances.items() if math.isfinite(loss)}
 
     def _option(self, keys: Sequence[object], sum_ms: float) -> Option:
         """Return the plan of the solver's keys with its importance."""
@@ -236,10 +236,10 @@ class Search:
 
     def _try(self, option: Option) -> Found:
         """Return a plan's refitted network with its measured latency, measured once."""
-        if option not in self._found:
+        if option.plan not in self._found:
             loss = self.comparer.loss(option.plan)
-            self._found[option] = self._measured(option, self.comparer.way(option.plan), loss)
-        return self._found[option]
+            self._found[option.plan] = self._measured(option, self.comparer.way(option.plan), loss)
+        return self._found[option.plan]
 
     def _measured(self, option: Option, kept: Kept, loss: float) -> Found:
         plan = option.plan

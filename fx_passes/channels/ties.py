@@ -121,12 +121,14 @@ def channel_ties(gm: fx.GraphModule) -> ChannelTies:
 
 
 def _example_inputs(gm: fx.GraphModule) -> list[Tensor]:
-    """Return random inputs of the shapes that a graph was captured with, in its weights' precision and place."""
+    """Return random inputs of the shapes that a graph was captured with, with its weights' precision and device."""
     generator = torch.Generator().manual_seed(0)
     metas = [node.meta["tensor_meta"] for node in gm.graph.find_nodes(op="placeholder")]
     inputs = [torch.randn(meta.shape, generator=generator).to(meta.dtype) for meta in metas]
     weight = next((each for each in gm.parameters() if each.is_floating_point()), None)
-    return [each if weight is None or not each.is_floating_point() else each.to(weight) for each in inputs]
+    if weight is None:
+        return inputs
+    return [each.to(weight) if each.is_floating_point() else each.to(weight.device) for each in inputs]
 
 
 def _relabelled(found: Layouts, labels: Ids) -> Layouts:

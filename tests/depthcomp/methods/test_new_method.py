@@ -46,4 +46,4 @@ def test_it_stands_in_the_help(command):
     assert found.exit_code == 0
     shown = " ".join(found.output.replace("│", " ").split())
     assert "greedy (what saves most first), " in shown
-    assert "depthcomp (fits, merges and drops, exact frontier, plans refitted), depthshrinker (" in shown
+    assert "depthcomp (all kinds of choices, exact frontier, plans refitted), depthshrinker (" in shown
