@@ -37,7 +37,7 @@ def settings_hash(
 
     Latencies are left out: measurements never repeat exactly.
     """
-    limits = replace(method.limits, kinds=tuple(kind.name for kind in kinds(method.limits.kinds)))
+    limits = replace(method.limits, kinds=tuple(each.name for each in kinds(method.limits.kinds)))
     return fingerprint(
         network_hash(prepared.captured.gm), calibration_hash(prepared.calibration), str(tuple(prepared.example.shape)),
         repr(budget), method.name, repr(limits), repr(importance), str(seed), environment.fingerprint(),
