@@ -25,12 +25,8 @@ PACKAGES = {
     "plasma-workspace-wallpapers": "5.27.5-2",
 }  # fmt: skip
 """Names and versions, of Debian 11 to 13."""
-ACTIVITIES = (
-    "erase",
-    "explore_farm_animals",
-    "explore_monuments",
-    "explore_world_animals",
-)  # with photos to calibrate on
+ACTIVITIES = ("erase", "explore_farm_animals", "explore_monuments", "explore_world_animals")
+"""Archives of gcompris-qt-data with photos to calibrate on."""
 JUDGED = {
     "backgrounds/budgie": (
         "beacon-street-sunset", "blue-periwinkle", "canyon-wren", "casa-mila", "extreme-desert-hike", "lake-sherburne",

@@ -127,7 +127,6 @@ class Pipeline:
 
     def _search(self, priced: PricedCandidates, scored: Scored, channels: ChannelOrders) -> Search:
         prepared, task, losses = self.prepared, self.task, scored.losses
-
         return Search(
             prepared.network, functools.partial(problem_of, prepared, priced), losses,
             LatencyPredictor(self.timer, priced.total_ms), prepared.calibration, priced.candidates,

@@ -31,10 +31,10 @@ def short(runners, **arguments):
 @pytest.mark.parametrize("name", ["openvino", "torch"])
 def test_a_network_is_compressed(name, short_samples):
     data = nn.functional.interpolate(images(12), SIZE)
-    result = compress_depth(tiny_net(), "95%", data=[data], backend=name)
+    result = compress_depth(tiny_net(), "95%", data=[data], backend=name, kinds=["merge", "fit", "drop"])
     assert result.environment == create_backend(name).environment() == result.table.environment
     assert 0 < result.measured_ms <= result.budget_ms < result.original_ms
-    assert len(result.plan) > 0
+    assert result.depth < result.original_depth
     assert result.model(data).shape == tiny_net()(data).shape
 
 

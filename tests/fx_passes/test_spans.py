@@ -55,6 +55,9 @@ def test_choices_make_sense(name):
                 assert all(
                     k % 2 == 1 and k <= full for k, full in zip(choice.kernel, span.piece.operator.kernel, strict=True)
                 )
+            else:
+                assert choice.kind == "narrow"
+                assert all(0 < count < nodes[name].meta["tensor_meta"].shape[1] for name, count in choice.widths)
         assert len(set(span.choices)) == len(span.choices)
 
 

@@ -1,7 +1,5 @@
 """What the search returns where every plan's measured latency and true loss are known in advance."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 
@@ -86,9 +84,8 @@ def known_search(monkeypatch):
         monkeypatch.setattr(search, "linearize", lambda network, plan: plan)
         monkeypatch.setattr(search, "merge", lambda linearized, plan: linearized)
         predictor = KnownPredictor(measured)
-        candidates = [SimpleNamespace(choice=choice, span=SimpleNamespace(nodes=("b",))) for choice in choices.values()]
         images = cross_validated(torch.zeros(3, 1, 2, 2), 0)
-        return Search(None, problem, losses, predictor, images, candidates), predictor
+        return Search(None, problem, losses, predictor, images, []), predictor
 
     return make
 
