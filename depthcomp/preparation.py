@@ -31,6 +31,7 @@ from fx_passes import (
     free_merges,
     linearize,
 )
+from fx_passes.kinds import kinds
 from fx_passes.module_paths import module_path
 from fx_passes.preconditions import require_capturable
 from latency_tables import OperatorSignature
@@ -221,7 +222,7 @@ def _rewrites(
 ) -> tuple[list[Candidate], tuple[Refusal, ...]]:
     """Return the rewrites that can be tried, and the refusals of spans."""
     spans = enumerate_spans(network, limits)
-    return pricing.candidates(spans), tuple(_refusals(network, spans))
+    return pricing.candidates(spans), (*_refusals(network, spans), *_left_out(network, limits))
 
 
 def _captured(model: nn.Module, example: Tensor, guess: str) -> fx.GraphModule:
@@ -332,6 +333,14 @@ def _refusals(network: CapturedNetwork, spans: Iterable[Span]) -> Iterator[Refus
         if span.refusal and span.exit != "output":
             at, why = _parted(network, span)
             yield Refusal(span.entry, span.exit, network.words(span.nodes), why, at)
+
+
+def _left_out(network: CapturedNetwork, limits: SpanLimits) -> Iterator[Refusal]:
+    """Yield a refusal for each layer that no choice of a kind can change."""
+    for kind in kinds(limits.kinds):
+        for name, why in kind.left_out(network, limits):
+            (entry, *_) = network.nodes[name].all_input_nodes
+            yield Refusal(entry.name, name, network.words([name]), why)
 
 
 def _parted(network: CapturedNetwork, span: Span) -> tuple[str, str]:

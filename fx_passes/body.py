@@ -14,6 +14,7 @@ from torch.fx.passes.shape_prop import TensorMetadata
 from fx_passes.affine import AffineConv
 from fx_passes.operators import image_shape
 from fx_passes.slot_layers import run_operator
+from fx_passes.slots import Slot
 
 __all__ = ["Body", "BodyBuilder", "copied_body"]
 
@@ -95,7 +96,7 @@ class BodyBuilder:
 
 
 def copied_body(
-    nodes: Mapping[str, fx.Node], entry: str, names: Iterable[str], exit_: str, replaced: Mapping[str, AffineConv]
+    nodes: Mapping[str, fx.Node], entry: str, names: Iterable[str], exit_: str, slots: Iterable[Slot]
 ) -> Body:
     """Return the body that computes what the network does between two tensors, some layers with other weights.
 
@@ -104,8 +105,9 @@ def copied_body(
         entry: name of the node whose tensor the body reads.
         names: names of the nodes between the two, in order.
         exit_: name of the last one, whose tensor the body computes.
-        replaced: convolutions, or 1x1 convolutions for linear layers, by the names of the nodes that they replace.
+        slots: these layers.
     """
+    replaced = {slot.node: slot for slot in slots}
     graph = fx.Graph()
     made = {nodes[entry]: graph.create_node("placeholder", entry, name=entry)}
     made[nodes[entry]].meta.update(nodes[entry].meta)
@@ -119,7 +121,9 @@ def copied_body(
     for name in names:
         made[nodes[name]] = node = graph.node_copy(nodes[name], copied)
         if name in replaced:
-            node.op, node.target, node.args, node.kwargs = "call_function", replaced[name], node.args[:1], {}
+            slot = replaced[name]
+            node.op, node.target, node.args, node.kwargs = "call_function", slot.operator, node.args[:1], {}
+            node.meta["axis"] = slot.axis
     graph.output(made[nodes[exit_]])
     return Body(graph, exit_)
 
@@ -136,7 +140,7 @@ class _Run(fx.Interpreter):
         if not isinstance(n.target, AffineConv):
             return super().run_node(n)
         (source,) = self.fetch_args_kwargs_from_env(n)[0]
-        return run_operator(self._weights[n.name], source)
+        return run_operator(self._weights[n.name], source, n.meta.get("axis", 1))
 
 
 def _described(shape: tuple[int, ...]) -> TensorMetadata:

@@ -21,7 +21,7 @@ from fx_passes.facts import GraphFacts
 from fx_passes.operators import Role, called_module
 from fx_passes.structure import Level
 
-__all__ = ["InnerChannels", "InnerFamily", "inner_channels"]
+__all__ = ["InnerChannels", "InnerFamily", "families_apart", "inner_channels"]
 
 _Hull = tuple[int, int]  # numbers of the cuts around a family
 
@@ -70,17 +70,16 @@ class InnerChannels:
     families: tuple[InnerFamily, ...]
 
 
-def inner_channels(graph: GraphFacts, ties: ChannelTies, levels: Iterable[Level]) -> list[InnerChannels]:
+def inner_channels(families: Iterable[InnerFamily], levels: Iterable[Level]) -> list[InnerChannels]:
     """Return the channels inside the smallest span around each family, and inside rows of such spans.
 
     A row's spans overlap, one after another, so that no plan can hold them side by side.
 
     Args:
-        graph: a captured graph.
-        ties: its channels.
-        levels: the levels of its structure, outermost first.
+        families: the channels that can be removed inside spans of a graph.
+        levels: the levels of the graph's structure, outermost first.
     """
-    waiting, found = _families(graph, ties), list[InnerChannels]()
+    waiting, found = list(families), list[InnerChannels]()
     for level in reversed(list(levels)):  # inner levels first
         units = {name: number for number, unit in enumerate(level.units) for name in (*unit.region, *unit.nodes)}
         own = [(hull, family) for family in waiting if (hull := _hull(units, family)) is not None]
@@ -91,12 +90,20 @@ def inner_channels(graph: GraphFacts, ties: ChannelTies, levels: Iterable[Level]
     return found
 
 
-def _families(graph: GraphFacts, ties: ChannelTies) -> list[InnerFamily]:
-    """Return the families that can be told apart by a tensor, and that no residual sum carries past their readers."""
+def families_apart(graph: GraphFacts, ties: ChannelTies) -> tuple[list[InnerFamily], dict[int, str]]:
+    """Return the channels that can be removed inside spans, and why all others stay, as a clause, by id."""
     flow = nx.DiGraph((source.name, name) for name, node in graph.nodes.items() for source in node.all_input_nodes)
-    made = [family for each in ties.families if (family := _family(graph, ties, each)) is not None]
-    several = Counter(family.tensor for family in made)
-    return [each for each in made if several[each.tensor] == 1 and not _is_stream(graph, flow, each)]
+    made = [_family(graph, ties, each) for each in ties.families]
+    several = Counter(family.tensor for family in made if family is not None)
+    families, staying = list[InnerFamily](), dict(ties.fixed)
+    for each, family in zip(ties.families, made, strict=True):
+        if family is None or several[family.tensor] > 1:
+            staying |= dict.fromkeys(each.ids, "no tensor holds them alone, each equally often")
+        elif _is_stream(graph, flow, family):
+            staying |= dict.fromkeys(each.ids, "a residual sum carries them past the layers that read them")
+        else:
+            families.append(family)
+    return families, staying
 
 
 def _family(graph: GraphFacts, ties: ChannelTies, family: ChannelFamily) -> InnerFamily | None:

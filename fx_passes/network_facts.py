@@ -9,7 +9,7 @@ from torch import fx
 
 from fx_passes.channels import ChannelTies, channel_ties
 from fx_passes.facts import GraphFacts
-from fx_passes.inner_channels import InnerChannels, inner_channels
+from fx_passes.inner_channels import InnerChannels, InnerFamily, families_apart, inner_channels
 from fx_passes.structure import Level, require_captured, structure_tree
 from fx_passes.workload import Workload
 
@@ -60,5 +60,14 @@ class NetworkFacts(GraphFacts):
     @cached_property
     def inner_channels(self) -> dict[tuple[str, str], InnerChannels]:
         """The channels that can be removed inside a span, by the names of its entry and exit."""
-        found = inner_channels(self, self.channels, self.levels)
+        found = inner_channels(self._families_apart[0], self.levels)
         return {(each.level.cuts[each.start], each.level.cuts[each.stop]): each for each in found}
+
+    @property
+    def staying_channels(self) -> dict[int, str]:
+        """Why channels cannot be removed inside any span, as a clause, by id."""
+        return self._families_apart[1]
+
+    @cached_property
+    def _families_apart(self) -> tuple[list[InnerFamily], dict[int, str]]:
+        return families_apart(self, self.channels)

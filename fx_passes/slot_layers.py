@@ -12,7 +12,7 @@ from fx_passes.channel_affine import ChannelAffine
 from fx_passes.facts import GraphFacts
 from fx_passes.operators import NORMS, Role, affine_operator, called_module, known_layer, role
 
-__all__ = ["as_images", "can_be_solved", "load_operator", "operator_at", "run_operator"]
+__all__ = ["as_images", "can_be_solved", "channel_axis", "linear_at", "load_operator", "operator_at", "run_operator"]
 
 DEAD = 1e-6  # relative to a norm's largest scale: a channel with a smaller scale is lost, whatever its weights
 
@@ -20,16 +20,28 @@ DEAD = 1e-6  # relative to a norm's largest scale: a channel with a smaller scal
 def can_be_solved(gm: fx.GraphModule, node: fx.Node) -> bool:
     """Say whether the layer at a node can be a slot: an undilated, zero-padded convolution, or a linear layer.
 
-    A linear layer that reads a vector for each image is a 1x1 convolution of an image of one pixel.
+    A linear layer is a 1x1 convolution of an image of one pixel where it reads a vector for each image, else of the
+    pixels that it reads.
     """
     layer = known_layer(gm, node)
     plain = isinstance(layer, nn.Conv2d) and layer.dilation == (1, 1) and layer.padding_mode == "zeros"
-    return plain or _linear(gm, node) is not None
+    return plain or linear_at(gm, node) is not None
+
+
+def linear_at(gm: fx.GraphModule, node: fx.Node) -> nn.Linear | None:
+    """Return the linear layer that a node calls on one vector or more for each image, or None where it calls none."""
+    layer, shape = called_module(gm, node), getattr(node.meta.get("tensor_meta"), "shape", ())
+    return layer if type(layer) is nn.Linear and len(shape) > 1 else None
+
+
+def channel_axis(gm: fx.GraphModule, node: fx.Node) -> int:
+    """Return the axis of the channels in the tensors of the layer at a node: 1, or -1 for a linear layer."""
+    return 1 if linear_at(gm, node) is None else -1
 
 
 def operator_at(gm: fx.GraphModule, node: fx.Node) -> AffineConv:
     """Return the operator of the layer that a node calls; it shares the layer's weights."""
-    linear = _linear(gm, node)
+    linear = linear_at(gm, node)
     layer = _convolution(gm, node) if linear is None else linear
     weight = layer.weight.detach()
     bias = weight.new_zeros(len(weight)) if layer.bias is None else layer.bias.detach()
@@ -47,7 +59,7 @@ def load_operator(graph: GraphFacts, name: str, operator: AffineConv) -> None:
     gm, node = graph.gm, graph.nodes[name]
     while role(gm, node) is Role.ACTIVATION:  # inserted behind the layer, under its name
         node = node.all_input_nodes[0]
-    linear = _linear(gm, node)
+    linear = linear_at(gm, node)
     if linear is None:
         _load_convolution(gm, node, operator)
     else:
@@ -55,16 +67,17 @@ def load_operator(graph: GraphFacts, name: str, operator: AffineConv) -> None:
         _set_bias(linear, operator.bias)
 
 
-def as_images(tensor: Tensor) -> Tensor:
-    """Return an image tensor (n, c, h, w) as it is, and vectors (n, c) as images of one pixel."""
-    return tensor[..., None, None] if tensor.ndim == 2 else tensor
+def as_images(tensor: Tensor, axis: int) -> Tensor:
+    """Return a tensor of any rank, with its channels along an axis, as images (n, c, h, w)."""
+    first = tensor.movedim(axis, 1)
+    return first if first.ndim == 4 else first.reshape(*first.shape[:2], -1, 1)
 
 
-def run_operator(operator: AffineConv, tensor: Tensor) -> Tensor:
+def run_operator(operator: AffineConv, tensor: Tensor, axis: int) -> Tensor:
     """Return the output of a kept convolution or linear layer with a new operator, for the tensor that it reads."""
-    image = as_images(tensor)
+    image = as_images(tensor, axis)
     computed = operator.to(image)(image)
-    return computed if tensor.ndim == 4 else computed[..., 0, 0]
+    return computed if axis == 1 else computed.movedim(1, -1).reshape(*tensor.shape[:-1], -1)
 
 
 def _load_convolution(gm: fx.GraphModule, node: fx.Node, operator: AffineConv) -> None:
@@ -114,12 +127,6 @@ def _pass_on(norm: nn.Module | None, channels: Tensor) -> None:
         norm.weight.data[channels] = (norm.running_var[channels] + norm.eps).sqrt()
     elif isinstance(norm, ChannelAffine) and norm.weight is not None:
         norm.weight.data[channels] = 1.0
-
-
-def _linear(gm: fx.GraphModule, node: fx.Node) -> nn.Linear | None:
-    """Return the linear layer that a node calls on a vector for each image, or None where it calls none."""
-    layer, shape = called_module(gm, node), getattr(node.meta.get("tensor_meta"), "shape", ())
-    return layer if type(layer) is nn.Linear and len(shape) == 2 else None
 
 
 def _convolution(gm: fx.GraphModule, node: fx.Node) -> nn.Conv2d:

@@ -26,6 +26,7 @@ class Slot:
         kept: whether the layer is the network's own; a solution then stays close to its weights.
         other: name of the other operand of the sum at `target`; None where `target` is no sum.
         widths: tensors before the layer that keep fewer channels than the network's.
+        axis: axis of the channels in the tensors of these nodes: 1, or -1 for a linear layer.
     """
 
     node: str
@@ -35,6 +36,7 @@ class Slot:
     kept: bool = False
     other: str | None = None
     widths: tuple[Width, ...] = ()
+    axis: int = 1
 
     @property
     def reads(self) -> tuple[str, ...]:

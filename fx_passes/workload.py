@@ -6,6 +6,7 @@ their tensor; a sum belongs to the operand that is computed last.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,6 +19,7 @@ from fx_passes.affine import AffineConv, conv_padding
 from fx_passes.body import Body
 from fx_passes.facts import GraphFacts
 from fx_passes.operators import NORMS, Role, affine_operator, image_shape, is_folded, known_layer, role
+from fx_passes.slot_layers import linear_at, operator_at
 
 __all__ = ["Operator", "Workload"]
 
@@ -42,14 +44,14 @@ class Operator:
     """One operator as a runtime runs it.
 
     Attributes:
-        op: a convolution, an average pooling, or a norm that follows no convolution.
+        op: a convolution, a linear layer, an average pooling, or a norm that follows no convolution.
         geometry: its channels, kernel, stride, padding and groups; its weights are not to be read.
-        in_shape: (n, c, h, w) of what it reads.
+        in_shape: (n, c, h, w) of what it reads; a linear layer reads these pixels with the channels last.
         epilogue: what is fused into it.
         dilation: of a convolution's kernel, (vertical, horizontal).
     """
 
-    op: Literal["conv", "avg_pool", "scale"]
+    op: Literal["conv", "linear", "avg_pool", "scale"]
     geometry: AffineConv
     in_shape: tuple[int, int, int, int]
     epilogue: Epilogue
@@ -104,6 +106,8 @@ class Workload:
     def _kept(self, node: fx.Node, body: Body | None = None) -> Operator | None:
         """Return the operator at an unchanged node, or None if it costs next to nothing."""
         gm, shape = self._graph.gm, _read_shape(node)
+        if linear_at(gm, node) is not None:
+            return Operator("linear", operator_at(gm, node), _pixels_read(node), self._epilogue(node, body))
         if shape is None or role(gm, node) is not Role.AFFINE:
             return None
         module = known_layer(gm, node)
@@ -145,6 +149,12 @@ class Workload:
 def _type_of(layer: nn.Module | None) -> type[nn.Module]:
     assert layer is not None  # only known layers are activations
     return type(layer)
+
+
+def _pixels_read(node: fx.Node) -> tuple[int, int, int, int]:
+    """Return (n, c, h, w) of what a linear layer reads."""
+    batch, *size, channels = map(int, node.all_input_nodes[0].meta["tensor_meta"].shape)
+    return batch, channels, math.prod(size[:-1]), math.prod(size[-1:])
 
 
 def _read_shape(node: fx.Node) -> tuple[int, int, int, int] | None:

@@ -6,16 +6,17 @@ The weights of a candidate do not depend on which others are fitted, to the bit.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from depthcomp.data.calibration import CalibrationSet
 from depthcomp.fitting.channel_orders import ChannelOrders
-from depthcomp.fitting.execution import Tail, record
+from depthcomp.fitting.execution import Replacements, Tail, record
 from depthcomp.fitting.leaning import prior_of, strengths_of
 from depthcomp.fitting.memory import FitMemory
 from depthcomp.fitting.ridge import Design, RidgeSystem, design_of, sample_positions
@@ -24,15 +25,17 @@ from depthcomp.latency.pricing import Candidate
 from depthcomp.progress import Progress, silent
 from fx_passes import CapturedNetwork, Slot, SpanChoice
 from fx_passes.affine import AffineConv, Pair
+from fx_passes.graph_edit import nodes_by_name
 from fx_passes.kinds import kind_of
 from fx_passes.operators import Role
-from fx_passes.slot_layers import as_images
+from fx_passes.slot_layers import as_images, channel_axis, run_operator
 
 __all__ = [
     "SharedSystem",
     "Weights",
     "design_of_slot",
     "fit_candidates",
+    "refitted_layers",
     "replacement",
     "shared_systems",
     "whole_states",
@@ -207,6 +210,15 @@ def replacement(candidate: Candidate, weights: Weights, tail: Tail) -> tuple[str
     return body.at, body.run(tail.gm, tail.value(candidate.choice.entry), weights)
 
 
+def refitted_layers(gm: fx.GraphModule, operators: Mapping[str, AffineConv]) -> Replacements:
+    """Return functions that compute kept layers with other operators, given by node name."""
+    nodes = nodes_by_name(gm)
+    return {
+        name: functools.partial(run_operator, operator, axis=channel_axis(gm, nodes[name]))
+        for name, operator in operators.items()
+    }
+
+
 def design_of_slot(slot: Slot) -> Design:
     """Return the design of a slot's fit; fits of equal design share a system."""
     return design_of(slot.entry, slot.operator)
@@ -220,13 +232,14 @@ def whole_states(network: CapturedNetwork, names: Iterable[str]) -> set[str]:
 
 def shared_systems(candidates: Sequence[Candidate], memory: FitMemory) -> list[SharedSystem]:
     """Return the systems of all fits; fits of one design and kernel share one. Large kept layers have none."""
-    together: dict[tuple[Design, Pair], list[_Fit]] = {}
+    together: dict[tuple[Design, Pair, int], list[_Fit]] = {}
     for fit in (_Fit(candidate.choice, slot) for candidate in candidates for slot in candidate.slots):
         if not fit.slot.kept or memory.is_whole(fit.slot.operator):
-            together.setdefault((design_of_slot(fit.slot), fit.slot.operator.kernel), []).append(fit)
+            slot = fit.slot
+            together.setdefault((design_of_slot(slot), slot.operator.kernel, slot.axis), []).append(fit)
     return [
         SharedSystem(memory.system(design.entry, members[0].slot.operator), tuple(members))
-        for (design, _), members in together.items()
+        for (design, _, _), members in together.items()
     ]
 
 
@@ -237,12 +250,12 @@ def _accumulate(
     wanted = {name for shared in several for name in (shared.system.design.entry, *shared.targets)}
     tensors = record(network.gm, batch, wanted)
     for shared in several:
-        system, names = shared.system, shared.targets
+        system, names, axis = shared.system, shared.targets, shared.members[0].slot.axis
         generator = torch.Generator().manual_seed(seed)
-        some = as_images(tensors[names[0]])
+        some = as_images(tensors[names[0]], axis)
         positions = sample_positions(some, samples_per_batch(system.unknowns, batches), generator)
-        targets = {name: positions.pixels(as_images(tensors[name])) for name in names}
-        system.accumulate(as_images(tensors[system.design.entry]), targets, positions, fold=fold)
+        targets = {name: positions.pixels(as_images(tensors[name], axis)) for name in names}
+        system.accumulate(as_images(tensors[system.design.entry], axis), targets, positions, fold=fold)
 
 
 def _alike(fits: Sequence[_Fit]) -> list[list[_Fit]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,7 +28,7 @@ from fx_passes.affine import AffineConv
 from fx_passes.channels.layout import Layout
 from fx_passes.inner_channels import InnerFamily
 from fx_passes.kinds import kind_of
-from fx_passes.slot_layers import as_images, can_be_solved, operator_at
+from fx_passes.slot_layers import as_images, can_be_solved, channel_axis, operator_at
 from fx_passes.slots import Width
 
 __all__ = ["ChannelOrders"]
@@ -46,6 +46,7 @@ class _Reader:
         system: the sums of its inputs.
         inputs: numbers of its input channels, those of one id in a row.
         labels: the id of each of these rows.
+        axis: axis of the channels in the tensors that it reads and makes.
         others: numbers of its other input channels, which all stay.
     """
 
@@ -57,6 +58,7 @@ class _Reader:
     inputs: Tensor  # (ids, channels of each)
     labels: tuple[int, ...]
     others: Tensor
+    axis: int
 
     def eliminated(self, unseen: int | None, ridge: float) -> tuple[int, ...]:
         """Return the ids in the order in which the layer can do without them, on all folds but one."""
@@ -115,8 +117,12 @@ class ChannelOrders:
 
     def _gone(self, family: InnerFamily, count: int, unseen: int | None) -> set[int]:
         """Return the ids that do not stay."""
-        order = self._orders[family.tensor, self._calibration.withheld if unseen is None else unseen]
+        order = self._order(family, self._calibration.withheld if unseen is None else unseen)
         return set(order[: (len(family.ids) - count) // family.step])
+
+    def _order(self, family: InnerFamily, unseen: int | None) -> Sequence[int]:
+        """Return the ids in the order of their removal."""
+        return self._orders[family.tensor, unseen]
 
     @functools.cached_property
     def _families(self) -> dict[str, InnerFamily]:
@@ -148,8 +154,8 @@ class ChannelOrders:
             for reader in readers:
                 samples = samples_per_batch(reader.system.unknowns, self._calibration.least_fitted)
                 generator = torch.Generator().manual_seed(self._seed + number)
-                positions = sample_positions(as_images(tensors[reader.node]), samples, generator)
-                reader.system.accumulate(as_images(tensors[reader.entry]), {}, positions, fold=fold)
+                positions = sample_positions(as_images(tensors[reader.node], reader.axis), samples, generator)
+                reader.system.accumulate(as_images(tensors[reader.entry], reader.axis), {}, positions, fold=fold)
 
     def _readers(self, family: InnerFamily) -> Iterator[_Reader]:
         """Yield the layer with the most multiply-adds that reads a family, if one can be solved."""
@@ -157,7 +163,7 @@ class ChannelOrders:
         some = [nodes[name] for name in family.readers if can_be_solved(gm, nodes[name])]
         if not some:
             return
-        node = max(some, key=lambda node: operator_at(gm, node).weight.numel() * _positions(node))
+        node = max(some, key=lambda node: _macs(node, operator_at(gm, node)))
         entry, operator = node.all_input_nodes[0].name, operator_at(gm, node)
         layout = self._network.channels.made[entry]
         assert isinstance(layout, Layout)  # as `node` reads the family there
@@ -168,9 +174,11 @@ class ChannelOrders:
         yield _Reader(
             family, node.name, entry, operator, self._memory.system(entry, operator),
             torch.tensor(list(inputs.values())), tuple(inputs), torch.tensor(others, dtype=torch.long),
+            channel_axis(gm, node),
         )  # fmt: skip
 
 
-def _positions(node: fx.Node) -> int:
-    """Return the number of pixels of the tensor at a node."""
-    return math.prod(node.meta["tensor_meta"].shape[2:])
+def _macs(node: fx.Node, operator: AffineConv) -> int:
+    """Return the multiply-adds of the layer at a node, for the whole batch."""
+    positions: int = math.prod(node.meta["tensor_meta"].shape)
+    return positions * operator.weight[0].numel()

@@ -134,11 +134,11 @@ def _accumulate(consumers: Sequence[_Consumer], tail: Tail, batches: int, seed: 
     """Add a batch to the sums of all consumers; a refit sees at least `batches` batches."""
     for consumer in consumers:
         slot, system = consumer.slot, consumer.system
-        target = as_images(tail.value(slot.target))
+        target = as_images(tail.value(slot.target), slot.axis)
         samples = samples_per_batch(system.unknowns, batches)
         positions = sample_positions(target, samples, torch.Generator().manual_seed(seed))
         start = replacement(consumer.candidate, consumer.weights, tail)
-        now = {name: as_images(tensor) for name, tensor in tail.rerun_at(*start, set(slot.reads)).items()}
+        now = {name: as_images(tensor, slot.axis) for name, tensor in tail.rerun_at(*start, set(slot.reads)).items()}
         wanted = positions.pixels(target)
         if slot.other is not None:
             wanted = wanted - positions.pixels(now[slot.other])

@@ -11,7 +11,7 @@ from torch import Tensor, fx
 
 from fx_passes.graph_edit import nodes_by_name
 
-__all__ = ["Stream", "Tail", "record", "run_node"]
+__all__ = ["Replacements", "Stream", "Tail", "record", "run_node"]
 
 Environment = dict[fx.Node, Any]
 Replacements = Mapping[str, Callable[[Tensor], Tensor]]

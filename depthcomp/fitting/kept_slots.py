@@ -16,7 +16,7 @@ from torch import fx
 from fx_passes import Plan, Slot, SpanChoice
 from fx_passes.facts import GraphFacts
 from fx_passes.operators import Role, role
-from fx_passes.slot_layers import can_be_solved, operator_at
+from fx_passes.slot_layers import can_be_solved, channel_axis, operator_at
 
 __all__ = ["consumers_of", "kept_behind", "kept_slot", "nearest_behind"]
 
@@ -50,13 +50,13 @@ def consumers_of(graph: GraphFacts, name: str) -> list[Slot]:
 def kept_slot(graph: GraphFacts, name: str) -> Slot:
     """Return the slot of the convolution or linear layer at the node called `name`."""
     node = graph.nodes[name]
-    entry, operator = node.all_input_nodes[0].name, operator_at(graph.gm, node)
+    entry, operator, axis = node.all_input_nodes[0].name, operator_at(graph.gm, node), channel_axis(graph.gm, node)
     user = next(iter(node.users)) if len(node.users) == 1 else None
     if user is not None and role(graph.gm, user) is Role.ADD:
         others = [operand.name for operand in user.all_input_nodes if operand is not node]
         if len(others) == 1 and graph.order[others[0]] < graph.order[node.name]:
-            return Slot(node.name, entry, user.name, operator, kept=True, other=others[0])
-    return Slot(node.name, entry, node.name, operator, kept=True)
+            return Slot(node.name, entry, user.name, operator, kept=True, other=others[0], axis=axis)
+    return Slot(node.name, entry, node.name, operator, kept=True, axis=axis)
 
 
 def _behind(graph: GraphFacts, ends: Set[str], own: Set[str], *, nearest: bool) -> list[Slot]:

@@ -126,7 +126,7 @@ class Refitter:
         self._channels = channels or ChannelOrders(network, calibration, seed=seed, memory=self._memory)
         self._calibration = calibration
         self._seed = seed
-        self._pixels: dict[tuple[str, int], list[Pixels]] = {}  # by target and samples in a batch
+        self._pixels: dict[tuple[str, int, int], list[Pixels]] = {}  # by target, samples in a batch, axis
         self._solved: dict[_Inputs, AffineConv] = {}  # plans share the fits whose inputs are equal
         self._judged: dict[tuple[Plan, Kept, int], tuple[float, int]] = {}
 
@@ -239,25 +239,26 @@ class Refitter:
         for fold, entry, (positions, pixels), summand in zip(
             self._calibration.folds, entries, known, others, strict=False
         ):
-            wanted = pixels if summand is None else pixels - positions.pixels(as_images(summand))
-            system.accumulate(as_images(entry), {_TARGET: wanted}, positions, fold=fold)
+            wanted = pixels if summand is None else pixels - positions.pixels(as_images(summand, slot.axis))
+            system.accumulate(as_images(entry, slot.axis), {_TARGET: wanted}, positions, fold=fold)
         return system
 
     def _sample(self, slots: Iterable[Slot]) -> None:
         """Sample the original network's target pixels for slots whose pixels are not yet known."""
         missing = {key for slot in slots if (key := self._key(slot)) not in self._pixels}
         for batch in self._calibration.batches if missing else ():
-            tensors = record(self._network.gm, batch, {target for target, _ in missing})
-            for target, count in sorted(missing):
-                generator = torch.Generator().manual_seed(self._seed + len(self._pixels.get((target, count), ())))
-                wanted = as_images(tensors[target])
+            tensors = record(self._network.gm, batch, {key[0] for key in missing})
+            for key in sorted(missing):
+                target, count, axis = key
+                generator = torch.Generator().manual_seed(self._seed + len(self._pixels.get(key, ())))
+                wanted = as_images(tensors[target], axis)
                 positions = sample_positions(wanted, count, generator)
-                self._pixels.setdefault((target, count), []).append((positions, positions.pixels(wanted)))
+                self._pixels.setdefault(key, []).append((positions, positions.pixels(wanted)))
 
-    def _key(self, slot: Slot) -> tuple[str, int]:
-        """Return a slot's target, and how many of its pixels are sampled in a batch."""
+    def _key(self, slot: Slot) -> tuple[str, int, int]:
+        """Return a slot's target, how many of its pixels are sampled in a batch, and the axis of their channels."""
         system = self._memory.system(slot.entry, slot.operator)
-        return slot.target, samples_per_batch(system.unknowns, self._calibration.least_fitted)
+        return slot.target, samples_per_batch(system.unknowns, self._calibration.least_fitted), slot.axis
 
 
 class Unfitted(Refitter):

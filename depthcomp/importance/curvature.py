@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from depthcomp.fingerprint import seed_of
-from depthcomp.fitting.candidates import Weights, replacement
+from depthcomp.fitting.candidates import Weights, refitted_layers, replacement
 from depthcomp.fitting.kept_slots import consumers_of
 from depthcomp.fitting.sensitivity import Sensitivity
 from depthcomp.fitting.speed import Speed, fit_work
@@ -34,7 +34,6 @@ from depthcomp.importance.ways import Ways, least, profiting
 from depthcomp.latency.pricing import Candidate
 from fx_passes import CapturedNetwork, SpanChoice
 from fx_passes.affine import AffineConv
-from fx_passes.slot_layers import run_operator
 from latency_tables.fleet.work import Shard
 
 __all__ = ["CurvatureJudges", "CurvatureScores", "curvature", "foretold_seconds", "score_part"]
@@ -148,7 +147,7 @@ class _CurvatureJudge:
     def loss(self, candidate: Candidate, weights: Weights, consumers: Mapping[str, AffineConv]) -> float:
         """Return the loss of a candidate; NaN where no gradient reaches."""
         tail, join = self.sensitivity.tail, self.joins[candidate.choice.exit]
-        refitted = {name: functools.partial(run_operator, operator) for name, operator in consumers.items()}
+        refitted = refitted_layers(tail.gm, consumers)
         changed = tail.rerun_at(*replacement(candidate, weights, tail), {join}, refitted)
         return self.sensitivity.rise(join, changed[join])
 

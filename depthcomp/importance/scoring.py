@@ -67,14 +67,15 @@ def scoring_context(
     folder: Path | None = None,
     seed: int = 0,
     progress: Progress = silent,
+    orders: type[ChannelOrders] = ChannelOrders,
 ) -> ScoringContext:
     """Return the context of a scoring, without fits that exceed the memory; a note counts those.
 
-    The arguments are as for `score_choices`.
+    The arguments are as for `score_choices`; `orders` decides which inner channels stay.
     """
     memory = FitMemory(prepared.calibration.count, importance.memory_mib)
     fitting, notes = memory.fitting(candidates)
-    channels = ChannelOrders(prepared.network, prepared.calibration, seed=seed, memory=memory, progress=progress)
+    channels = orders(prepared.network, prepared.calibration, seed=seed, memory=memory, progress=progress)
     return ScoringContext(
         prepared, fitting, savings_ms, memory, channels, _rules(importance, refit_kept), notes,
         refit_kept=refit_kept, on_frontier=on_frontier, folder=folder, seed=seed, progress=progress,

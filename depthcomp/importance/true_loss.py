@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Mapping
 
 from depthcomp.data.calibration import CalibrationSet
-from depthcomp.fitting.candidates import Weights, replacement
+from depthcomp.fitting.candidates import Weights, refitted_layers, replacement
 from depthcomp.fitting.divergence import require_finite, rise_of_loss
 from depthcomp.fitting.execution import Tail
 from depthcomp.importance.candidate_scorer import JudgingBatch
 from depthcomp.latency.pricing import Candidate
 from fx_passes import CapturedNetwork
 from fx_passes.affine import AffineConv
-from fx_passes.slot_layers import run_operator
 
 __all__ = ["TrueLoss", "judging_batches"]
 
@@ -38,7 +36,7 @@ class TrueLoss:
 
     def loss(self, candidate: Candidate, weights: Weights, consumers: Mapping[str, AffineConv]) -> float:
         """Return the loss of the network with a candidate's body and refitted consumers of its change."""
-        refitted = {name: functools.partial(run_operator, operator) for name, operator in consumers.items()}
+        refitted = refitted_layers(self._tail.gm, consumers)
         changed = self._tail.rerun(*replacement(candidate, weights, self._tail), refitted)
         return rise_of_loss(self._tail.output, changed, self._labels)
 

@@ -9,11 +9,13 @@ from depthcomp.latency.pricing import Candidate
 from depthcomp.preparation import Prepared
 from dp_solver import Chain, frontier
 from fx_passes import SpanChoice
+from fx_passes.kinds import kind_of
 from latency_tables import LatencyTable, OperatorSignature
 
 __all__ = ["PricedCandidates", "choices_on_frontier", "operators_of", "problem_of", "worthwhile"]
 
 LEAST_SAVING = 0.005  # share of the network's latency; smaller savings are lost in measurement noise
+LEAST_STEP = 0.001  # share of the network's latency; with fewer channels a layer must save so much more
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +54,27 @@ def operators_of(prepared: Prepared) -> set[OperatorSignature]:
 
 
 def worthwhile(prepared: Prepared, table: LatencyTable) -> PricedCandidates:
-    """Return the rewrites that save enough by a table, which must have all of `operators_of`."""
+    """Return the rewrites that save enough by a table, which must have all of `operators_of`.
+
+    Kernels compute channels in blocks, so latency falls in steps: of all widths of a step, only the widest is left.
+    """
     pricing, original = prepared.pricing, prepared.original_pricing
     total_ms = original.kept_ms(original.kept, table.ms)
     savings_ms = {candidate.choice: pricing.saving_ms(candidate, table.ms) for candidate in prepared.candidates}
-    candidates = [c for c in prepared.candidates if savings_ms[c.choice] > LEAST_SAVING * total_ms]
+    saving = [c for c in prepared.candidates if savings_ms[c.choice] > LEAST_SAVING * total_ms]
+    by_span: dict[tuple[str, str], list[SpanChoice]] = {}
+    for candidate in saving:
+        by_span.setdefault((candidate.span.entry, candidate.span.exit), []).append(candidate.choice)
+
+    def is_no_faster(choice: SpanChoice, other: SpanChoice) -> bool:
+        """Say whether a choice takes more away than another and does not pay for that."""
+        step = savings_ms[choice] - savings_ms[other]
+        return step < LEAST_STEP * total_ms and kind_of(choice).takes_more(choice, other)
+
+    candidates = [
+        candidate
+        for candidate in saving
+        for others in [by_span[candidate.span.entry, candidate.span.exit]]
+        if not any(is_no_faster(candidate.choice, other) for other in others)
+    ]
     return PricedCandidates(table, candidates, savings_ms, total_ms)

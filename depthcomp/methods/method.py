@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from depthcomp.fitting.channel_orders import ChannelOrders
 from depthcomp.latency.pricing import Candidate
 from depthcomp.methods.baselines import Draw
 from fx_passes import CapturedNetwork, SpanLimits
@@ -37,6 +38,7 @@ class Method:
         scored: whether it needs the losses of choices.
         fits: whether new convolutions are solved for on calibration images. A solver's plans are then compared by true
             loss. If False, fine-tuning starts from merged weights.
+        orders: decides which inner channels stay.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Method:
     draw: Draw | None = field(default=None, repr=False)
     scored: bool = True
     fits: bool = False
+    orders: type[ChannelOrders] = field(default=ChannelOrders, repr=False)
 
     def candidates(self, network: CapturedNetwork, candidates: Sequence[Candidate]) -> list[Candidate]:
         """Return the rewrites of a network that the method may take."""

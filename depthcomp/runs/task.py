@@ -101,4 +101,5 @@ class CompressionTask:
         return scoring_context(
             prepared, priced.candidates, priced.savings_ms, self.importance,
             refit_kept=self.refit_kept, on_frontier=on_frontier, folder=folder, seed=self.seed, progress=progress,
+            orders=self.method.orders,
         )  # fmt: skip

@@ -68,6 +68,11 @@ class ChannelTies:
             families.setdefault(tuple(names), []).append(label)
         return tuple(ChannelFamily(nodes, tuple(ids)) for nodes, ids in families.items())
 
+    def width(self, name: str) -> int:
+        """Return the number of channels of the tensor at a node; 0 where they are not known."""
+        layout = self.made.get(name)
+        return len(layout.ids) if isinstance(layout, Layout) else 0
+
     def without(self, gm: fx.GraphModule, removed: Set[int]) -> fx.GraphModule:
         """Return a copy of the graph without some channels.
 

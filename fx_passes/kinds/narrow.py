@@ -22,7 +22,7 @@ from fx_passes.limits import SpanLimits
 from fx_passes.module_paths import module_path
 from fx_passes.network_facts import NetworkFacts
 from fx_passes.operators import called_module
-from fx_passes.slot_layers import can_be_solved, operator_at
+from fx_passes.slot_layers import can_be_solved, channel_axis, operator_at
 from fx_passes.slots import Slot, Width
 from fx_passes.span import Piece
 from fx_passes.structure import Level
@@ -31,7 +31,8 @@ from fx_passes.workload import Operator
 __all__ = ["Narrow"]
 
 SHARES = 8  # widths are offered in eighths of the original's
-MULTIPLE = 8  # and are multiples of this many channels
+MULTIPLES = (32, 16, 8)  # of channels; each eighth is rounded to the first of them that is near
+NEAR = 1 / 3  # of an eighth
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,7 @@ class NarrowKind(Kind[Narrow]):
     def enumerate(self, piece: Piece, limits: SpanLimits) -> Iterator[Narrow]:
         """Yield a choice for each share of the channels, the largest first."""
         families = list(_families(piece).values())
-        if not families or not all(_can_be_refitted(piece, family) for family in families):
+        if not families or any(_cannot_be_refitted(piece.graph, family) for family in families):
             return
         counts = ([_width(family, share) for family in families] for share in reversed(range(1, SHARES)))
         for several in dict.fromkeys(map(tuple, counts)):
@@ -100,16 +101,21 @@ class NarrowKind(Kind[Narrow]):
 
     def refusal(self, piece: Piece, limits: SpanLimits) -> str:
         """Return why no channels can be removed inside a piece."""
-        ties, inside = piece.graph.channels, piece.nodes[:-1]
-        found = (ties.made[name] for name in inside if name in ties.made)
-        labels = {int(label) for layout in found if isinstance(layout, Layout) for label in layout.ids}
-        reasons = dict.fromkeys(ties.fixed[label] for label in sorted(labels & ties.fixed.keys()))
-        return " and ".join(reasons) or "no channels live only inside it"
+        known = _staying(piece.graph, limits)
+        reasons = [reason for name in piece.nodes[:-1] for reason in _reasons(piece.graph, name, known)]
+        return " and ".join(dict.fromkeys(filter(None, reasons))) or "no channels live only inside it"
+
+    def left_out(self, network: NetworkFacts, limits: SpanLimits) -> Iterator[tuple[str, str]]:
+        """Yield the layers that make channels, all of which stay."""
+        known = _staying(network, limits)
+        for name, node in network.nodes.items():
+            reasons = _reasons(network, name, known)
+            if reasons and all(reasons) and maker_of(called_module(network.gm, node)) is not None:
+                yield name, f"its channels stay, as {' and '.join(dict.fromkeys(reasons))}"
 
     def body(self, choice: Narrow, piece: Piece) -> Body:
         """Return the span with all channels; layers that read inner ones have new weights, zero for removed ones."""
-        solved = {slot.node: slot.operator for slot in self.slots(choice, piece)}
-        return copied_body(piece.graph.nodes, piece.entry, piece.nodes, piece.exit, solved)
+        return copied_body(piece.graph.nodes, piece.entry, piece.nodes, piece.exit, self.slots(choice, piece))
 
     def slots(self, choice: Narrow, piece: Piece) -> tuple[Slot, ...]:
         """Return the layers that read the channels."""
@@ -118,7 +124,7 @@ class NarrowKind(Kind[Narrow]):
         return tuple(
             Slot(
                 name, graph.nodes[name].all_input_nodes[0].name, name, operator_at(graph.gm, graph.nodes[name]),
-                kept=True, widths=choice.widths,
+                kept=True, widths=choice.widths, axis=channel_axis(graph.gm, graph.nodes[name]),
             )
             for name in sorted(readers, key=graph.order.__getitem__)
             if can_be_solved(graph.gm, graph.nodes[name])
@@ -127,6 +133,13 @@ class NarrowKind(Kind[Narrow]):
     def decided(self, choice: Narrow, kept: Callable[[str, int], tuple[int, ...]]) -> Narrow:
         """Return the choice with the channels that stay."""
         return replace(choice, kept=tuple(kept(*width) for width in choice.widths))
+
+    def takes_more(self, choice: Narrow, other: SpanChoice) -> bool:
+        """Say whether a choice keeps fewer channels of the same tensors of a span."""
+        if not isinstance(other, Narrow) or (choice.entry, choice.exit) != (other.entry, other.exit):
+            return False
+        own, wider = dict(choice.widths), dict(other.widths)
+        return own != wider and own.keys() == wider.keys() and all(own[name] <= wider[name] for name in own)
 
     def operators(self, choice: Narrow, piece: Piece) -> tuple[Operator, ...]:
         """Return the operators of the span with fewer channels."""
@@ -180,16 +193,41 @@ def _families(piece: Piece) -> dict[str, InnerFamily]:
     return {} if inner is None else {family.tensor: family for family in inner.families}
 
 
-def _can_be_refitted(piece: Piece, family: InnerFamily) -> bool:
-    return all(can_be_solved(piece.graph.gm, piece.graph.nodes[name]) for name in family.readers)
+def _cannot_be_refitted(graph: GraphFacts, family: InnerFamily) -> str:
+    """Return the reader of a family that cannot be refitted, as the user's module; empty where all can."""
+    readers = (graph.nodes[name] for name in family.readers)
+    return next((module_path(node) for node in readers if not can_be_solved(graph.gm, node)), "")
+
+
+def _staying(graph: NetworkFacts, limits: SpanLimits) -> dict[int, str]:
+    """Return why channels stay, as a clause, by id."""
+    apart = f"the layers that make and read them are more than {limits.longest_span} units apart"
+    staying = dict.fromkeys(range(graph.channels.count), apart) | graph.staying_channels
+    for inner in graph.inner_channels.values():
+        for family in inner.families if inner.stop - inner.start <= limits.longest_span else ():
+            reader = _cannot_be_refitted(graph, family)
+            staying |= dict.fromkeys(family.ids, f"{reader} reads them and cannot be refitted" if reader else "")
+    return staying
+
+
+def _reasons(graph: NetworkFacts, name: str, staying: Mapping[int, str]) -> list[str]:
+    """Return why each channel of the tensor at a node stays, empty for those that can be removed."""
+    layout = graph.channels.made.get(name)
+    return [staying[label] for label in layout.ids.tolist()] if isinstance(layout, Layout) else []
 
 
 def _width(family: InnerFamily, share: int) -> int:
-    """Return the number of channels that stay for a share of them, a multiple of MULTIPLE where steps allow it."""
-    wanted = -(-len(family.ids) * share // (SHARES * MULTIPLE)) * MULTIPLE
+    """Return the number of channels that stay for a share of them, a round number where steps allow it."""
+    wanted = _rounded(len(family.ids) * share / SHARES, NEAR * len(family.ids) / SHARES)
     staying = len(family.ids) - family.channels
     steps = max(round((wanted - staying) / family.step), 1)
     return min(staying + steps * family.step, len(family.ids))
+
+
+def _rounded(count: float, near: float) -> int:
+    """Return a round number near a count: kernels compute channels in blocks, of 8 to 32 on most processors."""
+    several = [max(round(count / multiple), 1) * multiple for multiple in MULTIPLES]
+    return next((number for number in several if abs(number - count) <= near), several[-1])
 
 
 def _width_obstacle(family: InnerFamily, count: int) -> str:

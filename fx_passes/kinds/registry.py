@@ -65,6 +65,10 @@ class Kind(ABC, Generic[C]):
     def refusal(self, piece: Piece, limits: SpanLimits) -> str:
         """Return why `enumerate` yields nothing for a piece with layers, as a clause about the piece."""
 
+    def left_out(self, network: NetworkFacts, limits: SpanLimits) -> Iterator[tuple[str, str]]:
+        """Yield the names of layers that no choice within limits can change, each with the reason as a sentence."""
+        yield from ()
+
     @abstractmethod
     def body(self, choice: C, piece: Piece) -> Body:
         """Return the body that takes the piece's place."""
@@ -77,6 +81,13 @@ class Kind(ABC, Generic[C]):
             kept: returns the numbers of the channels that stay at a node, by its name and their count.
         """
         return choice
+
+    def takes_more(self, choice: C, other: SpanChoice) -> bool:
+        """Say whether a choice takes all away that another one of its span does, and more.
+
+        It loses at least as much, so it is worth a try only where it is faster.
+        """
+        return False
 
     def operators(self, choice: C, piece: Piece) -> tuple[Operator, ...]:
         """Return the operators of the piece as a runtime runs them once the choice is carried out."""

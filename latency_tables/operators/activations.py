@@ -18,18 +18,18 @@ class Fragment(NamedTuple):
     weights: list[TensorProto]
 
 
-Builder = Callable[[str, str, int], Fragment]  # (input name, output name, channels) -> fragment
+Builder = Callable[[str, str, tuple[int, ...]], Fragment]  # (input name, output name, shape of slopes) -> fragment
 
 
 def _one_node(operator: str, **attributes: Any) -> Builder:
-    def build(x: str, y: str, channels: int) -> Fragment:
+    def build(x: str, y: str, slopes: tuple[int, ...]) -> Fragment:
         return Fragment([make_node(operator, [x], [y], **attributes)], [])
 
     return build
 
 
 def _clip(low: float, high: float) -> Builder:
-    def build(x: str, y: str, channels: int) -> Fragment:
+    def build(x: str, y: str, slopes: tuple[int, ...]) -> Fragment:
         limits = {f"{y}_low": low, f"{y}_high": high}
         bounds = [from_array(np.array(limit, np.float32), name) for name, limit in limits.items()]
         return Fragment([make_node("Clip", [x, *(bound.name for bound in bounds)], [y])], bounds)
@@ -37,13 +37,13 @@ def _clip(low: float, high: float) -> Builder:
     return build
 
 
-def _silu(x: str, y: str, channels: int) -> Fragment:
+def _silu(x: str, y: str, slopes: tuple[int, ...]) -> Fragment:
     gate = f"{y}_gate"
     return Fragment([make_node("Sigmoid", [x], [gate]), make_node("Mul", [x, gate], [y])], [])
 
 
-def _prelu(x: str, y: str, channels: int) -> Fragment:
-    slope = from_array(np.full((channels, 1, 1), 0.25, np.float32), f"{y}_slope")
+def _prelu(x: str, y: str, slopes: tuple[int, ...]) -> Fragment:
+    slope = from_array(np.full(slopes, 0.25, np.float32), f"{y}_slope")
     return Fragment([make_node("PRelu", [x, slope.name], [y])], [slope])
 
 

@@ -14,7 +14,7 @@ from onnx.numpy_helper import from_array
 from latency_tables.operators.activations import ACTIVATIONS, Fragment
 from latency_tables.operators.signature import OperatorSignature
 
-__all__ = ["Weights", "call_overhead_model", "operator_model", "operator_weights"]
+__all__ = ["Weights", "call_overhead_model", "input_shapes", "operator_model", "operator_weights", "output_shape"]
 
 OPSET = 20  # the first with Gelu
 IR_VERSION = 9  # the one that came with opset 20: every runtime that knows the opset reads it
@@ -26,8 +26,8 @@ Weights = dict[str, NDArray[np.float32]]
 def operator_model(signature: OperatorSignature, *, seed: int = 0) -> bytes:
     """Return the ONNX model of one operator, with weights of He scale drawn from `seed`.
 
-    Inputs are `x` of shape (batch, in_channels, height, width) and, for a residual, `residual` of the
-    output's shape; the output is `y` of shape (batch, out_channels, out_height, out_width).
+    Inputs are `x` and, for a residual, `residual`; the output is `y`. Their shapes are those of `input_shapes` and
+    `output_shape`.
 
     Example:
         >>> pool = OperatorSignature(op="avg_pool", batch=1, in_channels=8, out_channels=8, in_size=(6, 6),
@@ -36,11 +36,29 @@ def operator_model(signature: OperatorSignature, *, seed: int = 0) -> bytes:
         ['AveragePool']
     """
     body = _chain(_stages(signature, operator_weights(signature, seed=seed)))
-    result = _tensor("y", signature.out_channels, signature.out_size, signature)
-    inputs = [_tensor("x", signature.in_channels, signature.in_size, signature)]
-    if signature.residual:
-        inputs.append(_tensor("residual", signature.out_channels, signature.out_size, signature))
-    return _checked(body, inputs, result)
+    inputs = [_tensor(name, shape) for name, shape in input_shapes(signature).items()]
+    return _checked(body, inputs, _tensor("y", output_shape(signature)))
+
+
+def input_shapes(signature: OperatorSignature) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of an operator's inputs, by name.
+
+    Example:
+        >>> input_shapes(OperatorSignature(op="linear", batch=2, in_channels=8, out_channels=4, in_size=(7, 5)))
+        {'x': (2, 7, 5, 8)}
+    """
+    shapes = {"x": _shape(signature, signature.in_channels, signature.in_size)}
+    return shapes | ({"residual": output_shape(signature)} if signature.residual else {})
+
+
+def output_shape(signature: OperatorSignature) -> tuple[int, ...]:
+    """Return the shape of an operator's output.
+
+    Example:
+        >>> output_shape(OperatorSignature(op="linear", batch=2, in_channels=8, out_channels=4, in_size=(1, 1)))
+        (2, 4)
+    """
+    return _shape(signature, signature.out_channels, signature.out_size)
 
 
 def call_overhead_model() -> bytes:
@@ -56,6 +74,10 @@ def operator_weights(signature: OperatorSignature, *, seed: int = 0) -> Weights:
         shape = (signature.out_channels, signature.in_channels // signature.groups, *signature.kernel)
         he_scale = np.sqrt(2 / prod(shape[1:]))
         return {"weight": _normal(rng, shape, he_scale), "bias": _normal(rng, channels, 0.1)}
+    if signature.op == "linear":
+        he_scale = np.sqrt(2 / signature.in_channels)
+        weight = _normal(rng, (signature.in_channels, signature.out_channels), he_scale)
+        return {"weight": weight, "bias": _normal(rng, channels, 0.1)}
     if signature.op == "scale":
         affine = {"gain": _normal(rng, channels, 0.1, mean=1.0), "shift": _normal(rng, channels, 0.1)}
         mean, variance = _normal(rng, channels, 0.1), rng.uniform(0.5, 1.5, channels).astype(np.float32)
@@ -64,14 +86,15 @@ def operator_weights(signature: OperatorSignature, *, seed: int = 0) -> Weights:
 
 
 def _stages(signature: OperatorSignature, weights: Weights) -> list[Stage]:
-    operator = {"conv": _conv, "avg_pool": _avg_pool, "scale": _scale}[signature.op]
+    operator = _OPERATORS[signature.op]
     tensors = [from_array(values, name) for name, values in weights.items()]
     stages: list[Stage] = [partial(operator, signature, tensors)]
     if signature.residual:
         stages.append(_add_residual)
     if signature.activation is not None:
         activation = ACTIVATIONS[signature.activation]
-        stages.append(lambda x, y: activation(x, y, signature.out_channels))
+        slopes = (signature.out_channels,) if signature.op == "linear" else (signature.out_channels, 1, 1)
+        stages.append(lambda x, y: activation(x, y, slopes))
     return stages
 
 
@@ -98,6 +121,14 @@ def _conv(signature: OperatorSignature, weights: list[TensorProto], x: str, y: s
     return Fragment([node], weights)
 
 
+def _linear(signature: OperatorSignature, weights: list[TensorProto], x: str, y: str) -> Fragment:
+    weight, bias = (tensor.name for tensor in weights)
+    if signature.in_size == (1, 1):
+        return Fragment([make_node("Gemm", [x, weight, bias], [y])], weights)
+    product = f"{y}_product"
+    return Fragment([make_node("MatMul", [x, weight], [product]), make_node("Add", [product, bias], [y])], weights)
+
+
 def _avg_pool(signature: OperatorSignature, weights: list[TensorProto], x: str, y: str) -> Fragment:
     node = make_node(
         "AveragePool",
@@ -115,6 +146,9 @@ def _scale(signature: OperatorSignature, weights: list[TensorProto], x: str, y: 
     return Fragment([make_node("BatchNormalization", [x, *(tensor.name for tensor in weights)], [y])], weights)
 
 
+_OPERATORS = {"conv": _conv, "linear": _linear, "avg_pool": _avg_pool, "scale": _scale}
+
+
 def _add_residual(x: str, y: str) -> Fragment:
     return Fragment([make_node("Add", [x, "residual"], [y])], [])
 
@@ -130,8 +164,14 @@ def _onnx_pads(signature: OperatorSignature) -> list[int]:
     return [top, left, bottom, right]  # ONNX: all beginnings, then all ends
 
 
-def _tensor(name: str, channels: int, size: tuple[int, int], signature: OperatorSignature) -> ValueInfoProto:
-    return make_tensor_value_info(name, TensorProto.FLOAT, (signature.batch, channels, *size))
+def _shape(signature: OperatorSignature, channels: int, size: tuple[int, int]) -> tuple[int, ...]:
+    if signature.op != "linear":
+        return signature.batch, channels, *size
+    return (signature.batch, *(() if size == (1, 1) else size), channels)
+
+
+def _tensor(name: str, shape: tuple[int, ...]) -> ValueInfoProto:
+    return make_tensor_value_info(name, TensorProto.FLOAT, shape)
 
 
 def _checked(body: Fragment, inputs: list[ValueInfoProto], result: ValueInfoProto) -> bytes:

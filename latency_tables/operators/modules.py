@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 from torch.nn.utils import skip_init
 
-from latency_tables.operators.models import Weights, operator_weights
+from latency_tables.operators.models import Weights, input_shapes, operator_weights
 from latency_tables.operators.signature import OperatorSignature
 
 __all__ = ["ACTIVATION_MODULES", "call_overhead_module", "example_inputs", "operator_module"]
@@ -60,7 +60,9 @@ def operator_module(signature: OperatorSignature, *, seed: int = 0) -> fx.GraphM
     if residual is not None:
         value = graph.call_function(torch.add, (value, residual))
     if signature.activation is not None:
-        layers["activation"] = ACTIVATION_MODULES[signature.activation](signature.out_channels)
+        pixels_first = signature.op == "linear" and signature.in_size != (1, 1)
+        channels = 1 if pixels_first else signature.out_channels  # torch's PReLU has its channels along axis 1
+        layers["activation"] = ACTIVATION_MODULES[signature.activation](channels)
         value = graph.call_module("activation", (value,))
     graph.output(value)
     return fx.GraphModule(layers, graph).eval()
@@ -68,9 +70,7 @@ def operator_module(signature: OperatorSignature, *, seed: int = 0) -> fx.GraphM
 
 def example_inputs(signature: OperatorSignature) -> tuple[Tensor, ...]:
     """Return zeros of the shapes that the operator's module takes."""
-    shapes = [(signature.batch, signature.in_channels, *signature.in_size)]
-    if signature.residual:
-        shapes.append((signature.batch, signature.out_channels, *signature.out_size))
+    shapes = input_shapes(signature).values()
     return tuple(torch.zeros(shape, dtype=torch.float32, device="cpu") for shape in shapes)
 
 
@@ -104,6 +104,13 @@ def _conv(signature: OperatorSignature, padding: tuple[int, int], weights: Weigh
     return _loaded(conv, {"weight": weights["weight"], "bias": weights["bias"]})
 
 
+def _linear(signature: OperatorSignature, padding: tuple[int, int], weights: Weights) -> nn.Module:
+    linear: nn.Module = skip_init(  # type: ignore[no-untyped-call]  # as for a convolution
+        nn.Linear, signature.in_channels, signature.out_channels, device="cpu", dtype=torch.float32
+    )
+    return _loaded(linear, {"weight": np.ascontiguousarray(weights["weight"].T), "bias": weights["bias"]})
+
+
 def _avg_pool(signature: OperatorSignature, padding: tuple[int, int], weights: Weights) -> nn.Module:
     return nn.AvgPool2d(signature.kernel, signature.stride, padding)
 
@@ -119,4 +126,4 @@ def _loaded(layer: nn.Module, weights: Mapping[str, NDArray[np.float32]]) -> nn.
     return layer
 
 
-_OPERATORS = {"conv": _conv, "avg_pool": _avg_pool, "scale": _scale}
+_OPERATORS = {"conv": _conv, "linear": _linear, "avg_pool": _avg_pool, "scale": _scale}

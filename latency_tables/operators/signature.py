@@ -10,7 +10,7 @@ from latency_tables.operators.activations import ACTIVATIONS
 
 __all__ = ["OperatorSignature"]
 
-Op = Literal["conv", "avg_pool", "scale"]
+Op = Literal["conv", "linear", "avg_pool", "scale"]
 Dtype = Literal["fp32"]
 
 _KEY = re.compile(
@@ -24,22 +24,23 @@ _KEY = re.compile(
 @total_ordering
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OperatorSignature:
-    """One operator as it will really run: a convolution, an average pooling or a lone per-channel affine.
+    """One operator as it will really run: a convolution, linear layer, average pooling or lone per-channel affine.
 
     Batch normalisation is folded into a convolution, which always has a bias; `scale` is a batch
     normalisation that has no convolution to fold into. An average pooling counts its padding as zeros. Pairs
-    are (height, width).
+    are (height, width). A linear layer reads channels along the last axis: of one vector for each image where its
+    `in_size` is (1, 1), else of each of its pixels.
 
     Attributes:
-        op: "conv", "avg_pool" or "scale".
+        op: "conv", "linear", "avg_pool" or "scale".
         batch: images per inference.
         in_channels: channels of the input.
-        out_channels: channels of the output; equal to `in_channels` unless `op` is "conv".
+        out_channels: channels of the output; equal to `in_channels` for "avg_pool" and "scale".
         in_size: (height, width) of the input before padding.
-        kernel: window; (1, 1) for "scale".
-        stride: step of the window; (1, 1) for "scale".
-        padding: (top, bottom, left, right), maybe asymmetric, never negative; zeros for "scale", smaller than
-            the kernel for "avg_pool".
+        kernel: window; (1, 1) for "linear" and "scale".
+        stride: step of the window; (1, 1) for "linear" and "scale".
+        padding: (top, bottom, left, right), maybe asymmetric, never negative; zeros for "linear" and "scale", smaller
+            than the kernel for "avg_pool".
         dilation: spacing of the kernel's taps; (1, 1) unless `op` is "conv".
         groups: groups of the convolution; 1 for the other operators.
         activation: a name in `latency_tables.operators.activations.ACTIVATIONS`, or None.
@@ -146,7 +147,8 @@ class OperatorSignature:
         if self.op == "conv":
             self._check_groups()
             return
-        self._require("out_channels", self.in_channels)
+        if self.op != "linear":
+            self._require("out_channels", self.in_channels)
         self._require("groups", 1)
         self._require("dilation", (1, 1))
         if self.op == "avg_pool":

@@ -35,11 +35,11 @@ def traffic_bytes(signature: OperatorSignature) -> int:
 
 def _channels_read(signature: OperatorSignature) -> int:
     """Return how many input channels each output reads."""
-    return signature.in_channels // signature.groups if signature.op == "conv" else 1
+    return signature.in_channels // signature.groups if signature.op in ("conv", "linear") else 1
 
 
 def _weights(signature: OperatorSignature) -> int:
     if signature.op == "avg_pool":
         return 0
     kernel = prod(signature.kernel) * _channels_read(signature)
-    return signature.out_channels * (kernel + 1)  # a scale has a factor and a shift, a convolution its bias
+    return signature.out_channels * (kernel + 1)  # a scale has a factor and a shift, other layers a bias

@@ -1,6 +1,8 @@
 """Compressions that narrow spans: measured, saved, loaded, exported, fine-tuned, told."""
 
 import json
+import math
+from dataclasses import replace
 
 import onnxruntime
 import pytest
@@ -11,8 +13,11 @@ from torch import nn
 import depthcomp
 from depthcomp import FinetuneConfig, compress_depth
 from depthcomp.errors import DepthCompError, PlanError
+from depthcomp.methods.candidates import operators_of, worthwhile
+from depthcomp.preparation import DEFAULT_LIMITS, prepare
 from depthcomp.results.loading import load_result
 from fx_passes import CapturedNetwork, Narrow, Plan, SpanLimits, capture, fold_batch_norms, linearize
+from latency_tables import OperatorSignature, measure
 
 EXAMPLE = torch.zeros(1, 3, 16, 16)
 
@@ -121,6 +126,49 @@ def test_the_method_width_only_narrows(arithmetic_backend):
     )
     assert {choice.kind for choice in result.plan} == {"narrow"}
     assert result.method == "width"
+
+
+def test_grail_takes_equal_shares_of_the_channels_by_magnitude(arithmetic_backend):
+    result = compress_depth(
+        net(), "80%", example_inputs=EXAMPLE, data=[images()], backend=arithmetic_backend(), method="grail"
+    )
+    widths = [count for choice in result.plan for _, count in choice.widths]
+    assert result.measured_ms <= result.budget_ms
+    assert len(widths) == 2
+    assert max(widths) - min(widths) <= 48 / 8 + 2  # one share, or two that follow each other
+    gm = capture(net(), EXAMPLE)
+    fold_batch_norms(gm)
+    for choice in result.plan:
+        block = gm.get_submodule("2.layers" if choice.widths[0][0].startswith("_2") else "3.layers")
+        power = sum(block.get_submodule(name).weight.square().sum((1, 2, 3)) for name in ("0", "3"))
+        kept = power.argsort(descending=True)[: choice.widths[0][1]]
+        assert choice.kept == (tuple(sorted(kept.tolist())),)
+
+
+def test_widths_that_save_no_more_than_a_wider_one_are_left_out(arithmetic_backend):
+    """Of all widths of a step of the latency, only the widest is tried."""
+    prepared = prepare(net(), EXAMPLE, [images()], None, 0, limits=replace(DEFAULT_LIMITS, kinds=("narrow",)))
+    table = measure(operators_of(prepared), arithmetic_backend())
+
+    def stepped(key):
+        """Return a latency that falls with each 16 channels."""
+        signature = OperatorSignature.parse(key)
+        return 1e-3 * math.ceil(signature.in_channels / 16) * math.ceil(signature.out_channels / 16)
+
+    entries = {key: replace(entry, ms=stepped(key)) for key, entry in table.entries.items()}
+    smooth, steps = (worthwhile(prepared, each) for each in (table, replace(table, entries=entries)))
+    assert {c.choice.widths[0][1] for c in smooth.candidates} == {40, 32, 24, 16, 8}
+    assert {c.choice.widths[0][1] for c in steps.candidates} == {32, 16}
+
+
+def test_layers_whose_channels_stay_are_refused_with_the_reason():
+    prepared = prepare(net(), EXAMPLE, [images()], None, 0, limits=replace(DEFAULT_LIMITS, kinds=("narrow",)))
+    reasons = {refusal.modules: refusal.why for refusal in prepared.refusals}
+    carried = "its channels stay, as a residual sum carries them past the layers that read them"
+    assert reasons == {
+        "0": carried, "2.layers.6": carried, "3.layers.6": carried,
+        "6": "its channels stay, as the network returns them",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("kinds", [["prune"], "narrow", [], ["narrow", "prune"]])

@@ -126,12 +126,22 @@ def test_each_tensor_keeps_the_numbers_of_channels_that_a_choice_says():
             assert narrow.shape(tensor)[1] == count
 
 
-def test_widths_are_eighths_in_multiples_of_eight():
+def test_widths_are_about_eighths_in_multiples_of_eight_and_hold_those_of_32():
     net = nn.Sequential(nn.Conv2d(3, 96, 1), nn.ReLU(), nn.Conv2d(96, 20, 1), nn.ReLU(), nn.Conv2d(20, 5, 1))
     network = CapturedNetwork(captured(net, image()))
     alone = [choice.widths for choice in narrows(network) if len(choice.widths) == 1]
-    assert [count for ((_, count),) in alone if count > 16] == [88, 72, 64, 48, 40, 24]
+    assert [count for ((_, count),) in alone if count > 16] == [80, 72, 64, 48, 32, 24]
     assert {count for ((tensor, count),) in alone if network.shape(tensor)[1] == 20} == {8, 16}
+
+
+@pytest.mark.parametrize("channels", [32, 64, 96, 144, 192, 240, 384, 480, 672, 960, 1152, 2048])
+def test_seven_widths_at_most_are_offered_in_blocks_of_kernels(channels):
+    net = nn.Sequential(nn.Conv2d(3, channels, 1), nn.ReLU(), nn.Conv2d(channels, 5, 1))
+    counts = [count for choice in narrows(CapturedNetwork(captured(net, image()))) for _, count in choice.widths]
+    assert counts == sorted(set(counts), reverse=True)
+    assert len(counts) == min(channels // 8 - 1, 7)
+    block = 32 if channels >= 384 else 8
+    assert not any(count % block for count in counts)
 
 
 def test_whole_groups_go():

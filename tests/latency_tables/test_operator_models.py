@@ -12,7 +12,7 @@ from onnx.numpy_helper import to_array
 
 from latency_tables import OperatorSignature
 from latency_tables.operators.activations import ACTIVATIONS
-from latency_tables.operators.models import operator_model
+from latency_tables.operators.models import input_shapes, operator_model, output_shape
 
 pytestmark = pytest.mark.whole
 
@@ -43,11 +43,8 @@ REFERENCES = {
 def run_both(signature: OperatorSignature) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     model = operator_model(signature)
     rng = np.random.default_rng(7)
-    shape = (signature.batch, signature.in_channels, *signature.in_size)
-    feeds = {"x": 3 * rng.standard_normal(shape, dtype=np.float32)}
-    if signature.residual:
-        shape = (signature.batch, signature.out_channels, *signature.out_size)
-        feeds["residual"] = rng.standard_normal(shape, dtype=np.float32)
+    shapes = input_shapes(signature)
+    feeds = {name: (3 if name == "x" else 1) * rng.standard_normal(shapes[name], dtype=np.float32) for name in shapes}
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     weights = {tensor.name: to_array(tensor) for tensor in onnx.load_from_string(model).graph.initializer}
     return session.run(None, feeds)[0], reference(signature, feeds, weights).numpy()
@@ -59,6 +56,8 @@ def reference(signature: OperatorSignature, feeds: Arrays, weights: Arrays) -> t
     padded = F.pad(x, (left, right, top, bottom))
     if signature.op == "conv":
         y = F.conv2d(padded, w["weight"], w["bias"], signature.stride, 0, signature.dilation, signature.groups)
+    elif signature.op == "linear":
+        y = x @ w["weight"] + w["bias"]
     elif signature.op == "avg_pool":
         y = F.avg_pool2d(padded, signature.kernel, signature.stride)
     else:
@@ -76,6 +75,10 @@ def scale(**fields: Any) -> OperatorSignature:
     return OperatorSignature(op="scale", batch=2, in_channels=5, out_channels=5, in_size=(11, 7), **fields)
 
 
+def linear(size: tuple[int, int], **fields: Any) -> OperatorSignature:
+    return OperatorSignature(op="linear", batch=2, in_channels=6, out_channels=4, in_size=size, **fields)
+
+
 SIGNATURES = [
     *(conv(activation=name) for name in sorted(ACTIVATIONS)),
     conv(batch=2),
@@ -90,13 +93,18 @@ SIGNATURES = [
     pool(kernel=(4, 5), padding=(3, 2, 4, 0), residual=True),
     scale(),
     scale(residual=True, activation="prelu"),
+    linear((1, 1)),
+    linear((1, 1), residual=True, activation="prelu"),
+    linear((7, 1), activation="gelu"),
+    linear((5, 3), residual=True),
+    linear((5, 3), activation="prelu"),
 ]
 
 
 @pytest.mark.parametrize("signature", SIGNATURES, ids=lambda signature: signature.key)
 def test_the_model_computes_what_the_signature_says(signature: OperatorSignature) -> None:
     got, expected = run_both(signature)
-    assert got.shape == (signature.batch, signature.out_channels, *signature.out_size)
+    assert got.shape == output_shape(signature)
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
 
 

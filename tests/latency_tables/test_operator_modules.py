@@ -31,7 +31,7 @@ def test_the_module_computes_what_the_onnx_model_computes(signature: OperatorSig
 def test_every_operator_and_activation_is_compared() -> None:
     assert set(ACTIVATION_MODULES) == set(ACTIVATIONS)
     assert {signature.activation for signature in SIGNATURES} >= set(ACTIVATIONS)
-    assert {signature.op for signature in SIGNATURES} == {"conv", "avg_pool", "scale"}
+    assert {signature.op for signature in SIGNATURES} == {"conv", "linear", "avg_pool", "scale"}
 
 
 def test_no_random_numbers_are_drawn() -> None:

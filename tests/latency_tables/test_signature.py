@@ -19,15 +19,15 @@ tails = {"activation": st.none() | st.sampled_from(sorted(ACTIVATIONS)), "residu
 
 @st.composite
 def signatures(draw: st.DrawFn) -> OperatorSignature:
-    op = draw(st.sampled_from(["conv", "avg_pool", "scale"]))
+    op = draw(st.sampled_from(["conv", "linear", "avg_pool", "scale"]))
     groups = draw(small) if op == "conv" else 1
     in_channels = groups * draw(small)
     fields = {name: draw(strategy) for name, strategy in tails.items()}
     if op == "conv":
         fields |= {"padding": draw(pads), "dilation": draw(pairs), "groups": groups}
-    if op != "scale":
+    if op not in ("linear", "scale"):
         fields |= {"kernel": draw(pairs), "stride": draw(pairs)}
-    out_channels = groups * draw(small) if op == "conv" else in_channels
+    out_channels = groups * draw(small) if op in ("conv", "linear") else in_channels
     return OperatorSignature(
         op=op,
         batch=draw(small),
@@ -84,7 +84,7 @@ def test_no_activation_sorts_before_one() -> None:
             r"padding .* smaller than its kernel",
         ),
         ({"op": "scale", "out_channels": 3}, r"kernel \(=\(3, 3\)\) of 'scale' must be \(1, 1\)"),
-        ({"op": "max_pool"}, r"op \(='max_pool'\) is unknown; choose one of avg_pool, conv, scale"),
+        ({"op": "max_pool"}, r"op \(='max_pool'\) is unknown; choose one of avg_pool, conv, linear, scale"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(fields: dict[str, Any], sentence: str) -> None:

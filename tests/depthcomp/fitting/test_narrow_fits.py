@@ -20,7 +20,7 @@ from fx_passes import CapturedNetwork, Plan, SpanLimits, capture, fold_batch_nor
 
 ONLY = SpanLimits(kinds=("narrow",))
 SAME = 1e-9  # of the largest value, in float64
-CHANGED = {"mul", "relu_4", "relu_5"}  # tensors with copied or dead channels
+CHANGED = {"mul", "relu_4", "relu_5", "relu_6"}  # tensors with copied or dead channels
 
 
 def images(count=60, seed=1):
@@ -28,7 +28,7 @@ def images(count=60, seed=1):
 
 
 class Net(nn.Module):
-    """An inverted residual with a gate, a grouped layer, and a hidden linear layer."""
+    """An inverted residual with a gate, a grouped layer, linear layers of each pixel, and a hidden linear layer."""
 
     def __init__(self):
         super().__init__()
@@ -36,13 +36,15 @@ class Net(nn.Module):
         self.deep, self.back = nn.Conv2d(24, 24, 3, padding=1, groups=24), nn.Conv2d(24, 8, 1)
         self.squeeze, self.excite = nn.Conv2d(24, 4, 1), nn.Conv2d(4, 24, 1)
         self.up, self.grouped, self.down = nn.Conv2d(8, 32, 1), nn.Conv2d(32, 32, 3, groups=4), nn.Conv2d(32, 6, 3)
+        self.pixels, self.out = nn.Linear(6, 24), nn.Linear(24, 6)
         self.hidden, self.scores = nn.Linear(6 * 8 * 8, 24), nn.Linear(24, 5)
 
     def forward(self, x):
         y = torch.relu(self.deep(torch.relu(self.norm(self.wide(x)))))
         y = y * torch.sigmoid(self.excite(torch.relu(self.squeeze(y.mean((2, 3), keepdim=True)))))
         z = torch.relu(self.grouped(torch.relu(self.up(self.back(y)))))
-        return self.scores(torch.relu(self.hidden(self.down(z).flatten(1))))
+        z = self.out(torch.relu(self.pixels(self.down(z).permute(0, 2, 3, 1)))).permute(0, 3, 1, 2)
+        return self.scores(torch.relu(self.hidden(z.flatten(1))))
 
 
 def network(change=None):
@@ -58,14 +60,14 @@ def network(change=None):
 
 def doubled(net):
     """Let the last half of all inner channels be copies of the first."""
-    for maker in (net.wide, net.deep, net.excite, net.up, net.grouped, net.hidden):
+    for maker in (net.wide, net.deep, net.excite, net.up, net.grouped, net.pixels, net.hidden):
         half = len(maker.weight) // 2
         maker.weight[half:], maker.bias[half:] = maker.weight[:half], maker.bias[:half]
 
 
 def dead(net):
     """Let the last third of all inner channels be zero behind their activations."""
-    for maker in (net.wide, net.deep, net.up, net.grouped, net.hidden):
+    for maker in (net.wide, net.deep, net.up, net.grouped, net.pixels, net.hidden):
         start = len(maker.weight) * 2 // 3 // 8 * 8
         maker.weight[start:], maker.bias[start:] = 0, -1
 
@@ -103,7 +105,7 @@ def test_fewer_channels_are_among_more(calibration):
     captured = network()
     orders = ChannelOrders(captured, calibration)
     for unseen in (None, *calibration.judges):
-        for tensor, size in (("mul", 24), ("relu_5", 24)):
+        for tensor, size in (("mul", 24), ("relu_5", 24), ("relu_6", 24)):
             kept = [orders.kept(tensor, count, unseen) for count in range(1, size + 1)]
             assert [len(each) for each in kept] == list(range(1, size + 1))
             assert all(set(few) < set(more) for few, more in itertools.pairwise(kept))

@@ -12,6 +12,7 @@ from folded_network import network_of
 from torch import nn
 from torchvision.models.mobilenetv2 import InvertedResidual
 from torchvision.models.resnet import BasicBlock
+from torchvision.ops.misc import Permute
 
 from depthcomp.latency.pricing import Pricing
 from depthcomp.preparation import DEFAULT_LIMITS
@@ -90,13 +91,37 @@ def test_mobilenet_activates_and_adds_only_where_it_does(mobilenet):
     pricing = Pricing(network_of(mobilenet, 1, 3, 64, 64))
     blocks = [block for block in mobilenet.features if isinstance(block, InvertedResidual)]
     depthwise = [s for s in pricing.kept.values() if s.groups > 1]
-    linear = [s for s in pricing.kept.values() if s.activation is None]
+    linear = [s for s in pricing.kept.values() if s.activation is None and s.op == "conv"]
     assert len(depthwise) == len(linear) == len(blocks) == 17
     assert all(s.activation == "relu6" and not s.residual for s in depthwise)
     assert all(s.kernel == (1, 1) for s in linear)
     in_order = [s.residual for s in linear]
     assert in_order == [block.use_res_connect for block in blocks]
     assert not any(s.residual for s in pricing.kept.values() if s.activation)
+
+
+def test_linear_layers_at_the_pixels_that_they_read():
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3), Permute([0, 2, 3, 1]), nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8),
+        nn.Flatten(), nn.Linear(8 * 6 * 4, 5),
+    )  # fmt: skip
+    kept = [s for s in Pricing(network_of(net.eval(), 2, 3, 8, 6)).kept.values() if s.op == "linear"]
+    assert [s.key for s in kept] == [
+        "linear 2x8x6x4 -> 16 k1x1 s1x1 p0,0,0,0 d1x1 g1 gelu fp32",
+        "linear 2x16x6x4 -> 8 k1x1 s1x1 p0,0,0,0 d1x1 g1 fp32",
+        "linear 2x192x1x1 -> 5 k1x1 s1x1 p0,0,0,0 d1x1 g1 fp32",
+    ]
+
+
+def test_fewer_channels_make_smaller_linear_layers():
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8 * 6 * 4, 64), nn.ReLU(), nn.Linear(64, 5))
+    network = network_of(net.eval(), 1, 3, 8, 6)
+    spans = network.spans(SpanLimits(kinds=("narrow",)))
+    found = {c.choice.widths[0][1]: [s.key for s in c.signatures] for c in Pricing(network).candidates(spans)}
+    assert found[16][-2:] == [
+        "linear 1x192x1x1 -> 16 k1x1 s1x1 p0,0,0,0 d1x1 g1 relu fp32",
+        "linear 1x16x1x1 -> 5 k1x1 s1x1 p0,0,0,0 d1x1 g1 fp32",
+    ]
 
 
 def test_resnet_activates_and_adds_only_where_it_does(resnet):

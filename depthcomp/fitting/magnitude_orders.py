@@ -1,0 +1,27 @@
+"""Orders of inner channels by the weights that make them, smallest first."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from depthcomp.fitting.channel_orders import ChannelOrders
+from fx_passes.channels.layout import Layout
+from fx_passes.inner_channels import InnerFamily
+from fx_passes.slot_layers import can_be_solved, operator_at
+
+__all__ = ["MagnitudeOrders"]
+
+
+class MagnitudeOrders(ChannelOrders):
+    """Decides by the norms of weights which inner channels stay; it looks at no image. Arguments as `ChannelOrders`."""
+
+    def _order(self, family: InnerFamily, unseen: int | None) -> Sequence[int]:
+        power, gm = Counter[int](), self._network.gm
+        for name in family.nodes:
+            node, layout = self._network.nodes[name], self._network.channels.made[name]
+            if isinstance(layout, Layout) and can_be_solved(gm, node):
+                squares = operator_at(gm, node).weight.square().sum((1, 2, 3))
+                for label, square in zip(layout.ids.tolist(), squares.tolist(), strict=True):
+                    power[label] += square
+        return sorted(set(family.ids) - {-1}, key=lambda label: (power[label], label))
