@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import resource
 import time
@@ -13,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
+from zoo_narrow import narrow_errors, reasons
 from zoo_nets import Net
 
-from fx_passes import Span, capture, enumerate_spans, linearize, merge, random_plan
+from fx_passes import CapturedNetwork, Span, capture, enumerate_spans, linearize, merge, random_plan
 
 CAPTURE_TOLERANCE, MERGE_TOLERANCE = 1e-5, 1e-9  # relative to the largest output; in the model's type, in float64
 SLOWEST_S = {"torchvision:mobilenet_v2": 3.0, "timm:mobilenetv2_035": 3.0}
@@ -37,20 +39,26 @@ def check(net: Net, seeds: int) -> Record:
         record["input"] = list(x.shape)
         record["symbolic_trace"] = _symbolic_trace(model)
         stage = "capture"
-        gm, spans = _capture(model, x, record)
+        network, spans = _capture(model, x, record)
         stage = "compare"
-        record["capture_error"] = _error(_outputs(gm, _fresh(x)), _outputs(model, _fresh(x)))
-        record["unshaped"] = [node.name for node in gm.graph.nodes if not _has_shape(node)]
+        record["capture_error"] = _error(_outputs(network.gm, _fresh(x)), _outputs(model, _fresh(x)))
+        record["unshaped"] = [name for name, node in network.nodes.items() if not _has_shape(node)]
         if record["captured_norms"] < record["running_norms"]:
             missing = record["running_norms"] - record["captured_norms"]
             record["cause"] = f"{missing} norms are no nn.BatchNorm2d once captured"
         stage = "plans"
         del model
+        record["kinds"] = Counter(choice.kind for span in spans for choice in span.choices)
         record["plans"] = []
         if any(span.choices for span in spans):
             for seed in range(seeds):
-                record["plans"].append(_carry_out(gm, seed, x))
+                record["plans"].append(_carry_out(network, seed, x))
                 gc.collect()  # graphs refer to themselves
+        stage = "narrow"
+        network.gm.double()
+        record["channels_stay"] = reasons(network)
+        run = functools.partial(_outputs, x=x.double())
+        record["narrow_errors"] = narrow_errors(network, run, _error) if record["kinds"]["narrow"] else {}
     except Exception as error:
         record["cause"] = f"{stage}: {type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
     record["cause"] = record["cause"] or _verdict(record)
@@ -79,11 +87,12 @@ def _symbolic_trace(model: nn.Module) -> bool:
     return True
 
 
-def _capture(model: nn.Module, x: Tensor, record: Record) -> tuple[fx.GraphModule, list[Span]]:
+def _capture(model: nn.Module, x: Tensor, record: Record) -> tuple[CapturedNetwork, list[Span]]:
     started = time.perf_counter()
     gm = capture(model, x)
     captured = time.perf_counter()
-    spans = enumerate_spans(gm)
+    network = CapturedNetwork(gm)
+    spans = enumerate_spans(network)
     record["capture_s"] = round(captured - started, 3)
     record["enumerate_s"] = round(time.perf_counter() - captured, 3)
     record["captured_norms"] = sum(isinstance(module, nn.BatchNorm2d) for module in gm.modules())
@@ -91,17 +100,17 @@ def _capture(model: nn.Module, x: Tensor, record: Record) -> tuple[fx.GraphModul
     record["spans"] = len(spans)
     record["candidates"] = sum(bool(span.choices) for span in spans)
     record["choices"] = sum(len(span.choices) for span in spans)
-    return gm, spans
+    return network, spans
 
 
 def _title(target: Any) -> str:
     return str(getattr(target, "__name__", target))
 
 
-def _carry_out(gm: fx.GraphModule, seed: int, x: Tensor) -> Record:
+def _carry_out(network: CapturedNetwork, seed: int, x: Tensor) -> Record:
     """Return how a random plan went in float64: its length, the convolutions left, the merged network's error."""
-    plan = random_plan(gm, np.random.default_rng(seed))
-    linearized, x = linearize(gm, plan).double(), x.double()
+    plan = random_plan(network, np.random.default_rng(seed))
+    linearized, x = linearize(network, plan).double(), x.double()
     merged = merge(linearized, plan)
     wanted, found = _outputs(linearized, x), _outputs(merged, x)
     overflows = not all(bool(output.isfinite().all()) for output in wanted)
@@ -166,6 +175,9 @@ def _verdict(record: Record) -> str:
     for plan in record["plans"]:
         if not plan["merge_error"] <= MERGE_TOLERANCE:
             return f"merged differs from linearized by {plan['merge_error']:.1e} (seed {plan['seed']})"
+    for what, error in record["narrow_errors"].items():
+        if not error <= MERGE_TOLERANCE:
+            return f"without {what} the output differs by {error:.1e}"
     limit = SLOWEST_S.get(record["key"], SLOWEST_ELSE_S)
     seconds = record["capture_s"] + record["enumerate_s"]
     return f"capture and enumeration took {seconds:.1f} s, and {limit:g} s are allowed" if seconds > limit else ""

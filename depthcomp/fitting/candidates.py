@@ -171,20 +171,21 @@ class _Solver:
         matched = set() if slot.kept else whole_states(self._network, targets)
         options: dict[str, Any] = {"match_variance": matched, "strengths": self._strengths(slot)}
         if judges:
-            return system.solve_without(judges, targets, prior_of(slot), **options)
+            solved = system.solve_without(judges, targets, prior_of(slot), **options)
+            return {fold: solved[fold] for fold in judges}
         return {0: system.solve(targets, prior_of(slot), judges=(), **options)}
 
     def _of_some_inputs(self, system: RidgeSystem, fits: Sequence[_Fit]) -> Mapping[int, Sequence[AffineConv]]:
         """Return the operators of fits whose inputs have fewer channels; the weights of all others are zero."""
         slot, own, found = fits[0].slot, prior_of(fits[0].slot), dict[int, Sequence[AffineConv]]()
+        strengths = self._strengths(slot)  # the first fold chooses for all
         for fold, unseen in self._unseen.items():
             kept = self._channels.left(slot.entry, slot.widths, unseen)
             some, prior = system.restricted(kept), replace(own, weight=own.weight[:, kept])
-            options: dict[str, Any] = {"match_variance": (), "strengths": self._strengths(slot)}
-            if unseen is None:
-                (narrow,) = some.solve([slot.target], prior, judges=(), **options)
-            else:
-                (narrow,) = some.solve_without([unseen], [slot.target], prior, **options)[unseen]
+            judges = [] if unseen is None else [unseen]
+            strengths = [some.best_strengths([slot.target], prior, judges, strengths)[slot.target]]
+            solved = some.solve_without([unseen], [slot.target], prior, match_variance=(), strengths=strengths)
+            (narrow,) = solved[unseen]
             weight = narrow.weight.new_zeros(own.weight.shape)
             weight[:, kept] = narrow.weight
             found[fold] = [replace(narrow, weight=weight)] * len(fits)

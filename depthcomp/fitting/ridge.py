@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -347,21 +347,22 @@ class RidgeSystem:
             match_variance: targets whose variance the fit takes.
             strengths: candidate strengths of the ridge; by default STRENGTHS.
         """
-        chosen = self._strengths(targets, prior, judges, strengths or STRENGTHS)
+        chosen = self.best_strengths(targets, prior, judges, strengths or STRENGTHS)
         solved = self._fitted(self._sums(), chosen, prior, match_variance)
         return [solved[target] for target in targets]
 
     def solve_without(
         self,
-        folds: Sequence[int],
+        folds: Sequence[int | None],
         targets: Sequence[str],
         prior: AffineConv,
         *,
         match_variance: Collection[str],
         strengths: Sequence[float] = (),
-    ) -> dict[int, list[AffineConv]]:
-        """Return the solutions of `solve` without each of `folds`; the first fold chooses the strength for all."""
-        chosen = self._strengths(targets, prior, folds[:1], strengths or STRENGTHS)
+    ) -> dict[int | None, list[AffineConv]]:
+        """Return the solutions of `solve` without each of `folds`, None for all; the first chooses the strength."""
+        judges = [fold for fold in folds[:1] if fold is not None]
+        chosen = self.best_strengths(targets, prior, judges, strengths or STRENGTHS)
         solved = {fold: self._fitted(self._sums(fold), chosen, prior, match_variance) for fold in folds}
         return {fold: [by_target[target] for target in targets] for fold, by_target in solved.items()}
 
@@ -403,28 +404,43 @@ class RidgeSystem:
             raise ValueError("the system is empty; accumulate batches before solving it")
         return functools.reduce(_Scatter.__add__, chosen)
 
-    def _strengths(
+    def best_strengths(
         self, targets: Sequence[str], prior: AffineConv, judges: Sequence[int], candidates: Sequence[float]
     ) -> dict[str, float]:
-        """Return the candidate strength of least error for each target."""
-        if not judges:
-            return dict.fromkeys(targets, UNJUDGED_STRENGTH)
+        """Return a strength for each target: from the middle candidate downhill to the least error on unseen folds.
+
+        The arguments are as for `solve`; candidates are in rising order.
+        """
+        if len(candidates) == 1 or not judges:
+            return dict.fromkeys(targets, UNJUDGED_STRENGTH if not judges else candidates[0])
+        middle = len(candidates) // 2
+        best = {t: (error, middle) for t, error in self._errors(targets, prior, judges, candidates[middle]).items()}
+        for step in (-1, 1):
+            walking, index = [target for target in targets if best[target][1] == middle], middle + step
+            while walking and 0 <= index < len(candidates):
+                errors = self._errors(walking, prior, judges, candidates[index])
+                walking = [target for target in walking if errors[target] < best[target][0]]
+                best |= {target: (errors[target], index) for target in walking}
+                index += step
+        return {target: candidates[index] for target, (_, index) in best.items()}
+
+    def _errors(
+        self, targets: Sequence[str], prior: AffineConv, judges: Sequence[int], strength: float
+    ) -> dict[str, float]:
+        """Return the errors of solutions on folds that they have not seen; infinite where there is no solution."""
         step = -(-prior.out_channels // prior.groups // JUDGED_OUTPUTS)
-        start, errors = self.unknowns_of(prior)[..., ::step], {target: np.zeros(len(candidates)) for target in targets}
+        start, errors = self.unknowns_of(prior)[..., ::step], dict.fromkeys(targets, 0.0)
         for fold in judges:
             seen, unseen = self._sums(fold), self._folds[fold]
             train, test = seen.moments(), unseen.moments()
-            crosses = {t: (seen.cross(t).thinned(step), unseen.cross(t).thinned(step)) for t in errors}
-            for index, strength in enumerate(candidates):
-                factor = train.factor(strength)
-                if factor is None:
-                    for several in errors.values():
-                        several[index] = np.inf
-                    continue
-                for target, (known, held_out) in crosses.items():
-                    weight = train.solve(known, start, factor)
-                    errors[target][index] += test.error(held_out, weight, train.bias(known, weight))
-        return {target: candidates[int(several.argmin())] for target, several in errors.items()}
+            factor = train.factor(strength)
+            if factor is None:
+                return dict.fromkeys(targets, math.inf)
+            for target in targets:
+                known, held_out = (sums.cross(target).thinned(step) for sums in (seen, unseen))
+                weight = train.solve(known, start, factor)
+                errors[target] += test.error(held_out, weight, train.bias(known, weight))
+        return errors
 
     def _fitted(
         self, sums: _Scatter, strengths: Mapping[str, float], prior: AffineConv, match_variance: Collection[str]

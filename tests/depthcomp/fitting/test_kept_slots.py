@@ -127,12 +127,12 @@ def test_the_consumers_of_a_tensor_of_the_original(network):
     assert (head.node, head.target) == ("head", "head")
 
 
-@pytest.mark.parametrize("shape", [(4, 6), (4, 6, 5, 3)])
-def test_an_operator_runs_on_vectors_and_on_images(shape):
+@pytest.mark.parametrize(("shape", "axis"), [((4, 6), -1), ((4, 6, 5, 3), 1), ((4, 5, 3, 6), -1), ((4, 7, 6), -1)])
+def test_an_operator_runs_on_vectors_and_on_pixels_wherever_their_channels_are(shape, axis):
     weight, bias = torch.randn(5, 6, 1, 1), torch.randn(5)
     x = torch.randn(shape)
-    found = run_operator(AffineConv(weight, bias, (1, 1), (0, 0, 0, 0), 1), x)
-    wanted = torch.einsum("oi,ni...->no...", weight[..., 0, 0], x) + bias.reshape(-1, *[1] * (x.ndim - 2))
+    found = run_operator(AffineConv(weight, bias, (1, 1), (0, 0, 0, 0), 1), x, axis)
+    wanted = torch.nn.functional.linear(x.movedim(axis, -1), weight[..., 0, 0], bias).movedim(-1, axis)
     assert torch.allclose(found, wanted, atol=1e-5)
 
 
