@@ -15,6 +15,7 @@ from depthcomp.data.calibration import CalibrationSet, Layout, cross_validated, 
 from depthcomp.data.example import infer_example
 from depthcomp.data.label_check import foreign_labels
 from depthcomp.data.randomness import entered, own_randomness
+from depthcomp.data.scenes import few_scenes
 from depthcomp.data.unlabelled import labelled_alone
 from depthcomp.errors import CaptureError, DataError, TableError
 from depthcomp.latency.pricing import Candidate, Pricing
@@ -39,6 +40,7 @@ from latency_tables import OperatorSignature
 __all__ = ["DEFAULT_LIMITS", "Prepared", "Refusal", "measurable", "needed_operators", "prepare"]
 
 SYNTHETIC_IMAGES = 64
+BATCHES_OF_SCENES = 18  # scenes are counted in about this many batches
 DEFAULT_LIMITS = SpanLimits(layer_pruning=False, other_ends=(), skips_pixels=False)
 """Limits of the default choices: a fit replaces layer pruning, and its target is the original end."""
 _NO_DATA = (
@@ -142,11 +144,12 @@ def prepare(
         network.gm, data, val_data, example, seed, enough_images(example) if most is None else most
     )
     calibration, foreign = _with_known_classes(network.gm, images)
+    few = "" if data is None else few_scenes(_scores(network.gm, calibration))
     pricing = Pricing(network)
     candidates, refusals = _rewrites(network, pricing, limits)
     return Prepared(
         original.gm, Pricing(original), free, captured, network, example, calibration, pricing, candidates,
-        refusals, notes=tuple(text for text in (guess, note, foreign) if text),
+        refusals, notes=tuple(text for text in (guess, note, foreign, few) if text),
     )  # fmt: skip
 
 
@@ -289,6 +292,13 @@ def _with_known_classes(network: fx.GraphModule, calibration: CalibrationSet) ->
     accuracy = float((scores.argmax(1) == labels).float().mean())
     note = foreign_labels(accuracy, scores.shape[1])
     return (replace(calibration, labels=None) if note else calibration), note
+
+
+def _scores(network: fx.GraphModule, calibration: CalibrationSet) -> Tensor:
+    """Return the class scores of some of the images, (n, classes); no images where the output is none of scores."""
+    with torch.no_grad():
+        outputs = [network(batch) for batch in calibration.thinned(BATCHES_OF_SCENES).batches]
+    return torch.cat(outputs) if all(isinstance(scores, Tensor) for scores in outputs) else torch.zeros(0)
 
 
 def _layout(network: fx.GraphModule, images: Tensor) -> Layout:
