@@ -2,14 +2,19 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from random_nets import networks
 from test_channels import unread
+from test_random_networks import examples
 from torch import nn
 from toy_nets import TOYS, captured, frozen_copy, image, is_unchanged, largest_error, outputs, toy
 
 from depthcomp_errors import PlanError
-from fx_passes import CapturedNetwork, Narrow, Plan, SpanLimits, linearize, merge
+from fx_passes import CapturedNetwork, Narrow, Plan, SpanLimits, capture, linearize, merge, random_plan
 from fx_passes.kinds import decode_choice, kind_of
 from fx_passes.kinds.narrow import _removed
 
@@ -257,3 +262,47 @@ def test_stored_fields_are_checked(field, value):
     stored = {"kind": "narrow", "entry": "x", "exit": "_3", "widths": [["_2", 8]], field: value}
     with pytest.raises(PlanError, match=field):
         decode_choice(stored)
+
+
+def narrowed_anywhere(network, rng):
+    """Return narrow choices of spans that do not overlap, with any number of channels from 1 on."""
+    taken, choices = set(), []
+    places = list(network.inner_channels)
+    for index in rng.permutation(len(places)):
+        entry, exit_ = places[index]
+        nodes = set(network.span(entry, exit_).nodes)
+        if nodes.isdisjoint(taken):
+            taken |= nodes
+            families = network.inner_channels[entry, exit_].families
+            widths = [(family, int(rng.integers(1, family.channels // family.step + 1))) for family in families]
+            kept = ((f.tensor, len(f.ids) - f.channels + steps * f.step) for f, steps in widths)
+            choices.append(Narrow(entry, exit_, tuple(kept)))
+    return choices, taken
+
+
+def narrows_exactly(drawn, seed):
+    """Narrow spans read no removed channel, and merge beside other choices."""
+    net, x = drawn
+    network, rng = CapturedNetwork(capture(net, x)), np.random.default_rng(seed)
+    choices, taken = narrowed_anywhere(network, rng)
+    removed = {label for choice in choices for label in _removed(choice, network.piece(choice))}
+    linearized = linearize(network, Plan.of(choices))
+    assert largest_error(outputs(linearized, x), outputs(unread(network.gm, network.channels, removed), x)) < SAME
+    others = random_plan(network, rng, SpanLimits(kinds=("merge", "fit", "drop")))
+    apart = [choice for choice in others if taken.isdisjoint(network.span(choice.entry, choice.exit).nodes)]
+    plan = Plan.of([*choices, *apart])
+    joint = linearize(network, plan)
+    assert largest_error(outputs(merge(joint, plan), x), outputs(joint, x)) < SAME
+
+
+@given(networks(), st.integers(0, 2**16))
+@examples(100)
+def test_any_network_is_narrowed_exactly_beside_other_choices(drawn, seed):
+    narrows_exactly(drawn, seed)
+
+
+@pytest.mark.slow
+@given(networks(), st.integers(0, 2**16))
+@examples(1000)
+def test_a_thousand_networks_are_narrowed_exactly_beside_other_choices(drawn, seed):
+    narrows_exactly(drawn, seed)
