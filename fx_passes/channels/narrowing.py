@@ -21,17 +21,17 @@ def without(value: Any, layout: Layouts, kept: Kept) -> Any:
     return value if layout is None else sliced(value, layout.axis, kept(layout))
 
 
-def narrow_node(gm: fx.GraphModule, node: fx.Node, read: Layouts, made: Layouts, kept: Kept) -> None:
+def narrow_node(root: nn.Module, node: fx.Node, read: Layouts, made: Layouts, kept: Kept) -> None:
     """Bring a node to fewer channels, in place; no other node may call its layer.
 
     Args:
-        gm: the node's graph.
+        root: the module that holds the node's layer.
         node: the node.
         read: the channels that its first input had.
         made: the channels that its result had.
         kept: returns which of them are left.
     """
-    layer = gm.get_submodule(str(node.target)) if node.op == "call_module" else None
+    layer = root.get_submodule(str(node.target)) if node.op == "call_module" else None
     maker = maker_of(layer)
     if layer is not None and maker is not None:
         maker.narrow(layer, *(kept(each) if isinstance(each, Layout) else None for each in (read, made)))

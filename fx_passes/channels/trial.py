@@ -44,8 +44,10 @@ class Trial(fx.Interpreter):
         """Return the value of a node, and try it without some channels."""
         result = super().run_node(n)
         read = [self._made.get(source.name) for source in n.all_input_nodes]
-        if any(layouts_in(read)) and self._is_doubtful(n) and not self._works(n, read, result):
-            for layout in layouts_in([*read, self._made.get(n.name)]):
+        layouts = list(layouts_in([*read, self._made.get(n.name)]))
+        loses_some = any(self._removed[:, layout.ids].any() for layout in layouts)
+        if loses_some and any(layouts_in(read)) and self._is_doubtful(n) and not self._works(n, read, result):
+            for layout in layouts:
                 for label in map(int, layout.ids):
                     self._fixed.setdefault(label, f"{module_path(n)} needs all of them")
                 self._removed[:, layout.ids] = False
@@ -66,18 +68,18 @@ class Trial(fx.Interpreter):
                 return np.logical_not(removed[layout.ids])
 
             inputs = [without(self.env[s], one, kept) for s, one in zip(node.all_input_nodes, read, strict=True)]
-            gm, copied = self._alone(node)
+            root, copied = self._alone(node)
             try:
-                narrow_node(gm, copied, read[0], made, kept)
-                found = _Quiet(gm).run(*inputs)
+                narrow_node(root, copied, read[0], made, kept)
+                found = _Quiet(root, graph=copied.graph).run(*inputs)
             except Exception:  # an operator may fail in any way, and have arguments in any form
                 return False
             if not _alike(found, without(result, made, kept)):
                 return False
         return True
 
-    def _alone(self, node: fx.Node) -> tuple[fx.GraphModule, fx.Node]:
-        """Return a graph with a copy of a node only, and the copy."""
+    def _alone(self, node: fx.Node) -> tuple[nn.Module, fx.Node]:
+        """Return a copy of a node, alone in its graph, and the module that holds its layer."""
         graph, root = fx.Graph(), nn.Module()
         sources = {source: graph.placeholder(source.name) for source in node.all_input_nodes}
         copied = graph.node_copy(node, sources.__getitem__)
@@ -85,14 +87,14 @@ class Trial(fx.Interpreter):
         if node.op == "call_module":
             copied.target = "layer"
             root.add_module("layer", copy.deepcopy(self.fetch_attr(str(node.target))))
-        return fx.GraphModule(root, graph), copied
+        return root, copied
 
 
 class _Quiet(fx.Interpreter):
     """Runs a graph; it prints nothing when a node fails."""
 
-    def __init__(self, gm: fx.GraphModule) -> None:
-        super().__init__(gm)
+    def __init__(self, root: nn.Module, graph: fx.Graph) -> None:
+        super().__init__(root, graph=graph)
         self.extra_traceback = False
 
 
