@@ -31,15 +31,10 @@ from torch import Tensor
 import depthcomp
 from depthcomp.fitting.divergence import divergence
 from depthcomp_files import locked, write_atomically
-from fx_passes.kinds import kind_names
 from latency_tables import create_backend
 from latency_tables.tables.environment import cpu_name
 
-METHODS: dict[str, dict[str, Any]] = {
-    "joint": {"kinds": kind_names()},
-    "depth": {"kinds": tuple(name for name in kind_names() if name != "narrow")},
-    "width": {"method": "width"},
-}
+METHODS = {"joint": "depthcomp", "depth": "depth", "width": "width"}
 DEMO = "demo"
 CROPS = 16  # of each of the demo's photos
 CROPS_JUDGED = 4  # of each photograph from other sources
@@ -95,7 +90,7 @@ def made(row: Row, photos: Path) -> dict[str, Any]:
     model, start = pretrained(), time.perf_counter()
     result = depthcomp.compress_depth(
         model, row.budget, data=calibration(row.calibration, photos, row.seed), backend=BACKENDS[row.latency](),
-        seed=row.seed, **METHODS[row.method],
+        seed=row.seed, method=METHODS[row.method],
     )  # fmt: skip
     found: dict[str, Any] = {
         "seconds": round(time.perf_counter() - start),

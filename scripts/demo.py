@@ -28,7 +28,6 @@ from fx_passes import Merge, Plan, SpanChoice, capture, find_span, linearize, me
 from latency_tables import create_backend
 
 CROPS = 16  # of each photo
-DEPTH = ("drop", "fit", "merge")
 PIXELS = {"size": 224, "mean": 0.5, "std": 0.5}
 
 
@@ -122,7 +121,7 @@ def main() -> None:
             progress=progress,
         )  # fmt: skip
         depth = depthcomp.compress_depth(
-            model, options.budget, data=data, backend=backend, table=result.table, kinds=DEPTH, seed=options.seed,
+            model, options.budget, data=data, backend=backend, table=result.table, method="depth", seed=options.seed,
             progress=progress,
         )  # fmt: skip
     scores = fidelity(model, result, depth, held_out)

@@ -62,9 +62,10 @@ def candidates_of(network, name):
 
 def test_an_unknown_name_is_refused_with_the_known_ones():
     with pytest.raises(
-        DepthCompError, match=r"method \(='depth'\) must be one of depthcomp, depthshrinker, grail, kim23, layermerge"
+        DepthCompError,
+        match=r"method \(='breadth'\) must be one of depth, depthcomp, depthshrinker, grail, kim23,",
     ):
-        compress_depth(tiny_net(), "80%", data=images(), method="depth")
+        compress_depth(tiny_net(), "80%", data=images(), method="breadth")
 
 
 @pytest.mark.parametrize("name", ["depthcomp", "depthshrinker"])
