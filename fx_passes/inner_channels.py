@@ -97,7 +97,9 @@ def families_apart(graph: GraphFacts, ties: ChannelTies) -> tuple[list[InnerFami
     several = Counter(family.tensor for family in made if family is not None)
     families, staying = list[InnerFamily](), dict(ties.fixed)
     for each, family in zip(ties.families, made, strict=True):
-        if family is None or several[family.tensor] > 1:
+        if len(each.ids) == 1:
+            staying |= dict.fromkeys(each.ids, "there is only one, or all of them go together")
+        elif family is None or several[family.tensor] > 1:
             staying |= dict.fromkeys(each.ids, "no tensor holds them alone, each equally often")
         elif _is_stream(graph, flow, family):
             staying |= dict.fromkeys(each.ids, "a residual sum carries them past the layers that read them")
