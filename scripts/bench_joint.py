@@ -4,7 +4,7 @@ Compresses to each budget by depth and width together, by depth alone and by wid
 often they decide as the original does: on photos of the demo that calibration has not seen, and on photographs from
 other sources. The folder of --photos is made by `photo_sources.py`. With --latency counted, latencies follow from the
 shapes of the operators, so nothing is timed and processes may share the machine. Results are printed, and added to the
-file of --out after each row; a row that is there is not made again.
+file of --out after each row, with a plot beside it; a row that is there is not made again.
 
     python scripts/bench_joint.py --photos PHOTOS --budgets 80% 1.4x 1.6x --seeds 0 1 2 --out docs/joint.json
     python scripts/bench_joint.py --photos PHOTOS --budgets 1.35x --calibrate 12x64 100x256 --out docs/joint.json
@@ -35,6 +35,7 @@ from latency_tables import create_backend
 from latency_tables.tables.environment import cpu_name
 
 METHODS = {"joint": "depthcomp", "depth": "depth", "width": "width"}
+SOURCES = ("held out", "others")
 DEMO = "demo"
 CROPS = 16  # of each of the demo's photos
 CROPS_JUDGED = 4  # of each photograph from other sources
@@ -114,6 +115,29 @@ def made(row: Row, photos: Path) -> dict[str, Any]:
     return found
 
 
+def plot(rows: dict[str, Any], path: Path) -> None:
+    """Draw agreement against speed-up by method, on both sources, for the rows with the demo's calibration."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "joint"  # the same text for the same figures
+    from matplotlib import pyplot as plt
+
+    figure, panels = plt.subplots(1, len(SOURCES), figsize=(10, 4), sharey=True)
+    for axes, source in zip(panels, SOURCES, strict=True):
+        for method in METHODS:
+            some = [row for key, row in rows.items() if key.split(":")[0::2][:2] == [method, DEMO]]
+            x, y = ([row["speedup"] for row in some], [row[source]["agreement"] for row in some])
+            axes.plot(x, y, "o", label=method)
+        mirrored = [row[f"{source}, mirrored"]["agreement"] for row in rows.values()]
+        axes.axhline(sum(mirrored) / len(mirrored), linestyle="--", color="grey", label="original, mirrored")
+        axes.set(xlabel="measured speed-up", title=source, ylim=(0, 1))
+    panels[0].set_ylabel("agreement with the original")
+    panels[0].legend()
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+
+
 def read(path: Path) -> dict[str, Any]:
     """Return the rows of a file of results, none where there is no file."""
     found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
@@ -143,10 +167,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             continue
         found = made(row, options.photos)
         with locked(options.out, "results"):
-            write_atomically(options.out, json.dumps(read(options.out) | {str(row): found}, indent=1).encode() + b"\n")
-        scores = ", ".join(
-            f"{name} {found[name]['agreement']:.1%} KL {found[name]['kl']:.3f}" for name in ("held out", "others")
-        )
+            rows_so_far = read(options.out) | {str(row): found}
+            write_atomically(options.out, json.dumps(rows_so_far, indent=1).encode() + b"\n")
+            plot(rows_so_far, options.out.with_suffix(".svg"))
+        scores = ", ".join(f"{name} {found[name]['agreement']:.1%} KL {found[name]['kl']:.3f}" for name in SOURCES)
         print(f"{row}: {found['speedup']:.2f}x, {scores}, {found['seconds']} s", flush=True)
 
 

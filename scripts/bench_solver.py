@@ -3,6 +3,7 @@
 - With `--tables` (a folder as `kim23_tables.py` tells it): T_opt, the chain and the whole frontier of MobileNetV2-1.0,
   timed apart and in turns over the importances given, against what the authors' solver took for one budget. The
   reference's seconds are those recorded in `reference_solutions.json`, measured on another day and not timed here.
+- MobileNetV2 and ResNet-50 with all choices of all kinds, at counted latencies and made-up losses.
 - Chains like MobileNet's, seeded: blocks of three convolutions, spans within a block and from block to block up to four
   blocks long, an activation or none (a state) at the end of each block; the same with each block beside a skip
   connection (a `Parallel`) where its input and output may be added. Timed in turns, memory measured in a run of its
@@ -30,6 +31,7 @@ from typing import Any
 
 import numpy as np
 from kim23_tables import ANSWERS, read_answers, read_json, read_latencies, refuse
+from solver_networks import NETWORKS, network_problem
 
 from depthcomp.errors import DepthCompError, TableError
 from dp_solver import Chain, Choice, Parallel, frontier, two_stage_problem
@@ -101,6 +103,16 @@ def bench_mobilenet(tables: Path, rounds: int) -> Record:
         "reference_s_per_budget": reference_s,
         "reference_source": "the authors' solver, prec 20 and 100, seconds recorded in reference_solutions.json",
         "ratio_of_frontier": [round(1e3 * second / found["median_ms"]) for second in (min(reference), max(reference))],
+    }
+
+
+def bench_networks(rounds: int) -> Record:
+    """Return the timings of the whole frontier of networks, by name."""
+    problems = {name: network_problem(name, seed=0) for name in NETWORKS}
+    seconds = in_turns({name: lambda chain=chain: frontier(chain) for name, (chain, _) in problems.items()}, rounds)
+    return {
+        name: {"choices": choices, "cuts": chain.length, "points": len(frontier(chain)), **summary_ms(seconds[name])}
+        for name, (chain, choices) in problems.items()
     }
 
 
@@ -218,6 +230,11 @@ def report(content: Record) -> str:
     lines = []
     if "mobilenet_v2" in content:
         lines += _mobilenet_lines(content["mobilenet_v2"])
+    if "networks" in content:
+        lines.append(_measured(content["networks"]))
+        for name in NETWORKS:
+            row = content["networks"][name]
+            lines.append(f"{name}, {row['choices']} choices: whole frontier ({row['points']} plans) in {_shown(row)}")
     lines.append(_measured(content["scaling"]))
     lines.append(f"{'cuts':>5} {'kind':>9} {'grid ms':>7} {'choices':>7} {'median ms':>10} {'quartiles':>19} {'n':>2}"
                  f" {'labels':>9} {'points':>6} {'peak MB':>8} {'slack ms':>8} {'given up':>8}")  # fmt: skip
@@ -304,6 +321,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             content["mobilenet_v2"] = conditions() | bench_mobilenet(options.tables, options.rounds)
     except DepthCompError as error:
         refuse(parser, error)
+    content["networks"] = conditions() | bench_networks(options.rounds)
     content["scaling"] = conditions() | {"chains": bench_scaling(options.scaling_rounds)}
     print(report(content))
     try:
