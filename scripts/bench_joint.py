@@ -4,10 +4,11 @@ Compresses to each budget by depth and width together, by depth alone and by wid
 often they decide as the original does: on photos of the demo that calibration has not seen, and on photographs from
 other sources. The folder of --photos is made by `photo_sources.py`. With --latency counted, latencies follow from the
 shapes of the operators, so nothing is timed and processes may share the machine. Results are printed, and added to the
-file of --out after each row, with a plot beside it; a row that is there is not made again.
+file of --out after each row, with a plot beside it; a row that is there is not made again. The folder of --cache holds
+the latency table, which all rows share, and the importance of each method, calibration and seed, which budgets share.
 
-    python scripts/bench_joint.py --photos PHOTOS --budgets 80% 1.4x 1.6x --seeds 0 1 2 --out docs/joint.json
-    python scripts/bench_joint.py --photos PHOTOS --budgets 1.35x --calibrate 12x64 100x256 --out docs/joint.json
+    python scripts/bench_joint.py --photos PHOTOS --cache CACHE --out docs/joint.json
+    python scripts/bench_joint.py --photos PHOTOS --cache CACHE --out docs/joint.json --calibrate 12x64 100x256
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from torch import Tensor
 
 import depthcomp
 from depthcomp.fitting.divergence import divergence
+from depthcomp.importance.default import DEFAULT_IMPORTANCE
 from depthcomp_files import locked, write_atomically
 from latency_tables import create_backend
 from latency_tables.tables.environment import cpu_name
@@ -86,15 +88,21 @@ def judged(photos: Path, seed: int) -> dict[str, Tensor]:
     }
 
 
-def made(row: Row, photos: Path) -> dict[str, Any]:
+def made(row: Row, photos: Path, cache: Path) -> dict[str, Any]:
     """Return the figures of a row."""
     model, start = pretrained(), time.perf_counter()
+    stored = cache / f"importance-{row.method}-{row.calibration}-{row.seed}-{row.latency}.json"
+    known = stored.exists()
     result = depthcomp.compress_depth(
         model, row.budget, data=calibration(row.calibration, photos, row.seed), backend=BACKENDS[row.latency](),
-        seed=row.seed, method=METHODS[row.method],
+        table=cache / f"table-{row.latency}.json", importance=stored if known else DEFAULT_IMPORTANCE, seed=row.seed,
+        method=METHODS[row.method],
     )  # fmt: skip
+    result.importance.save(stored)
     found: dict[str, Any] = {
         "seconds": round(time.perf_counter() - start),
+        "stages": {name: round(seconds, 1) for name, seconds in result.seconds.items()},
+        "importance_known": known,
         "original_ms": result.original_ms,
         "measured_ms": result.measured_ms,
         "spread": result.measured_timing.spread,
@@ -153,8 +161,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--calibrate", nargs="+", default=[DEMO], help="demo, or PHOTOSxCROPS such as 12x64")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--latency", choices=BACKENDS, default="onnxruntime")
+    parser.add_argument("--cache", type=Path, required=True, help="folder for the table and importance")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args(arguments)
+    options.cache.mkdir(parents=True, exist_ok=True)
     rows = [
         Row(method, budget, which, seed, options.latency)
         for seed in options.seeds
@@ -165,7 +175,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for row in rows:
         if str(row) in read(options.out):
             continue
-        found = made(row, options.photos)
+        found = made(row, options.photos, options.cache)
         with locked(options.out, "results"):
             rows_so_far = read(options.out) | {str(row): found}
             write_atomically(options.out, json.dumps(rows_so_far, indent=1).encode() + b"\n")
