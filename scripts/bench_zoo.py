@@ -89,7 +89,7 @@ def start(net: Net, options: argparse.Namespace) -> Running:
 def _work(sender: Connection, net: Net, options: argparse.Namespace) -> None:
     size = int(options.memory_gb * 2**30)
     resource.setrlimit(resource.RLIMIT_DATA, (size, size))
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // options.jobs))
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // options.jobs))
     sender.send(check(net, options.plans))
 
 
