@@ -65,8 +65,8 @@ def compress_depth(
             the file, with the line from sums of entries to the whole networks that are measured.
         precision: "fp32".
         method: the method that chooses the plan, one of `depthcomp.methods.registry.METHODS`: "depthcomp", or for
-            comparison "width", "uniform", "random", "kim23", "layermerge" or "depthshrinker". The last three fit
-            nothing, so train their results.
+            comparison "depth", "width", "grail", "uniform", "random", "kim23", "layermerge" or "depthshrinker". The
+            last three fit nothing, so train their results.
         kinds: kinds of choices that the method may make, some of "drop", "fit", "merge" and "narrow"; None for the
             method's own.
         importance: how the losses of choices are found, for any method. "curvature" and "calibrated" use closed-form

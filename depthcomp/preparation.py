@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -40,7 +41,7 @@ from latency_tables import OperatorSignature
 __all__ = ["DEFAULT_LIMITS", "Prepared", "Refusal", "measurable", "needed_operators", "prepare"]
 
 SYNTHETIC_IMAGES = 64
-BATCHES_OF_SCENES = 18  # scenes are counted in about this many batches
+LOOKED_AT = 256  # scenes are counted in about this many images
 DEFAULT_LIMITS = SpanLimits(layer_pruning=False, other_ends=(), skips_pixels=False)
 """Limits of the default choices: a fit replaces layer pruning, and its target is the original end."""
 _NO_DATA = (
@@ -295,9 +296,12 @@ def _with_known_classes(network: fx.GraphModule, calibration: CalibrationSet) ->
 
 
 def _scores(network: fx.GraphModule, calibration: CalibrationSet) -> Tensor:
-    """Return the class scores of some of the images, (n, classes); no images where the output is none of scores."""
+    """Return the outputs for some of the images that fits see, (n, ...); nothing where they are no tensors."""
+    batches = zip(calibration.batches, calibration.folds, strict=True)
+    fitted = [batch for batch, fold in batches if fold != calibration.withheld]
+    step = math.ceil(sum(map(len, fitted)) / LOOKED_AT)
     with torch.no_grad():
-        outputs = [network(batch) for batch in calibration.thinned(BATCHES_OF_SCENES).batches]
+        outputs = [network(batch) for batch in fitted[::step]]
     return torch.cat(outputs) if all(isinstance(scores, Tensor) for scores in outputs) else torch.zeros(0)
 
 

@@ -19,9 +19,10 @@ from fx_passes.channels.layout import Layout, Layouts, layouts_in
 from fx_passes.channels.makers import maker_of
 from fx_passes.facts import GraphFacts
 from fx_passes.operators import Role, called_module
+from fx_passes.slot_layers import can_be_solved, operator_at
 from fx_passes.structure import Level
 
-__all__ = ["InnerChannels", "InnerFamily", "families_apart", "inner_channels"]
+__all__ = ["InnerChannels", "InnerFamily", "families_apart", "inner_channels", "read_power"]
 
 _Hull = tuple[int, int]  # numbers of the cuts around a family
 
@@ -106,6 +107,18 @@ def families_apart(graph: GraphFacts, ties: ChannelTies) -> tuple[list[InnerFami
         else:
             families.append(family)
     return families, staying
+
+
+def read_power(graph: GraphFacts, ties: ChannelTies, family: InnerFamily) -> dict[int, float]:
+    """Return the sum of the squared weights of the layers that read each channel of a family, by id."""
+    power = dict[int, float]()
+    for node in (graph.nodes[name] for name in family.readers):
+        read = ties.made[node.all_input_nodes[0].name]
+        if can_be_solved(graph.gm, node) and isinstance(read, Layout):
+            columns = operator_at(graph.gm, node).weight.square().sum((0, 2, 3))
+            for label, value in zip(read.ids.tolist(), columns.tolist(), strict=True):
+                power[label] = power.get(label, 0.0) + value
+    return power
 
 
 def _family(graph: GraphFacts, ties: ChannelTies, family: ChannelFamily) -> InnerFamily | None:

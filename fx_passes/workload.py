@@ -99,15 +99,20 @@ class Workload:
 
     def _new(self, node: fx.Node, body: Body) -> Operator:
         (source,) = node.all_input_nodes
+        assert isinstance(node.target, AffineConv)  # as the caller checks
+        if node.meta.get("axis") == -1:
+            return Operator("linear", node.target, _pixels_read(source), self._epilogue(node, body, folds=False))
         shape = image_shape(source)
-        assert shape is not None and isinstance(node.target, AffineConv)  # noqa: PT018 # as `BodyBuilder` makes it
+        assert shape is not None  # as `BodyBuilder` makes it
         return Operator("conv", node.target, shape, self._epilogue(node, body))
 
     def _kept(self, node: fx.Node, body: Body | None = None) -> Operator | None:
         """Return the operator at an unchanged node, or None if it costs next to nothing."""
         gm, shape = self._graph.gm, _read_shape(node)
         if linear_at(gm, node) is not None:
-            return Operator("linear", operator_at(gm, node), _pixels_read(node), self._epilogue(node, body))
+            source = node.all_input_nodes[0]
+            epilogue = self._epilogue(node, body, folds=False)
+            return Operator("linear", operator_at(gm, node), _pixels_read(source), epilogue)
         if shape is None or role(gm, node) is not Role.AFFINE:
             return None
         module = known_layer(gm, node)
@@ -123,8 +128,8 @@ class Workload:
         op: Literal["avg_pool", "scale"] = "avg_pool" if isinstance(module, nn.AvgPool2d) else "scale"
         return Operator(op, geometry, shape, self._epilogue(node, body))
 
-    def _epilogue(self, node: fx.Node, body: Body | None) -> Epilogue:
-        """Return the epilogue of a node; behind the last node of a body, the network continues."""
+    def _epilogue(self, node: fx.Node, body: Body | None, *, folds: bool = True) -> Epilogue:
+        """Return the epilogue of a node that norms are folded into, or not; behind a body, the network continues."""
         residual = False
         while len(node.users) == 1:
             user = next(iter(node.users))
@@ -136,7 +141,7 @@ class Workload:
                 return Epilogue(_type_of(known_layer(self._graph.gm, user)), residual)
             if kind is Role.ADD and not residual and self._computed_last(node, user):
                 residual = True
-            elif kind is not Role.PASS and not isinstance(known_layer(self._graph.gm, user), NORMS):
+            elif kind is not Role.PASS and not (folds and isinstance(known_layer(self._graph.gm, user), NORMS)):
                 break
             node = user
         return Epilogue(None, residual)
@@ -151,9 +156,9 @@ def _type_of(layer: nn.Module | None) -> type[nn.Module]:
     return type(layer)
 
 
-def _pixels_read(node: fx.Node) -> tuple[int, int, int, int]:
+def _pixels_read(source: fx.Node) -> tuple[int, int, int, int]:
     """Return (n, c, h, w) of what a linear layer reads."""
-    batch, *size, channels = map(int, node.all_input_nodes[0].meta["tensor_meta"].shape)
+    batch, *size, channels = map(int, source.meta["tensor_meta"].shape)
     return batch, channels, math.prod(size[:-1]), math.prod(size[-1:])
 
 

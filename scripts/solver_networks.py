@@ -1,4 +1,4 @@
-"""Problems of the solver for whole networks: every choice of every kind, at counted latencies and made-up losses."""
+"""Problems of the solver for whole networks: choices of every kind, at counted latencies and made-up losses."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torchvision
 from revisions.arithmetic_backend import ArithmeticBackend
 
 from depthcomp.latency.pricing import Pricing
+from depthcomp.methods.candidates import LEAST_SAVING
 from depthcomp.preparation import DEFAULT_LIMITS
 from dp_solver import Chain
 from fx_passes import CapturedNetwork, capture, enumerate_spans, fold_batch_norms
@@ -16,7 +17,6 @@ from latency_tables import measure
 __all__ = ["NETWORKS", "network_problem"]
 
 NETWORKS = ("mobilenet_v2", "resnet50")
-LEAST_SAVING = 0.005  # share of the network's latency, as for compressions
 
 
 def network_problem(name: str, seed: int) -> tuple[Chain, int]:

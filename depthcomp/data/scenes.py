@@ -21,6 +21,7 @@ def count_scenes(scores: Tensor) -> int:
         >>> count_scenes(torch.eye(3).repeat(4, 1))
         3
     """
+    scores = scores[scores.std(1, correction=0) > 0]  # equal scores say nothing
     if len(scores) < 2:
         return len(scores)
     tree = linkage(pdist(scores.double().cpu().numpy(), "correlation"), "average")

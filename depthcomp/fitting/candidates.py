@@ -178,13 +178,14 @@ class _Solver:
     def _of_some_inputs(self, system: RidgeSystem, fits: Sequence[_Fit]) -> Mapping[int, Sequence[AffineConv]]:
         """Return the operators of fits whose inputs have fewer channels; the weights of all others are zero."""
         slot, own, found = fits[0].slot, prior_of(fits[0].slot), dict[int, Sequence[AffineConv]]()
-        strengths = self._strengths(slot)  # the first fold chooses for all
+        chosen: float | None = None
         for fold, unseen in self._unseen.items():
             kept = self._channels.left(slot.entry, slot.widths, unseen)
             some, prior = system.restricted(kept), replace(own, weight=own.weight[:, kept])
-            judges = [] if unseen is None else [unseen]
-            strengths = [some.best_strengths([slot.target], prior, judges, strengths)[slot.target]]
-            solved = some.solve_without([unseen], [slot.target], prior, match_variance=(), strengths=strengths)
+            if chosen is None:  # the first fold chooses for all
+                judges = [] if unseen is None else [unseen]
+                chosen = some.best_strengths([slot.target], prior, judges, self._strengths(slot))[slot.target]
+            solved = some.solve_without([unseen], [slot.target], prior, match_variance=(), strengths=[chosen])
             (narrow,) = solved[unseen]
             weight = narrow.weight.new_zeros(own.weight.shape)
             weight[:, kept] = narrow.weight

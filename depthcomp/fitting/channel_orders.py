@@ -2,7 +2,8 @@
 
 Backward elimination (`depthcomp.fitting.elimination`) orders the channels of a tensor by what the layer that reads them
 loses without them, once its other weights make up for it. One Gram matrix of the layer's inputs and one order serve all
-widths. Where several layers read the channels, the one with the most multiply-adds decides.
+widths. Where several layers read the channels, the one with the most multiply-adds decides. Where all of them are too
+large to be solved, the sizes of their weights decide.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from depthcomp.progress import Progress, silent
 from fx_passes import CapturedNetwork, Plan
 from fx_passes.affine import AffineConv
 from fx_passes.channels.layout import Layout
-from fx_passes.inner_channels import InnerFamily
+from fx_passes.inner_channels import InnerFamily, read_power
 from fx_passes.kinds import kind_of
 from fx_passes.slot_layers import as_images, can_be_solved, channel_axis, operator_at
 from fx_passes.slots import Width
@@ -122,7 +123,13 @@ class ChannelOrders:
 
     def _order(self, family: InnerFamily, unseen: int | None) -> Sequence[int]:
         """Return the ids in the order of their removal."""
-        return self._orders[family.tensor, unseen]
+        return self._orders.get((family.tensor, unseen)) or self._by_weights[family.tensor]
+
+    @functools.cached_property
+    def _by_weights(self) -> dict[str, list[int]]:
+        """The ids of each family by the weights of the layers that read them, smallest first, by tensor."""
+        powers = {f.tensor: read_power(self._network, self._network.channels, f) for f in self._families.values()}
+        return {tensor: sorted(power, key=lambda label: (power[label], label)) for tensor, power in powers.items()}
 
     @functools.cached_property
     def _families(self) -> dict[str, InnerFamily]:
@@ -160,7 +167,8 @@ class ChannelOrders:
     def _readers(self, family: InnerFamily) -> Iterator[_Reader]:
         """Yield the layer with the most multiply-adds that reads a family, if one can be solved."""
         nodes, gm = self._network.nodes, self._network.gm
-        some = [nodes[name] for name in family.readers if can_be_solved(gm, nodes[name])]
+        some = [node for node in (nodes[name] for name in family.readers) if can_be_solved(gm, node)]
+        some = [node for node in some if self._memory.patterns(operator_at(gm, node))]
         if not some:
             return
         node = max(some, key=lambda node: _macs(node, operator_at(gm, node)))

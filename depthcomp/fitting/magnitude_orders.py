@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Sequence
 
@@ -17,6 +18,14 @@ class MagnitudeOrders(ChannelOrders):
     """Decides by the norms of weights which inner channels stay; it looks at no image. Arguments as `ChannelOrders`."""
 
     def _order(self, family: InnerFamily, unseen: int | None) -> Sequence[int]:
+        return self._by_made_weights[family.tensor]
+
+    @functools.cached_property
+    def _by_made_weights(self) -> dict[str, Sequence[int]]:
+        """The ids of each family, by tensor."""
+        return {family.tensor: self._sorted(family) for family in self._families.values()}
+
+    def _sorted(self, family: InnerFamily) -> Sequence[int]:
         power, gm = Counter[int](), self._network.gm
         for name in family.nodes:
             node, layout = self._network.nodes[name], self._network.channels.made[name]

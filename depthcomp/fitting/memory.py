@@ -83,8 +83,11 @@ class FitMemory:
         return (1 + SAMPLES) * self.folds * one, SOLVING * one
 
     def fitting(self, candidates: Sequence[Candidate]) -> tuple[list[Candidate], tuple[str, ...]]:
-        """Return the candidates that can be fitted or need no fit, and notes for the user on the others."""
-        fits = [slot for candidate in candidates for slot in candidate.slots]
+        """Return the candidates that can be fitted or need no fit, and notes for the user on the others.
+
+        A kept layer that is too large to be solved stays as it is.
+        """
+        fits = [slot for candidate in candidates for slot in candidate.slots if not slot.kept]
         left_out = [slot for slot in fits if not self.patterns(slot.operator)]
         cut = [slot for slot in fits if 0 < self.patterns(slot.operator) < math.prod(slot.operator.kernel)]
         notes = []
@@ -98,7 +101,7 @@ class FitMemory:
                 f"{len(left_out)} of {len(fits)} fits were left out, as {self.mib:g} MiB are too little for even one "
                 f"pixel of their kernels; {self._remedy(left_out)}"
             )
-        solved = [c for c in candidates if all(self.patterns(slot.operator) for slot in c.slots)]
+        solved = [c for c in candidates if all(slot.kept or self.patterns(slot.operator) for slot in c.slots)]
         return solved, tuple(notes)
 
     def _remedy(self, slots: Sequence[Slot]) -> str:

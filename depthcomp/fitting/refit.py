@@ -79,7 +79,7 @@ class _Inputs:
         """Return the inputs of a slot of a plan's linearized graph."""
         before = _ancestors(linearized.nodes[name] for name in slot.reads)
         operator, tensors = slot.operator, (slot.node, slot.entry, slot.target, slot.other)
-        layer = (*tensors, slot.kept, tuple(operator.weight.shape), operator.stride, operator.padding)
+        layer = (*tensors, slot.kept, slot.widths, tuple(operator.weight.shape), operator.stride, operator.padding)
         choices = frozenset(choice for choice in plan if choice.exit in before)
         return cls(layer, unseen, choices, frozenset(each.node for each in slots if each.node in before))
 
@@ -219,27 +219,30 @@ class Refitter:
 
     def _solve(self, slot: Slot, compressed: Stream, unseen: int | None) -> AffineConv:
         """Return the solved operator of a slot, or its prior where its inputs are not finite."""
-        system, prior = self._summed(slot, compressed), prior_of(slot)
+        unseen = self._calibration.withheld if unseen is None else unseen
+        system, prior = self._summed(slot, compressed, unseen), prior_of(slot)
         strengths = strengths_of(slot, self._calibration.precision)
         if not system.is_finite:
             return prior
         matched = [] if slot.kept or not whole_states(self._network, [slot.target]) else [_TARGET]
-        unseen = self._calibration.withheld if unseen is None else unseen
         if unseen is None:
             judges = self._calibration.judges
             return system.solve([_TARGET], prior, judges=judges, match_variance=matched, strengths=strengths)[0]
         solved = system.solve_without([unseen], [_TARGET], prior, match_variance=matched, strengths=strengths)
         return solved[unseen][0]
 
-    def _summed(self, slot: Slot, compressed: Stream) -> RidgeSystem:
-        """Return the system of a slot: from the compressed network's tensors to the original's."""
+    def _summed(self, slot: Slot, compressed: Stream, unseen: int | None) -> RidgeSystem:
+        """Return the system of a slot: from the compressed network's tensors to what is left of the original's."""
+        left = self._channels.left(slot.node, slot.widths, unseen) if slot.widths else None
         system = self._memory.system(slot.entry, slot.operator)
         entries, known = compressed.values(slot.entry), self._pixels[self._key(slot)]
         others = itertools.repeat(None) if slot.other is None else compressed.values(slot.other)
         for fold, entry, (positions, pixels), summand in zip(
             self._calibration.folds, entries, known, others, strict=False
         ):
-            wanted = pixels if summand is None else pixels - positions.pixels(as_images(summand, slot.axis))
+            wanted = pixels if left is None else pixels[:, left]
+            if summand is not None:
+                wanted = wanted - positions.pixels(as_images(summand, slot.axis))
             system.accumulate(as_images(entry, slot.axis), {_TARGET: wanted}, positions, fold=fold)
         return system
 

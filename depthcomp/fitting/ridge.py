@@ -343,7 +343,7 @@ class RidgeSystem:
         Args:
             targets: names of accumulated targets.
             prior: the prior; its kernel has the system's size and centre.
-            judges: folds, each of which judges solutions on all others; the strength of least total error is taken.
+            judges: folds, each of which judges solutions on all others, so that they choose the strength.
             match_variance: targets whose variance the fit takes.
             strengths: candidate strengths of the ridge; by default STRENGTHS.
         """
@@ -412,7 +412,7 @@ class RidgeSystem:
         The arguments are as for `solve`; candidates are in rising order.
         """
         if len(candidates) == 1 or not judges:
-            return dict.fromkeys(targets, UNJUDGED_STRENGTH if not judges else candidates[0])
+            return dict.fromkeys(targets, candidates[0] if len(candidates) == 1 else UNJUDGED_STRENGTH)
         middle = len(candidates) // 2
         best = {t: (error, middle) for t, error in self._errors(targets, prior, judges, candidates[middle]).items()}
         for step in (-1, 1):

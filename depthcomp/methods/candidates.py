@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from depthcomp.latency.pricing import Candidate
@@ -56,7 +56,8 @@ def operators_of(prepared: Prepared) -> set[OperatorSignature]:
 def worthwhile(prepared: Prepared, table: LatencyTable) -> PricedCandidates:
     """Return the rewrites that save enough by a table, which must have all of `operators_of`.
 
-    Kernels compute channels in blocks, so latency falls in steps: of all widths of a step, only the widest is left.
+    Kernels compute channels in blocks, so latency falls in steps: of widths that are about equally fast, the widest is
+    left.
     """
     pricing, original = prepared.pricing, prepared.original_pricing
     total_ms = original.kept_ms(original.kept, table.ms)
@@ -65,16 +66,17 @@ def worthwhile(prepared: Prepared, table: LatencyTable) -> PricedCandidates:
     by_span: dict[tuple[str, str], list[SpanChoice]] = {}
     for candidate in saving:
         by_span.setdefault((candidate.span.entry, candidate.span.exit), []).append(candidate.choice)
+    left = {choice for several in by_span.values() for choice in _on_steps(several, savings_ms, LEAST_STEP * total_ms)}
+    return PricedCandidates(table, [c for c in saving if c.choice in left], savings_ms, total_ms)
 
-    def is_no_faster(choice: SpanChoice, other: SpanChoice) -> bool:
-        """Say whether a choice takes more away than another and does not pay for that."""
-        step = savings_ms[choice] - savings_ms[other]
-        return step < LEAST_STEP * total_ms and kind_of(choice).takes_more(choice, other)
 
-    candidates = [
-        candidate
-        for candidate in saving
-        for others in [by_span[candidate.span.entry, candidate.span.exit]]
-        if not any(is_no_faster(candidate.choice, other) for other in others)
-    ]
-    return PricedCandidates(table, candidates, savings_ms, total_ms)
+def _on_steps(
+    choices: Sequence[SpanChoice], savings_ms: Mapping[SpanChoice, float], step_ms: float
+) -> Iterator[SpanChoice]:
+    """Yield choices of a span, without those that take more away than one before and hardly save more."""
+    kept = list[SpanChoice]()
+    for choice in sorted(choices, key=lambda choice: sum(kind_of(choice).takes_more(choice, c) for c in choices)):
+        less = (other for other in kept if kind_of(choice).takes_more(choice, other))
+        if all(savings_ms[choice] - savings_ms[other] >= step_ms for other in less):
+            kept.append(choice)
+            yield choice

@@ -34,7 +34,9 @@ def narrow_node(root: nn.Module, node: fx.Node, read: Layouts, made: Layouts, ke
     layer = root.get_submodule(str(node.target)) if node.op == "call_module" else None
     maker = maker_of(layer)
     if layer is not None and maker is not None:
-        maker.narrow(layer, *(kept(each) if isinstance(each, Layout) else None for each in (read, made)))
+        before, after = (kept(each) if isinstance(each, Layout) else None for each in (read, made))
+        along = isinstance(read, Layout) and isinstance(made, Layout) and read.axis == made.axis
+        maker.narrow(layer, before if along else None, after)  # channels along another axis all stay
     elif layer is not None and isinstance(read, Layout):
         _narrow_channels(layer, kept(read))
     elif isinstance(read, Layout) and node.target in ADAPTERS:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -14,7 +14,7 @@ from fx_passes.channels.layout import Layout, layouts_in
 from fx_passes.channels.makers import maker_of
 from fx_passes.choice import SpanChoice
 from fx_passes.facts import GraphFacts
-from fx_passes.inner_channels import InnerFamily
+from fx_passes.inner_channels import InnerFamily, read_power
 from fx_passes.kinds.fields import parse_node, read_choice
 from fx_passes.kinds.linearized import not_linearized, span_ends
 from fx_passes.kinds.registry import Kind, register
@@ -74,15 +74,13 @@ class NarrowKind(Kind[Narrow]):
                 yield inner.level, inner.start, inner.stop
 
     def enumerate(self, piece: Piece, limits: SpanLimits) -> Iterator[Narrow]:
-        """Yield a choice for each share of the channels, the largest first."""
-        families = list(_families(piece).values())
-        if not families or any(_cannot_be_refitted(piece.graph, family) for family in families):
-            return
-        counts = ([_width(family, share) for family in families] for share in reversed(range(1, SHARES)))
-        for several in dict.fromkeys(map(tuple, counts)):
-            if all(count < len(family.ids) for count, family in zip(several, families, strict=True)):
-                tensors = (family.tensor for family in families)
-                yield Narrow(piece.entry, piece.exit, tuple(zip(tensors, several, strict=True)))
+        """Yield a choice for each share of the channels, the largest first; tensors with too few keep all."""
+        families = [each for each in _families(piece).values() if not _cannot_be_refitted(piece.graph, each)]
+        shares = ([(each, _width(each, share)) for each in families] for share in reversed(range(1, SHARES)))
+        fewer = (tuple((each.tensor, count) for each, count in several if count < len(each.ids)) for several in shares)
+        for widths in dict.fromkeys(fewer):
+            if widths and not _fit_into_less(piece, {name for name, _ in widths}):
+                yield Narrow(piece.entry, piece.exit, widths)
 
     def check(self, choice: Narrow, piece: Piece) -> str:
         """Return why a piece cannot keep the choice's channels; empty where it can."""
@@ -98,12 +96,6 @@ class NarrowKind(Kind[Narrow]):
             if reason:
                 return f"{_words(piece, name)} {reason}"
         return ""
-
-    def refusal(self, piece: Piece, limits: SpanLimits) -> str:
-        """Return why no channels can be removed inside a piece."""
-        known = _staying(piece.graph, limits)
-        reasons = [reason for name in piece.nodes[:-1] for reason in _reasons(piece.graph, name, known)]
-        return " and ".join(dict.fromkeys(filter(None, reasons))) or "no channels live only inside it"
 
     def left_out(self, network: NetworkFacts, limits: SpanLimits) -> Iterator[tuple[str, str]]:
         """Yield the layers that make channels, all of which stay."""
@@ -205,9 +197,28 @@ def _staying(graph: NetworkFacts, limits: SpanLimits) -> dict[int, str]:
     staying = dict.fromkeys(range(graph.channels.count), apart) | graph.staying_channels
     for inner in graph.inner_channels.values():
         for family in inner.families if inner.stop - inner.start <= limits.longest_span else ():
-            reader = _cannot_be_refitted(graph, family)
-            staying |= dict.fromkeys(family.ids, f"{reader} reads them and cannot be refitted" if reader else "")
+            staying |= dict.fromkeys(family.ids, _not_offered(graph, family))
     return staying
+
+
+def _not_offered(graph: GraphFacts, family: InnerFamily) -> str:
+    """Return why no smaller width of a family is offered, as a clause; empty where some are."""
+    reader = _cannot_be_refitted(graph, family)
+    if reader:
+        return f"{reader} reads them and cannot be refitted"
+    offers = any(_width(family, share) < len(family.ids) for share in range(1, SHARES))
+    return "" if offers else f"there are {len(family.ids)}, too few for a smaller width to be offered"
+
+
+def _fit_into_less(piece: Piece, tensors: Set[str]) -> bool:
+    """Say whether a smaller span holds the inner channels of all these tensors."""
+    places = piece.graph.inner_channels
+    own = places[piece.entry, piece.exit]
+    return any(
+        own.start <= other.start and other.stop <= own.stop and other.level is own.level and other is not own
+        for other in places.values()
+        if tensors <= {family.tensor for family in other.families}
+    )
 
 
 def _reasons(graph: NetworkFacts, name: str, staying: Mapping[int, str]) -> list[str]:
@@ -262,7 +273,7 @@ def _removed(choice: Narrow, piece: Piece) -> set[int]:
     for (name, count), kept in itertools.zip_longest(choice.widths, choice.kept):
         family = known[name]
         if kept is None:
-            removed |= _gone(family, count, _read_power(piece, family))
+            removed |= _gone(family, count, read_power(piece.graph, piece.graph.channels, family))
         else:
             removed |= set(family.ids) - {family.ids[number] for number in kept}
     return removed
@@ -283,18 +294,6 @@ def _gone(family: InnerFamily, count: int, power: Mapping[int, float]) -> set[in
     """Return the ids that go where a tensor keeps `count` channels: those of least power."""
     labels = sorted(set(family.ids) - {-1}, key=lambda label: (power.get(label, 0.0), -label))
     return set(labels[: (len(family.ids) - count) // family.step])
-
-
-def _read_power(piece: Piece, family: InnerFamily) -> dict[int, float]:
-    """Return the sum of the squared weights of the layers that read each channel, by id."""
-    graph, made, power = piece.graph, piece.graph.channels.made, dict[int, float]()
-    for node in (graph.nodes[name] for name in family.readers):
-        read = made[node.all_input_nodes[0].name]
-        if can_be_solved(graph.gm, node) and isinstance(read, Layout):
-            columns = operator_at(graph.gm, node).weight.square().sum((0, 2, 3))
-            for label, value in zip(read.ids.tolist(), columns.tolist(), strict=True):
-                power[label] = power.get(label, 0.0) + value
-    return power
 
 
 def _parse_widths(field: str, stored: Any) -> tuple[Width, ...]:

@@ -61,12 +61,15 @@ class Kind(ABC, Generic[C]):
     def check(self, choice: C, piece: Piece) -> str:
         """Return why a choice is impossible for a piece with layers, as a clause; empty where it is possible."""
 
-    @abstractmethod
     def refusal(self, piece: Piece, limits: SpanLimits) -> str:
-        """Return why `enumerate` yields nothing for a piece with layers, as a clause about the piece."""
+        """Return why `enumerate` yields nothing for a piece with layers, as a clause about the piece.
+
+        Only kinds whose spans must be one convolution are asked; others tell what they leave out by `left_out`.
+        """
+        raise NotImplementedError(f"{type(self).__name__}.refusal")
 
     def left_out(self, network: NetworkFacts, limits: SpanLimits) -> Iterator[tuple[str, str]]:
-        """Yield the names of layers that no choice within limits can change, each with the reason as a sentence."""
+        """Yield the names of layers that no choice within limits can change, each with the reason as a clause."""
         yield from ()
 
     @abstractmethod
@@ -83,7 +86,7 @@ class Kind(ABC, Generic[C]):
         return choice
 
     def takes_more(self, choice: C, other: SpanChoice) -> bool:
-        """Say whether a choice takes all away that another one of its span does, and more.
+        """Say whether a choice removes all that another choice of its span removes, and more.
 
         It loses at least as much, so it is worth a try only where it is faster.
         """

@@ -22,7 +22,7 @@ class SizeLine:
     """The line through the latencies of the operators of a kind, over their multiply-adds.
 
     Attributes:
-        kind: "convolution", "grouped convolution", "avg_pool" or "scale".
+        kind: "convolution", "grouped convolution", "linear", "avg_pool" or "scale".
         n: operators behind it.
         intercept_ms: latency in ms of an operator that computes nothing; far from zero where the call overhead was
             not removed, or too much of it.

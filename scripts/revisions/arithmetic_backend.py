@@ -19,7 +19,7 @@ MAC_PS = 50  # 20 billion multiply-adds a second
 GROUPED_MAC_PS = 200  # grouped convolutions reach a fraction of the speed of dense ones
 ELEMENT_PS = 100
 PS_PER_MS = 10**9
-WEIGHTED = ("Conv", "Gemm")
+WEIGHTED = ("Conv", "Gemm", "MatMul")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +65,7 @@ def _node_ps(node: onnx.NodeProto, shapes: Mapping[str, list[int]]) -> int:
     if node.op_type not in WEIGHTED:
         return NODE_PS + ELEMENT_PS * math.prod(output)
     weight = shapes[node.input[1]]
-    macs = math.prod(output) * math.prod(weight) // output[1]  # both have the output channels
+    channels = output[1 if node.op_type == "Conv" else -1]
+    macs = math.prod(output) * math.prod(weight) // channels  # both have the output channels
     group = next((attribute.i for attribute in node.attribute if attribute.name == "group"), 1)
     return NODE_PS + macs * (MAC_PS if group == 1 else GROUPED_MAC_PS)

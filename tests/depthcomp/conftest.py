@@ -26,11 +26,16 @@ def _one_thread():
 
 def convolution_macs(model):
     """Return the multiply-adds of each convolution of an ONNX model, in order."""
+    return macs_of_nodes(model, "Conv")
+
+
+def macs_of_nodes(model, op):
+    """Return the multiply-adds of each node that applies weights, in order: a convolution or a matrix product."""
     graph = onnx.shape_inference.infer_shapes(model).graph
     shapes = {value.name: [d.dim_value for d in value.type.tensor_type.shape.dim] for value in _values(graph)}
     shapes |= {weight.name: list(weight.dims) for weight in graph.initializer}
-    convolutions = [node for node in graph.node if node.op_type == "Conv"]
-    return [math.prod(shapes[node.output[0]]) * math.prod(shapes[node.input[1]][1:]) for node in convolutions]
+    weights = [(shapes[node.output[0]], shapes[node.input[1]]) for node in graph.node if node.op_type == op]
+    return [math.prod(made) * (math.prod(weight[1:]) if op == "Conv" else weight[0]) for made, weight in weights]
 
 
 def _values(graph):
@@ -40,7 +45,8 @@ def _values(graph):
 def honest_ms(onnx_model):
     """A call, a little for each node, and the multiply-adds: additive but for the call."""
     model = onnx.load_from_string(onnx_model)
-    return CALL_MS + NODE_MS * len(model.graph.node) + sum(convolution_macs(model)) / MACS_PER_MS
+    macs = sum(convolution_macs(model)) + sum(macs_of_nodes(model, "MatMul"))
+    return CALL_MS + NODE_MS * len(model.graph.node) + macs / MACS_PER_MS
 
 
 @dataclass

@@ -13,7 +13,7 @@ from torch import nn
 import depthcomp
 from depthcomp import FinetuneConfig, compress_depth
 from depthcomp.errors import DepthCompError, PlanError
-from depthcomp.methods.candidates import operators_of, worthwhile
+from depthcomp.methods.candidates import _on_steps, operators_of, worthwhile
 from depthcomp.preparation import DEFAULT_LIMITS, prepare
 from depthcomp.results.loading import load_result
 from fx_passes import CapturedNetwork, Narrow, Plan, SpanLimits, capture, fold_batch_norms, linearize
@@ -157,6 +157,9 @@ def test_widths_that_save_no_more_than_a_wider_one_are_left_out(arithmetic_backe
 
     entries = {key: replace(entry, ms=stepped(key)) for key, entry in table.entries.items()}
     smooth, steps = (worthwhile(prepared, each) for each in (table, replace(table, entries=entries)))
+    choices = [candidate.choice for candidate in prepared.candidates[:5]]
+    slope = {choice: 1.0 + 0.1 * number for number, choice in enumerate(choices)}
+    assert [*_on_steps(choices, slope, 0.15)] == choices[::2]  # small steps add up
     assert {c.choice.widths[0][1] for c in smooth.candidates} == {40, 32, 24, 16, 8}
     assert {c.choice.widths[0][1] for c in steps.candidates} == {32, 16}
 
@@ -169,6 +172,43 @@ def test_layers_whose_channels_stay_are_refused_with_the_reason():
         "0": carried, "2.layers.6": carried, "3.layers.6": carried,
         "6": "its channels stay, as the network returns them",
     }  # fmt: skip
+
+
+class Bottleneck(nn.Module):
+    """Two inner tensors in a row, and linear layers of each pixel."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.one, self.two = nn.Conv2d(3, 16, 1), nn.Conv2d(16, 32, 1), nn.Conv2d(32, 32, 3, padding=1)
+        self.three, self.wide, self.back = nn.Conv2d(32, 16, 1), nn.Linear(16, 64), nn.Linear(64, 16)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x):
+        x = torch.relu(self.stem(x))
+        x = torch.relu(x + self.three(torch.relu(self.two(torch.relu(self.one(x))))))
+        y = x.permute(0, 2, 3, 1)
+        y = y + self.back(torch.relu(self.wide(y)))
+        return self.head(y.mean((1, 2)))
+
+
+@pytest.mark.parametrize("method", ["depthcomp", "width", "grail"])
+def test_rows_and_linear_layers_of_pixels_are_narrowed(method, arithmetic_backend, tmp_path):
+    torch.manual_seed(0)
+    model, x = Bottleneck().eval(), images(3, seed=4)
+    result = compress_depth(
+        model, "60%", example_inputs=EXAMPLE, data=[images()], backend=arithmetic_backend(), method=method,
+        output_dir=tmp_path,
+    )  # fmt: skip
+    assert result.measured_ms <= result.budget_ms
+    if method != "depthcomp":
+        assert result.model.get_submodule("wide").out_features < 64
+        assert method != "grail" or max(len(choice.widths) for choice in result.plan) == 2
+    with torch.no_grad():
+        wanted = result.model(x)
+        assert torch.equal(depthcomp.load(tmp_path)(x), wanted)
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {session.get_inputs()[0].name: x[:1].numpy()})
+    assert torch.allclose(torch.from_numpy(found), wanted[:1], atol=1e-5)
 
 
 @pytest.mark.parametrize("kinds", [["prune"], "narrow", [], ["narrow", "prune"]])

@@ -15,7 +15,7 @@ from toy_nets import TOYS, captured, frozen_copy, image, is_unchanged, largest_e
 
 from depthcomp_errors import PlanError
 from fx_passes import CapturedNetwork, Narrow, Plan, SpanLimits, capture, linearize, merge, random_plan
-from fx_passes.kinds import decode_choice, kind_of
+from fx_passes.kinds import decode_choice, kind_of, kinds
 from fx_passes.kinds.narrow import _removed
 
 SAME = 1e-9  # of the largest value, in float64
@@ -24,6 +24,11 @@ ONLY = SpanLimits(kinds=("narrow",), longest_span=20)
 
 def narrows(network):
     return [choice for span in network.spans(ONLY) for choice in span.choices]
+
+
+def reasons_by_layer(network):
+    (kind,) = kinds(ONLY.kinds)
+    return {network.words([name]): why for name, why in kind.left_out(network, ONLY)}
 
 
 def narrow_to(network, tensor, count, kept=None):
@@ -181,8 +186,51 @@ def test_channels_that_a_residual_sum_carries_on_stay():
 def test_channels_that_are_mixed_stay_and_the_reason_names_the_layer():
     network = CapturedNetwork(captured(Mixed(), image()))
     assert narrows(network) == []
-    piece = network.span("x", "back").piece
-    assert kind_of(Narrow("x", "back", ())).refusal(piece, SpanLimits()) == "norm mixes them"
+    assert reasons_by_layer(network) == {
+        "wide": "its channels stay, as norm mixes them", "back": "its channels stay, as the network returns them"
+    }  # fmt: skip
+
+
+class Joined(nn.Module):
+    """Branches of many and of few channels, joined by a concatenation."""
+
+    def __init__(self, few):
+        super().__init__()
+        self.one, self.two, self.back = nn.Conv2d(3, 64, 1), nn.Conv2d(3, few, 1), nn.Conv2d(64 + few, 5, 1)
+
+    def forward(self, x):
+        return self.back(torch.relu(torch.cat([self.one(x), self.two(x)], 1)))
+
+
+def test_tensors_with_few_channels_keep_them_beside_narrower_ones():
+    network = CapturedNetwork(captured(Joined(8), image()))
+    assert {name for choice in narrows(network) for name, _ in choice.widths} == {"one"}
+    assert len(narrows(network)) == 7
+    assert "there are 8, too few for a smaller width" in reasons_by_layer(network)["two"]
+    both = narrows(CapturedNetwork(captured(Joined(48), image())))
+    assert {tuple(name for name, _ in choice.widths) for choice in both} == {("one", "two")}
+
+
+class LastAxis(nn.Module):
+    """A convolution that reads the channels of a linear layer along another axis than it makes them."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.conv, self.back = nn.Linear(11, 32), nn.Conv2d(3, 32, 1), nn.Conv2d(32, 5, 1)
+
+    def forward(self, x):
+        return self.back(torch.relu(self.conv(torch.relu(self.linear(x)))))
+
+
+def test_channels_along_another_axis_stay():
+    x = torch.randn(2, 3, 9, 11, dtype=torch.float64)
+    network = CapturedNetwork(capture(LastAxis().double().eval(), x))
+    assert "works along another axis" in reasons_by_layer(network)["linear"]
+    choice = narrows(network)[0]
+    plan = Plan((choice,))
+    removed = _removed(choice, network.piece(choice))
+    found = outputs(linearize(network, plan), x)
+    assert largest_error(found, outputs(unread(network.gm, network.channels, removed), x)) < SAME
 
 
 @pytest.mark.parametrize("name", NETS)

@@ -90,7 +90,7 @@ def test_copies_and_dead_channels_are_lost_without_a_loss(change, share, calibra
         candidate
         for candidate in candidates_of(captured)
         for (tensor, count) in candidate.choice.widths
-        if tensor in CHANGED and count / captured.nodes[tensor].meta["tensor_meta"].shape[1] >= share
+        if tensor in CHANGED and count / captured.channels.width(tensor) >= share
     ]
     assert {name for candidate in chosen for name, _ in candidate.choice.widths} == CHANGED
     with torch.no_grad():
@@ -99,6 +99,36 @@ def test_copies_and_dead_channels_are_lost_without_a_loss(change, share, calibra
             refit = refitter.carry_out(Plan((candidate.choice,)))
             found = merge(refit.linearized, refit.plan)(x)
             assert float((found - wanted).abs().max() / wanted.abs().max()) < SAME, candidate.choice
+
+
+def test_a_row_of_copies_is_lost_without_a_loss(calibration):
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 32, 1), nn.Conv2d(32, 32, 3, padding=1), nn.Conv2d(32, 6, 1)]
+    with torch.no_grad():
+        for layer in layers[:2]:
+            layer.weight[16:], layer.bias[16:] = layer.weight[:16], layer.bias[:16]
+    net = nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2]).double().eval()
+    captured, x = CapturedNetwork(capture(net, images(2))), images(8, seed=5)
+    chosen = [c for c in candidates_of(captured, 2) if min(count for _, count in c.choice.widths) >= 16]
+    assert len(chosen) == 2
+    for candidate in chosen:
+        refit = Refitter(captured, calibration).carry_out(Plan((candidate.choice,)))
+        with torch.no_grad():
+            found, wanted = merge(refit.linearized, refit.plan)(x), captured.gm(x)
+        assert float((found - wanted).abs().max() / wanted.abs().max()) < SAME
+
+
+def test_the_fits_of_one_row_are_not_taken_for_those_of_another(calibration):
+    """The last layer of a row has one shape for several widths of the tensors before."""
+    captured = network()
+    (row, *_) = candidates_of(captured, 2)
+    (first, size), last = row.choice.widths
+    plans = [Plan((replace(row.choice, widths=((first, size - lost), last)),)) for lost in (0, 8)]
+    shared = Refitter(captured, calibration)
+    for plan in plans:
+        found, wanted = (refitter.carry_out(plan).solved for refitter in (shared, Refitter(captured, calibration)))
+        assert found.keys() == wanted.keys()
+        assert all(torch.equal(found[name].weight, wanted[name].weight) for name in wanted)
 
 
 def test_fewer_channels_are_among_more(calibration):
@@ -171,6 +201,10 @@ def test_memory_that_is_too_little_leaves_weights_as_they_are(calibration):
     some, channels = candidates_of(captured), ChannelOrders(captured, calibration)
     little = FitMemory(calibration.count, mib=1e-3)
     weights = fit_candidates(captured, some, calibration, memory=little, channels=channels)
+    orders = ChannelOrders(captured, calibration, memory=little)
+    power = captured.gm.get_submodule("scores").weight.square().sum(0)
+    assert orders.kept("relu_6", 16, None) == tuple(sorted(power.argsort(descending=True)[:16].tolist()))
+    assert len(little.fitting(some)[0]) == len(some)
     large = [(c.choice, slot) for c in some for slot in c.slots if not little.is_whole(slot.operator)]
     assert large
     for choice, slot in large:

@@ -18,7 +18,7 @@ from depthcomp.latency.pricing import Pricing
 from depthcomp.preparation import DEFAULT_LIMITS
 from dp_solver import frontier
 from fx_passes import CapturedNetwork, Plan, SpanLimits, capture, enumerate_spans, linearize, merge
-from fx_passes.kinds import kind_names
+from fx_passes.kinds import kind_names, kind_of
 from fx_passes.merge import fold_batch_norms
 from fx_passes.operators import Role, called_module, role
 
@@ -111,6 +111,23 @@ def test_linear_layers_at_the_pixels_that_they_read():
         "linear 2x16x6x4 -> 8 k1x1 s1x1 p0,0,0,0 d1x1 g1 fp32",
         "linear 2x192x1x1 -> 5 k1x1 s1x1 p0,0,0,0 d1x1 g1 fp32",
     ]
+
+
+def test_a_norm_behind_a_linear_layer_has_its_activation():
+    net = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 4, 1))
+    kept = Pricing(network_of(net.eval(), 1, 3, 8, 6)).kept.values()
+    assert [(s.op, s.activation) for s in kept] == [("linear", None), ("scale", "relu"), ("conv", None)]
+
+
+def test_slots_of_linear_layers_are_linear_in_bodies():
+    net = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 8))
+    network = network_of(net.eval(), 1, 3, 8, 8)
+    choice = network.spans(SpanLimits(kinds=("narrow",)))[0].choices[0]
+    body = kind_of(choice).body(choice, network.piece(choice))
+    found = network.workload.of_body(body)
+    assert [(operator.op, operator.in_shape) for operator in found] == [
+        ("linear", (1, 8, 3, 8)), ("linear", (1, 64, 3, 8))
+    ]  # fmt: skip
 
 
 def test_fewer_channels_make_smaller_linear_layers():
