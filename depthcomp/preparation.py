@@ -351,8 +351,8 @@ def _refusals(network: CapturedNetwork, spans: Iterable[Span]) -> Iterator[Refus
 
 def _left_out(network: CapturedNetwork, limits: SpanLimits) -> Iterator[Refusal]:
     """Yield a refusal for each layer that no choice of a kind can change."""
-    for kind in kinds(limits.kinds):
-        for name, why in kind.left_out(network, limits):
+    for each in kinds(limits.kinds):
+        for name, why in each.left_out(network, limits):
             (entry, *_) = network.nodes[name].all_input_nodes
             yield Refusal(entry.name, name, network.words([name]), why)
 

@@ -176,10 +176,15 @@ def _core(library: Any) -> Any:
 
 
 def _channels_last(model: Any) -> Any:
-    """Return a model whose images come and go with their channels in the last dimension."""
+    """Return a model whose images come and go with their channels in the last dimension.
+
+    Around linear layers they are there already.
+    """
     from openvino import Layout
     from openvino.preprocess import PrePostProcessor
 
+    if any(operation.get_type_name() == "MatMul" for operation in model.get_ops()):
+        return model
     steps = PrePostProcessor(model)
     for index in range(len(model.inputs)):
         steps.input(index).tensor().set_layout(Layout("NHWC"))

@@ -35,7 +35,7 @@ def test_layers_and_rewrites_are_named():
     places = [place for names in needed.values() for place in names]
     rewrites = [place for place in places if place.startswith(REWRITES)]
     layers = sorted(set(places) - set(rewrites))
-    assert layers == ["0", "3.conv.0.0", "3.conv.1.0", "3.conv.2", "4.conv1", "4.conv2", "6"]
+    assert layers == ["0", "10", "3.conv.0.0", "3.conv.1.0", "3.conv.2", "4.conv1", "4.conv2", "6"]
     assert {"fit 0 to 4", "fit 3", "merge 3.conv", "merge 4.conv1 to 4.conv2", "fit 4.conv2"} <= set(rewrites)
     assert all(names == sorted(set(names)) and names for names in needed.values())
 

@@ -150,6 +150,6 @@ def test_shards_of_another_method_leave_nothing_to_score(tmp_path, arithmetic_ba
 def test_a_method_that_needs_no_losses_has_no_shards(tmp_path):
     with pytest.raises(
         DepthCompError,
-        match=r"method \(='uniform'\) needs no losses, so shards .*; give one of depthcomp, depthshrinker, kim23",
+        match=r"method \(='uniform'\) needs no losses, so shards .*; give one of depth, depthcomp, depthshrinker",
     ):
         score_shard(tiny_net(), "0/2", tmp_path, table="table.json", method="uniform")
