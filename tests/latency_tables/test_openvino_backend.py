@@ -13,7 +13,7 @@ from onnx import TensorProto
 from test_onnxruntime_backend import relu_model
 
 from depthcomp_errors import BackendUnavailableError, MissingPackageError, TableError
-from latency_tables import create_backend, measure
+from latency_tables import OperatorSignature, create_backend, measure
 from latency_tables.backends.openvino import OpenVinoBackend
 from latency_tables.measuring.measure import measured_method
 from latency_tables.operators.models import operator_model
@@ -144,3 +144,10 @@ def test_one_core_serves_every_model(monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(2):
         create_backend("openvino").build(relu_model()).close()
     assert len(made) <= 1
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 1), (5, 3)])
+def test_a_linear_layer_is_measured_at_the_pixels_that_it_reads(size: tuple[int, int]) -> None:
+    signature = OperatorSignature(op="linear", batch=1, in_channels=48, out_channels=24, in_size=size, residual=True)
+    table = measure([signature], create_backend("openvino", threads=1))
+    assert table.ms(signature) < 10
