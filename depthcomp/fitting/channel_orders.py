@@ -47,8 +47,8 @@ class _Reader:
         system: the sums of its inputs.
         inputs: numbers of its input channels, those of one id in a row.
         labels: the id of each of these rows.
-        axis: axis of the channels in the tensors that it reads and makes.
         others: numbers of its other input channels, which all stay.
+        axis: axis of the channels in the tensors that it reads and makes.
     """
 
     family: InnerFamily

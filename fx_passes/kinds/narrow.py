@@ -75,7 +75,7 @@ class NarrowKind(Kind[Narrow]):
 
     def enumerate(self, piece: Piece, limits: SpanLimits) -> Iterator[Narrow]:
         """Yield a choice for each share of the channels, the largest first; tensors with too few keep all."""
-        families = [each for each in _families(piece).values() if not _cannot_be_refitted(piece.graph, each)]
+        families = [each for each in _families(piece).values() if not _reader_without_refit(piece.graph, each)]
         shares = ([(each, _width(each, share)) for each in families] for share in reversed(range(1, SHARES)))
         fewer = (tuple((each.tensor, count) for each, count in several if count < len(each.ids)) for several in shares)
         for widths in dict.fromkeys(fewer):
@@ -185,7 +185,7 @@ def _families(piece: Piece) -> dict[str, InnerFamily]:
     return {} if inner is None else {family.tensor: family for family in inner.families}
 
 
-def _cannot_be_refitted(graph: GraphFacts, family: InnerFamily) -> str:
+def _reader_without_refit(graph: GraphFacts, family: InnerFamily) -> str:
     """Return the reader of a family that cannot be refitted, as the user's module; empty where all can."""
     readers = (graph.nodes[name] for name in family.readers)
     return next((module_path(node) for node in readers if not can_be_solved(graph.gm, node)), "")
@@ -203,7 +203,7 @@ def _staying(graph: NetworkFacts, limits: SpanLimits) -> dict[int, str]:
 
 def _not_offered(graph: GraphFacts, family: InnerFamily) -> str:
     """Return why no smaller width of a family is offered, as a clause; empty where some are."""
-    reader = _cannot_be_refitted(graph, family)
+    reader = _reader_without_refit(graph, family)
     if reader:
         return f"{reader} reads them and cannot be refitted"
     offers = any(_width(family, share) < len(family.ids) for share in range(1, SHARES))
