@@ -101,9 +101,7 @@ def families_apart(graph: GraphFacts, ties: ChannelTies) -> tuple[list[InnerFami
         if len(each.ids) == 1:
             staying |= dict.fromkeys(each.ids, "there is only one, or all of them go together")
         elif family is None or several[family.tensor] > 1:
-            staying |= dict.fromkeys(
-                each.ids, "their tensors hold other channels, too, or hold them unevenly"
-            )
+            staying |= dict.fromkeys(each.ids, "their tensors hold other channels, too, or hold them unevenly")
         elif _is_stream(graph, flow, family):
             staying |= dict.fromkeys(each.ids, "a residual sum carries them past the layers that read them")
         else:
