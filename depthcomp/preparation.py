@@ -35,6 +35,7 @@ from fx_passes import (
 )
 from fx_passes.kinds import kinds
 from fx_passes.module_paths import module_path
+from fx_passes.norm_statistics import norm_statistics
 from fx_passes.preconditions import require_capturable
 from latency_tables import OperatorSignature
 
@@ -140,7 +141,7 @@ def prepare(
     with own_randomness(_CPU), entered(data, seed, 0):
         example, data, guess = infer_example(model, example_inputs, data)
     original, free, captured = _networks(model, example, guess)
-    network = CapturedNetwork(_folded(captured.gm))
+    network = CapturedNetwork(_folded(captured.gm), norm_statistics(captured.gm))
     images, note = _calibration(
         network.gm, data, val_data, example, seed, enough_images(example) if most is None else most
     )

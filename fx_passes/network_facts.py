@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
+from types import MappingProxyType
 
 import networkx as nx
 from torch import fx
@@ -10,10 +12,13 @@ from torch import fx
 from fx_passes.channels import ChannelTies, channel_ties
 from fx_passes.facts import GraphFacts
 from fx_passes.inner_channels import InnerChannels, InnerFamily, families_apart, inner_channels
+from fx_passes.norm_statistics import ChannelMoments
 from fx_passes.structure import Level, require_captured, structure_tree
 from fx_passes.workload import Workload
 
 __all__ = ["NetworkFacts"]
+
+_UNKNOWN: Mapping[str, ChannelMoments] = MappingProxyType({})
 
 
 class NetworkFacts(GraphFacts):
@@ -21,14 +26,16 @@ class NetworkFacts(GraphFacts):
 
     Args:
         gm: what `capture` returned, or a graph made from it.
+        statistics: moments of channels on the training data, by node name, as `norm_statistics` finds them.
 
     Raises:
         PlanError: `gm` is no captured graph.
     """
 
-    def __init__(self, gm: fx.GraphModule) -> None:
+    def __init__(self, gm: fx.GraphModule, statistics: Mapping[str, ChannelMoments] = _UNKNOWN) -> None:
         require_captured(gm)
         super().__init__(gm)
+        self.statistics = statistics
 
     @cached_property
     def tree(self) -> Level:

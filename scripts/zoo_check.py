@@ -7,13 +7,13 @@ import gc
 import resource
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 from zoo_narrow import narrow_errors, reasons
 from zoo_nets import Net
 
@@ -112,41 +112,73 @@ def _carry_out(network: CapturedNetwork, seed: int, x: Tensor) -> Record:
     plan = random_plan(network, np.random.default_rng(seed))
     linearized, x = linearize(network, plan).double(), x.double()
     merged = merge(linearized, plan)
-    wanted, found = _outputs(linearized, x), _outputs(merged, x)
-    overflows = not all(bool(output.isfinite().all()) for output in wanted)
-    if overflows:
-        shared = {node.name for node in merged.graph.nodes if node.op == "call_module"}
-        wanted, found = (_outputs(_UnitScale(graph, shared).run, x) for graph in (linearized, merged))
+    error = _error(_outputs(merged, x), _outputs(linearized, x))
+    in_pieces = not error <= MERGE_TOLERANCE
     left = sum(isinstance(module, nn.Conv2d) for module in merged.modules())
     return {
-        "seed": seed, "choices": len(plan), "convolutions": left, "merge_error": _error(found, wanted),
-        "rescaled": overflows,
+        "seed": seed, "choices": len(plan), "convolutions": left, "in_pieces": in_pieces,
+        "merge_error": _error_in_pieces(merged, linearized, x) if in_pieces else error,
     }  # fmt: skip
 
 
-class _UnitScale(fx.Interpreter):
-    """Runs a graph with the tensors at some nodes divided by their root mean square.
+@torch.no_grad()
+def _error_in_pieces(merged: fx.GraphModule, linearized: fx.GraphModule, x: Tensor) -> float:
+    """Return the largest error of the merged network from one tensor that both share to the next.
 
-    A random plan may replace a squeeze-and-excitation gate by the pooled image that it reads: its block then squares
-    its values, a row of such blocks overflows even float64, and there is nothing left to compare. With the scale
-    taken out at the nodes that two graphs share, both still compute the same if, and only if, each piece does.
+    A random plan may replace a squeeze-and-excitation gate by the pooled image that it reads. Its block then squares
+    its values: a row of such blocks doubles each rounding error many times, and overflows even float64. Piece by piece,
+    from tensors at unit scale, both still compute the same if, and only if, their outputs would in exact arithmetic.
+    """
+    shared = {node.name for node in merged.graph.nodes if node.op in ("call_module", "output")}
+    wanted = _Pieces(linearized, shared)
+    wanted.run(x)
+    found = _Pieces(merged, shared, wanted.values)
+    found.run(x)
+    return float(np.max(found.errors))
+
+
+class _Pieces(fx.Interpreter):
+    """Runs a graph with the tensors at some nodes divided by their root mean square, or replaced by given ones.
+
+    Args:
+        gm: the graph.
+        names: names of the nodes.
+        given: their tensors; each piece reads these, so that no error reaches the next piece.
+
+    Attributes:
+        values: the tensors at the nodes, at unit scale.
+        errors: the error of each piece from the given tensors.
     """
 
-    def __init__(self, gm: fx.GraphModule, names: set[str]) -> None:
+    def __init__(self, gm: fx.GraphModule, names: set[str], given: Mapping[str, Any] | None = None) -> None:
         super().__init__(gm)
-        self._names = names
+        self._names, self._given = names, given
+        self.values: dict[str, Any] = {}
+        self.errors: list[float] = []
 
     def run_node(self, n: fx.Node) -> Any:
-        """Return what a node computes, at unit scale where that is asked for."""
+        """Return what a node computes, at unit scale, or what is given for it."""
         result = super().run_node(n)
-        if n.name not in self._names or not isinstance(result, Tensor):
+        if n.name not in self._names:
             return result
-        return result / result.square().mean().sqrt().clamp_min(1e-12)
+        self.values[n.name] = tree_map_only(Tensor, _at_unit_scale, result)
+        if self._given is None:
+            return self.values[n.name]
+        self.errors.append(_error(_tensors(self.values[n.name]), _tensors(self._given[n.name])))
+        return self._given[n.name]
+
+
+def _at_unit_scale(tensor: Tensor) -> Tensor:
+    return tensor / tensor.square().mean().sqrt().clamp_min(1e-12)
 
 
 def _outputs(module: Callable[[Tensor], Any], x: Tensor) -> list[Tensor]:
     with torch.no_grad():
-        return [leaf for leaf in tree_leaves(module(x)) if isinstance(leaf, Tensor)]
+        return _tensors(module(x))
+
+
+def _tensors(result: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
 
 
 def _fresh(x: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor, fx
 from depthcomp.data.calibration import CalibrationSet
 from depthcomp.fitting.channel_orders import ChannelOrders
 from depthcomp.fitting.execution import Replacements, Tail, record
+from depthcomp.fitting.expectation import expectation_of
 from depthcomp.fitting.leaning import prior_of, strengths_of
 from depthcomp.fitting.memory import FitMemory
 from depthcomp.fitting.ridge import Design, RidgeSystem, design_of, sample_positions
@@ -178,10 +179,10 @@ class _Solver:
     def _of_some_inputs(self, system: RidgeSystem, fits: Sequence[_Fit]) -> Mapping[int, Sequence[AffineConv]]:
         """Return the operators of fits whose inputs have fewer channels; the weights of all others are zero."""
         slot, own, found = fits[0].slot, prior_of(fits[0].slot), dict[int, Sequence[AffineConv]]()
-        chosen: float | None = None
+        expecting, chosen = system.expecting(expectation_of(self._network, slot.node)), None
         for fold, unseen in self._unseen.items():
             kept = self._channels.left(slot.entry, slot.widths, unseen)
-            some, prior = system.restricted(kept), replace(own, weight=own.weight[:, kept])
+            some, prior = expecting.restricted(kept), replace(own, weight=own.weight[:, kept])
             if chosen is None:  # the first fold chooses for all
                 judges = [] if unseen is None else [unseen]
                 chosen = some.best_strengths([slot.target], prior, judges, self._strengths(slot))[slot.target]

@@ -16,6 +16,7 @@ import torch
 from depthcomp.data.calibration import CalibrationSet
 from depthcomp.fitting.candidates import Weights, replacement
 from depthcomp.fitting.execution import Tail
+from depthcomp.fitting.expectation import expectation_of
 from depthcomp.fitting.kept_slots import consumers_of
 from depthcomp.fitting.leaning import prior_of, strengths_of
 from depthcomp.fitting.memory import FitMemory
@@ -94,7 +95,7 @@ def refit_consumers(
             progress(f"refitting consumers, {_without(unseen)}", next(done), total)
         for consumer in several:
             for fold in consumer.unseen if consumer.system.is_finite else ():
-                operator = _solved(consumer, fold, calibration.precision).to(calibration.batches[0])
+                operator = _solved(network, consumer, fold, calibration.precision).to(calibration.batches[0])
                 found[consumer.candidate.choice, fold][consumer.slot.node] = operator
         several.clear()  # frees their sums for the next pass
     return found
@@ -145,9 +146,9 @@ def _accumulate(consumers: Sequence[_Consumer], tail: Tail, batches: int, seed: 
         system.accumulate(now[slot.entry], {_TARGET: wanted}, positions, fold=fold)
 
 
-def _solved(consumer: _Consumer, unseen: int, precision: torch.dtype) -> AffineConv:
+def _solved(network: CapturedNetwork, consumer: _Consumer, unseen: int, precision: torch.dtype) -> AffineConv:
     slot = consumer.slot
-    solved = consumer.system.solve_without(
+    solved = consumer.system.expecting(expectation_of(network, slot.node)).solve_without(
         [unseen], [_TARGET], prior_of(slot), match_variance=(), strengths=strengths_of(slot, precision)
     )
     return solved[unseen][0]

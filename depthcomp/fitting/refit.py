@@ -21,6 +21,7 @@ from depthcomp.fitting.candidates import whole_states
 from depthcomp.fitting.channel_orders import ChannelOrders
 from depthcomp.fitting.divergence import rise_of_loss
 from depthcomp.fitting.execution import Stream, record
+from depthcomp.fitting.expectation import Expectation, expectation_of
 from depthcomp.fitting.kept_slots import kept_behind, kept_slot, nearest_behind
 from depthcomp.fitting.leaning import prior_of, strengths_of
 from depthcomp.fitting.memory import MEMORY_MIB, FitMemory
@@ -220,7 +221,8 @@ class Refitter:
     def _solve(self, slot: Slot, compressed: Stream, unseen: int | None) -> AffineConv:
         """Return the solved operator of a slot, or its prior where its inputs are not finite."""
         unseen = self._calibration.withheld if unseen is None else unseen
-        system, prior = self._summed(slot, compressed, unseen), prior_of(slot)
+        system = self._summed(slot, compressed, unseen).expecting(self._expected(slot, unseen))
+        prior = prior_of(slot)
         strengths = strengths_of(slot, self._calibration.precision)
         if not system.is_finite:
             return prior
@@ -230,6 +232,15 @@ class Refitter:
             return system.solve([_TARGET], prior, judges=judges, match_variance=matched, strengths=strengths)[0]
         solved = system.solve_without([unseen], [_TARGET], prior, match_variance=matched, strengths=strengths)
         return solved[unseen][0]
+
+    def _expected(self, slot: Slot, unseen: int | None) -> Expectation | None:
+        """Return what a kept layer computes on the training data; None for others, and where nothing tells it."""
+        if not slot.kept or (slot.widths and slot.operator.groups > 1):
+            return None
+        inputs, outputs = (
+            self._channels.left(name, slot.widths, unseen) if slot.widths else None for name in (slot.entry, slot.node)
+        )
+        return expectation_of(self._network, slot.node, inputs=inputs, outputs=outputs)
 
     def _summed(self, slot: Slot, compressed: Stream, unseen: int | None) -> RidgeSystem:
         """Return the system of a slot: from the compressed network's tensors to what is left of the original's."""

@@ -21,7 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from depthcomp.fitting.cholesky import cholesky_factor, least_cholesky_factor
+from depthcomp.fitting.expectation import Expectation
+from depthcomp.fitting.scatter import Scatter
 from fx_passes.affine import AffineConv, Pair, Sides
 
 __all__ = ["Design", "Positions", "RidgeSystem", "design_of", "patterns", "sample_positions", "starting_point"]
@@ -29,8 +30,6 @@ __all__ = ["Design", "Positions", "RidgeSystem", "design_of", "patterns", "sampl
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)  # of the ridge, relative to the mean power of a patch element
 JUDGED_OUTPUTS = 32  # outputs of each target that judge; more hardly change the chosen strength
 UNJUDGED_STRENGTH = 1e-1  # where no fold judges
-FLAT = 1e-8  # a variance below this share of the squared mean is rounding error of single precision
-LARGEST_GAIN = 3.0  # a larger gain would turn a hardly explained channel into noise
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,150 +129,6 @@ def sample_positions(target: Tensor, count: int, generator: torch.Generator) -> 
     return Positions(chosen // (height * width), chosen // width % height, chosen % width, (height, width))
 
 
-@dataclass(frozen=True, slots=True)
-class _Target:
-    """Sums of one target's pixels y, (groups, 1 or unknowns, outputs)."""
-
-    y: Tensor  # mean
-    yy: Tensor
-    xy: Tensor
-
-    @classmethod
-    def of(cls, x: Tensor, pixels: Tensor) -> _Target:
-        """Return the sums for centred patches (groups, samples, unknowns) and pixels (groups, samples, outputs)."""
-        y, mean = _centred(pixels)
-        return cls(mean, y.square().sum(1, keepdim=True).double(), (x.transpose(1, 2) @ y).double())
-
-    def joined(self, other: _Target, x: Tensor, weight: float, share: float) -> _Target:
-        """Return the joint sums; x is the difference of the patches' means."""
-        y = other.y - self.y
-        xy = (self.xy + other.xy).baddbmm_(x, y, alpha=weight)
-        return _Target(self.y + share * y, self.yy + other.yy + weight * y.square(), xy)
-
-
-@dataclass(frozen=True, slots=True)
-class _Scatter:
-    """Means of sampled pixels, and their scatter about the means.
-
-    x is a patch, split into groups like the pixels of all targets. The sums of a target do not depend on which others
-    there are, to the bit. Samples are centred before they are multiplied out, so single precision suffices. Sums are
-    joined in float64 after Chan, Golub and LeVeque (Updating formulae and a pairwise algorithm for computing sample
-    variances, 1979). `+=` overwrites the left side's memory.
-    """
-
-    count: int
-    x: Tensor  # (groups, unknowns, 1)
-    xx: Tensor  # (groups, unknowns, unknowns)
-    targets: Mapping[str, _Target]
-
-    @classmethod
-    def of(cls, patches: Tensor, targets: Mapping[str, Tensor]) -> _Scatter:
-        """Return the scatter of patches (groups, samples, unknowns) and pixels (groups, samples, outputs) by target."""
-        x, mean = _centred(patches)
-        sums = {name: _Target.of(x, pixels) for name, pixels in targets.items()}
-        return cls(x.shape[1], mean.transpose(1, 2), _gram(x), sums)
-
-    def double(self) -> _Scatter:
-        """Return the scatter in float64."""
-        return replace(self, xx=self.xx.double())
-
-    def __add__(self, other: _Scatter) -> _Scatter:
-        return self._joined(other, self.xx + other.xx)
-
-    def __iadd__(self, other: _Scatter) -> _Scatter:
-        return self._joined(other, self.xx.add_(other.xx))
-
-    def _joined(self, other: _Scatter, xx: Tensor) -> _Scatter:
-        """Return the joint scatter; it overwrites `xx`, the sum of both, to add the means' difference."""
-        x = other.x - self.x
-        count = self.count + other.count
-        share = other.count / count
-        weight = self.count * share
-        targets = {name: sums.joined(other.targets[name], x, weight, share) for name, sums in self.targets.items()}
-        return _Scatter(count, self.x + share * x, xx.baddbmm_(x, x.transpose(1, 2), alpha=weight), targets)
-
-    def restricted(self, unknowns: Tensor) -> _Scatter:
-        """Return the scatter of some of the unknowns of patches, by their numbers."""
-        targets = {name: replace(sums, xy=sums.xy[:, unknowns]) for name, sums in self.targets.items()}
-        xx = self.xx[:, unknowns][:, :, unknowns]
-        return replace(self, x=self.x[:, unknowns], xx=xx, targets=targets)
-
-    def moments(self) -> _Moments:
-        """Return the centred second moments of the patches."""
-        covariance, rounding = self.xx / self.count, FLAT * self.x.square().mean((1, 2))
-        power = covariance.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-12).maximum(rounding)
-        return _Moments(self.x, covariance, power)
-
-    def cross(self, target: str) -> _Cross:
-        """Return the moments of a target's pixels with the patches."""
-        sums = self.targets[target]
-        return _Cross(sums.y, sums.xy / self.count, sums.yy / self.count)
-
-
-def _gram(x: Tensor) -> Tensor:
-    """Return x^T x (groups, unknowns, unknowns) of patches (groups, samples, unknowns)."""
-    if len(x) > 1 or x.device.type != "cpu":
-        return x.transpose(1, 2) @ x
-    array = x[0].numpy()
-    return torch.from_numpy(array.T @ array)[None]  # NumPy's BLAS uses the symmetry and takes half the time
-
-
-def _centred(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Return values (groups, samples, k) less their mean, and the mean (groups, 1, k) in float64."""
-    mean = values.mean(1, keepdim=True)
-    centred = values - mean
-    return centred, mean.double() + centred.mean(1, keepdim=True)  # corrects the rounded mean
-
-
-@dataclass(frozen=True, slots=True)
-class _Cross:
-    """Moments of one target's pixels with the patches."""
-
-    mean: Tensor  # (groups, 1, outputs), of the pixels
-    cross: Tensor  # (groups, unknowns, outputs)
-    variance: Tensor  # (groups, 1, outputs)
-
-    def thinned(self, step: int) -> _Cross:
-        """Return the moments of every output number 0, `step`, 2 * `step` and so on."""
-        return _Cross(self.mean[..., ::step], self.cross[..., ::step], self.variance[..., ::step])
-
-
-@dataclass(frozen=True, slots=True)
-class _Moments:
-    """Moments of the patches."""
-
-    mean: Tensor  # (groups, unknowns, 1)
-    covariance: Tensor  # (groups, unknowns, unknowns)
-    power: Tensor  # (groups,), the scale of the ridge
-
-    def factor(self, strength: float) -> Tensor | None:
-        """Return the Cholesky factor of the normal equations at a strength of the ridge; None if that is too weak."""
-        return cholesky_factor(self.covariance, strength * self.power)
-
-    def least_factor(self, strength: float) -> Tensor:
-        """Return the Cholesky factor at a strength, which is multiplied by 10 until there is a factor."""
-        return least_cholesky_factor(self.covariance, strength * self.power)
-
-    def solve(self, target: _Cross, prior: Tensor, factor: Tensor) -> Tensor:
-        """Return the ridge solution (groups, unknowns, outputs) that leans to `prior`."""
-        return prior + torch.cholesky_solve(target.cross - self.covariance @ prior, factor)
-
-    def bias(self, target: _Cross, weight: Tensor) -> Tensor:
-        """Return the bias (groups, 1, outputs) that makes the means agree."""
-        return target.mean - self.mean.transpose(1, 2) @ weight
-
-    def gain(self, target: _Cross, weight: Tensor) -> Tensor:
-        """Return a factor for each output that scales a solution to its target's variance."""
-        explained = (weight * (self.covariance @ weight)).sum(1, keepdim=True)
-        return (target.variance / explained.clamp_min(1e-12)).sqrt().clamp(max=LARGEST_GAIN)
-
-    def error(self, target: _Cross, weight: Tensor, bias: Tensor) -> float:
-        """Return the squared error of a solution over all outputs, up to a constant of the target."""
-        spread = (weight * (self.covariance @ weight - 2 * target.cross)).sum()
-        shift = target.mean - bias - self.mean.transpose(1, 2) @ weight
-        return float(spread + shift.square().sum())
-
-
 def _combined(values: Tensor, columns: Tensor) -> Tensor:
     """Return `values @ columns`, and the values unchanged where `columns` is square, as then it is the identity."""
     is_identity = columns.shape[0] == columns.shape[1]
@@ -298,8 +153,9 @@ class RidgeSystem:
         self.kernel = kernel
         self._basis = patterns(kernel, kernel[0] * kernel[1] if count is None else count)
         self.unknowns = channels // design.groups * self._basis.shape[1]
-        self._folds: dict[int, _Scatter] = {}
+        self._folds: dict[int, Scatter] = {}
         self._samples: dict[int, list[tuple[Tensor, Mapping[str, Tensor]]]] = {}
+        self._expectation: Expectation | None = None
 
     @property
     def is_finite(self) -> bool:
@@ -370,6 +226,13 @@ class RidgeSystem:
         """Return the centred second moment of the patches of all folds but one, (unknowns, unknowns), ungrouped."""
         return self._sums(unseen).moments().covariance[0]
 
+    def expecting(self, expectation: Expectation | None) -> RidgeSystem:
+        """Return the system with what its layer computes on the training data; it counts where kernels are whole."""
+        self._add_samples()
+        expecting = copy.copy(self)
+        expecting._expectation = expectation if self._basis.shape[0] == self._basis.shape[1] else None
+        return expecting
+
     def restricted(self, channels: Tensor) -> RidgeSystem:
         """Return the system of some of the entry's channels (c,), given as booleans, ungrouped."""
         self._add_samples()
@@ -377,6 +240,8 @@ class RidgeSystem:
         index = channels.repeat_interleave(self._basis.shape[1]).nonzero()[:, 0]
         restricted.unknowns = len(index)
         restricted._folds = {fold: sums.restricted(index) for fold, sums in self._folds.items()}
+        if self._expectation is not None:
+            restricted._expectation = replace(self._expectation, inputs=channels)
         return restricted
 
     def unknowns_of(self, operator: AffineConv) -> Tensor:
@@ -389,20 +254,21 @@ class RidgeSystem:
         for fold, samples in self._samples.items():
             patches = torch.cat([patches for patches, _ in samples], dim=1)
             pixels = {name: torch.cat([each[name] for _, each in samples], dim=1) for name in samples[0][1]}
-            sums = _Scatter.of(patches, pixels)
+            sums = Scatter.of(patches, pixels)
             if fold in self._folds:
                 self._folds[fold] += sums
             else:
                 self._folds[fold] = sums.double()
         self._samples.clear()
 
-    def _sums(self, unseen: int | None = None) -> _Scatter:
-        """Return the sums of all folds but `unseen`."""
+    def _sums(self, unseen: int | None = None) -> Scatter:
+        """Return the sums of all folds but `unseen`, and of what is expected."""
         self._add_samples()
         chosen = [self._folds[fold] for fold in sorted(self._folds) if fold != unseen]
         if not chosen:
             raise ValueError("the system is empty; accumulate batches before solving it")
-        return functools.reduce(_Scatter.__add__, chosen)
+        seen = functools.reduce(Scatter.__add__, chosen)
+        return seen if self._expectation is None else seen + self._expectation.beside(seen)
 
     def best_strengths(
         self, targets: Sequence[str], prior: AffineConv, judges: Sequence[int], candidates: Sequence[float]
@@ -443,7 +309,7 @@ class RidgeSystem:
         return errors
 
     def _fitted(
-        self, sums: _Scatter, strengths: Mapping[str, float], prior: AffineConv, match_variance: Collection[str]
+        self, sums: Scatter, strengths: Mapping[str, float], prior: AffineConv, match_variance: Collection[str]
     ) -> dict[str, AffineConv]:
         """Return the convolution of each target at the strength chosen for it."""
         moments, start, fitted = sums.moments(), self.unknowns_of(prior), dict[str, AffineConv]()

@@ -17,6 +17,7 @@ from depthcomp.importance.candidate_scorer import JudgingBatch
 from depthcomp.importance.true_loss import TrueLoss
 from depthcomp.latency.pricing import Pricing
 from fx_passes import CapturedNetwork, Plan, SpanLimits, capture, fold_batch_norms, merge
+from fx_passes.norm_statistics import norm_statistics
 
 ONLY = SpanLimits(kinds=("narrow",))
 SAME = 1e-9  # of the largest value, in float64
@@ -36,13 +37,14 @@ class Net(nn.Module):
         self.deep, self.back = nn.Conv2d(24, 24, 3, padding=1, groups=24), nn.Conv2d(24, 8, 1)
         self.squeeze, self.excite = nn.Conv2d(24, 4, 1), nn.Conv2d(4, 24, 1)
         self.up, self.grouped, self.down = nn.Conv2d(8, 32, 1), nn.Conv2d(32, 32, 3, groups=4), nn.Conv2d(32, 6, 3)
+        self.between = nn.BatchNorm2d(32)
         self.pixels, self.out = nn.Linear(6, 24), nn.Linear(24, 6)
         self.hidden, self.scores = nn.Linear(6 * 8 * 8, 24), nn.Linear(24, 5)
 
     def forward(self, x):
         y = torch.relu(self.deep(torch.relu(self.norm(self.wide(x)))))
         y = y * torch.sigmoid(self.excite(torch.relu(self.squeeze(y.mean((2, 3), keepdim=True)))))
-        z = torch.relu(self.grouped(torch.relu(self.up(self.back(y)))))
+        z = torch.relu(self.between(self.grouped(torch.relu(self.up(self.back(y))))))
         z = self.out(torch.relu(self.pixels(self.down(z).permute(0, 2, 3, 1)))).permute(0, 3, 1, 2)
         return self.scores(torch.relu(self.hidden(z.flatten(1))))
 
@@ -54,8 +56,9 @@ def network(change=None):
         if change is not None:
             change(net)
     gm = capture(net, images(2))
+    statistics = norm_statistics(gm)
     fold_batch_norms(gm)
-    return CapturedNetwork(gm)
+    return CapturedNetwork(gm, statistics)
 
 
 def doubled(net):

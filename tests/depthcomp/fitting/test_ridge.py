@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from depthcomp.fitting import ridge
+from depthcomp.fitting import ridge, scatter
 from depthcomp.fitting.ridge import RidgeSystem, design_of, patterns, sample_positions, starting_point
 from fx_passes.affine import AffineConv
 
@@ -182,7 +182,7 @@ def test_a_matched_solution_without_a_fold_has_the_others_variance(folds):
     for fold, (solution,) in found.items():
         entry, target = without(fold, *folds)
         plain = by_lstsq(entry, target, SHAPE, best_strength(*folds, (0,)))
-        gain = (target.var((0, 2, 3)) / plain(entry).var((0, 2, 3))).sqrt().clamp(max=ridge.LARGEST_GAIN)
+        gain = (target.var((0, 2, 3)) / plain(entry).var((0, 2, 3))).sqrt().clamp(max=scatter.LARGEST_GAIN)
         assert torch.allclose(solution.weight, gain[:, None, None, None] * plain.weight, atol=1e-9)
 
 
