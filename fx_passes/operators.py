@@ -21,6 +21,7 @@ from fx_passes.module_paths import module_path
 __all__ = [
     "ACTIVATIONS",
     "NORMS",
+    "PASSED",
     "Role",
     "affine_operator",
     "before_norms",
@@ -41,9 +42,11 @@ ACTIVATIONS: tuple[type[nn.Module], ...] = (
 NORMS: tuple[type[nn.Module], ...] = (nn.BatchNorm2d, ChannelAffine)
 """Layers that scale and shift each channel, and that any runtime folds into a convolution before them."""
 
+PASSED: tuple[type[nn.Module], ...] = (nn.Dropout, nn.Dropout2d, nn.Identity)
+"""Layers that return what they read."""
+
 _LINEAR_LAYERS: tuple[type[nn.Module], ...] = (nn.Conv2d, *NORMS, nn.AvgPool2d, nn.ConstantPad2d)
-_PASSED: tuple[type[nn.Module], ...] = (nn.Dropout, nn.Dropout2d, nn.Identity)
-_KNOWN = frozenset((*ACTIVATIONS, *_LINEAR_LAYERS, *_PASSED))
+_KNOWN = frozenset((*ACTIVATIONS, *_LINEAR_LAYERS, *PASSED))
 _ONLY_PER_CHANNEL = "{} with a constant merges only if the constant is one fixed number per channel of an image"
 _CONCATENATIONS = (torch.cat, torch.concat, torch.concatenate)
 _PRODUCTS = (operator.mul, torch.mul, torch.multiply, "mul", "multiply")
@@ -141,7 +144,7 @@ def _judge(gm: fx.GraphModule, node: fx.Node) -> tuple[Role, str]:
         return Role.BARRIER, _unknown(gm.get_submodule(str(node.target)))
     if isinstance(module, ACTIVATIONS):
         return Role.ACTIVATION, ""
-    if isinstance(module, _PASSED):
+    if isinstance(module, PASSED):
         return Role.PASS, ""
     if node.target in _ARITHMETIC and sum(isinstance(a, fx.Node) and a.op != "get_attr" for a in node.args) == 1:
         return Role.BARRIER, _ONLY_PER_CHANNEL.format(_title(module, node))

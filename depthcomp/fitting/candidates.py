@@ -179,7 +179,7 @@ class _Solver:
     def _of_some_inputs(self, system: RidgeSystem, fits: Sequence[_Fit]) -> Mapping[int, Sequence[AffineConv]]:
         """Return the operators of fits whose inputs have fewer channels; the weights of all others are zero."""
         slot, own, found = fits[0].slot, prior_of(fits[0].slot), dict[int, Sequence[AffineConv]]()
-        expecting, chosen = system.expecting(expectation_of(self._network, slot.node)), None
+        expecting, chosen = system.alone(slot.target).expecting(expectation_of(self._network, slot.node)), None
         for fold, unseen in self._unseen.items():
             kept = self._channels.left(slot.entry, slot.widths, unseen)
             some, prior = expecting.restricted(kept), replace(own, weight=own.weight[:, kept])

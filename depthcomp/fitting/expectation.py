@@ -42,7 +42,7 @@ class Expectation:
     outputs: Tensor | None = None
 
     def beside(self, seen: Scatter) -> Scatter:
-        """Return the sums of samples of whole patches to add to those of images, the same for each target."""
+        """Return the sums of samples of whole patches to add to those of images; all targets are the layer's output."""
         groups, pixels = self.operator.groups, self.operator.weight[0, 0].numel()
         x = self.moments.mean.repeat_interleave(pixels).reshape(groups, -1, 1)
         xx = torch.stack([torch.kron(block, torch.eye(pixels).to(block)) for block in self._covariance_of_groups()])

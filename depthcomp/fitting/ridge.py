@@ -233,6 +233,13 @@ class RidgeSystem:
         expecting._expectation = expectation if self._basis.shape[0] == self._basis.shape[1] else None
         return expecting
 
+    def alone(self, target: str) -> RidgeSystem:
+        """Return the system of one of the targets."""
+        self._add_samples()
+        alone = copy.copy(self)
+        alone._folds = {k: replace(sums, targets={target: sums.targets[target]}) for k, sums in self._folds.items()}
+        return alone
+
     def restricted(self, channels: Tensor) -> RidgeSystem:
         """Return the system of some of the entry's channels (c,), given as booleans, ungrouped."""
         self._add_samples()

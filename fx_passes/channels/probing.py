@@ -41,15 +41,15 @@ def dependence(run: Callable[[Tensor], Tensor], value: Tensor, layout: Layout) -
         MixedChannelsError: the output has no axis along which each channel depends on at most one of the input.
     """
     names, numbers = np.unique(layout.ids, return_inverse=True)
-    codes, touched, several = (np.zeros((), dtype) for dtype in (np.int64, bool, bool))
+    codes, touched = (np.zeros((), dtype) for dtype in (np.int64, bool))
     for bit in range(int(len(names) - 1).bit_length()):
         with_bit, without = (_hit(run, value, layout.axis, (numbers >> bit & 1) == side) for side in (1, 0))
         codes = codes + (with_bit.astype(np.int64) << bit)
-        touched, several = touched | with_bit | without, several | (with_bit & without)
+        touched = touched | with_bit | without
+        if (with_bit & without).any():
+            raise MixedChannelsError
     if not touched.any():
         return None
-    if several.any():
-        raise MixedChannelsError
     axis, found = _along_an_axis(np.where(touched, codes, NONE), likely=layout.axis)
     return axis, np.where(found == NONE, NONE, names[found])
 

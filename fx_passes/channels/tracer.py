@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor, fx
@@ -16,9 +17,14 @@ from fx_passes.channels.layout import Ids, Layout, Layouts, layouts_in
 from fx_passes.channels.makers import Maker, maker_of
 from fx_passes.channels.probing import NONE, MixedChannelsError, dependence
 from fx_passes.module_paths import module_path
-from fx_passes.operators import ACTIVATIONS, NORMS, known_layer
+from fx_passes.operators import ACTIVATIONS, NORMS, PASSED, known_layer
 
 __all__ = ["Tracer", "keeps_channels"]
+
+_ELEMENTWISE = {
+    operator.add, operator.sub, operator.mul, operator.truediv, torch.add, torch.sub, torch.mul, torch.div,
+    "add", "sub", "mul", "div",
+}  # fmt: skip
 
 
 class Tracer(fx.Interpreter):
@@ -109,7 +115,7 @@ class Tracer(fx.Interpreter):
         for source, layout in zip(node.all_input_nodes, read, strict=True):
             if isinstance(layout, tuple):
                 raise MixedChannelsError
-            found = None if layout is None else self._dependence(node, source, layout, index)
+            found = None if layout is None else self._dependence(node, source, layout, index, part.ndim)
             if found is not None:
                 axes.add(found[0])
                 columns.append(found[1])
@@ -117,9 +123,13 @@ class Tracer(fx.Interpreter):
             raise MixedChannelsError
         return Layout(axes.pop(), self._joined(columns)) if axes else None
 
-    def _dependence(self, node: fx.Node, source: fx.Node, layout: Layout, index: int) -> tuple[int, Ids] | None:
+    def _dependence(
+        self, node: fx.Node, source: fx.Node, layout: Layout, index: int, dimensions: int
+    ) -> tuple[int, Ids] | None:
         if len(np.unique(layout.ids)) < 2:  # a lone channel is never removed
             return None
+        if node.target in _ELEMENTWISE:
+            return layout.axis + dimensions - self.env[source].ndim, layout.ids  # broadcast from the right
 
         def run(value: Tensor) -> Tensor:
             """Return the node's result, or a part of it, for another value of one input."""
@@ -155,7 +165,7 @@ class Tracer(fx.Interpreter):
 
 def keeps_channels(gm: fx.GraphModule, node: fx.Node) -> bool:
     """Say whether the class of a node's layer tells that each channel stays what it is."""
-    return isinstance(known_layer(gm, node), (*ACTIVATIONS, *NORMS))
+    return isinstance(known_layer(gm, node), (*ACTIVATIONS, *NORMS, *PASSED))
 
 
 def _holds_tensors(result: Any) -> bool:

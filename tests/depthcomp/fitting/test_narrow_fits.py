@@ -214,3 +214,27 @@ def test_memory_that_is_too_little_leaves_weights_as_they_are(calibration):
         for fold, operators in weights[choice].items():
             kept = channels.left(slot.entry, slot.widths, fold)
             assert torch.equal(operators[slot.node].weight, slot.operator.weight * kept[:, None, None])
+
+
+def test_fits_do_not_depend_on_others_that_read_the_same_tensor(calibration):
+    """A fit in the place of a span may read what a narrowed layer reads, and restore a tensor of another size."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 16, 1), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 8, 1), nn.ReLU(), nn.Conv2d(8, 24, 1),
+        nn.ReLU(), nn.Conv2d(24, 4, 1),
+    ).double().eval()  # fmt: skip
+    gm = capture(net, images(2))
+    statistics = norm_statistics(gm)
+    fold_batch_norms(gm)
+    captured = CapturedNetwork(gm, statistics)
+    candidates = Pricing(captured).candidates(captured.spans(SpanLimits()))
+    read = captured.nodes["_3"].all_input_nodes[0].name
+    narrow = [c for c in candidates if c.choice.kind == "narrow" and any(slot.entry == read for slot in c.slots)]
+    beside = [c for c in candidates if any(slot.entry == read and slot.target != "_3" for slot in c.slots)]
+    assert narrow
+    assert beside
+    alone, together = (fit_candidates(captured, some, calibration) for some in (narrow, [*narrow, *beside]))
+    for candidate in narrow:
+        for fold, weights in alone[candidate.choice].items():
+            for node, operator in weights.items():
+                assert torch.equal(operator.weight, together[candidate.choice][fold][node].weight)
