@@ -206,7 +206,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="networks at a time")
     parser.add_argument("--plans", type=int, default=3, help="random plans per network; 0 checks the capture alone")
     parser.add_argument("--timeout-s", type=float, default=600.0, help="for one network")
-    parser.add_argument("--memory-gb", type=float, default=12.0, help="for one network")
+    parser.add_argument("--memory-gb", type=float, default=18.0, help="for one network")
     parser.add_argument("--retry", action="store_true", help="sweep again what failed")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "zoo.json", help="results; the plot stands beside")
     options = parser.parse_args()

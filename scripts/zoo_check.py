@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import functools
 import gc
 import resource
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_leaves, tree_map_only
 from zoo_narrow import narrow_errors, reasons
 from zoo_nets import Net
+from zoo_pieces import error_in_pieces, largest_error, recorded, shared_nodes, tensors_in
 
 from fx_passes import CapturedNetwork, Span, capture, enumerate_spans, linearize, merge, random_plan
 
@@ -41,7 +40,7 @@ def check(net: Net, seeds: int) -> Record:
         stage = "capture"
         network, spans = _capture(model, x, record)
         stage = "compare"
-        record["capture_error"] = _error(_outputs(network.gm, _fresh(x)), _outputs(model, _fresh(x)))
+        record["capture_error"] = largest_error(_outputs(network.gm, _fresh(x)), _outputs(model, _fresh(x)))
         record["unshaped"] = [name for name, node in network.nodes.items() if not _has_shape(node)]
         if record["captured_norms"] < record["running_norms"]:
             missing = record["running_norms"] - record["captured_norms"]
@@ -57,8 +56,7 @@ def check(net: Net, seeds: int) -> Record:
         stage = "narrow"
         network.gm.double()
         record["channels_stay"] = reasons(network)
-        run = functools.partial(_outputs, x=x.double())
-        record["narrow_errors"] = narrow_errors(network, run, _error) if record["kinds"]["narrow"] else {}
+        record["narrow_errors"] = narrow_errors(network, x.double()) if record["kinds"]["narrow"] else {}
     except Exception as error:
         record["cause"] = f"{stage}: {type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
     record["cause"] = record["cause"] or _verdict(record)
@@ -108,90 +106,32 @@ def _title(target: Any) -> str:
 
 
 def _carry_out(network: CapturedNetwork, seed: int, x: Tensor) -> Record:
-    """Return how a random plan went in float64: its length, the convolutions left, the merged network's error."""
+    """Return how a random plan went in float64: its length, the convolutions left, the merged network's error.
+
+    A plan may replace a squeeze-and-excitation gate by the pooled image that it reads. Its block then squares its
+    values; a row of such blocks overflows even float64. So the two are compared in pieces where their outputs differ.
+    """
     plan = random_plan(network, np.random.default_rng(seed))
     linearized, x = linearize(network, plan).double(), x.double()
     merged = merge(linearized, plan)
-    error = _error(_outputs(merged, x), _outputs(linearized, x))
+    error = largest_error(_outputs(merged, x), _outputs(linearized, x))
     in_pieces = not error <= MERGE_TOLERANCE
+    if in_pieces:
+        shared = shared_nodes(merged, linearized)
+        error = error_in_pieces(merged, x, recorded(linearized, x, shared), shared)
     left = sum(isinstance(module, nn.Conv2d) for module in merged.modules())
     return {
-        "seed": seed, "choices": len(plan), "convolutions": left, "in_pieces": in_pieces,
-        "merge_error": _error_in_pieces(merged, linearized, x) if in_pieces else error,
+        "seed": seed, "choices": len(plan), "convolutions": left, "merge_error": error, "in_pieces": in_pieces,
     }  # fmt: skip
-
-
-@torch.no_grad()
-def _error_in_pieces(merged: fx.GraphModule, linearized: fx.GraphModule, x: Tensor) -> float:
-    """Return the largest error of the merged network from one tensor that both share to the next.
-
-    A random plan may replace a squeeze-and-excitation gate by the pooled image that it reads. Its block then squares
-    its values: a row of such blocks doubles each rounding error many times, and overflows even float64. Piece by piece,
-    from tensors at unit scale, both still compute the same if, and only if, their outputs would in exact arithmetic.
-    """
-    shared = {node.name for node in merged.graph.nodes if node.op in ("call_module", "output")}
-    wanted = _Pieces(linearized, shared)
-    wanted.run(x)
-    found = _Pieces(merged, shared, wanted.values)
-    found.run(x)
-    return float(np.max(found.errors))
-
-
-class _Pieces(fx.Interpreter):
-    """Runs a graph with the tensors at some nodes divided by their root mean square, or replaced by given ones.
-
-    Args:
-        gm: the graph.
-        names: names of the nodes.
-        given: their tensors; each piece reads these, so that no error reaches the next piece.
-
-    Attributes:
-        values: the tensors at the nodes, at unit scale.
-        errors: the error of each piece from the given tensors.
-    """
-
-    def __init__(self, gm: fx.GraphModule, names: set[str], given: Mapping[str, Any] | None = None) -> None:
-        super().__init__(gm)
-        self._names, self._given = names, given
-        self.values: dict[str, Any] = {}
-        self.errors: list[float] = []
-
-    def run_node(self, n: fx.Node) -> Any:
-        """Return what a node computes, at unit scale, or what is given for it."""
-        result = super().run_node(n)
-        if n.name not in self._names:
-            return result
-        self.values[n.name] = tree_map_only(Tensor, _at_unit_scale, result)
-        if self._given is None:
-            return self.values[n.name]
-        self.errors.append(_error(_tensors(self.values[n.name]), _tensors(self._given[n.name])))
-        return self._given[n.name]
-
-
-def _at_unit_scale(tensor: Tensor) -> Tensor:
-    return tensor / tensor.square().mean().sqrt().clamp_min(1e-12)
 
 
 def _outputs(module: Callable[[Tensor], Any], x: Tensor) -> list[Tensor]:
     with torch.no_grad():
-        return _tensors(module(x))
-
-
-def _tensors(result: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        return tensors_in(module(x))
 
 
 def _fresh(x: Tensor) -> Tensor:
     return torch.randn(x.shape, generator=torch.Generator().manual_seed(2))
-
-
-def _error(found: list[Tensor], wanted: list[Tensor]) -> float:
-    """Return the largest deviation of any output relative to its largest wanted value."""
-    errors = [
-        float((a.double() - b.double()).abs().max() / b.double().abs().max().clamp_min(1e-12))
-        for a, b in zip(found, wanted, strict=True)
-    ]
-    return float(np.max(errors))  # NaN where one is
 
 
 def _has_shape(node: fx.Node) -> bool:

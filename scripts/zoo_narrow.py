@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import Tensor, fx
+from torch import Tensor
+from zoo_pieces import error_in_pieces, recorded
 
 from fx_passes import CapturedNetwork, Narrow, Plan, SpanLimits, linearize, random_plan
 from fx_passes.channels.layout import Layout
@@ -35,36 +36,44 @@ def reasons(network: CapturedNetwork) -> dict[str, int]:
     return dict(Counter(why for _, why in kind.left_out(network, ONLY)))
 
 
-def narrow_errors(
-    network: CapturedNetwork,
-    run: Callable[[fx.GraphModule], list[Tensor]],
-    error: Callable[[list[Tensor], list[Tensor]], float],
-) -> dict[str, float]:
-    """Return how much the output changes without channels that are not needed, by what is removed.
+def narrow_errors(network: CapturedNetwork, x: Tensor) -> dict[str, float]:
+    """Return how much each layer's output changes without channels that are not needed, by what is removed.
 
     Args:
         network: the network, in float64; its weights change, and come back.
-        run: returns the outputs of a graph.
-        error: returns the difference between two lists of outputs.
+        x: images (n, c, h, w).
     """
     plan, removed = _drawn_plan(network, np.random.default_rng(0))
-    gm, weights = network.gm, copy.deepcopy(network.gm.state_dict())
-    errors = {"nothing": error(run(linearize(network, _with_all_channels(network, plan))), run(gm))}
+    gm, weights = network.gm, _weights_of(network, removed)
+    errors = {"nothing": error_in_pieces(linearize(network, _with_all_channels(network, plan)), x, recorded(gm, x))}
     for family, copies in removed:
         for name in family.nodes:
             _copy_channels(network, name, copies)
-    doubled = run(gm)
+    doubled = recorded(gm, x)
     for family, copies in removed:
         for name in family.readers:
             _read_elsewhere(network, name, copies)
-    errors["copies"] = max(error(run(gm), doubled), error(run(linearize(network, plan)), doubled))
-    gm.load_state_dict(weights)
+    several = (error_in_pieces(each, x, doubled) for each in (gm, linearize(network, plan)))
+    errors["copies"] = max(several)
+    _restore(network, weights)
     for family, copies in removed:
         for name in family.readers:
             _read_elsewhere(network, name, dict.fromkeys(copies))
-    errors["channels that nothing reads"] = error(run(linearize(network, plan)), run(gm))
-    gm.load_state_dict(weights)
+    errors["channels that nothing reads"] = error_in_pieces(linearize(network, plan), x, recorded(gm, x))
+    _restore(network, weights)
     return errors
+
+
+def _weights_of(network: CapturedNetwork, removed: Removed) -> dict[str, dict[str, Tensor]]:
+    """Return copies of the weights that a check changes, by module."""
+    names = {name for family, _ in removed for name in (*family.nodes, *family.readers)}
+    targets = {str(network.nodes[name].target) for name in names if network.nodes[name].op == "call_module"}
+    return {target: copy.deepcopy(network.gm.get_submodule(target).state_dict()) for target in targets}
+
+
+def _restore(network: CapturedNetwork, weights: Mapping[str, dict[str, Tensor]]) -> None:
+    for target, state in weights.items():
+        network.gm.get_submodule(target).load_state_dict(state)
 
 
 def _drawn_plan(network: CapturedNetwork, rng: np.random.Generator) -> tuple[Plan, Removed]:
