@@ -275,7 +275,8 @@ class RidgeSystem:
         if not chosen:
             raise ValueError("the system is empty; accumulate batches before solving it")
         seen = functools.reduce(Scatter.__add__, chosen)
-        return seen if self._expectation is None else seen + self._expectation.beside(seen)
+        expectation = self._expectation
+        return seen if expectation is None or not expectation.agrees_with(seen) else seen + expectation.beside(seen)
 
     def best_strengths(
         self, targets: Sequence[str], prior: AffineConv, judges: Sequence[int], candidates: Sequence[float]

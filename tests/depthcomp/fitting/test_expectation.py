@@ -90,3 +90,13 @@ def test_a_channel_that_no_image_shows_stays_where_training_showed_it():
         kept[name] = orders.kept(captured.nodes[node].all_input_nodes[0].name, 4)
     assert 0 in kept["told"]
     assert 0 not in kept["not told"]
+
+
+@pytest.mark.parametrize(("scale", "shift"), [(0.01, 0), (100, 0), (1, 90)])
+def test_norms_that_the_images_contradict_tell_nothing(scale, shift):
+    """As those of a network that was never trained."""
+    captured, node = network()
+    expectation = expectation_of(captured, node)
+    patches, made = drawn(expectation, 1000)
+    assert expectation.agrees_with(Scatter.of(patches, {"y": made}))
+    assert not expectation.agrees_with(Scatter.of(scale * patches + shift, {"y": made}))
