@@ -1,7 +1,8 @@
 """Dependence of an operator's output channels on those of an input, found by running the operator.
 
 An input gets NaN in some of its channels. What becomes NaN in the output depends on them. A channel is told apart from
-all others by the bits of its number, so that 2 log2(c) runs are enough for c channels.
+all others by the bits of its number, so that 2 log2(c) runs are enough for c channels. Where an operator only moves
+values, one run with the numbers themselves is enough.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from fx_passes.channels.layout import Ids, Layout
 
-__all__ = ["MixedChannelsError", "dependence"]
+__all__ = ["MixedChannelsError", "dependence", "moved"]
 
 NONE = -1
 
@@ -52,6 +53,23 @@ def dependence(run: Callable[[Tensor], Tensor], value: Tensor, layout: Layout) -
         return None
     axis, found = _along_an_axis(np.where(touched, codes, NONE), likely=layout.axis)
     return axis, np.where(found == NONE, NONE, names[found])
+
+
+def moved(run: Callable[[Tensor], Tensor], value: Tensor, layout: Layout) -> tuple[int, Ids]:
+    """Return what `dependence` does, for an operator that only moves values.
+
+    Raises:
+        MixedChannelsError: the output has no axis along which each channel is one of the input.
+    """
+    shape = [1] * value.ndim
+    shape[layout.axis] = -1
+    numbers = torch.from_numpy(layout.ids).to(value.device).reshape(shape)
+    carried = torch.empty_like(value, dtype=torch.int64).copy_(numbers.expand_as(value))  # strides as those of `value`
+    try:
+        codes = run(carried).cpu().numpy()
+    except Exception as error:  # an operator may refuse integers in any way
+        raise MixedChannelsError from error
+    return _along_an_axis(codes, likely=layout.axis)
 
 
 def _hit(run: Callable[[Tensor], Tensor], value: Tensor, axis: int, which: NDArray[np.bool_]) -> NDArray[np.bool_]:

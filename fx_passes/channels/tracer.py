@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from fx_passes.channels.layout import Ids, Layout, Layouts, layouts_in
 from fx_passes.channels.makers import Maker, maker_of
-from fx_passes.channels.probing import NONE, MixedChannelsError, dependence
+from fx_passes.channels.probing import NONE, MixedChannelsError, dependence, moved
 from fx_passes.module_paths import module_path
 from fx_passes.operators import ACTIVATIONS, NORMS, PASSED, known_layer
 
@@ -24,6 +24,10 @@ __all__ = ["Tracer", "keeps_channels"]
 _ELEMENTWISE = {
     operator.add, operator.sub, operator.mul, operator.truediv, torch.add, torch.sub, torch.mul, torch.div,
     "add", "sub", "mul", "div",
+}  # fmt: skip
+_MOVES = {
+    torch.reshape, torch.flatten, torch.permute, torch.transpose, torch.squeeze, torch.unsqueeze,
+    "view", "reshape", "flatten", "permute", "transpose", "squeeze", "unsqueeze", "contiguous",
 }  # fmt: skip
 
 
@@ -128,7 +132,8 @@ class Tracer(fx.Interpreter):
     ) -> tuple[int, Ids] | None:
         if len(np.unique(layout.ids)) < 2:  # a lone channel is never removed
             return None
-        if node.target in _ELEMENTWISE:
+        named = None if node.op == "call_module" else node.target  # a module may be called "add"
+        if named in _ELEMENTWISE:
             return layout.axis + dimensions - self.env[source].ndim, layout.ids  # broadcast from the right
 
         def run(value: Tensor) -> Tensor:
@@ -138,7 +143,7 @@ class Tracer(fx.Interpreter):
             part: Tensor = result[index] if isinstance(result, tuple | list) else result
             return part
 
-        return dependence(run, self.env[source], layout)
+        return (moved if named in _MOVES else dependence)(run, self.env[source], layout)
 
     def _joined(self, columns: Sequence[Ids]) -> Ids:
         """Return the channels of a result that depends on several tensors; those from elsewhere are fixed."""

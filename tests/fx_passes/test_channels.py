@@ -152,6 +152,19 @@ def test_channels_are_told_by_what_they_are_tied_to():
     assert ties.made["conv1"].ids.tolist() == ties.made["act1"].ids.tolist()
 
 
+def test_a_module_is_not_taken_for_the_function_that_it_is_called_by():
+    class Misnamed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.make, self.add, self.read = nn.Conv2d(3, 8, 1), nn.ChannelShuffle(2), nn.Conv2d(8, 3, 1)
+
+        def forward(self, x):
+            return self.read(self.add(self.make(x)))
+
+    ties = channel_ties(captured(Misnamed(), image(3)))
+    assert ties.made["add"].ids.tolist() == ties.made["make"].ids[[0, 4, 1, 5, 2, 6, 3, 7]].tolist()
+
+
 def test_what_mixes_channels_is_named():
     gm, _ = captured_net("shuffle")
     ties = channel_ties(gm)
