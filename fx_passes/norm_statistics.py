@@ -1,8 +1,8 @@
-"""What batch norms tell about the training data: mean and variance of each channel of the tensors behind them.
+"""Mean and variance of each channel on the training data, for the tensors behind batch norms.
 
-A batch norm with weight g and bias b makes channels of mean b and variance g^2 on the data that it was trained on. Few
-images may not show what a channel does on others; these moments tell it without any. Behind an activation they are
-those of a normal distribution's values, behind a sum those of independent summands.
+A batch norm holds the mean and variance of its input on the data that it was trained on. They tell, without any image,
+what a channel does on images that calibration does not show. Behind an activation the moments are those of its values
+for normally distributed inputs. Behind a sum they are those of independent summands.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 
 from fx_passes.channel_affine import ChannelAffine
 from fx_passes.channel_copies import channel_copies
-from fx_passes.operators import Role, known_layer, role
+from fx_passes.operators import Role, affine_operator, known_layer, role
 
 __all__ = ["ChannelMoments", "norm_statistics"]
 
@@ -55,52 +55,53 @@ def norm_statistics(gm: fx.GraphModule) -> dict[str, ChannelMoments]:
     """
     found, copies = dict[str, Moments](), channel_copies(gm)
     for node in gm.graph.nodes:
-        layer, known = known_layer(gm, node), [found[each.name] for each in node.all_input_nodes if each.name in found]
-        if isinstance(layer, nn.BatchNorm2d):
-            moments = _behind_norm(layer, known_layer(gm, node.all_input_nodes[0]))
+        known = [found[source.name] for source in node.all_input_nodes if source.name in found]
+        if isinstance(known_layer(gm, node), nn.BatchNorm2d):
+            moments = _behind_norm(gm, node)
         else:
             all_known = known and len(known) == len(node.all_input_nodes)
-            moments = _behind(layer, role(gm, node), known) if all_known else None
+            moments = _behind(gm, node, known) if all_known else None
         if moments is not None:
             found[node.name] = moments
     return {name: ChannelMoments(*moments, copies[name].to(moments[0].device)) for name, moments in found.items()}
 
 
-def _behind_norm(norm: nn.BatchNorm2d, before: nn.Module | None) -> Moments | None:
-    """Return the moments behind a norm; channels without weights do not vary, whatever the norm says."""
+def _behind_norm(gm: fx.GraphModule, node: fx.Node) -> Moments | None:
+    """Return the moments behind a norm. Channels without weights are constant, whatever the norm holds."""
+    norm, before = known_layer(gm, node), known_layer(gm, node.all_input_nodes[0])
+    assert isinstance(norm, nn.BatchNorm2d)
     if norm.running_mean is None or norm.running_var is None:
         return None
-    mean, spread = norm.running_mean.double(), norm.running_var.double() + norm.eps
-    weight = torch.ones_like(mean) if norm.weight is None else norm.weight.double()
-    bias = torch.zeros_like(mean) if norm.bias is None else norm.bias.double()
-    variance = weight.square() * norm.running_var.double() / spread
-    if not isinstance(before, nn.Conv2d):
-        return bias, variance
-    constant = torch.zeros_like(mean) if before.bias is None else before.bias.double()
-    dead = ~before.weight.flatten(1).any(1)
-    return torch.where(dead, bias + weight * (constant - mean) * spread.rsqrt(), bias), variance.masked_fill(dead, 0)
+    mean, variance = norm.running_mean.double(), norm.running_var.double()
+    if isinstance(before, nn.Conv2d):
+        dead = ~before.weight.flatten(1).any(1)
+        constant = torch.zeros_like(mean) if before.bias is None else before.bias.double()
+        mean, variance = torch.where(dead, constant, mean), variance.masked_fill(dead, 0)
+    return _scaled(gm, node, mean, variance)
 
 
-def _behind(layer: nn.Module | None, part: Role, known: Sequence[Moments]) -> Moments | None:
+def _scaled(gm: fx.GraphModule, node: fx.Node, mean: Tensor, variance: Tensor) -> Moments:
+    """Return the moments behind a layer that scales and shifts each channel."""
+    operator = affine_operator(gm, node, len(mean), device=str(mean.device))
+    scale = operator.weight.flatten()
+    return scale * mean + operator.bias, scale.square() * variance
+
+
+def _behind(gm: fx.GraphModule, node: fx.Node, known: Sequence[Moments]) -> Moments | None:
     """Return the moments behind a node that reads tensors of known ones; None where they are not known."""
+    layer, part = known_layer(gm, node), role(gm, node)
     if part is Role.PASS:
         return known[0]
     if isinstance(layer, ChannelAffine):
-        return _scaled(layer, *known[0])
+        return _scaled(gm, node, *known[0])
     if part is Role.ACTIVATION and layer is not None:
         return _activated(layer, *known[0])
     means, variances = zip(*known, strict=True)
     if part is Role.CONCAT:
         return torch.cat(means), torch.cat(variances)
-    if part is Role.ADD and len({len(mean) for mean in means}) == 1:
+    if part is Role.ADD and len(known) > 1 and len({len(mean) for mean in means}) == 1:  # one where x + x is summed
         return torch.stack(means).sum(0), torch.stack(variances).sum(0)
     return None
-
-
-def _scaled(layer: ChannelAffine, mean: Tensor, variance: Tensor) -> Moments:
-    scale = torch.ones_like(mean) if layer.weight is None else layer.weight.double()
-    shift = torch.zeros_like(mean) if layer.bias is None else layer.bias.double()
-    return mean * scale + shift, variance * scale.square()
 
 
 def _activated(layer: nn.Module, mean: Tensor, variance: Tensor) -> Moments:

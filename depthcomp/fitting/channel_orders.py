@@ -35,7 +35,7 @@ from fx_passes.slots import Width
 
 __all__ = ["ChannelOrders"]
 
-EXPECTED = 0.1  # share of samples that training lets expect; 0.03 to 0.1 serve about as well, 0.3 and more worse
+EXPECTED = 0.1  # share of the expectation's samples; 0.03 serves about as well, 0.3 and 1 worse
 
 
 @dataclass(frozen=True, slots=True)

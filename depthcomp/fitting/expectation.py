@@ -1,8 +1,8 @@
-"""What a kept layer computes on the data that the network was trained on, as far as norms tell.
+"""Samples that fits of kept layers see besides the images, from the moments of the training data.
 
-Few images do not show everything that a channel does, and a fit that has never seen it fire may give it any weight. So
-a fit of a kept layer sees some samples more: inputs with the mean and variance that the norms before the layer tell,
-independent but for copies, and for each the output of the original layer. Their sums are known in closed form.
+Few images do not show everything that a channel does. A fit that never sees a channel fire may give it any weight. The
+samples are inputs with the mean and variance that norms hold (`fx_passes.norm_statistics`), independent but for copies,
+and the outputs of the original layer for them. Nothing is drawn: their sums have a closed form.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ from fx_passes.slot_layers import operator_at
 __all__ = ["Expectation", "expectation_of"]
 
 SHARE = 0.3  # of 0.1, 0.3, 1 and 3 the least divergence on other photos, of EfficientNet-Lite0 narrowed to 1.6x
-
-FAR = 16.0  # times; behind trained norms, photos have 0.12 to 1.8 times the variance that these tell, means 0.7 off
+FAR = 16.0  # largest ratio to the norms' variance; photos have 0.12 to 1.8 of it, and squared shifts of means up to 0.7
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +43,7 @@ class Expectation:
     outputs: Tensor | None = None
 
     def beside(self, seen: Scatter) -> Scatter:
-        """Return the sums of samples of whole patches to add to those of images; all targets are the layer's output."""
+        """Return the sums of the samples, to add to those of images; each target is the output of the layer."""
         groups, pixels = self.operator.groups, self.operator.weight[0, 0].numel()
         x = self.moments.mean.repeat_interleave(pixels).reshape(groups, -1, 1)
         xx = torch.stack([torch.kron(block, torch.eye(pixels).to(block)) for block in self._covariance_of_groups()])
@@ -61,7 +60,7 @@ class Expectation:
         return Scatter(count, x, count * xx, dict.fromkeys(seen.targets, Target(y, count * yy, count * xy)))
 
     def agrees_with(self, seen: Scatter) -> bool:
-        """Say whether norms and images tell of similar inputs: norms of untrained networks tell nothing."""
+        """Say whether the images' moments are near those of the norms. With an untrained network they are not."""
         some = slice(None) if self.inputs is None else self.inputs
         pixels = self.operator.weight[0, 0].numel()
         expected = self.moments.variance[some].mean()

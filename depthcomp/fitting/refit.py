@@ -234,7 +234,7 @@ class Refitter:
         return solved[unseen][0]
 
     def _expected(self, slot: Slot, unseen: int | None) -> Expectation | None:
-        """Return what a kept layer computes on the training data; None for others, and where nothing tells it."""
+        """Return the expectation of a kept layer for the channels that stay. A new layer has none."""
         if not slot.kept or (slot.widths and slot.operator.groups > 1):
             return None
         inputs, outputs = (

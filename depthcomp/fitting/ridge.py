@@ -227,7 +227,7 @@ class RidgeSystem:
         return self._sums(unseen).moments().covariance[0]
 
     def expecting(self, expectation: Expectation | None) -> RidgeSystem:
-        """Return the system with what its layer computes on the training data; it counts where kernels are whole."""
+        """Return the system with the samples of an expectation added. Systems of fewer patterns add none."""
         self._add_samples()
         expecting = copy.copy(self)
         expecting._expectation = expectation if self._basis.shape[0] == self._basis.shape[1] else None
@@ -269,7 +269,7 @@ class RidgeSystem:
         self._samples.clear()
 
     def _sums(self, unseen: int | None = None) -> Scatter:
-        """Return the sums of all folds but `unseen`, and of what is expected."""
+        """Return the sums of all folds but `unseen`, with the samples of the expectation."""
         self._add_samples()
         chosen = [self._folds[fold] for fold in sorted(self._folds) if fold != unseen]
         if not chosen:

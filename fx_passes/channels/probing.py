@@ -8,6 +8,7 @@ values, one run with the numbers themselves is enough.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,17 +57,19 @@ def dependence(run: Callable[[Tensor], Tensor], value: Tensor, layout: Layout) -
 
 
 def moved(run: Callable[[Tensor], Tensor], value: Tensor, layout: Layout) -> tuple[int, Ids]:
-    """Return what `dependence` does, for an operator that only moves values.
+    """Return the axis of channels in the output of an operator that only moves values, and the channels there.
+
+    Args:
+        run: the operator, as a function of one of its inputs.
+        value: a value of this input; its numbers do not matter.
+        layout: the input's channels.
 
     Raises:
         MixedChannelsError: the output has no axis along which each channel is one of the input.
     """
-    shape = [1] * value.ndim
-    shape[layout.axis] = -1
-    numbers = torch.from_numpy(layout.ids).to(value.device).reshape(shape)
-    carried = torch.empty_like(value, dtype=torch.int64).copy_(numbers.expand_as(value))  # strides as those of `value`
+    named = torch.empty_like(value, dtype=torch.int64).copy_(_along(value, layout.axis, layout.ids))  # strides stay
     try:
-        codes = run(carried).cpu().numpy()
+        codes = run(named).cpu().numpy()
     except Exception as error:  # an operator may refuse integers in any way
         raise MixedChannelsError from error
     return _along_an_axis(codes, likely=layout.axis)
@@ -74,14 +77,19 @@ def moved(run: Callable[[Tensor], Tensor], value: Tensor, layout: Layout) -> tup
 
 def _hit(run: Callable[[Tensor], Tensor], value: Tensor, axis: int, which: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Return where the output is NaN once some channels of the input are."""
-    shape = [1] * value.ndim
-    shape[axis] = -1
-    poisoned = value.masked_fill(torch.from_numpy(which).reshape(shape).to(value.device), torch.nan)
+    poisoned = value.masked_fill(_along(value, axis, which), torch.nan)
     try:
         found: NDArray[np.bool_] = run(poisoned).isnan().cpu().numpy()
     except Exception as error:  # an operator may refuse NaN in any way
         raise MixedChannelsError from error
     return found
+
+
+def _along(value: Tensor, axis: int, of_channels: NDArray[Any]) -> Tensor:
+    """Return an array over the channels (c,) in a shape that broadcasts along an axis of `value`."""
+    shape = [1] * value.ndim
+    shape[axis] = -1
+    return torch.from_numpy(of_channels).reshape(shape).to(value.device)
 
 
 def _along_an_axis(codes: NDArray[np.int64], likely: int) -> tuple[int, Ids]:
