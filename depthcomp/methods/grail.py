@@ -4,9 +4,9 @@ Layers lose the same share of their inner channels, those made by the smallest w
 come from ridge regression on the calibration images.
 
 Deviations: spans whose channels would save less than 0.5 % of the latency stay whole. The regression restores what the
-layers behind compute, not what they read; it goes front to back, and unseen images choose its strength. Widths are
-those of the kind `narrow`. Between two of them, some spans, evenly spread, are narrower than the others, so that plans
-meet any budget closely.
+layers behind compute, not what they read; it goes front to back, unseen images choose its strength, and it also uses
+the means and variances that batch norms store. Widths are those of the kind `narrow`. Between two of them, some spans,
+evenly spread, are narrower than the others, so that plans meet any budget closely.
 """
 
 from __future__ import annotations
