@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_leaves
 
 from depthcomp.data.batches import Data, enough_images, labelled_images, synthetic_batches
 from depthcomp.data.calibration import CalibrationSet, Layout, cross_validated, layouts, separate
@@ -36,6 +35,7 @@ from fx_passes import (
 from fx_passes.kinds import kinds
 from fx_passes.module_paths import module_path
 from fx_passes.norm_statistics import norm_statistics
+from fx_passes.outputs import is_output, tensors_of
 from fx_passes.preconditions import require_capturable
 from latency_tables import OperatorSignature
 
@@ -334,7 +334,7 @@ def _layout(network: fx.GraphModule, images: Tensor) -> Layout:
 def _shapes(network: fx.GraphModule, images: Tensor) -> list[tuple[int, ...]]:
     with torch.no_grad():
         output = fx.Interpreter(network).run(images)  # it prints no traceback
-    return [tuple(part.shape) for part in tree_leaves(output) if isinstance(part, Tensor)]
+    return [tuple(part.shape) for part in tensors_of(output)]
 
 
 def _folded(captured: fx.GraphModule) -> fx.GraphModule:
@@ -345,7 +345,7 @@ def _folded(captured: fx.GraphModule) -> fx.GraphModule:
 
 def _refusals(network: CapturedNetwork, spans: Iterable[Span]) -> Iterator[Refusal]:
     for span in spans:
-        if span.refusal and span.exit != "output":
+        if span.refusal and not is_output(network.nodes[span.exit]):
             at, why = _parted(network, span)
             yield Refusal(span.entry, span.exit, network.words(span.nodes), why, at)
 

@@ -3,19 +3,39 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
 
 from depthcomp_errors import CaptureError
 
-__all__ = ["noise_like", "require_comparable", "require_equal", "tensors_of"]
+__all__ = ["OutputRecord", "is_output", "noise_like", "require_comparable", "require_equal", "tensors_of"]
 
 _SEED = 0
 _LEAST_SCALE = 1e-12  # outputs below it in size are compared as they are
+
+
+class OutputRecord(dict[str, Any]):
+    """Outputs by name, read as items or as attributes; a loaded network returns it for an object of the user's class.
+
+    Example:
+        >>> OutputRecord(logits=1).logits
+        1
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        """Return the output called `name`."""
+        if name not in self:
+            raise AttributeError(f"there is no output {name!r}; the outputs are {', '.join(self)}")
+        return self[name]
+
+
+def is_output(node: fx.Node) -> bool:
+    """Say whether a node is the output of a graph, or puts outputs into an object of the user's class."""
+    return node.op == "output" or (node.op == "call_function" and isinstance(node.target, type))
 
 
 def tensors_of(output: Any) -> list[Tensor]:
@@ -24,6 +44,8 @@ def tensors_of(output: Any) -> list[Tensor]:
     for leaf in tree_leaves(output):
         if isinstance(leaf, Tensor):
             found.append(leaf)
+        elif isinstance(leaf, Mapping):
+            found += tensors_of(list(leaf.values()))
         elif dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
             found += tensors_of([getattr(leaf, field.name) for field in dataclasses.fields(leaf)])
     return found

@@ -9,6 +9,7 @@ from torch import nn
 
 from fx_passes.facts import GraphFacts
 from fx_passes.operators import NORMS, called_module
+from fx_passes.outputs import is_output
 from fx_passes.structure import Level, Unit
 
 __all__ = ["holds_layers", "is_boundary"]
@@ -20,7 +21,7 @@ _COMPRESSIBLE = (nn.Conv2d, nn.ConvTranspose2d, nn.AvgPool2d, *NORMS)
 def holds_layers(graph: GraphFacts, unit: Unit) -> bool:
     """Say whether a convolution, a pooling or a norm stands in a unit."""
     nodes = graph.nodes
-    if nodes[unit.nodes[0]].op in ("placeholder", "output"):
+    if nodes[unit.nodes[0]].op == "placeholder" or is_output(nodes[unit.nodes[0]]):
         return False
     return any(isinstance(called_module(graph.gm, nodes[name]), _COMPRESSIBLE) for name in (*unit.nodes, *unit.region))
 
@@ -31,7 +32,8 @@ def is_boundary(graph: GraphFacts, level: Level, start: int) -> bool:
     A size that is computed from an image is no boundary, nor is the network's output.
     """
     unit, entry, nodes = level.units[start], level.cuts[start], graph.nodes
-    if nodes[unit.nodes[0]].op in ("placeholder", "output") or "tensor_meta" not in nodes[unit.exit].meta:
+    first = nodes[unit.nodes[0]]
+    if first.op == "placeholder" or is_output(first) or "tensor_meta" not in nodes[unit.exit].meta:
         return False
     beside = (*level.units[max(start - 1, 0) : start], *level.units[start + 1 : start + 2])
     reads_image = entry in nodes and graph.shape(entry) is not None

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import is_dataclass
 from functools import cached_property
+from inspect import Parameter
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +31,8 @@ _FORWARDS: dict[Any, type[nn.Module]] = {
 }  # fmt: skip
 """The functions that layers consist of; a subclass with a forward of its own is traced into and calls them."""
 
+_POSITIONAL = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
+
 
 def trace(model: nn.Module, example_inputs: Sequence[Tensor]) -> fx.GraphModule:
     """Return the fx graph of `model`, its modules shared with the model.
@@ -50,24 +55,29 @@ def trace(model: nn.Module, example_inputs: Sequence[Tensor]) -> fx.GraphModule:
 
 
 class SymbolicTracer(fx.Tracer):
-    """A tracer that sets the forward's arguments without an example to their default values.
+    """A tracer that calls the forward with one placeholder for each example input.
 
-    The defaults are constants, so a forward may branch on them: `if mask is not None`.
+    All other arguments keep their defaults. A forward may branch on these constants: `if mask is not None`.
     """
 
     def __init__(self, given: int) -> None:
         super().__init__()
         self._given = given  # the number of arguments that the example fills
 
-    def create_args_for_root(self, *root: Any, **options: Any) -> tuple[Any, list[Any]]:
-        """Return the forward and its arguments: placeholders, then defaults."""
-        forward, arguments = super().create_args_for_root(*root, **options)
-        placeholders = list(self.graph.find_nodes(op="placeholder"))
-        for index, node in enumerate(placeholders):
-            if index >= self._given and node.args and not node.target.startswith("*"):
-                arguments[index + 1] = node.args[0]  # the first is the network itself
-                self.graph.erase_node(node)
-        return forward, arguments
+    def create_args_for_root(self, root_fn: Any, *rest: Any, **options: Any) -> tuple[Any, list[Any]]:
+        """Return the forward and its arguments: the network, then placeholders."""
+        names = _argument_names(root_fn, self._given)
+        return root_fn, [self.root, *(self.create_proxy("placeholder", name, (), {}) for name in names)]
+
+    def create_arg(self, a: Any) -> Any:
+        """Return an argument of a node; an object of a class that is both dict and dataclass is built by a node.
+
+        HuggingFace's ModelOutput is one; fx would make a dict of it.
+        """
+        if isinstance(a, dict) and is_dataclass(type(a)):
+            fields = {name: self.create_arg(value) for name, value in a.items()}
+            return self.create_node("call_function", type(a), (), fields)
+        return super().create_arg(a)
 
     def create_node(self, kind: str, target: Any, *rest: Any, **options: Any) -> fx.Node:
         """Return a new node that records which of the user's modules it stands for."""
@@ -153,7 +163,7 @@ class ConcreteShapeTracer(SymbolicTracer):
 
     def _evaluate(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if op == "placeholder":
-            return next(self._inputs, args[0] if args else None)
+            return next(self._inputs)
         if op == "get_attr":
             return _fetch(self.root, target)
         if op == "call_module":
@@ -186,6 +196,14 @@ class ShapedProxy(fx.Proxy):
 
     def __iter__(self) -> Iterator[Any]:
         return iter([self[i] for i in range(len(self))])  # type: ignore[index]  # fx adds operators at run time
+
+
+def _argument_names(forward: Callable[..., Any], count: int) -> list[str]:
+    """Return the names of the first `count` arguments after `self`; those of `*inputs` are inputs_0, inputs_1, ..."""
+    _, *parameters = inspect.signature(forward).parameters.values()
+    names = [parameter.name for parameter in parameters if parameter.kind in _POSITIONAL]
+    starred = next((parameter.name for parameter in parameters if parameter.kind is Parameter.VAR_POSITIONAL), "input")
+    return [*names, *(f"{starred}_{index}" for index in range(count - len(names)))][:count]
 
 
 def _place_of_call(scope: Scope, target: Any) -> Place:

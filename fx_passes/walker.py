@@ -20,6 +20,7 @@ from fx_passes.layer_pruning import UNPRUNED, LayerPruner, Prunings
 from fx_passes.limits import SpanLimits
 from fx_passes.module_paths import module_path
 from fx_passes.network_facts import NetworkFacts
+from fx_passes.outputs import is_output
 from fx_passes.refusals import holds_layers, is_boundary
 from fx_passes.span import NO_LAYERS, OneConvolution, Piece, Span
 from fx_passes.structure import Level, Unit
@@ -97,7 +98,7 @@ class SpanWalker:
         nodes = self._graph.nodes
         if not values:
             first = nodes[unit.nodes[0]]
-            if first.op in ("placeholder", "output"):
+            if first.op == "placeholder" or is_output(first):
                 return f"{module_path(first)} of the network is no layer"
             return f"{module_path(first)} does not read a batch of images"
         for name in (*unit.region, *unit.nodes):

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from depthcomp.errors import ArtifactError
 from depthcomp_files import write_atomically
+from fx_passes.outputs import is_output, tensors_of
 
 __all__ = ["BATCH", "OPSET_VERSION", "export_onnx", "relative_error", "require_sound", "to_onnx"]
 
@@ -49,7 +50,7 @@ def to_onnx(gm: nn.Module, example_inputs: tuple[Tensor, ...], *, dynamic_batch:
     dynamic_shapes = tuple({0: batch} for _ in inputs) if dynamic_batch else None
     with torch.no_grad():
         try:
-            program = torch.export.export(_in_evaluation(gm), inputs, dynamic_shapes=dynamic_shapes, strict=False)
+            program = torch.export.export(_exportable(gm), inputs, dynamic_shapes=dynamic_shapes, strict=False)
             onnx_program = torch.onnx.export(
                 program, (), dynamo=True, opset_version=OPSET_VERSION, optimize=True, verbose=False
             )
@@ -107,7 +108,7 @@ def relative_error(data: bytes, gm: nn.Module, inputs: tuple[Tensor, ...]) -> fl
     dtypes = [onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type) for value in values]
     found = _evaluator(data)([x.detach().cpu().numpy().astype(dtype) for x, dtype in zip(inputs, dtypes, strict=True)])
     with torch.no_grad():
-        leaves = [leaf for leaf in tree_leaves(_in_evaluation(gm)(*inputs)) if isinstance(leaf, Tensor)]
+        leaves = tensors_of(_in_evaluation(gm)(*inputs))
     wanted = np.concatenate([leaf.detach().double().cpu().numpy().ravel() for leaf in leaves])
     difference = np.concatenate([array.astype(np.float64).ravel() for array in found]) - wanted
     return float(np.linalg.norm(difference) / max(float(np.linalg.norm(wanted)), float(np.finfo(np.float64).tiny)))
@@ -123,6 +124,25 @@ def _with_named_batch(model: Any, dynamic_batch: bool) -> bytes:
             size.dim_param = BATCH
     data: bytes = model.SerializeToString()
     return data
+
+
+def _exportable(gm: nn.Module) -> nn.Module:
+    """Return a network in evaluation mode whose output is its tensors, without constants and the user's classes."""
+    network = _in_evaluation(gm)
+    if not isinstance(network, fx.GraphModule):
+        return network
+    plain = fx.GraphModule(network, copy.deepcopy(network.graph), type(gm).__name__)
+    output = next(iter(plain.graph.find_nodes(op="output")))
+    output.args = (tuple(_returned(output)),)
+    plain.recompile()
+    return plain.eval()
+
+
+def _returned(node: fx.Node) -> Iterator[fx.Node]:
+    """Yield the nodes whose values an output node returns, in order, also out of objects of the user's classes."""
+    for source in tree_leaves((node.args, dict(node.kwargs))):
+        if isinstance(source, fx.Node):
+            yield from _returned(source) if is_output(source) else (source,)
 
 
 def _in_evaluation(gm: nn.Module) -> nn.Module:
@@ -164,7 +184,7 @@ def _random_input(tensor: Tensor, generator: torch.Generator) -> Tensor:
 
 def _require_parity(model: nn.Module, run_onnx: Evaluator, inputs: tuple[Tensor, ...]) -> None:
     with torch.no_grad():
-        wanted = [leaf for leaf in tree_leaves(model(*inputs)) if isinstance(leaf, Tensor)]
+        wanted = tensors_of(model(*inputs))
     found = run_onnx([tensor.detach().cpu().numpy() for tensor in inputs])
     if len(wanted) != len(found):
         raise ArtifactError(

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from depthcomp.errors import DataError
+from fx_passes.outputs import tensors_of
 
 __all__ = ["divergence", "divergence_of", "is_scores", "power", "require_finite", "rise_of_loss"]
 
@@ -25,11 +25,7 @@ def divergence(original: Any, changed: Any) -> float:
 
 def divergence_of(original: Any, changed: Any) -> Tensor:
     """Return the divergence as a differentiable float64 tensor ()."""
-    pairs = [
-        (a, b)
-        for a, b in zip(tree_leaves(original), tree_leaves(changed), strict=True)
-        if isinstance(a, Tensor) and a.is_floating_point()
-    ]
+    pairs = [(a, b) for a, b in zip(tensors_of(original), tensors_of(changed), strict=True) if a.is_floating_point()]
     if len(pairs) == 1 and is_scores(pairs[0][0]):
         scores, other = (F.log_softmax(t.double(), dim=1) for t in pairs[0])
         return F.kl_div(other, scores, log_target=True, reduction="batchmean")
@@ -62,7 +58,7 @@ def require_finite(output: Any) -> None:
     Raises:
         DataError: a value is NaN or infinite.
     """
-    if not all(bool(part.isfinite().all()) for part in tree_leaves(output) if isinstance(part, Tensor)):
+    if not all(bool(part.isfinite().all()) for part in tensors_of(output)):
         raise DataError(
             "the network's own output on the calibration images is NaN or infinite; check the network's weights, and "
             "normalise the images as for training"

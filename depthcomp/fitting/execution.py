@@ -137,7 +137,7 @@ def record(gm: fx.GraphModule, batch: Tensor, names: Collection[str]) -> dict[st
 def run_node(interpreter: fx.Interpreter, node: fx.Node, environment: Environment, batch: Tensor) -> Any:
     """Return the value of a node in a forward of `batch`, given the values of the nodes before it."""
     if node.op == "placeholder":
-        return node.args[0] if node.args else batch
+        return batch
     if node.op == "output":
         return fx.map_arg(node.args[0], lambda source: environment[source])
     interpreter.env = environment

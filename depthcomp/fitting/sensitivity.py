@@ -22,10 +22,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
-from torch.utils._pytree import tree_leaves
 
 from depthcomp.fitting.divergence import is_scores, power, require_finite
 from depthcomp.fitting.execution import Tail, run_node
+from fx_passes.outputs import tensors_of
 
 __all__ = ["Sensitivity"]
 
@@ -112,7 +112,7 @@ def _probes(output: Any, images: int, draws: int, generator: torch.Generator) ->
             direction = noise - root.square() * noise.sum(1, keepdim=True)
             yield (direction * output).sum() / math.sqrt(2)
         return
-    parts = [part for part in tree_leaves(output) if isinstance(part, Tensor) and part.is_floating_point()]
+    parts = [part for part in tensors_of(output) if part.is_floating_point()]
     scales = [(len(parts) * part.numel() / images * power(part.detach())).rsqrt() for part in parts]
     for _ in range(draws):
         noise = [_signs(part, generator) for part in parts]

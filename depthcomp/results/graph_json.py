@@ -24,6 +24,7 @@ from torch import Tensor, fx, nn
 from depthcomp_errors.first_line import first_line
 from depthcomp_files import first_fault
 from fx_passes.channel_affine import ChannelAffine
+from fx_passes.outputs import OutputRecord
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -41,7 +42,8 @@ __all__ = [
 
 SCHEMA_VERSION: Literal[1] = 1
 _ASCII_IDENTIFIER = r"^[A-Za-z_][A-Za-z0-9_]*$"
-_DOTTED_PATH = r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$"
+_NAME = r'[^."\\\x00-\x1f\x7f]+'  # fx writes names of modules between double quotes
+_DOTTED_PATH = rf"^{_NAME}(\.{_NAME})*$"
 
 Identifier = Annotated[str, StringConstraints(pattern=_ASCII_IDENTIFIER)]
 DottedPath = Annotated[str, StringConstraints(pattern=_DOTTED_PATH)]
@@ -255,20 +257,28 @@ def encode_graph(gm: fx.GraphModule) -> list[StoredNode]:
 
 def _encode_node(node: fx.Node) -> StoredNode:
     try:
-        target = _function_name(node.target) if callable(node.target) else node.target
+        target, args, kwargs = _call(node)
         stored = StoredNode(
             op=node.op,  # type: ignore[arg-type]  # fx has no other ops; "root" never stands in a graph
             name=node.name,
-            target=target,
-            args=[encode_value(item) for item in node.args],
-            kwargs={name: encode_value(item) for name, item in node.kwargs.items()},
+            target=_function_name(target) if callable(target) else target,
+            args=[encode_value(item) for item in args],
+            kwargs={name: encode_value(item) for name, item in kwargs.items()},
         )
-        _require_allowed(stored.op, stored.target, node.args, node.kwargs)
+        _require_allowed(stored.op, stored.target, args, kwargs)
     except ValueError as error:
         raise ValueError(
             f"node {node.name!r} ({node.op} {_readable(node.target)}) cannot be stored: {_fault(error)}"
         ) from error
     return stored
+
+
+def _call(node: fx.Node) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+    """Return what a node calls and its arguments; for an object of the user's class, a record with its fields."""
+    names = getattr(node.target, "_fields", ())  # a named tuple's arguments have no names
+    if node.op != "call_function" or not isinstance(node.target, type) or len(node.args) != len(names):
+        return node.target, node.args, node.kwargs
+    return OutputRecord, (), {**dict(zip(names, node.args, strict=True)), **node.kwargs}
 
 
 def decode_graph(nodes: list[StoredNode]) -> fx.Graph:
@@ -318,7 +328,7 @@ def _functions() -> dict[str, Callable[..., Any]]:
         "operator": (operator, _OPERATORS),
     }
     listed = {name: function for room, content in rooms.items() for name, function in _listed(room, *content)}
-    return {**listed, "builtins.getattr": builtins.getattr}
+    return {**listed, "builtins.getattr": builtins.getattr, "depthcomp.OutputRecord": OutputRecord}
 
 
 @cache

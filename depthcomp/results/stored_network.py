@@ -18,7 +18,6 @@ from typing import Any
 import safetensors.torch
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_leaves
 
 from depthcomp.errors import ArtifactError
 from depthcomp.results import graph_json
@@ -26,6 +25,7 @@ from depthcomp.results.graph_json import StoredModule, StoredNetwork, StoredTens
 from depthcomp_errors.first_line import first_line
 from depthcomp_files import JsonFormat, require_writable_folder, write_atomically, write_json
 from fx_passes.graph_edit import attach_attributes, preserved_attributes
+from fx_passes.outputs import tensors_of
 
 __all__ = ["load", "load_network", "save_network"]
 
@@ -161,12 +161,9 @@ def _encode_attributes(gm: fx.GraphModule) -> dict[str, Any]:
 def _require_same_outputs(gm: fx.GraphModule, rebuilt: fx.GraphModule, example_inputs: tuple[Tensor, ...]) -> None:
     original = copy.deepcopy(gm).eval() if any(module.training for module in gm.modules()) else gm
     with torch.no_grad():
-        wanted = tree_leaves(original(*example_inputs))
-        found = tree_leaves(rebuilt.to(example_inputs[0].device)(*example_inputs))
-    same = len(wanted) == len(found) and all(
-        _same_bits(a, b) if isinstance(a, Tensor) else a == b for a, b in zip(wanted, found, strict=True)
-    )
-    if not same:
+        wanted = tensors_of(original(*example_inputs))
+        found = tensors_of(rebuilt.to(example_inputs[0].device)(*example_inputs))
+    if len(wanted) != len(found) or not all(map(_same_bits, wanted, found)):
         raise ArtifactError(
             "the stored network returns other values than the original on the example inputs; remove random numbers "
             "and state from its forward, which cannot be stored"
@@ -174,7 +171,7 @@ def _require_same_outputs(gm: fx.GraphModule, rebuilt: fx.GraphModule, example_i
 
 
 def _same_bits(a: Tensor, b: Tensor) -> bool:
-    return isinstance(b, Tensor) and a.dtype == b.dtype and bool(torch.allclose(a, b, 0, 0, equal_nan=True))
+    return a.dtype == b.dtype and bool(torch.allclose(a, b, 0, 0, equal_nan=True))
 
 
 def load_network(directory: str | os.PathLike[str]) -> fx.GraphModule:

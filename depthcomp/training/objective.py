@@ -11,7 +11,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from depthcomp.data.unlabelled import IGNORED
 from depthcomp.errors import DataError, DepthCompError, TrainingError
@@ -20,6 +19,7 @@ from depthcomp.training.batches import Batch
 from depthcomp.training.config import FinetuneConfig
 from depthcomp.training.processes import Processes
 from depthcomp_errors.first_line import first_line
+from fx_passes.outputs import tensors_of
 
 __all__ = ["Objective", "Score", "difference"]
 
@@ -55,7 +55,7 @@ def difference(wanted: Any, found: Any, temperature: float = 1.0, *, masks: Tens
     def are_scores(outputs: Tensor) -> bool:
         return is_scores(outputs) or (masks is not None and outputs.ndim == 4 and _are_classes_of(outputs, masks))
 
-    pairs = [(a, b) for a, b in zip(tree_leaves(wanted), tree_leaves(found), strict=True) if isinstance(a, Tensor)]
+    pairs = [(a, b) for a, b in zip(tensors_of(wanted), tensors_of(found), strict=True) if a.is_floating_point()]
     terms = [_divergence(a, b, temperature) if are_scores(a) else _error(a, b) for a, b in pairs]
     return torch.stack(terms).mean()
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_leaves
 
 from depthcomp.data.randomness import own_randomness
 from depthcomp.errors import DataError, TrainingError
@@ -21,6 +20,7 @@ from depthcomp.training.processes import Processes
 from depthcomp.training.sources import sources
 from depthcomp_errors.first_line import first_line
 from fx_passes import Plan, insert_norms, merge, solved_without_norm
+from fx_passes.outputs import tensors_of
 
 __all__ = ["FinetunedPlan", "finetune_plan", "with_norms_for_fits"]
 
@@ -146,8 +146,8 @@ def _summing(sums: dict[str, list[Tensor]], name: str) -> Any:
 @torch.no_grad()
 def _require_same(trained: nn.Module, merged: nn.Module, images: Tensor) -> None:
     """Refuse a merged network that differs from the trained one."""
-    for wanted, found in zip(tree_leaves(trained(images)), tree_leaves(merged(images)), strict=True):
-        if isinstance(wanted, Tensor) and wanted.is_floating_point():
+    for wanted, found in zip(tensors_of(trained(images)), tensors_of(merged(images)), strict=True):
+        if wanted.is_floating_point():
             error, scale = float((wanted - found).abs().max()), float(wanted.abs().max())
             if not error <= TOLERANCE * max(scale, 1e-6):
                 raise TrainingError(

@@ -18,6 +18,7 @@ from fx_passes.channels.makers import Maker, maker_of
 from fx_passes.channels.probing import NONE, MixedChannelsError, dependence, moved
 from fx_passes.module_paths import module_path
 from fx_passes.operators import ACTIVATIONS, NORMS, PASSED, known_layer
+from fx_passes.outputs import is_output
 
 __all__ = ["Tracer", "keeps_channels"]
 
@@ -68,13 +69,13 @@ class Tracer(fx.Interpreter):
 
     def _channels(self, node: fx.Node, result: Any) -> Layouts:
         read = [self.made.get(source.name) for source in node.all_input_nodes]
-        if node.op == "output":
+        if is_output(node):
             self._fix(read, "the network returns them")
         layer = self.fetch_attr(str(node.target)) if node.op == "call_module" else None
         maker = maker_of(layer)
         if maker is not None:
             return self._new(maker, layer, node, read[0], result)
-        if node.op == "output" or not any(layouts_in(read)) or not _holds_tensors(result):
+        if is_output(node) or not any(layouts_in(read)) or not _holds_tensors(result):
             return None
         if keeps_channels(self._gm, node):
             return read[0]

@@ -16,6 +16,7 @@ from fx_passes.channels.makers import Mask, maker_of
 from fx_passes.channels.narrowing import narrow_node, without
 from fx_passes.channels.tracer import keeps_channels
 from fx_passes.module_paths import module_path
+from fx_passes.outputs import is_output
 
 __all__ = ["Trial"]
 
@@ -56,7 +57,7 @@ class Trial(fx.Interpreter):
     def _is_doubtful(self, node: fx.Node) -> bool:
         """Say whether only a trial tells if a node works without some channels."""
         layer = self.fetch_attr(str(node.target)) if node.op == "call_module" else None
-        return node.op != "output" and maker_of(layer) is None and not keeps_channels(self._gm, node)
+        return not is_output(node) and maker_of(layer) is None and not keeps_channels(self._gm, node)
 
     def _works(self, node: fx.Node, read: Sequence[Layouts], result: Any) -> bool:
         """Say whether a node without some channels computes what is left of its result."""

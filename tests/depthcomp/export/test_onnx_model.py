@@ -1,6 +1,7 @@
 """ONNX export: the same function, in whatever precision, or an error and no file."""
 
 import copy
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
@@ -28,6 +29,25 @@ def small_net():
 class TwoInputs(nn.Module):
     def forward(self, x, y):
         return {"sum": x + 2 * y, "pair": (x, None)}
+
+
+@dataclass
+class Masks:
+    scores: torch.Tensor
+    classes: torch.Tensor
+    stride: int = 4
+
+
+class Segmenter(nn.Module):
+    """Returns constants, integers, an object of its own class, and one tensor twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 5, 3)
+
+    def forward(self, x):
+        x = self.conv(x)
+        return {"masks": Masks(x, x.argmax(1)), "names": ("sky", None, 1.5), "sure": x > 0, "again": x}
 
 
 class IgnoresOne(nn.Module):
@@ -140,6 +160,14 @@ def test_one_tensor_given_for_two_inputs_stays_two_inputs(model, tmp_path):
     x = torch.randn(2, 3)
     path = onnx_model.export_onnx(model, (x, x), tmp_path / "m.onnx")
     assert len(onnx.load(path).graph.input) == 2
+
+
+def test_an_exported_network_returns_the_tensors_alone(tmp_path):
+    x = torch.randn(1, 3, 9, 7)
+    gm = capture(Segmenter(), x)
+    model = onnx.load(onnx_model.export_onnx(gm, (x,), tmp_path / "model.onnx"))
+    assert len(model.graph.output) == 4
+    assert isinstance(gm(x)["masks"], Masks)
 
 
 def test_a_model_in_training_mode_is_exported_in_evaluation_mode_and_not_changed(tmp_path):

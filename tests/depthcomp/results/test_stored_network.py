@@ -9,6 +9,8 @@ import os
 import subprocess
 import sys
 import textwrap
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -31,6 +33,30 @@ NETWORKS = {
     "resnet18": lambda: torchvision.models.resnet18(num_classes=7),
     "efficientnet_lite0": lambda: timm.create_model("efficientnet_lite0", num_classes=7),
 }
+
+
+class Boxes(NamedTuple):
+    low: torch.Tensor
+    high: torch.Tensor | None
+
+
+@dataclass
+class Detections:
+    scores: torch.Tensor
+    boxes: Boxes
+    stride: int = 4
+
+
+class Detector(nn.Module):
+    """Returns a dataclass with a named tuple in it."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 5, 3)
+
+    def forward(self, x):
+        x = self.conv(x)
+        return Detections(x.softmax(1), Boxes(x[:, :4], None))
 
 
 def images(*shape):
@@ -173,6 +199,24 @@ class Scaled(nn.Module):
 
     def forward(self, x):
         return self.act(self.conv((x - 0.5) / 0.2)) * self.gamma + self.shift
+
+
+def test_layers_may_have_any_name(tmp_path):
+    net = nn.Sequential()
+    for name in ("/features/0/Conv@0", "naïve conv", "a-b", "'"):
+        net.add_module(name, nn.Conv2d(3, 3, 1))
+    gm, x = capture(net, images(1, 3, 5, 7)), images(2, 3, 5, 7)
+    assert torch.equal(stored_network.load_network(stored_network.save_network(gm, tmp_path, (x,)))(x), net(x))
+
+
+def test_objects_of_the_users_class_come_back_as_records(tmp_path):
+    gm, x = capture(Detector(), images(1, 3, 5, 7)), images(2, 3, 5, 7)
+    found = stored_network.load_network(stored_network.save_network(gm, tmp_path, (x,)))(x)
+    assert torch.equal(found.scores, gm(x).scores)
+    assert torch.equal(found["boxes"].low, gm(x).boxes.low)
+    assert (found.stride, found.boxes.high) == (4, None)
+    with pytest.raises(AttributeError, match="no output 'masks'; the outputs are scores, boxes, stride"):
+        _ = found.masks
 
 
 def test_layers_of_captured_graphs_come_back(tmp_path):
@@ -320,7 +364,9 @@ def set_field(*path, value):
         (call("forward", "call_module"), "refers to 'forward', which is not stored"),
         (call("__class__.__init__", "get_attr"), "refers to '__class__.__init__', which is not stored"),
         (call('x"); import os; ("', "get_attr"), r"nodes\.\d\.target"),
-        (call("relu; import os", "call_method"), r"nodes\.\d\.target"),
+        (call("relu; import os", "call_method"), "tensor method 'relu; import os'"),
+        (call("a\\", "get_attr"), r"nodes\.\d\.target"),
+        (call("a\n", "get_attr"), r"nodes\.\d\.target"),
         (call("torch.relu", kwargs={"a=__import__('os')": 1}), r"nodes\.\d\.kwargs"),
         (call("torch.relu", name="f(x): pass\n"), r"nodes\.\d\.name"),
         (call("torch.relu", args=[{"node": "nowhere"}]), "the node 'nowhere', which is unknown"),
@@ -328,7 +374,7 @@ def set_field(*path, value):
         (call("torch.relu", args=[{"device": "evil:x"}]), "the device 'evil:x', which is unknown"),
         (call("torch.relu", args=[{"slice": [1, 2, 3, 4]}]), "cannot be rebuilt"),
         (call("torch.relu", args=[{}]), "where one field is expected"),
-        (set_field("nodes", 0, "target", value="x: print(1)"), r"nodes\.0\.target"),
+        (set_field("nodes", 0, "target", value="x: print(1)"), "which is no plain name"),
         (set_field("nodes", 0, "target", value="lambda"), "cannot be rebuilt"),
         (set_field("nodes", 1, "name", value="input_1"), "two nodes 'input_1'"),
         (set_field("modules", "1", "kind", value="DataParallel"), "arguments that DataParallel"),
