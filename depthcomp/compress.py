@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 from torch import Tensor, nn
 
 from depthcomp.budget import Budget
 from depthcomp.data.batches import Data
-from depthcomp.errors import DepthCompError, TrainingError
+from depthcomp.errors import ArtifactError, DepthCompError, TrainingError
 from depthcomp.importance.default import DEFAULT_IMPORTANCE
 from depthcomp.importance.scoring import ImportanceLike
 from depthcomp.latency.table_store import TableStore
 from depthcomp.latency.timing import NetworkTimer
+from depthcomp.preparation import Prepared
 from depthcomp.progress import Progress, Stages
 from depthcomp.results.result import CompressionResult
+from depthcomp.results.stored_network import require_storable
 from depthcomp.runs.pipeline import Pipeline
 from depthcomp.runs.resume import SavedCompression, settings_hash
 from depthcomp.runs.task import CompressionTask
@@ -26,7 +30,9 @@ from depthcomp.warning import warn_caller
 from depthcomp_files import require_writable_folder
 from latency_tables import AnyBackend, LatencyTable, as_backend
 
-__all__ = ["compress_depth"]
+__all__ = ["NOT_SAVED", "compress_depth"]
+
+NOT_SAVED = "the result could not be saved"
 
 
 def compress_depth(
@@ -93,9 +99,14 @@ def compress_depth(
         TableMismatchError: the table was measured in another environment.
         TableError: the table or the journal in `output_dir` cannot be read or written, the backend refuses the
             network or an operator, or the table records that an operator of the network could not be measured.
-        ArtifactError: `output_dir` cannot be written, or the network cannot be exported to ONNX.
+        ArtifactError: `output_dir` cannot be written, the network holds an operator that cannot be stored there, or it
+            cannot be exported to ONNX.
         TrainingError: fine-tuning cannot continue, or its outcome cannot be measured or saved. The error's `result`
             holds the compressed or fine-tuned result so far.
+
+    Warns:
+        UserWarning: something about the data, the choices or the saving limits the result; see `result.warnings`. A
+            compressed result that cannot be saved in the end is returned all the same.
 
     Example:
         >>> result = compress_depth(model, "75%", data=loader)             # doctest: +SKIP
@@ -112,7 +123,7 @@ def compress_depth(
     folder = None if output_dir is None else require_writable_folder(output_dir)
     store, stages = TableStore.open(table, runtime.environment(), folder), Stages(progress)
     with stages("capturing"):
-        prepared = task.prepared(store.failures)
+        prepared = _with_storing_fault(task.prepared(store.failures), folder)
         if finetune is not None:
             rehearse(prepared.captured.gm, data, val_data, finetune)
     for note in prepared.notes:
@@ -121,6 +132,21 @@ def compress_depth(
     pipeline = Pipeline(task, wanted, prepared, store, runtime, timer, folder, stages)
     result = _compressed(pipeline, to_be_tuned=finetune is not None)
     return result if finetune is None else _tuned(result, pipeline, finetune, Stages(progress, dict(result.seconds)))
+
+
+def _with_storing_fault(prepared: Prepared, folder: Path | None) -> Prepared:
+    """Return the prepared network, with a note where what is made of it cannot be saved.
+
+    Raises:
+        ArtifactError: it cannot be saved, and a folder to save to is given.
+    """
+    try:
+        require_storable(prepared.captured.gm)
+    except ArtifactError as error:
+        if folder is not None:
+            raise ArtifactError(f"{error}; or leave out output_dir, and export the result to ONNX") from error
+        return replace(prepared, notes=(*prepared.notes, f"the result can be exported, but not saved: {error}"))
+    return prepared
 
 
 def _compressed(pipeline: Pipeline, *, to_be_tuned: bool) -> CompressionResult:
@@ -136,10 +162,15 @@ def _compressed(pipeline: Pipeline, *, to_be_tuned: bool) -> CompressionResult:
     if unfinished is not None:
         return unfinished
     result, scored = pipeline.run()
-    with pipeline.stages("saving"):
-        result = saved.save(result, to_be_tuned=to_be_tuned)
-        pipeline.store.forget_journal()  # its entries are in latency_table.json now
-        scored.journal.forget()  # its scores are in importance.json now
+    try:
+        with pipeline.stages("saving"):
+            result = saved.save(result, to_be_tuned=to_be_tuned)
+            pipeline.store.forget_journal()  # its entries are in latency_table.json now
+            scored.journal.forget()  # its scores are in importance.json now
+    except ArtifactError as error:  # minutes of work are in the result
+        note = f"{NOT_SAVED}, and is returned: {error}"
+        warn_caller(note)
+        result = replace(result, warnings=(*result.warnings, note))
     return result
 
 

@@ -108,6 +108,7 @@ def compress(
         from depthcomp.commands.console import Progress
         from depthcomp.commands.data_specs import calibration_data
         from depthcomp.commands.models import load_model
+        from depthcomp.compress import NOT_SAVED
         from depthcomp.latency.table_store import TableStore
         from depthcomp.methods.registry import find_method
         from latency_tables import create_backend
@@ -141,6 +142,8 @@ def compress(
                 progress=progress,
             )
         print_result(result, written_since(before, out, table), as_json)
+        if any(note.startswith(NOT_SAVED) for note in result.warnings):
+            raise typer.Exit(1)
 
 
 @app.command()

@@ -1,19 +1,16 @@
 """Structure of a network as plain JSON, limited to closed lists of operations.
 
 No file decides what is imported or looked up. Layers come from `torch.nn` and a list of this package; functions,
-methods and attributes come from the lists below. Every name in generated code must match a pattern. The JSON only names
-the tensors; their values are stored elsewhere.
+methods and attributes come from the lists of `allowed_calls`. Every name in generated code must match a pattern. The
+JSON only names the tensors; their values are stored elsewhere.
 """
 
 from __future__ import annotations
 
-import builtins
 import inspect
 import math
-import operator
 import re
-from collections.abc import Callable, Mapping
-from functools import cache
+from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Annotated, Any, Literal
 
@@ -21,6 +18,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 from torch import Tensor, fx, nn
 
+from depthcomp.results.allowed_calls import METHODS, READABLE_ATTRIBUTES, function_called, function_name
 from depthcomp_errors.first_line import first_line
 from depthcomp_files import first_fault
 from fx_passes.channel_affine import ChannelAffine
@@ -92,49 +90,6 @@ class StoredNetwork(_Stored):
     sha256: str
 
 
-_OPERATORS = """
-    abs add and_ eq floordiv ge getitem gt iadd iand ifloordiv imod imul invert ior ipow isub itruediv
-    ixor le lt matmul mod mul ne neg not_ or_ pos pow sub truediv xor
-"""
-_FUNCTIONALS = """
-    adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d
-    adaptive_max_pool3d affine_grid alpha_dropout avg_pool1d avg_pool2d avg_pool3d batch_norm bilinear
-    celu celu_ channel_shuffle conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d
-    cosine_similarity dropout dropout1d dropout2d dropout3d elu elu_ embedding feature_alpha_dropout fold
-    gelu glu grid_sample group_norm hardshrink hardsigmoid hardswish hardtanh hardtanh_ instance_norm
-    interpolate layer_norm leaky_relu leaky_relu_ linear local_response_norm log_softmax logsigmoid
-    lp_pool1d lp_pool2d lp_pool3d max_pool1d max_pool2d max_pool3d max_unpool1d max_unpool2d max_unpool3d
-    mish normalize one_hot pad pixel_shuffle pixel_unshuffle prelu relu relu6 relu_ rms_norm rrelu rrelu_
-    scaled_dot_product_attention selu selu_ sigmoid silu softmax softmin softplus softshrink softsign tanh
-    tanhshrink threshold threshold_ unfold upsample upsample_bilinear upsample_nearest
-"""
-_TORCH_FUNCTIONS = """
-    abs absolute add addcdiv addcmul addmm amax amin arange argmax argmin avg_pool1d baddbmm batch_norm
-    bitwise_and bitwise_not bitwise_or bmm broadcast_to cat ceil celu channel_shuffle chunk clamp
-    clamp_max clamp_min clip clone concat concatenate conv1d conv2d conv3d cos cosh cumsum diff div divide
-    dropout einsum empty_like eq erf erfc exp expm1 flatten flip floor floor_divide fmod full full_like
-    gather ge group_norm gt hstack index_select instance_norm layer_norm le lerp linspace log log1p log2
-    log_softmax logical_and logical_not logical_or logical_xor logsumexp lt masked_fill matmul max
-    max_pool1d max_pool2d maximum mean meshgrid min minimum mm moveaxis movedim mul multiply nan_to_num
-    narrow ne neg negative norm ones ones_like outer permute pixel_shuffle pixel_unshuffle pow prelu prod
-    reciprocal relu relu_ remainder repeat_interleave reshape rms_norm roll round rsqrt rsub select selu
-    sigmoid sign sin sinh softmax split sqrt square squeeze stack std sub subtract sum swapaxes swapdims t
-    tan tanh tensor_split tensordot tile topk transpose tril triu true_divide trunc unbind unflatten
-    unsqueeze var var_mean vstack where zeros zeros_like
-"""
-_TORCHVISION_OPS = "drop_block2d stochastic_depth"
-_METHODS = """
-    abs add add_ amax amin argmax argmin bfloat16 bmm bool chunk clamp clamp_ clamp_max clamp_min clone
-    contiguous cos cumsum detach diff dim div div_ double eq exp expand expand_as flatten flip float floor
-    floor_divide gather ge gt half index_select int le log logical_and logical_not logical_or logsumexp
-    long lt masked_fill masked_fill_ matmul max maximum mean min minimum mm movedim mul mul_ narrow
-    ndimension ne neg new_empty new_full new_ones new_zeros norm numel permute pow prod reciprocal relu
-    relu_ repeat repeat_interleave reshape reshape_as roll round rsqrt select sigmoid sigmoid_ sign sin
-    size softmax split sqrt square squeeze std stride sub sub_ sum swapaxes swapdims t tanh tanh_
-    tensor_split tile to topk transpose tril triu type_as unbind unflatten unfold unsqueeze var view
-    view_as where
-"""
-_READABLE_ATTRIBUTES = frozenset({"shape", "ndim", "dtype", "device"})
 _DTYPES = {
     str(dtype).removeprefix("torch."): dtype
     for dtype in (
@@ -261,7 +216,7 @@ def _encode_node(node: fx.Node) -> StoredNode:
         stored = StoredNode(
             op=node.op,  # type: ignore[arg-type]  # fx has no other ops; "root" never stands in a graph
             name=node.name,
-            target=_function_name(target) if callable(target) else target,
+            target=function_name(target) if callable(target) else target,
             args=[encode_value(item) for item in args],
             kwargs={name: encode_value(item) for name, item in kwargs.items()},
         )
@@ -304,59 +259,19 @@ def _add_node(graph: fx.Graph, stored: StoredNode, known: Mapping[str, fx.Node])
     args = tuple(decode_value(item, known) for item in stored.args)
     kwargs = {name: decode_value(item, known) for name, item in stored.kwargs.items()}
     _require_allowed(stored.op, stored.target, args, kwargs)
-    target = _function(stored.target) if stored.op == "call_function" else stored.target
+    target = function_called(stored.target) if stored.op == "call_function" else stored.target
     return graph.create_node(stored.op, target, args, kwargs, name=stored.name)
 
 
 def _require_allowed(op: str, target: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
     if op in ("placeholder", "output") and not re.fullmatch(_ASCII_IDENTIFIER, target):
         raise ValueError(f"the target {target!r}, which is no plain name")
-    if op == "call_method" and target not in _METHODS.split():
+    if op == "call_method" and target not in METHODS:
         raise ValueError(f"a call of the tensor method {target!r}, which is not on the list")
     if op == "call_function" and target == "builtins.getattr":
         plain = len(args) == 2 and not kwargs and isinstance(args[1], str)
-        if not (plain and isinstance(args[0], fx.Node) and args[1] in _READABLE_ATTRIBUTES):
-            raise ValueError(f"a getattr other than of {sorted(_READABLE_ATTRIBUTES)}")
-
-
-@cache
-def _functions() -> dict[str, Callable[..., Any]]:
-    """The functions of torch and Python that a graph may call, by their names in the file."""
-    rooms: dict[str, tuple[object, str]] = {
-        "torch.nn.functional": (nn.functional, _FUNCTIONALS),
-        "torch": (torch, _TORCH_FUNCTIONS),
-        "operator": (operator, _OPERATORS),
-    }
-    listed = {name: function for room, content in rooms.items() for name, function in _listed(room, *content)}
-    return {**listed, "builtins.getattr": builtins.getattr, "depthcomp.OutputRecord": OutputRecord}
-
-
-@cache
-def _torchvision_functions() -> dict[str, Callable[..., Any]]:
-    """The functions of torchvision that a graph may call, by their names in the file."""
-    import torchvision.ops  # slow, as it imports all of torchvision; so only where a network needs it
-
-    return dict(_listed("torchvision.ops", torchvision.ops, _TORCHVISION_OPS))
-
-
-def _listed(room: str, module: object, names: str) -> list[tuple[str, Callable[..., Any]]]:
-    return [(f"{room}.{name}", getattr(module, name)) for name in names.split() if hasattr(module, name)]
-
-
-def _function_name(function: Callable[..., Any]) -> str:
-    foreign = getattr(function, "__module__", None) or ""
-    known = _torchvision_functions() if foreign.startswith("torchvision.") else _functions()
-    for name, candidate in known.items():
-        if candidate is function:
-            return name
-    raise ValueError("the function is not on the list; express it by layers or functions of torch")
-
-
-def _function(name: str) -> Callable[..., Any]:
-    known = _torchvision_functions() if name.startswith("torchvision.") else _functions()
-    if name not in known:
-        raise ValueError(f"a call of {name}, which is not on the list")
-    return known[name]
+        if not (plain and isinstance(args[0], fx.Node) and args[1] in READABLE_ATTRIBUTES):
+            raise ValueError(f"a getattr other than of {sorted(READABLE_ATTRIBUTES)}")
 
 
 def encode_module(module: nn.Module) -> StoredModule:

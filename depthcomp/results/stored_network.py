@@ -27,7 +27,7 @@ from depthcomp_files import JsonFormat, require_writable_folder, write_atomicall
 from fx_passes.graph_edit import attach_attributes, preserved_attributes
 from fx_passes.outputs import tensors_of
 
-__all__ = ["load", "load_network", "save_network"]
+__all__ = ["load", "load_network", "require_storable", "save_network"]
 
 _STRUCTURE, _WEIGHTS = "model.json", "model.safetensors"
 _NEXT = ".model.safetensors.*.next"  # weights by their digest, before they get their name
@@ -67,6 +67,18 @@ def save_network(
     for path in folder.glob(_NEXT):
         path.unlink(missing_ok=True)
     return folder
+
+
+def require_storable(gm: fx.GraphModule) -> None:
+    """Refuse a network that `save_network` would refuse, but for its outputs; nothing is written.
+
+    Raises:
+        ArtifactError: a node or a layer cannot be stored; it is named.
+    """
+    try:
+        _encode(gm)
+    except ValueError as error:
+        raise ArtifactError(f"the network cannot be stored: {error}") from error
 
 
 def _encode(gm: fx.GraphModule) -> tuple[StoredNetwork, dict[str, Tensor]]:

@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from tiny_network import EXAMPLE, images, tiny_net
+from tiny_network import EXAMPLE, images, short_chain, tiny_net
 from torch import nn
 
 from depthcomp import compress_depth
@@ -49,6 +49,48 @@ def test_an_unwritable_folder_is_refused_before_any_work(tmp_path, inside):
             tiny_net(), "75%", data=untouchable_data(), backend=Untouchable(), output_dir=tmp_path / "file" / inside
         )
     assert (tmp_path / "file").read_text() == "in the way"
+
+
+class Spectral(nn.Module):
+    """Calls a function that no file may name."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = short_chain()
+
+    def forward(self, x):
+        return self.net(torch.fft.ifft2(torch.fft.fft2(x)).real)
+
+
+UNSTORABLE = "the network cannot be stored: node 'fft_fft2' .* is not on the list"
+
+
+def test_what_cannot_be_stored_is_refused_before_any_measurement(tmp_path):
+    with pytest.raises(ArtifactError, match=UNSTORABLE + ".*leave out output_dir"):
+        compress_depth(Spectral(), "75%", data=images(), backend=Untouchable(), output_dir=tmp_path / "out")
+
+
+@pytest.mark.filterwarnings("ignore:.*scenes")
+def test_what_cannot_be_stored_is_compressed_where_nothing_is_saved(arithmetic_backend):
+    said = "the result can be exported, but not saved: " + UNSTORABLE
+    with pytest.warns(UserWarning, match=said):
+        result = compress_depth(Spectral(), "75%", data=images(), backend=arithmetic_backend())
+    assert any(re.match(said, note) for note in result.warnings)
+    assert result.measured_ms < result.original_ms
+
+
+@pytest.mark.filterwarnings("ignore:.*scenes")
+def test_a_result_that_cannot_be_saved_is_returned(arithmetic_backend, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise ArtifactError("cannot write model.onnx: No space left on device")
+
+    monkeypatch.setattr("depthcomp.results.saving.export_onnx", full)
+    with pytest.warns(UserWarning, match="the result could not be saved, and is returned: .*No space left"):
+        result = compress_depth(
+            short_chain(), "75%", data=images(), backend=arithmetic_backend(), output_dir=tmp_path / "out"
+        )
+    assert result.measured_ms < result.original_ms
+    assert "No space left" in result.warnings[-1]
 
 
 @pytest.mark.parametrize(
