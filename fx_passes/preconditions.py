@@ -15,6 +15,14 @@ from depthcomp_errors import CaptureError
 
 __all__ = ["as_tensors", "require_capturable"]
 
+_QUANTISED = tuple(
+    f"torch.ao.{room}"
+    for room in (
+        "quantization.observer", "quantization.fake_quantize", "nn.qat", "nn.intrinsic.qat", "nn.intrinsic.quantized",
+        "nn.quantized.dynamic", "nn.quantized.modules.conv", "nn.quantized.modules.linear",
+    )
+)  # fmt: skip
+"""Homes of layers prepared for quantisation or quantised; stubs and FloatFunctional live elsewhere."""
 _STATISTICS = ("running_mean", "running_var")  # buffers of every kind of norm, FrozenBatchNorm2d among them
 
 
@@ -85,6 +93,12 @@ def _require_bare(module: nn.Module, where: str) -> None:
     if inside is not None:
         raise CaptureError(
             f"{where} is of type {type(module).__name__}, which hides the network from tracing; use {inside} instead"
+        )
+    if type(module).__module__.startswith(_QUANTISED):
+        raise CaptureError(
+            f"{where} is of type {type(module).__name__}, which quantises or imitates it, and a float network is "
+            "needed; load the trained weights into the network before prepare or prepare_qat, compress that, and "
+            "quantise the result"
         )
 
 

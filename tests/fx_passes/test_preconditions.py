@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+import torchvision
 from torch import nn
 from torch.nn.utils import prune
 from toy_nets import Chain
@@ -47,6 +48,30 @@ def test_wrappers_are_named_with_what_is_inside(wrap, kind, inside):
     sentence = f"model is of type {kind}, which hides the network from tracing; use {inside}"
     with pytest.raises(CaptureError, match=re.escape(sentence)):
         capture(wrap(Chain().eval()), EXAMPLE)
+
+
+def quantised(*, converted):
+    """Return a network prepared for training with imitated quantisation, or quantised."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.ao.quantization is deprecated, and its networks are still around
+        ao = torch.ao.quantization
+        model = nn.Sequential(nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.ReLU())).train()
+        model.qconfig = ao.get_default_qat_qconfig("fbgemm")
+        ao.prepare_qat(ao.fuse_modules_qat(model, ["0.0", "0.1", "0.2"], inplace=True), inplace=True)
+        model(torch.zeros(1, 3, 11, 13))
+        return ao.convert(model.eval()) if converted else model
+
+
+@pytest.mark.parametrize(("converted", "kind"), [(False, "ConvBnReLU2d"), (True, "ConvReLU2d")])
+def test_quantised_networks_are_sent_back_to_the_float_network(converted, kind):
+    sentence = rf"model\[0\]\[0\] is of type {kind}, which quantises .* before prepare or prepare_qat, compress that"
+    with pytest.raises(CaptureError, match=sentence):
+        capture(quantised(converted=converted), EXAMPLE)
+
+
+def test_stubs_of_float_networks_are_no_quantisation():
+    stubbed = torchvision.models.quantization.resnet18(num_classes=7).eval()
+    assert capture(stubbed, torch.zeros(1, 3, 33, 35)).graph
 
 
 def test_a_distributed_network_is_refused_like_any_wrapper():

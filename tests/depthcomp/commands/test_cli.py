@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from depthcomp.commands.backend_help import BACKENDS
 from depthcomp.commands.main import app
+from depthcomp.compress import NOT_SAVED
 from depthcomp.errors import BudgetInfeasibleError
 from depthcomp.training.config import FinetuneConfig
 from depthcomp.training.finetune import FinetuneRecord
@@ -66,6 +67,14 @@ def fail_with(monkeypatch, error):
 
 def run(*arguments):
     return CliRunner().invoke(app, ["compress", *arguments])
+
+
+def test_what_is_not_saved_fails(calls, monkeypatch):
+    unsaved = replace(make_result(), warnings=(f"{NOT_SAVED}, and is returned: no space",))
+    monkeypatch.setattr("depthcomp.compress_depth", lambda *_, **__: unsaved)
+    result = run(SPEC, "--budget", "80%", "--out", "out")
+    assert result.exit_code == 1
+    assert "1.31x as fast" in result.stdout
 
 
 def test_what_the_user_sees(calls):
