@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from depthcomp.budget import Budget
 from depthcomp.data.batches import Data
+from depthcomp.data.output_loss import OutputKind, OwnLoss
 from depthcomp.errors import ArtifactError, DepthCompError, TrainingError
 from depthcomp.importance.default import DEFAULT_IMPORTANCE
 from depthcomp.importance.scoring import ImportanceLike
@@ -48,6 +49,8 @@ def compress_depth(
     method: str = "depthcomp",
     kinds: Sequence[str] | None = None,
     importance: ImportanceLike = DEFAULT_IMPORTANCE,
+    outputs: OutputKind | None = None,
+    loss: OwnLoss | None = None,
     finetune: FinetuneConfig | None = None,
     output_dir: str | os.PathLike[str] | None = None,
     seed: int = 0,
@@ -80,6 +83,11 @@ def compress_depth(
             enter the latency-loss frontier, and verifies those on it. "calibrated" computes the losses of all.
             "kim23" and "layermerge" train each choice for a short while. Else settings like
             `FinetunedImportance(steps=100)`, or the path of an importance.json from an earlier run's `output_dir`.
+        outputs: "scores" if the network returns class scores (n, classes), which are compared by their divergence;
+            "values" for other outputs, which are compared by squared errors, each channel relative to its variance.
+            None tells them by their shape; real labels in the data that are no shares of classes mean values.
+        loss: a function (original_outputs, outputs, batch) -> number to judge plans by instead; lower is better. A
+            batch is images, or (images, labels) where `data` holds integer classes. Choices are screened by `outputs`.
         finetune: settings to fine-tune the result, with the original as teacher, on all of `data` and its labels.
             `val_data`, or else a part of `data`, decides which network is kept. None does not fine-tune.
         output_dir: folder for all results. A run killed while it measures, scores or fine-tunes resumes from there,
@@ -93,7 +101,8 @@ def compress_depth(
             `best_ms` is the measured latency of the fastest.
         CaptureError: the model or its example inputs are unusable.
         DataError: the data are empty, do not fit the model, or cannot be read twice to fine-tune.
-        DepthCompError: `method`, `kinds`, `importance` or `precision` is unknown, or `seed` is out of range.
+        DepthCompError: `method`, `kinds`, `importance`, `outputs` or `precision` is unknown, `seed` is out of range, or
+            `loss` is no function, or fails.
         BackendUnavailableError: `backend` is unknown, or not a backend.
         MissingPackageError: the backend's library is not installed.
         TableMismatchError: the table was measured in another environment.
@@ -115,10 +124,12 @@ def compress_depth(
     wanted = Budget.parse(budget)
     task = CompressionTask.of(
         model, method, importance,
-        kinds=kinds, example_inputs=example_inputs, data=data, val_data=val_data, seed=seed,
+        kinds=kinds, example_inputs=example_inputs, data=data, val_data=val_data, seed=seed, outputs=outputs, loss=loss,
     )  # fmt: skip
     _require_supported(precision)
     require_tunable(finetune, data, val_data)
+    if finetune is not None and finetune.outputs is None:
+        finetune = replace(finetune, outputs=outputs)
     runtime = as_backend(backend)
     folder = None if output_dir is None else require_writable_folder(output_dir)
     store, stages = TableStore.open(table, runtime.environment(), folder), Stages(progress)

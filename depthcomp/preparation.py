@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, fx, nn
 
-from depthcomp.data.batches import Data, enough_images, labelled_images, synthetic_batches
-from depthcomp.data.calibration import CalibrationSet, Layout, cross_validated, layouts, separate
+from depthcomp.data.batches import Data
+from depthcomp.data.calibration import CalibrationSet
+from depthcomp.data.calibration_images import calibration_of
 from depthcomp.data.example import infer_example
-from depthcomp.data.label_check import foreign_labels
+from depthcomp.data.output_loss import DEFAULT_LOSS, OutputLoss
 from depthcomp.data.randomness import entered, own_randomness
-from depthcomp.data.scenes import few_scenes
-from depthcomp.data.unlabelled import labelled_alone
-from depthcomp.errors import CaptureError, DataError, TableError
+from depthcomp.errors import CaptureError, TableError
 from depthcomp.latency.pricing import Candidate, Pricing
-from depthcomp_errors.first_line import first_line
 from fx_passes import (
     CapturedNetwork,
     Plan,
@@ -35,26 +32,15 @@ from fx_passes import (
 from fx_passes.kinds import kinds
 from fx_passes.module_paths import module_path
 from fx_passes.norm_statistics import norm_statistics
-from fx_passes.outputs import is_output, tensors_of
+from fx_passes.outputs import is_output, return_floats
 from fx_passes.preconditions import require_capturable
 from latency_tables import OperatorSignature
 
 __all__ = ["DEFAULT_LIMITS", "Prepared", "Refusal", "measurable", "needed_operators", "prepare"]
 
-SYNTHETIC_IMAGES = 64
-LOOKED_AT = 256  # scenes are counted in about this many images
 DEFAULT_LIMITS = SpanLimits(layer_pruning=False, other_ends=(), skips_pixels=False)
 """Limits of the default choices: a fit replaces layer pruning, and its target is the original end."""
-_NO_DATA = (
-    "without data the importance is estimated on synthetic images; pass data=, even a few dozen unlabelled images, "
-    "for a far better result"
-)
-_FIXED_BATCH = (
-    "the network and its compressed form take only batches of one image, as its forward reads sizes as Python numbers "
-    "(asserts do, too); remove these reads to allow other batches"
-)
-_CPU = torch.device("cpu")
-_ONE_IMAGE = "the loss is estimated on the one image that was also fitted to; pass more images in data="
+_FLOATS_BEHIND = "the network returns no real values, so it is judged by those that its outputs are computed from"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +83,7 @@ class Prepared:
         candidates: the rewrites that can be tried.
         refusals: the spans that cannot be rewritten, or only in some ways.
         notes: notes for the user.
+        judged_by: what the loss is, in words.
     """
 
     original: fx.GraphModule
@@ -110,6 +97,7 @@ class Prepared:
     candidates: list[Candidate]
     refusals: tuple[Refusal, ...]
     notes: tuple[str, ...]
+    judged_by: str
 
 
 def prepare(
@@ -121,6 +109,7 @@ def prepare(
     *,
     most: int | None = None,
     limits: SpanLimits = DEFAULT_LIMITS,
+    loss: OutputLoss = DEFAULT_LOSS,
 ) -> Prepared:
     """Prepare a model for measurement and compression; the model is not changed.
 
@@ -132,26 +121,25 @@ def prepare(
         seed: seed of the images' order, for a shuffled loader too.
         most: most images to read from each source; None to choose by their size.
         limits: limits of the candidates' choices.
+        loss: what the user says about the loss of outputs.
 
     Raises:
         CaptureError: the model or its example inputs are unusable.
         DataError: the data are empty or do not fit the model.
     """
     require_capturable(model)  # before its data are read
-    with own_randomness(_CPU), entered(data, seed, 0):
+    with own_randomness(torch.device("cpu")), entered(data, seed, 0):
         example, data, guess = infer_example(model, example_inputs, data)
     original, free, captured = _networks(model, example, guess)
-    network = CapturedNetwork(_folded(captured.gm), norm_statistics(captured.gm))
-    images, note = _calibration(
-        network.gm, data, val_data, example, seed, enough_images(example) if most is None else most
-    )
-    calibration, foreign = _with_known_classes(network.gm, images)
-    few = "" if data is None else few_scenes(_scores(network.gm, calibration))
+    judged = _folded(captured.gm)
+    behind = _FLOATS_BEHIND if return_floats(judged) else ""
+    network = CapturedNetwork(judged, norm_statistics(captured.gm))
+    calibration, judged_by, notes = calibration_of(network.gm, example, data, val_data, seed, most=most, loss=loss)
     pricing = Pricing(network)
     candidates, refusals = _rewrites(network, pricing, limits)
     return Prepared(
         original.gm, Pricing(original), free, captured, network, example, calibration, pricing, candidates,
-        refusals, notes=tuple(text for text in (guess, note, foreign, few) if text),
+        refusals, notes=tuple(filter(None, (guess, behind, *notes))), judged_by=judged_by,
     )  # fmt: skip
 
 
@@ -240,101 +228,6 @@ def _captured(model: nn.Module, example: Tensor, guess: str) -> fx.GraphModule:
             f"{type(model).__name__} does not take images of shape {tuple(example.shape)}, which were tried without "
             "example_inputs or data; pass example_inputs of the right shape"
         ) from error
-
-
-def _calibration(
-    network: fx.GraphModule,
-    data: Data | None,
-    val_data: Data | None,
-    example: Tensor,
-    seed: int,
-    most: int,
-) -> tuple[CalibrationSet, str]:
-    """Return the images to work with, synthetic where there are none, and a note on them for the user."""
-    labels: Tensor | None = None
-    if data is None:
-        images, note = torch.cat(synthetic_batches(example, SYNTHETIC_IMAGES, seed)), _NO_DATA
-    else:
-        images, labels, note = labelled_alone(*_read(data, example, "data", most, seed), "data")
-    layout = _layout(network, images)
-    if layout.largest < min(layouts(images)[0].largest, len(images)):
-        note = "; ".join(filter(None, (note, _FIXED_BATCH)))
-    if val_data is not None:
-        found = _read(val_data, example, "val_data", most, seed)
-        judging, classes, other = labelled_alone(*found, "val_data")
-        pair = None if labels is None or classes is None else (labels, classes)
-        return separate(images, judging, seed, layout, pair), "; ".join(filter(None, (note, other)))
-    return cross_validated(images, seed, layout, labels), _ONE_IMAGE if len(images) == 1 else note
-
-
-def _read(data: Data, example: Tensor, argument: str, most: int, seed: int) -> tuple[Tensor, Tensor | None]:
-    """Return images and classes; a seed fixes the draws of random data."""
-    with own_randomness(_CPU), entered(data, seed, 0):
-        return labelled_images(data, example, argument=argument, most=most)
-
-
-def _with_known_classes(network: fx.GraphModule, calibration: CalibrationSet) -> tuple[CalibrationSet, str]:
-    """Return the images, without labels that the network's outputs do not match, and a note for the user.
-
-    Raises:
-        DataError: a label is no class of the network.
-    """
-    if calibration.labels is None:
-        return calibration, ""
-    with torch.no_grad():
-        outputs = [network(batch) for batch in calibration.batches]
-    if not all(isinstance(scores, Tensor) and scores.ndim == 2 and scores.shape[1] > 1 for scores in outputs):
-        return replace(calibration, labels=None), ""
-    scores, labels = torch.cat(outputs).cpu(), torch.cat(calibration.labels)
-    if not 0 <= int(labels.min()) <= int(labels.max()) < scores.shape[1]:
-        raise DataError(
-            f"labels run from {int(labels.min())} to {int(labels.max())}, but the network has {scores.shape[1]} "
-            f"classes, 0 to {scores.shape[1] - 1}; number the labels as the network does, or give images alone"
-        )
-    accuracy = float((scores.argmax(1) == labels).float().mean())
-    note = foreign_labels(accuracy, scores.shape[1])
-    return (replace(calibration, labels=None) if note else calibration), note
-
-
-def _scores(network: fx.GraphModule, calibration: CalibrationSet) -> Tensor:
-    """Return the outputs for some of the images that fits see, (n, ...); nothing where they are no tensors."""
-    batches = zip(calibration.batches, calibration.folds, strict=True)
-    fitted = [batch for batch, fold in batches if fold != calibration.withheld]
-    step = math.ceil(sum(map(len, fitted)) / LOOKED_AT)
-    with torch.no_grad():
-        outputs = [network(batch) for batch in fitted[::step]]
-    return torch.cat(outputs) if all(isinstance(scores, Tensor) for scores in outputs) else torch.zeros(0)
-
-
-def _layout(network: fx.GraphModule, images: Tensor) -> Layout:
-    """Return the fastest layout that a network takes: `view` needs contiguous images, a fixed size batches of one.
-
-    With a fixed size a reshape may also pass without an error, and join several images in one row.
-
-    Raises:
-        CaptureError: the network takes only batches of the size that it was captured for.
-    """
-    for layout in layouts(images):
-        try:
-            one, several = (
-                _shapes(network, images[:size].to(memory_format=layout.memory))
-                for size in (1, min(layout.largest, len(images)))
-            )
-        except RuntimeError as error:
-            reason = error
-        else:
-            if all(many[1:] == single[1:] for single, many in zip(one, several, strict=True)):
-                return layout
-    raise CaptureError(
-        f"the network was captured for a batch of a fixed size and takes no single image ({first_line(reason)}); "
-        "pass example_inputs with one image, or reshape with x.shape[0] left symbolic"
-    ) from reason
-
-
-def _shapes(network: fx.GraphModule, images: Tensor) -> list[tuple[int, ...]]:
-    with torch.no_grad():
-        output = fx.Interpreter(network).run(images)  # it prints no traceback
-    return [tuple(part.shape) for part in tensors_of(output)]
 
 
 def _folded(captured: fx.GraphModule) -> fx.GraphModule:

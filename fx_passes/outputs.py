@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,16 @@ from torch.utils._pytree import tree_leaves
 
 from depthcomp_errors import CaptureError
 
-__all__ = ["OutputRecord", "is_output", "noise_like", "require_comparable", "require_equal", "tensors_of"]
+__all__ = [
+    "OutputRecord",
+    "is_output",
+    "noise_like",
+    "require_comparable",
+    "require_equal",
+    "return_floats",
+    "returned_nodes",
+    "tensors_of",
+]
 
 _SEED = 0
 _LEAST_SCALE = 1e-12  # outputs below it in size are compared as they are
@@ -49,6 +58,44 @@ def tensors_of(output: Any) -> list[Tensor]:
         elif dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
             found += tensors_of([getattr(leaf, field.name) for field in dataclasses.fields(leaf)])
     return found
+
+
+def return_floats(gm: fx.GraphModule) -> bool:
+    """Return also the floating-point tensors behind the outputs of a captured graph, where no output is one.
+
+    Classes and masks are computed from scores; only those tell how much a change matters. The graph is changed in
+    place; the tensors stand behind the outputs.
+
+    Returns:
+        Whether the graph was changed.
+    """
+    output = next(iter(gm.graph.find_nodes(op="output")))
+    returned = list(returned_nodes(output))
+    behind = list(dict.fromkeys(node for source in returned for node in _floats_behind(source)))
+    if any(dtype.is_floating_point for node in returned for dtype in _dtypes(node)) or not behind:
+        return False
+    output.args = ((output.args[0], tuple(behind)),)
+    gm.recompile()
+    return True
+
+
+def returned_nodes(output: fx.Node) -> Iterator[fx.Node]:
+    """Yield the nodes whose values an output node returns, in order, also out of objects of the user's classes."""
+    for source in tree_leaves((output.args, dict(output.kwargs))):
+        if isinstance(source, fx.Node):
+            yield from returned_nodes(source) if is_output(source) else (source,)
+
+
+def _floats_behind(node: fx.Node) -> Iterator[fx.Node]:
+    """Yield the last nodes before a node whose values are floating-point tensors."""
+    for source in node.all_input_nodes:
+        dtypes = _dtypes(source)  # several where an operator returns a tuple, as topk does
+        real = bool(dtypes) and all(dtype.is_floating_point for dtype in dtypes)
+        yield from (source,) if real else _floats_behind(source)
+
+
+def _dtypes(node: fx.Node) -> list[torch.dtype]:
+    return [leaf for leaf in tree_leaves(node.meta.get("tensor_meta")) if isinstance(leaf, torch.dtype)]
 
 
 def noise_like(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:

@@ -79,6 +79,11 @@ class SymbolicTracer(fx.Tracer):
             return self.create_node("call_function", type(a), (), fields)
         return super().create_arg(a)
 
+    def call_module(self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Trace the call of a module; one that the forward makes, as `self.layers[:3]` does, is traced into."""
+        installed = self.submodule_paths is None or m in self.submodule_paths
+        return super().call_module(m, forward, args, kwargs) if installed else forward(*args, **kwargs)
+
     def create_node(self, kind: str, target: Any, *rest: Any, **options: Any) -> fx.Node:
         """Return a new node that records which of the user's modules it stands for."""
         node = super().create_node(kind, target, *rest, **options)

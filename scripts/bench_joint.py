@@ -30,7 +30,7 @@ from revisions.arithmetic_backend import ArithmeticBackend
 from torch import Tensor
 
 import depthcomp
-from depthcomp.fitting.divergence import divergence
+from depthcomp.data.output_loss import divergence
 from depthcomp.importance.default import DEFAULT_IMPORTANCE
 from depthcomp_files import locked, write_atomically
 from latency_tables import create_backend

@@ -22,7 +22,7 @@ from torch import Tensor, fx, nn
 
 import depthcomp
 from depthcomp.commands.console import Progress
-from depthcomp.fitting.divergence import divergence
+from depthcomp.data.output_loss import divergence
 from depthcomp.results.result import CompressionResult
 from fx_passes import Merge, Plan, SpanChoice, capture, find_span, linearize, merge
 from latency_tables import create_backend

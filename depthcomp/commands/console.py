@@ -45,6 +45,7 @@ def _rows(result: CompressionResult) -> list[tuple[str, str, str]]:
         (f"budget {result.budget}", milliseconds(result.budget_ms), verdict(result)),
         ("convolutions on the longest path", str(result.original_depth), str(result.depth)),
         ("loss against the original, on unseen images", "0", f"{result.loss:.4g}"),
+        *([(f"  {result.judged_by}", "", "")] if result.judged_by else []),
         *_tuning_rows(result),
         *([("spans merged for free", "", str(len(result.free_merges)))] if result.free_merges else []),
         ("spans rewritten", "", deeds(result.spans)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from depthcomp_errors.first_line import first_line
 
 __all__ = [
     "Data",
+    "LabelledImages",
     "batch_size",
     "calibration_batches",
     "enough_images",
@@ -32,6 +33,7 @@ MAX_IMAGES, MAX_SMALL_IMAGES = 512, 4096  # enough for the fits; more only costs
 BATCH_SIZE, SMALL_BATCH_SIZE = 8, 64  # small, as many tensors of a whole network are in memory at once
 IMAGE_NAMES = ("image", "images", "pixel_values", "x")  # in a dict; else the tensor of most dimensions
 LABEL_NAMES = ("label", "labels", "target", "targets", "y")  # in a dict
+ROUNDING = 0.01  # the sum of an image's class shares may miss 1 by this much, as in half precision
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 Data = Iterable[Any] | Dataset[Any]
 """A DataLoader, a Dataset, or another iterable of x, (x, y) or dicts."""
@@ -43,12 +45,24 @@ def calibration_batches(data: Data, example: Tensor, *, argument: str = "data") 
 
     Arguments and errors are those of `labelled_images`; labels are dropped.
     """
-    return in_batches(labelled_images(data, example, argument=argument)[0])
+    return in_batches(labelled_images(data, example, argument=argument).images)
 
 
-def labelled_images(
-    data: Data, example: Tensor, *, argument: str = "data", most: int = MAX_IMAGES
-) -> tuple[Tensor, Tensor | None]:
+class LabelledImages(NamedTuple):
+    """Images and what is known of them.
+
+    Attributes:
+        images: images (n, c, h, w).
+        labels: their classes (n,); None where there are none.
+        targets: whether each comes with numbers to predict: real values that are no shares of classes.
+    """
+
+    images: Tensor
+    labels: Tensor | None
+    targets: bool
+
+
+def labelled_images(data: Data, example: Tensor, *, argument: str = "data", most: int = MAX_IMAGES) -> LabelledImages:
     """Return images of `data` (n, c, h, w), typed and placed like `example`, and their classes (n,) where known.
 
     Args:
@@ -66,17 +80,28 @@ def labelled_images(
     """
     images: list[Tensor] = []
     labels: list[Tensor | None] = []
-    count = 0
+    count, targets = 0, True
     for item in _items(data, argument, most):
         batch = _checked(images_of(item, argument), example, argument)
         images.append(batch.to(example.device, example.dtype))
         labels.append(_labels(item, len(batch), argument))
+        targets = targets and _are_targets(labels_of(item))
         count += len(batch)
         if count >= most:
             break
     if not count:
         raise DataError(_EMPTY.format(argument=argument))
-    return torch.cat(images)[:most], _joined(labels, argument, most)
+    return LabelledImages(torch.cat(images)[:most], _joined(labels, argument, most), targets)
+
+
+def _are_targets(labels: Any) -> bool:
+    """Say whether labels are real values to predict, and no shares of classes."""
+    if not isinstance(labels, Tensor):
+        return isinstance(labels, float)
+    if not labels.is_floating_point():
+        return False
+    sums = labels.double().sum(-1) if labels.ndim > 1 else labels.double()
+    return not (bool((labels >= 0).all()) and bool(((sums - 1).abs() <= ROUNDING).all()))
 
 
 def _joined(labels: Sequence[Tensor | None], argument: str, most: int) -> Tensor | None:

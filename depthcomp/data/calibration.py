@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from depthcomp.data.batches import batch_size, in_batches
+from depthcomp.data.output_loss import DEFAULT_LOSS, OutputLoss
 from depthcomp.fingerprint import fingerprint
 
 __all__ = ["CalibrationSet", "Layout", "calibration_hash", "cross_validated", "layouts", "separate"]
@@ -51,6 +52,7 @@ class CalibrationSet:
         judges: folds that judge fits on all other folds; empty for a single image, which judges fits on itself.
         withheld: a fold that no fit sees, not even the last one.
         labels: the class of each image (n,) of each batch; None where there are no labels.
+        loss: the loss of a changed network's outputs.
     """
 
     batches: tuple[Tensor, ...]
@@ -58,6 +60,7 @@ class CalibrationSet:
     judges: tuple[int, ...]
     withheld: int | None = None
     labels: tuple[Tensor, ...] | None = None
+    loss: OutputLoss = DEFAULT_LOSS
 
     @property
     def precision(self) -> torch.dtype:
@@ -165,6 +168,6 @@ def _in_folds(
 
 
 def calibration_hash(calibration: CalibrationSet) -> str:
-    """Return a hash of images in their folds, with their labels if any."""
+    """Return a hash of images in their folds, with their labels if any, and of the loss."""
     roles = json.dumps([calibration.folds, calibration.judges, calibration.withheld])
-    return fingerprint(roles, calibration.batches, calibration.labels or ())
+    return fingerprint(roles, calibration.batches, calibration.labels or (), *calibration.loss.rules())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_leaves
 
 from depthcomp.errors import ArtifactError
 from depthcomp_files import write_atomically
-from fx_passes.outputs import is_output, tensors_of
+from fx_passes.outputs import returned_nodes, tensors_of
 
 __all__ = ["BATCH", "OPSET_VERSION", "export_onnx", "relative_error", "require_sound", "to_onnx"]
 
@@ -133,16 +132,9 @@ def _exportable(gm: nn.Module) -> nn.Module:
         return network
     plain = fx.GraphModule(network, copy.deepcopy(network.graph), type(gm).__name__)
     output = next(iter(plain.graph.find_nodes(op="output")))
-    output.args = (tuple(_returned(output)),)
+    output.args = (tuple(returned_nodes(output)),)
     plain.recompile()
     return plain.eval()
-
-
-def _returned(node: fx.Node) -> Iterator[fx.Node]:
-    """Yield the nodes whose values an output node returns, in order, also out of objects of the user's classes."""
-    for source in tree_leaves((node.args, dict(node.kwargs))):
-        if isinstance(source, fx.Node):
-            yield from _returned(source) if is_output(source) else (source,)
 
 
 def _in_evaluation(gm: nn.Module) -> nn.Module:

@@ -20,7 +20,6 @@ from depthcomp.data.calibration import CalibrationSet
 from depthcomp.fitting.candidates import Weights, fit_candidates
 from depthcomp.fitting.channel_orders import ChannelOrders
 from depthcomp.fitting.consumers import Refits, refit_consumers
-from depthcomp.fitting.divergence import rise_of_loss
 from depthcomp.fitting.memory import MEMORY_MIB, FitMemory
 from depthcomp.latency.pricing import Candidate
 from depthcomp.progress import Progress, silent
@@ -92,7 +91,7 @@ class JointLosses:
             refitted: whether to use refitted kept layers behind profiting choices.
         """
         self.fit([plan])
-        total, images = 0.0, 0
+        total, images, judging = 0.0, 0, self._calibration.loss
         for fold, batches in self._judging.items():
             decided = self._channels.decided(plan, fold if self._calibration.judges else None)
             network = GraphFacts(merge(linearize(self._network, decided), decided))
@@ -100,7 +99,7 @@ class JointLosses:
                 load_operator(network, name, operator)
             with torch.no_grad():
                 for batch, wanted, classes in batches:
-                    total += rise_of_loss(wanted, network.gm(batch), classes) * len(batch)
+                    total += judging.rise(wanted, network.gm(batch), batch, classes) * len(batch)
                     images += len(batch)
         return math.inf if math.isnan(total) else total / images
 

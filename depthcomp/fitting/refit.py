@@ -19,7 +19,6 @@ from torch import Tensor, fx
 from depthcomp.data.calibration import CalibrationSet
 from depthcomp.fitting.candidates import whole_states
 from depthcomp.fitting.channel_orders import ChannelOrders
-from depthcomp.fitting.divergence import rise_of_loss
 from depthcomp.fitting.execution import Stream, record
 from depthcomp.fitting.expectation import Expectation, expectation_of
 from depthcomp.fitting.kept_slots import kept_behind, kept_slot, nearest_behind
@@ -183,11 +182,12 @@ class Refitter:
         if (plan, kept, fold) not in self._judged:
             refit = self.carry_out(plan, unseen=fold if self._calibration.judges else None, kept=kept)
             network, total, images = merge(refit.linearized, plan), 0.0, 0
+            judging = self._calibration.loss
             batches = zip(self._calibration.judging(), self._outputs, self._calibration.judging_labels(), strict=True)
             with torch.no_grad():
                 for (own, batch), wanted, classes in batches:
                     if own == fold:
-                        total += rise_of_loss(wanted, network(batch), classes) * len(batch)
+                        total += judging.rise(wanted, network(batch), batch, classes) * len(batch)
                         images += len(batch)
             self._judged[plan, kept, fold] = total, images
         return self._judged[plan, kept, fold]

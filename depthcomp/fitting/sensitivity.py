@@ -16,16 +16,15 @@ the gradient of the cross-entropy adds the first-order term of the task loss.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
-from depthcomp.fitting.divergence import is_scores, power, require_finite
+from depthcomp.data.output_loss import DEFAULT_LOSS, OutputLoss, require_finite
 from depthcomp.fitting.execution import Tail, run_node
-from fx_passes.outputs import tensors_of
 
 __all__ = ["Sensitivity"]
 
@@ -44,6 +43,7 @@ class Sensitivity:
         draws: number of probes.
         generator: draws the probes, on the CPU.
         labels: classes of the images (n,); None where there are none.
+        judging: the loss of outputs.
 
     Attributes:
         tail: the recorded forward.
@@ -61,15 +61,16 @@ class Sensitivity:
         draws: int,
         generator: torch.Generator,
         labels: Tensor | None = None,
+        judging: OutputLoss = DEFAULT_LOSS,
     ) -> None:
         forward = _Differentiable(gm, images.detach(), names)
         with torch.enable_grad():
             output = forward.run()
             require_finite(output)
-            probes = list(_probes(output, len(images), draws, generator))
+            probes = list(judging.probes(output, len(images), draws, generator))
             if labels is not None:
                 probes.append(F.cross_entropy(output, labels.to(output.device), reduction="sum"))
-        self._draws, self._scores = draws, is_scores(output)
+        self._draws, self._flattens = draws, judging.flattens(output)
         self._gradients = _pulled_back(probes, forward.wanted)
         self.tail = Tail(gm, images, recorded={node: _detached(value) for node, value in forward.env.items()})
 
@@ -84,7 +85,7 @@ class Sensitivity:
         products = _products(self._gradients[name], changed - self.tail.value(name))
         quadratic = products[: self._draws].square().mean(0)  # of each image
         slope = products[self._draws :].sum(0) / 2  # of the task loss; none without labels
-        return float(((quadratic + slope) * (_flattening(quadratic) if self._scores else 1.0)).mean())
+        return float(((quadratic + slope) * (_flattening(quadratic) if self._flattens else 1.0)).mean())
 
 
 class _Differentiable(fx.Interpreter):
@@ -101,28 +102,6 @@ class _Differentiable(fx.Interpreter):
         if n.name in self._names and isinstance(value, Tensor) and value.is_floating_point():
             self.wanted[n.name] = value if value.requires_grad else value.requires_grad_()
         return value
-
-
-def _probes(output: Any, images: int, draws: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Yield scalars whose gradients g at a tensor give the divergence as the mean of <g, d>^2 over images."""
-    if is_scores(output):
-        root = output.detach().softmax(1).sqrt()
-        for _ in range(draws):
-            noise = root * _signs(output, generator)
-            direction = noise - root.square() * noise.sum(1, keepdim=True)
-            yield (direction * output).sum() / math.sqrt(2)
-        return
-    parts = [part for part in tensors_of(output) if part.is_floating_point()]
-    scales = [(len(parts) * part.numel() / images * power(part.detach())).rsqrt() for part in parts]
-    for _ in range(draws):
-        noise = [_signs(part, generator) for part in parts]
-        products = [(part * z).sum() * scale for part, z, scale in zip(parts, noise, scales, strict=True)]
-        yield torch.stack(products).sum() if products else torch.zeros(())
-
-
-def _signs(like: Tensor, generator: torch.Generator) -> Tensor:
-    """Return independent random signs in the shape of a tensor."""
-    return (2 * torch.randint(2, like.shape, generator=generator) - 1).to(like)
 
 
 def _pulled_back(probes: list[Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:

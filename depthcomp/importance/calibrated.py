@@ -136,4 +136,5 @@ def _scorer(
         network, calibration,
         seed=seed, report=report, memory=memory or FitMemory(calibration.count), refit_kept=refit_kept,
     )  # fmt: skip
-    return CandidateScorer(fitted, judging_batches(calibration), functools.partial(TrueLoss, network), journal)
+    judge = functools.partial(TrueLoss, network, judging=calibration.loss)
+    return CandidateScorer(fitted, judging_batches(calibration), judge, journal)

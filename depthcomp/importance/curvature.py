@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from depthcomp.data.output_loss import DEFAULT_LOSS, OutputLoss
 from depthcomp.fingerprint import seed_of
 from depthcomp.fitting.candidates import Weights, refitted_layers, replacement
 from depthcomp.fitting.kept_slots import consumers_of
@@ -105,10 +106,18 @@ class CurvatureJudges:
         candidates: the candidates.
         draws: number of random probes of the output for each image.
         seed: seed of the probes.
+        judging: the loss of outputs.
     """
 
-    def __init__(self, network: CapturedNetwork, candidates: Sequence[Candidate], draws: int, seed: int) -> None:
-        self._network, self._draws, self._seed = network, draws, seed
+    def __init__(
+        self,
+        network: CapturedNetwork,
+        candidates: Sequence[Candidate],
+        draws: int,
+        seed: int,
+        judging: OutputLoss = DEFAULT_LOSS,
+    ) -> None:
+        self._network, self._draws, self._seed, self._judging = network, draws, seed, judging
         exits = dict.fromkeys(candidate.choice.exit for candidate in candidates)
         self._joins = {exit_: _join(network, exit_) for exit_ in exits}
 
@@ -117,6 +126,7 @@ class CurvatureJudges:
         sensitivity = Sensitivity(
             self._network.gm, batch.images, set(self._joins.values()), draws=self._draws,
             generator=torch.Generator().manual_seed(seed_of(self._seed, batch.name)), labels=batch.labels,
+            judging=self._judging,
         )  # fmt: skip
         return _CurvatureJudge(sensitivity, self._joins)
 
@@ -172,11 +182,11 @@ class _Scoring:
             seed=context.seed, report=context.progress, memory=context.memory, refit_kept=context.refit_kept,
             channels=context.channels,
         )  # fmt: skip
-        judges = CurvatureJudges(network, context.candidates, draws, context.seed)
+        judges = CurvatureJudges(network, context.candidates, draws, context.seed, calibration.loss)
         batches = judging_batches(calibration)[: BATCHES if calibration.labels is None else LABELLED_BATCHES]
         some = judges.within(batches, context.memory.mib)
         self._estimates = CandidateScorer(self._fitted, some, judges.on, journal, refitted={batches[0].fold})
-        true_loss = functools.partial(TrueLoss, network)
+        true_loss = functools.partial(TrueLoss, network, judging=calibration.loss)
         self._true = CandidateScorer(self._fitted, batches, true_loss, journal)
 
     def of_all(self) -> CurvatureScores:

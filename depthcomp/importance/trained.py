@@ -23,9 +23,9 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from depthcomp.data.calibration import CalibrationSet
+from depthcomp.data.output_loss import require_finite
 from depthcomp.errors import DepthCompError
 from depthcomp.fingerprint import seed_of
-from depthcomp.fitting.divergence import divergence, divergence_of, is_scores, require_finite
 from depthcomp.importance.journal import ScoreJournal
 from depthcomp.importance.settings import require_counts
 from depthcomp.latency.pricing import Candidate
@@ -213,7 +213,7 @@ class _Protocol:
         folds = calibration.folds
         chosen = [index for index, fold in enumerate(folds) if fold != held_out]
         judged = [index for index, fold in enumerate(folds) if held_out in (fold, None)]
-        self._config = config
+        self._config, self._judging_loss = config, calibration.loss
         self._original = copy.deepcopy(captured).eval()
         self._images = torch.cat([calibration.batches[index] for index in chosen])
         self._labels = _joined(calibration.labels, chosen)
@@ -238,10 +238,11 @@ class _Protocol:
 
     def _score(self, outputs: Sequence[Any]) -> float:
         """Return the accuracy, or the negative divergence where outputs are no class scores."""
-        if not all(is_scores(output) for output in outputs):
+        if not all(map(self._judging_loss.are_scores, outputs)):
             pairs = zip(self._wanted, outputs, strict=True)
-            return -math.fsum(divergence(wanted, found) * len(batch) for (wanted, found), batch in zip(
-                pairs, self._judging, strict=True)) / sum(map(len, self._judging))  # fmt: skip
+            losses = [float(self._judging_loss.divergence(wanted, found)) for wanted, found in pairs]
+            sizes = list(map(len, self._judging))
+            return -math.fsum(loss * size for loss, size in zip(losses, sizes, strict=True)) / sum(sizes)
         scores = torch.cat(list(outputs))
         if not scores.isfinite().all():
             return math.nan
@@ -280,7 +281,7 @@ class _Protocol:
         outputs = network(images)
         if self._labels is not None:
             return F.cross_entropy(outputs, self._labels[chosen].to(outputs.device))
-        return divergence_of(self._teacher(images), outputs)
+        return self._judging_loss.divergence(self._teacher(images), outputs)
 
 
 def _joined(labels: Sequence[Tensor] | None, chosen: Sequence[int]) -> Tensor | None:

@@ -6,8 +6,8 @@ import itertools
 from collections.abc import Mapping
 
 from depthcomp.data.calibration import CalibrationSet
+from depthcomp.data.output_loss import DEFAULT_LOSS, OutputLoss, require_finite
 from depthcomp.fitting.candidates import Weights, refitted_layers, replacement
-from depthcomp.fitting.divergence import require_finite, rise_of_loss
 from depthcomp.fitting.execution import Tail
 from depthcomp.importance.candidate_scorer import JudgingBatch
 from depthcomp.latency.pricing import Candidate
@@ -25,20 +25,21 @@ class TrueLoss:
     Args:
         network: the captured network, in evaluation mode; it is not changed.
         batch: the judging batch.
+        judging: the loss of outputs.
 
     Raises:
         DataError: the network's own output is not finite.
     """
 
-    def __init__(self, network: CapturedNetwork, batch: JudgingBatch) -> None:
-        self._tail, self._labels = Tail(network.gm, batch.images), batch.labels
+    def __init__(self, network: CapturedNetwork, batch: JudgingBatch, judging: OutputLoss = DEFAULT_LOSS) -> None:
+        self._tail, self._batch, self._judging = Tail(network.gm, batch.images), batch, judging
         require_finite(self._tail.output)
 
     def loss(self, candidate: Candidate, weights: Weights, consumers: Mapping[str, AffineConv]) -> float:
         """Return the loss of the network with a candidate's body and refitted consumers of its change."""
         refitted = refitted_layers(self._tail.gm, consumers)
         changed = self._tail.rerun(*replacement(candidate, weights, self._tail), refitted)
-        return rise_of_loss(self._tail.output, changed, self._labels)
+        return self._judging.rise(self._tail.output, changed, self._batch.images, self._batch.labels)
 
 
 def judging_batches(calibration: CalibrationSet) -> list[JudgingBatch]:

@@ -90,6 +90,7 @@ class Findings:
         finetuned: record of the fine-tuning, if any; `model` and `trainable` are then tuned, and `loss` is from before.
         method: name of the method that chose the plan.
         effort: how many choices, fits, plans and networks were tried; None where it was not counted.
+        judged_by: what `loss` is, in words; "" where that was not recorded.
         tuned_before: records of earlier fine-tunings, in order; each continued from the one before, and `finetuned`
             from the last.
     """
@@ -122,6 +123,7 @@ class Findings:
     method: str = "depthcomp"
     tuned_before: tuple[FinetuneRecord, ...] = ()
     effort: Effort | None = None
+    judged_by: str = ""
 
     @property
     def original_ms(self) -> float:

@@ -75,6 +75,7 @@ def load_result(directory: str | os.PathLike[str]) -> CompressionResult:
         method=numbers.method,
         tuned_before=tuple(numbers.tuned_before),
         effort=numbers.effort,
+        judged_by=numbers.judged_by,
     )
 
 

@@ -115,7 +115,8 @@ def _comparison(result: Findings) -> list[_Line]:
 
 def _loss_of(result: Findings) -> str:
     before = "" if result.finetuned is None else ", before fine-tuning"
-    return f"Loss against the original on images left out of the fits{before}"
+    what = f" ({result.judged_by})" if result.judged_by else ""
+    return f"Loss against the original{what} on images left out of the fits{before}"
 
 
 def _residual(result: Findings) -> list[_Line]:

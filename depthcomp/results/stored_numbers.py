@@ -139,6 +139,7 @@ class StoredNumbers(_Stored):
     seed: int
     seconds: dict[str, float]
     effort: Effort | None = None
+    judged_by: str = ""
 
 
 def _from_version_2(content: dict[str, Any]) -> dict[str, Any]:
@@ -215,6 +216,7 @@ def result_json(result: Findings) -> dict[str, Any]:
         "seed": result.seed,
         "seconds": dict(result.seconds),
         "effort": None if result.effort is None else asdict(result.effort),
+        "judged_by": result.judged_by,
     }
     finite: dict[str, Any] = _finite(content)
     return finite

@@ -177,6 +177,7 @@ class Pipeline:
             original=prepared.original,
             method=self.task.method.name,
             effort=_effort(priced, scored, search, self.stages.foretold_seconds),
+            judged_by=prepared.judged_by,
         )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from depthcomp.data.batches import Data
+from depthcomp.data.output_loss import DEFAULT_LOSS, OutputKind, OutputLoss, OwnLoss
 from depthcomp.errors import DepthCompError
 from depthcomp.importance.context import ScoringContext
 from depthcomp.importance.protocol import Importance
@@ -36,6 +37,7 @@ class CompressionTask:
         data: calibration images; None for synthetic ones.
         val_data: images to judge on; None to let parts of the calibration images judge in turn.
         seed: seed of everything random.
+        loss: what the user says about the loss of outputs.
     """
 
     model: nn.Module
@@ -45,6 +47,7 @@ class CompressionTask:
     data: Data | None
     val_data: Data | None
     seed: int
+    loss: OutputLoss = DEFAULT_LOSS
 
     @classmethod
     def of(
@@ -58,18 +61,22 @@ class CompressionTask:
         val_data: Data | None = None,
         seed: int = 0,
         kinds: Sequence[str] | None = None,
+        outputs: OutputKind | None = None,
+        loss: OwnLoss | None = None,
     ) -> CompressionTask:
         """Return the task for a user's arguments.
 
         Raises:
-            DepthCompError: the method, a kind or the importance is unknown, or the seed is out of range.
+            DepthCompError: the method, a kind, the importance or the kind of outputs is unknown, the loss is no
+                function, or the seed is out of range.
             TableError: the file of an importance cannot be read.
         """
         chosen = find_method(method, kinds)
         if type(seed) is not int or not 0 <= seed < 2**63:
             raise DepthCompError(f"seed (={seed!r}) must be a whole number from 0 to 2**63 - 1")
         known = parse_importance(importance)
-        return cls(model, chosen, known if chosen.scored else Unscored(), example_inputs, data, val_data, seed)
+        asked = OutputLoss.asked(outputs, loss)
+        return cls(model, chosen, known if chosen.scored else Unscored(), example_inputs, data, val_data, seed, asked)
 
     @property
     def refit_kept(self) -> bool:
@@ -88,7 +95,7 @@ class CompressionTask:
         """
         found = prepare(
             self.model, self.example_inputs, self.data, self.val_data, self.seed,
-            most=self.importance.most_images, limits=self.method.limits,
+            most=self.importance.most_images, limits=self.method.limits, loss=self.loss,
         )  # fmt: skip
         found = measurable(found, failures)
         return replace(found, candidates=self.method.candidates(found.network, found.candidates))

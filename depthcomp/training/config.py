@@ -6,8 +6,9 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, get_args
 
+from depthcomp.data.output_loss import OutputKind
 from depthcomp.errors import DepthCompError
 
 __all__ = ["FinetuneConfig", "Loss", "Metric"]
@@ -49,6 +50,7 @@ class FinetuneConfig:
         label_smoothing: share of the label's weight that goes to all classes.
         distillation: weight of the distance from the teacher's outputs. For class scores it is the divergence, for each
             pixel where integer masks come with the images; for other outputs, the squared difference.
+        outputs: "scores" or "values", what the network's outputs (n, c) are; None tells them by the labels.
         temperature: divides teacher's and student's scores before they are compared.
         features: weight of the squared difference from the teacher's tensors at the ends of rewritten spans, relative
             to their variance.
@@ -93,6 +95,7 @@ class FinetuneConfig:
     labels: float = 1.0
     label_smoothing: float = 0.0
     distillation: float = 1.0
+    outputs: OutputKind | None = None
     temperature: float = 1.0
     features: float = 0.0
     ema_decay: float | None = 0.999
@@ -129,6 +132,8 @@ class FinetuneConfig:
         for name in ("optimizer", "device"):
             self._require(name, lambda v: isinstance(v, str) and bool(v), "a name")
         self._require("schedule", lambda v: v in SCHEDULES, f"one of {', '.join(SCHEDULES)}")
+        kinds = get_args(OutputKind)
+        self._require("outputs", lambda v: v is None or v in kinds, f"one of {', '.join(kinds)}, or None")
         self._require("precision", lambda v: v in PRECISIONS, f"one of {', '.join(PRECISIONS)}")
         self._require(
             "loss", lambda v: v is None or callable(v), "a function (student, teacher, batch) -> loss, or None"

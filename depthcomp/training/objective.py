@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from depthcomp.data.batches import ROUNDING
+from depthcomp.data.output_loss import OutputKind, is_scores, power, spread_of
 from depthcomp.data.unlabelled import IGNORED
 from depthcomp.errors import DataError, DepthCompError, TrainingError
-from depthcomp.fitting.divergence import is_scores, power
 from depthcomp.training.batches import Batch
 from depthcomp.training.config import FinetuneConfig
 from depthcomp.training.processes import Processes
@@ -22,8 +23,6 @@ from depthcomp_errors.first_line import first_line
 from fx_passes.outputs import tensors_of
 
 __all__ = ["Objective", "Score", "difference"]
-
-ROUNDING = 0.01  # the sum of an image's class shares may miss 1 by this much, as in half precision
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,20 +42,39 @@ class Score:
         return (self.metric, -self.loss) > (other.metric, -other.loss)
 
 
-def difference(wanted: Any, found: Any, temperature: float = 1.0, *, masks: Tensor | None = None) -> Tensor:
+def difference(
+    wanted: Any,
+    found: Any,
+    temperature: float = 1.0,
+    *,
+    labels: Tensor | None = None,
+    kind: OutputKind | None = None,
+) -> Tensor:
     """Return a differentiable distance between two networks' outputs.
 
     For class scores (n, classes), or (n, classes, h, w) for each pixel, it is the mean of
     KL(softmax wanted/T || softmax found/T) * T^2 at temperature T, as in Hinton et al. (2015). For other outputs it is
-    the mean squared difference relative to the variance of `wanted`, averaged over tensors. Outputs (n, c, h, w) are
-    scores only where `masks` are integers (n, h, w); else they may be colours.
+    the mean squared difference relative to the variance of each channel of `wanted`, averaged over tensors. Outputs
+    (n, c, h, w) are scores only where `labels` are integers (n, h, w); else they may be colours. Outputs (n, c) are
+    scores unless labels are real values to predict, or `kind` says "values".
     """
 
     def are_scores(outputs: Tensor) -> bool:
-        return is_scores(outputs) or (masks is not None and outputs.ndim == 4 and _are_classes_of(outputs, masks))
+        if kind == "values":
+            return False
+        if is_scores(outputs):
+            return labels is None or not labels.is_floating_point() or _are_classes_of(outputs, labels)
+        if labels is None or labels.is_floating_point() or outputs.ndim != 4:
+            return False
+        return _are_classes_of(outputs, labels)
 
     pairs = [(a, b) for a, b in zip(tensors_of(wanted), tensors_of(found), strict=True) if a.is_floating_point()]
-    terms = [_divergence(a, b, temperature) if are_scores(a) else _error(a, b) for a, b in pairs]
+    terms = [_divergence(a, b, temperature) if are_scores(a) else _error(a, b, spread_of(a.float())) for a, b in pairs]
+    if not terms:
+        raise TrainingError(
+            "the network returns no real values, so nothing can be learnt from the teacher's outputs; return scores "
+            "beside classes, or give a loss of your own"
+        )
     return torch.stack(terms).mean()
 
 
@@ -78,9 +96,8 @@ def _divergence(wanted: Tensor, found: Tensor, temperature: float) -> Tensor:
     return pointwise.sum(1).mean() * temperature**2
 
 
-def _error(wanted: Tensor, found: Tensor) -> Tensor:
-    wanted, found = wanted.float(), found.float()
-    return (wanted - found).square().mean() / power(wanted)
+def _error(wanted: Tensor, found: Tensor, variance: Tensor) -> Tensor:
+    return ((wanted.float() - found.float()).square() / variance).mean()
 
 
 class Objective:
@@ -191,13 +208,14 @@ class Objective:
         by_label, rest = [], []
         if self._returns_features:
             (found, found_inside), (wanted, wanted_inside) = found, wanted
-            errors = [_error(a, b) for a, b in zip(wanted_inside, found_inside, strict=True)]
+            errors = [_error(a, b, power(a.float())) for a, b in zip(wanted_inside, found_inside, strict=True)]
             rest.append(self._config.features * torch.stack(errors).mean())
         if batch.labels is not None and self._config.labels:
             by_label.append(self._config.labels * self._cross_entropy(self._scores(found, batch), batch))
         if wanted is not None and self._config.distillation:
-            masks = None if batch.labels is None or batch.labels.is_floating_point() else batch.labels
-            distance = difference(wanted, found, self._config.temperature, masks=masks)
+            distance = difference(
+                wanted, found, self._config.temperature, labels=batch.labels, kind=self._config.outputs
+            )
             rest.append(self._config.distillation * distance)
         if not by_label and not rest:
             raise TrainingError(

@@ -15,9 +15,9 @@ from torch import nn
 import depthcomp
 from depthcomp import Budget, CompressionResult, compress_depth
 from depthcomp.data.calibration import cross_validated, separate
+from depthcomp.data.output_loss import divergence
 from depthcomp.errors import BudgetInfeasibleError, TableMismatchError
 from depthcomp.export.onnx_model import to_onnx
-from depthcomp.fitting.divergence import divergence
 from depthcomp.fitting.refit import Kept, Refitter
 from depthcomp.latency.pricing import Pricing
 from fx_passes import CapturedNetwork, Plan, capture, fold_batch_norms, merge

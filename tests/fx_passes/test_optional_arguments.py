@@ -90,9 +90,14 @@ class Decorated(Base):
         return self.body(images)
 
 
+class Sliced(Base):
+    def forward(self, x):
+        return self.body[1:](self.body[:1](x))
+
+
 NAMES = {
     TakesMore: ["x"], StarredInputs: ["inputs_0"], ByKeyword: ["pixel_values"], HandsOn: ["args_0"],
-    Decorated: ["images"],
+    Decorated: ["images"], Sliced: ["x"],
 }  # fmt: skip
 
 

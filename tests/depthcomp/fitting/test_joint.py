@@ -10,8 +10,8 @@ import torch
 from branched_network import Branched, images
 
 from depthcomp.data.calibration import cross_validated
+from depthcomp.data.output_loss import divergence
 from depthcomp.fitting.candidates import fit_candidates
-from depthcomp.fitting.divergence import divergence
 from depthcomp.fitting.joint import JointLosses
 from depthcomp.importance.calibrated import calibrated
 from depthcomp.latency.pricing import Pricing

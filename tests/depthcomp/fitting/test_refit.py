@@ -8,9 +8,9 @@ import torch
 from torch import fx, nn
 
 from depthcomp.data.calibration import Layout, cross_validated, separate
+from depthcomp.data.output_loss import divergence
 from depthcomp.fitting import leaning, ridge
 from depthcomp.fitting.candidates import fit_candidates, whole_states
-from depthcomp.fitting.divergence import divergence
 from depthcomp.fitting.execution import Tail
 from depthcomp.fitting.memory import FitMemory
 from depthcomp.fitting.refit import Refitter

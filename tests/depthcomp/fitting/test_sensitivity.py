@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from depthcomp.data.output_loss import DEFAULT_LOSS, divergence
 from depthcomp.errors import DataError
-from depthcomp.fitting.divergence import divergence, rise_of_loss
 from depthcomp.fitting.execution import Tail
 from depthcomp.fitting.sensitivity import Sensitivity
 from fx_passes import capture
@@ -31,6 +31,8 @@ class Outputs(nn.Module):
         if self.kind == "map":
             return x
         scores = x.mean((2, 3))
+        if self.kind == "units":
+            return (x * torch.tensor([100.0, 1, 1, 1, 1, 0.01, 0.01], dtype=x.dtype)[:, None, None]).flatten(2)
         if self.kind == "dict":
             return {"scores": scores, "map": 3 * x}
         if self.kind == "classes":
@@ -59,7 +61,7 @@ def small_change(tail, name="first", size=0.03):
     return size * torch.randn(value.shape, generator=torch.Generator().manual_seed(5)).to(value)
 
 
-@pytest.mark.parametrize("kind", ["scores", "map", "dict"])
+@pytest.mark.parametrize("kind", ["scores", "map", "dict", "units"])
 @pytest.mark.parametrize("name", ["first", "act"])
 def test_a_small_change_costs_what_curvature_predicts(kind, name):
     gm = captured(kind)
@@ -73,7 +75,8 @@ def test_labels_add_the_first_order_term_of_the_task_loss():
     gm, labels = captured("scores"), torch.tensor([2, 6])
     tail = Tail(gm, images())
     change = small_change(tail)
-    true = rise_of_loss(tail.output, tail.rerun("first", tail.value("first") + change), labels)
+    changed = tail.rerun("first", tail.value("first") + change)
+    true = DEFAULT_LOSS.rise(tail.output, changed, images(), labels)
     assert sensitivity(gm, labels=labels).rise("first", tail.value("first") + change) == pytest.approx(true, rel=0.1)
     cross_entropy = F.cross_entropy(tail.output, labels)
     assert abs(true) < cross_entropy  # a change, not the loss itself

@@ -13,9 +13,9 @@ from torch import nn
 from two_consumers import TwoConsumers
 
 from depthcomp.data.calibration import CalibrationSet, Layout, cross_validated, separate
+from depthcomp.data.output_loss import divergence
 from depthcomp.fitting import leaning, ridge
 from depthcomp.fitting.candidates import fit_candidates
-from depthcomp.fitting.divergence import divergence
 from depthcomp.fitting.memory import FitMemory
 from depthcomp.fitting.refit import Refitter
 from depthcomp.importance.calibrated import calibrated

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from depthcomp.data.calibration import cross_validated
-from depthcomp.fitting.divergence import divergence
+from depthcomp.data.output_loss import divergence
 from depthcomp.importance.calibrated import calibrated
 from depthcomp.importance.finetuned_importance import FinetunedImportance
 from depthcomp.importance.trained import entries_of

@@ -11,8 +11,8 @@ from torchvision.models.mobilenetv2 import InvertedResidual
 
 from depthcomp import compress_depth
 from depthcomp.data.calibration import cross_validated
+from depthcomp.data.output_loss import divergence
 from depthcomp.errors import BudgetInfeasibleError, DepthCompError
-from depthcomp.fitting.divergence import divergence
 from depthcomp.importance.calibrated import calibrated
 from depthcomp.importance.curvature_importance import CurvatureImportance
 from depthcomp.latency.pricing import Pricing

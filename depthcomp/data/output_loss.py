@@ -1,0 +1,297 @@
+"""Loss of a changed network's outputs against the original's on the same images.
+
+Class scores are compared by their divergence. Other outputs are compared by squared errors, each channel in its own
+units: a detector may return boxes in hundreds of pixels beside probabilities.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from depthcomp.errors import DataError, DepthCompError
+from depthcomp_errors.first_line import first_line
+from fx_passes.outputs import tensors_of
+
+__all__ = [
+    "DEFAULT_LOSS", "OutputKind", "OutputLoss", "OwnLoss", "divergence", "floats_of", "is_scores", "power",
+    "require_finite", "spread_of", "spreads_of",
+]  # fmt: skip
+
+OutputKind = Literal["scores", "values"]
+Axis = tuple[int, int] | None  # a dimension, and the number of dimensions behind it
+OwnLoss = Callable[[Any, Any, Any], float]
+"""A function (original_outputs, outputs, batch) -> loss; a batch is images, or (images, labels)."""
+LEAST_DEVIATION = 0.01  # of values within 0 and 1: smaller changes of a probability decide nothing
+_SHARE_OF_SQUARE = 1e-6  # a variance below this share of the mean square is rounding
+_LEAST = 1e-12
+
+
+@dataclass(frozen=True, slots=True)
+class OutputLoss:
+    """Loss of a changed network's outputs.
+
+    Attributes:
+        kind: "scores" of classes, or "values"; None tells scores by their shape, (n, classes).
+        spreads: the variance of each floating-point output tensor's channels, as `spreads_of` returns them; None takes
+            those of the outputs that are compared.
+        own: the user's function in place of the divergence, or None.
+    """
+
+    kind: OutputKind | None = None
+    spreads: tuple[Tensor, ...] | None = None
+    own: OwnLoss | None = None
+
+    @classmethod
+    def asked(cls, outputs: OutputKind | None, own: OwnLoss | None) -> OutputLoss:
+        """Return the loss that a user asks for.
+
+        Raises:
+            DepthCompError: the kind of outputs is unknown, or the loss is no function.
+        """
+        if outputs is not None and outputs not in get_args(OutputKind):
+            raise DepthCompError(f"outputs (={outputs!r}) must be 'scores', 'values' or None")
+        if own is not None and not callable(own):
+            raise DepthCompError(
+                f"loss (={own!r:.40}) must be a function (original_outputs, outputs, batch) -> number, or None"
+            )
+        return cls(outputs, own=own)
+
+    def are_scores(self, output: Any) -> bool:
+        """Say whether an output is compared as class scores."""
+        return self.kind != "values" and is_scores(output)
+
+    def divergence(self, original: Any, changed: Any) -> Tensor:
+        """Return the divergence of output `changed` from output `original`, differentiable, in float64, ().
+
+        For one tensor of class scores (n, classes) it is the mean KL(softmax original || softmax changed) in nats. For
+        other outputs it is the mean squared error relative to the variance of each channel, averaged over tensors.
+        """
+        wanted, found = floats_of(original), floats_of(changed)
+        if self._is_one_of_scores(wanted):
+            scores, other = (F.log_softmax(t.double(), dim=1) for (t,) in (wanted, found))
+            return F.kl_div(other, scores, log_target=True, reduction="batchmean")
+        pairs = zip(wanted, found, self.variances(original), strict=True)
+        errors = [((a - b).square() / variance).mean() for a, b, variance in pairs]
+        return torch.stack(errors).mean() if errors else torch.zeros(())
+
+    def variances(self, original: Any) -> list[Tensor]:
+        """Return the variances that squared errors of outputs are divided by, one tensor for each output tensor."""
+        parts = floats_of(original)
+        if self.spreads is None:
+            return [spread_of(part) for part in parts]
+        return [spread.to(part) for spread, part in zip(self.spreads, parts, strict=True)]
+
+    def rise(self, original: Any, changed: Any, images: Tensor, labels: Tensor | None) -> float:
+        """Return the rise of the loss from the original's outputs to the changed network's on the same images.
+
+        Without labels it is the divergence. With labels (n,) of class scores it is the mean of the divergence and the
+        rise of the cross-entropy. Both estimate one quantity where the original is well calibrated: the divergence has
+        less noise on few images, the labels correct the original's errors. A user's function is taken as it is.
+
+        Raises:
+            DepthCompError: the user's function fails, or returns no number.
+        """
+        if self.own is not None:
+            batch = images if labels is None else (images, labels)
+            before, after = (_called(self.own, original, outputs, batch) for outputs in (original, changed))
+            return after - before
+        gap = float(self.divergence(original, changed))
+        if labels is None:
+            return gap
+        before, after = (float(F.cross_entropy(s.double(), labels.to(s.device))) for s in (original, changed))
+        return (gap + after - before) / 2
+
+    def probes(self, output: Any, images: int, draws: int, generator: torch.Generator) -> Iterator[Tensor]:
+        """Yield scalars whose gradients g at a tensor give the divergence as the mean of <g, d>^2 over images."""
+        parts = floats_of(output)
+        if self._is_one_of_scores(parts):
+            root = parts[0].detach().softmax(1).sqrt()
+            for _ in range(draws):
+                noise = root * _signs(parts[0], generator)
+                direction = noise - root.square() * noise.sum(1, keepdim=True)
+                yield (direction * parts[0]).sum() / math.sqrt(2)
+            return
+        scales = [
+            (len(parts) * part.numel() / images * variance).rsqrt()
+            for part, variance in zip(parts, self.variances(output), strict=True)
+        ]
+        for _ in range(draws):
+            noises = [_signs(part, generator) for part in parts]
+            products = [(part * z * scale).sum() for part, z, scale in zip(parts, noises, scales, strict=True)]
+            yield torch.stack(products).sum() if products else torch.zeros(())
+
+    def flattens(self, output: Any) -> bool:
+        """Say whether the divergence of large changes of an output grows like the change, not like its square."""
+        return self._is_one_of_scores(floats_of(output))
+
+    def describe(self, output: Any) -> str:
+        """Return in words what the loss of a network with this output is."""
+        if self.own is not None:
+            return f"the function {getattr(self.own, '__qualname__', type(self.own).__name__)}"
+        parts = floats_of(output)
+        if self._is_one_of_scores(parts):
+            return f"divergence of the scores of {parts[0].shape[1]} classes, in nats"
+        of = "" if len(parts) == 1 else f" of {len(parts)} tensors"
+        return f"squared errors{of}, relative to the variance of each channel"
+
+    def rules(self) -> list[str]:
+        """Return texts that are equal for equal losses; none for the divergence of class scores."""
+        code = getattr(self.own, "__code__", None)
+        own = [] if self.own is None else [getattr(self.own, "__qualname__", ""), repr(code and code.co_code)]
+        return [*own, *([] if self.spreads is None else [f"{self.kind}, channels in their own units"])]
+
+    def _is_one_of_scores(self, parts: Sequence[Tensor]) -> bool:
+        return len(parts) == 1 and self.are_scores(parts[0])
+
+
+DEFAULT_LOSS = OutputLoss()
+"""The loss where nothing is known of the outputs."""
+
+
+def divergence(original: Any, changed: Any) -> float:
+    """Return the divergence of an output from the original's where nothing more is known, as `OutputLoss` does."""
+    return float(DEFAULT_LOSS.divergence(original, changed))
+
+
+def is_scores(output: Any) -> bool:
+    """Return whether an output has the shape of class scores, (n, classes)."""
+    return isinstance(output, Tensor) and output.ndim == 2 and output.shape[1] > 1
+
+
+def floats_of(output: Any) -> list[Tensor]:
+    """Return the floating-point tensors of a network's output that hold values, in order."""
+    return [part for part in tensors_of(output) if part.is_floating_point() and part.numel()]
+
+
+def require_finite(output: Any) -> None:
+    """Refuse an original network whose own output is not finite.
+
+    Raises:
+        DataError: a value is NaN or infinite.
+    """
+    if not all(bool(part.isfinite().all()) for part in tensors_of(output)):
+        raise DataError(
+            "the network's own output on the calibration images is NaN or infinite; check the network's weights, and "
+            "normalise the images as for training"
+        )
+
+
+def power(values: Tensor) -> Tensor:
+    """Return the variance of all values together, or their mean square where they do not vary."""
+    return _or_square(values.var(correction=0), values.square().mean())
+
+
+def spread_of(output: Tensor) -> Tensor:
+    """Return the variance of each channel of one batch's output, in a shape that divides it."""
+    return spreads_of([output])[0]
+
+
+def spreads_of(outputs: Iterable[Any]) -> tuple[Tensor, ...]:
+    """Return the variances of an original's outputs over batches, for each floating-point tensor.
+
+    Channels are dimension 1 of rows (n, c) and of maps (n, c, h, w). Of (n, a, b) they are the dimension along which
+    variances differ most: a detector's rows are values of a kind, a sequence's columns. Tensors of other shapes have
+    one variance.
+    """
+    seen: list[dict[Axis, _Range]] = []
+    for output in outputs:
+        parts = floats_of(output)
+        seen = seen or [{axis: _Range.none() for axis in _axes(part)} for part in parts]
+        for known, part in zip(seen, parts, strict=True):
+            for axis in known:
+                known[axis] = known[axis].with_values(_by_channel(part.detach(), axis))
+    return tuple(_clearest([_shaped(found.variances(), axis) for axis, found in known.items()]) for known in seen)
+
+
+@dataclass(frozen=True, slots=True)
+class _Range:
+    """What was seen of the values of each channel, (c,).
+
+    Attributes:
+        count: number of values.
+        total: their sum.
+        squares: the sum of their squares.
+        least: the smallest.
+        most: the largest.
+    """
+
+    count: int
+    total: Tensor
+    squares: Tensor
+    least: Tensor
+    most: Tensor
+
+    @classmethod
+    def none(cls) -> _Range:
+        nothing = torch.zeros((), dtype=torch.float64)
+        return cls(0, nothing, nothing, nothing + math.inf, nothing - math.inf)
+
+    def with_values(self, values: Tensor) -> _Range:
+        """Return the range with more values (c, n)."""
+        return _Range(
+            self.count + values.shape[1], self.total.to(values.device) + values.sum(1),
+            self.squares.to(values.device) + values.square().sum(1),
+            torch.minimum(self.least.to(values.device), values.amin(1)),
+            torch.maximum(self.most.to(values.device), values.amax(1)),
+        )  # fmt: skip
+
+    def variances(self) -> Tensor:
+        """Return the variance of each channel, at least what matters of probabilities."""
+        square = self.squares / self.count
+        variances = _or_square(square - (self.total / self.count).square(), square)
+        are_shares = (self.least >= 0) & (self.most <= 1)
+        return torch.where(are_shares, variances.clamp_min(LEAST_DEVIATION**2), variances)
+
+
+def _axes(part: Tensor) -> list[Axis]:
+    """Return the dimensions that may be the channels."""
+    axes = {2: (1,), 3: (1, 2), 4: (1,), 5: (1,)}.get(part.ndim, ())
+    return [(axis, part.ndim - 1 - axis) for axis in axes] or [None]
+
+
+def _by_channel(part: Tensor, axis: Axis) -> Tensor:
+    """Return values by channel, (c, n) in float64; c is 1 where there are no channels."""
+    return (part.reshape(1, -1) if axis is None else part.movedim(axis[0], 0).flatten(1)).double()
+
+
+def _shaped(variances: Tensor, axis: Axis) -> Tensor:
+    """Return variances (c,) in a shape that divides the output."""
+    return variances.reshape(()) if axis is None else variances.reshape(-1, *[1] * axis[1])
+
+
+def _clearest(variances: Sequence[Tensor]) -> Tensor:
+    """Return the variances that differ most from each other."""
+    return max(variances, key=lambda each: float(each.log().var(correction=0)))
+
+
+def _or_square(variance: Tensor, square: Tensor) -> Tensor:
+    """Return a variance, or the mean square where it is rounding."""
+    return torch.where(variance > _SHARE_OF_SQUARE * square, variance, square).clamp_min(_LEAST)
+
+
+def _called(own: OwnLoss, original: Any, outputs: Any, batch: Any) -> float:
+    """Return what the user's function returns.
+
+    Raises:
+        DepthCompError: it fails, or returns no number.
+    """
+    try:
+        return float(own(original, outputs, batch))
+    except Exception as error:
+        raise DepthCompError(
+            f"the function loss failed on the calibration images ({type(error).__name__}: {first_line(error)}); it is "
+            "called with the original's outputs, the changed network's outputs, and the images or (images, labels), "
+            "and must return one number"
+        ) from error
+
+
+def _signs(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Return independent random signs in the shape of a tensor."""
+    return (2 * torch.randint(2, like.shape, generator=generator) - 1).to(like)
