@@ -26,6 +26,7 @@ from fx_passes.normalise.inplace import DropInplace
 from fx_passes.normalise.layer_constants import FoldLayerConstants
 from fx_passes.normalise.modules import CloneSharedModules, CloneSharedTensors, DropIdentities, PlainNorms
 from fx_passes.normalise.pixel_layers import PixelLinears
+from fx_passes.normalise.written_activations import WrittenActivations
 from fx_passes.outputs import noise_like, require_comparable, require_equal, tensors_of
 from fx_passes.parametrizations import remove_parametrizations
 from fx_passes.parts import suggest_part
@@ -46,6 +47,7 @@ _PASSES = (
     CloneSharedModules(),
 )
 _SHAPED_PASSES = (
+    WrittenActivations(),
     FunctionalNorms(),
     PlainNorms(),
     DropCasts(),
