@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from fx_passes.graph_edit import add_module, redirect
-from fx_passes.operators import ACTIVATIONS, known_layer
+from fx_passes.operators import known_layer
 
 __all__ = ["WrittenActivations"]
 
@@ -52,7 +52,7 @@ def _written(
     gm: fx.GraphModule, node: fx.Node, order: Mapping[fx.Node, int]
 ) -> tuple[nn.Module, fx.Node, set[fx.Node]] | None:
     """Return the activation that ends at a node, the tensor that it reads, and its operators; None where none does."""
-    if isinstance(known_layer(gm, node), ACTIVATIONS):
+    if known_layer(gm, node) is not None:
         return None
     for source, chain in _chains(gm, node, order):
         activation = _recognised(lambda value, source=source: _computed(gm, node, {source: value}))  # type: ignore[misc]
