@@ -64,7 +64,8 @@ def compress_depth(
         example_inputs: a batch of images (n, c, h, w); latency is measured at this shape. None takes it from the data,
             or else from the model's own configuration.
         data: calibration images, normalised as for training: a DataLoader, a Dataset or an iterable of x, (x, y)
-            or dicts; integer classes y are used. At most 512 images are read, more if small; see
+            or dicts; integer classes y are used. A folder, paths, PIL images, NumPy arrays and bytes are read and
+            normalised as the model's `pretrained_cfg` says. At most 512 images are read, more if small; see
             `CalibratedImportance`. None takes synthetic images with the spectrum of natural ones, and warns.
         val_data: other images to estimate the loss on; nothing is fitted to them. None judges on each third of `data`
             in turn, with fits on the other two.
@@ -134,9 +135,10 @@ def compress_depth(
     folder = None if output_dir is None else require_writable_folder(output_dir)
     store, stages = TableStore.open(table, runtime.environment(), folder), Stages(progress)
     with stages("capturing"):
+        task = task.with_readable_data()
         prepared = _with_storing_fault(task.prepared(store.failures), folder)
         if finetune is not None:
-            rehearse(prepared.captured.gm, data, val_data, finetune)
+            rehearse(prepared.captured.gm, task.data, task.val_data, finetune)
     for note in prepared.notes:
         warn_caller(note)
     timer = NetworkTimer(prepared.original, (prepared.example,), runtime, seed=seed, progress=stages.report)

@@ -16,9 +16,9 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from depthcomp.commands.models import normalization
 from depthcomp.data.batches import Data, enough_images
-from depthcomp.data.images import decode, image_batches, image_files, in_turns
+from depthcomp.data.held import normalization
+from depthcomp.data.images import MODES, decode, image_batches, image_files, in_turns
 from depthcomp.errors import DataError, DepthCompError, MissingPackageError
 from depthcomp_errors.first_line import first_line
 
@@ -27,7 +27,6 @@ __all__ = ["calibration_data", "load_data", "names_data", "names_function", "pre
 LARGE = 128  # pixels; networks of this input size see the middle of an image, as for ImageNet, smaller ones all of it
 MIDDLE = 0.875
 LEAST_CROP = 0.5  # smallest share of an image's area in a random crop
-_MODES = {1: "L", 3: "RGB"}
 
 
 def names_data(spec: str) -> bool:
@@ -236,7 +235,7 @@ def _transform(model: nn.Module, example: Tensor, *, training: bool) -> Any:
         raise MissingPackageError('these data need the package timm; run `pip install "depthcomp[timm]"`') from error
     channels, height, width = example.shape[1:]
     mean, std = normalization(model)
-    if channels not in _MODES or not len(mean) == len(std) == channels:
+    if channels not in MODES or not len(mean) == len(std) == channels:
         raise DataError(
             f"images need 1 or 3 channels with a mean and a std each, but the model takes {channels} with "
             f'{len(mean)} means and {len(std)} stds; give the model a pretrained_cfg with "mean" and "std" for each '
@@ -246,7 +245,7 @@ def _transform(model: nn.Module, example: Tensor, *, training: bool) -> Any:
     config = data.resolve_data_config({}, pretrained_cfg={**config, "mean": mean, "std": std})
     config["input_size"] = (channels, height, width)
     chosen = {"is_training": True, "scale": (LEAST_CROP, 1.0), "color_jitter": None} if training else {}
-    return Compose([_Converted(_MODES[channels]), data.create_transform(**config, **chosen)])
+    return Compose([_Converted(MODES[channels]), data.create_transform(**config, **chosen)])
 
 
 class _Converted:

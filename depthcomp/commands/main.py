@@ -10,11 +10,13 @@ import json
 import sys
 from contextlib import redirect_stdout
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from depthcomp.budget import Budget
 from depthcomp.commands.backend_help import BACKENDS, IMPORTANCE_NAMES, METHOD_NAMES, BackendHelp
 from depthcomp.commands.error_reporting import reported_errors
 from depthcomp.commands.importance import importance as score
@@ -52,6 +54,21 @@ app.command("importance", cls=BackendHelp)(score)
 def main() -> None:
     """Run the command line and exit."""
     app(prog_name="depthcomp")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"depthcomp {version('depthcomp')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Options of the program itself."""
 
 
 @app.command(cls=BackendHelp)
@@ -102,9 +119,11 @@ def compress(
 ) -> None:
     """Make a trained CNN shallower until it meets a latency budget when measured."""
     with reported_errors(kept=out):
+        wanted = Budget.parse(budget)  # before torch is loaded, which takes seconds
+
         import torch
 
-        from depthcomp import Budget, compress_depth
+        from depthcomp import compress_depth
         from depthcomp.commands.console import Progress
         from depthcomp.commands.data_specs import calibration_data
         from depthcomp.commands.models import load_model
@@ -115,7 +134,7 @@ def compress(
 
         find_method(method, listed(kinds))
         tuning = _tuning(finetune_config, finetune_epochs, workers, seed)
-        wanted, runtime = Budget.parse(budget), create_backend(backend, threads=threads)
+        runtime = create_backend(backend, threads=threads)
         TableStore.open(table, runtime.environment())  # refuse an unusable table before the model is loaded
         before = stamps(out, table)
         torch.manual_seed(seed)

@@ -19,12 +19,8 @@ from torch import Tensor, nn
 from depthcomp.data.example import USUAL_SIZE, infer_example
 from depthcomp.errors import CaptureError, DepthCompError, MissingPackageError
 
-__all__ = ["load_model", "load_weights", "normalization"]
+__all__ = ["load_model", "load_weights"]
 
-IMAGENET_MEAN, IMAGENET_STD = (
-    (0.485, 0.456, 0.406),
-    (0.229, 0.224, 0.225),
-)  # the statistics that torchvision uses
 _SPELLING = "torchvision:NAME, timm:NAME or package.module:factory"
 _NESTS = ("state_dict", "model")  # keys of the weights in checkpoints of training scripts
 _PREFIXES = ("module.", "_orig_mod.")  # from DistributedDataParallel and torch.compile
@@ -95,18 +91,6 @@ def load_weights(model: nn.Module, path: Path) -> None:
         )
 
 
-def normalization(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and standard deviation by channel to normalise images for `model`.
-
-    They come from the model's `pretrained_cfg` or `default_cfg`, else from ImageNet.
-    """
-    for name in ("pretrained_cfg", "default_cfg"):
-        config = getattr(model, name, None) or {}
-        if config.get("mean") is not None and config.get("std") is not None:
-            return tuple(config["mean"]), tuple(config["std"])
-    return IMAGENET_MEAN, IMAGENET_STD
-
-
 def _from_torchvision(spec: str) -> nn.Module:
     from torchvision import models
 
@@ -153,6 +137,8 @@ def _imported(source: str, spec: str) -> ModuleType:
         return importlib.import_module(source)
     except Exception as error:  # a user's module can fail in any way
         proposal = _proposal(source, _LIBRARIES) if isinstance(error, ModuleNotFoundError) else ""
+        if source.endswith(".py"):
+            proposal = f"; a module's name has no .py, so write {source.removesuffix('.py').replace('/', '.')}:..."
         raise CaptureError(f"model {spec} cannot be imported: {_reason(error)}; write {_SPELLING}{proposal}") from error
 
 

@@ -22,6 +22,7 @@ __all__ = [
     "first_images",
     "images_of",
     "in_batches",
+    "items_of",
     "labelled_images",
     "labels_of",
     "require_values",
@@ -81,7 +82,7 @@ def labelled_images(data: Data, example: Tensor, *, argument: str = "data", most
     images: list[Tensor] = []
     labels: list[Tensor | None] = []
     count, targets = 0, True
-    for item in _items(data, argument, most):
+    for item in items_of(data, argument, most):
         batch = _checked(images_of(item, argument), example, argument)
         images.append(batch.to(example.device, example.dtype))
         labels.append(_labels(item, len(batch), argument))
@@ -156,7 +157,7 @@ def first_images(data: Data, *, argument: str = "data") -> Tensor:
     Raises:
         DataError: there is no image, or the item holds something other than finite floating-point images.
     """
-    for item in _items(data, argument):
+    for item in items_of(data, argument):
         images = images_of(item, argument)
         images = images.unsqueeze(0) if images.ndim == 3 else images
         if images.ndim != 4:
@@ -189,7 +190,12 @@ def synthetic_batches(example: Tensor, count: int, seed: int) -> list[Tensor]:
     return in_batches(images.to(example.device, example.dtype))
 
 
-def _items(data: Data, argument: str, most: int = MAX_IMAGES) -> Iterator[Any]:
+def items_of(data: Data, argument: str, most: int = MAX_IMAGES) -> Iterator[Any]:
+    """Yield the first items of data, as many as `most`.
+
+    Raises:
+        DataError: the data are of no kind that is read, or raise an error.
+    """
     if isinstance(data, Tensor):
         yield data
         return

@@ -12,7 +12,7 @@ from depthcomp.data.batches import Data, first_images
 from depthcomp.errors import CaptureError
 from fx_passes.preconditions import as_tensors
 
-__all__ = ["infer_example"]
+__all__ = ["configured_size", "infer_example"]
 
 USUAL_SIZE = 224  # height and width that most ImageNet networks take
 
@@ -33,7 +33,7 @@ def infer_example(
     if data is not None:
         images, data = _peek(data)
         return images.float(), data, ""
-    size, warning = _configured_size(model)
+    size, warning = configured_size(model)
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     generator = torch.Generator().manual_seed(0)
     return torch.randn(1, *size, generator=generator).to(like), None, warning
@@ -82,7 +82,12 @@ def _peek(data: Data) -> tuple[Tensor, Data]:
     return first_images(data)[:1], data
 
 
-def _configured_size(model: nn.Module) -> tuple[tuple[int, ...], str]:
+def configured_size(model: nn.Module) -> tuple[tuple[int, ...], str]:
+    """Return channels, height and width that a model takes, and a warning where they are a guess.
+
+    Raises:
+        CaptureError: the model has no Conv2d to guess from.
+    """
     for name in ("pretrained_cfg", "default_cfg"):
         size = (getattr(model, name, None) or {}).get("input_size")
         if size is not None:

@@ -14,11 +14,11 @@ from torchvision.transforms import functional
 
 from depthcomp.errors import DataError
 
-__all__ = ["decode", "image_batches", "image_files", "in_turns"]
+__all__ = ["MODES", "decode", "fitted", "fitted_values", "image_batches", "image_files", "in_turns"]
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 CROP_SHARE = 0.875  # share of the resized image, as ImageNet networks are evaluated: 224 of 256 pixels
-_MODES = {1: "L", 3: "RGB"}  # PIL's mode by the number of channels
+MODES = {1: "L", 3: "RGB"}  # PIL's mode by the number of channels
 
 
 def image_batches(
@@ -50,14 +50,14 @@ def image_batches(
         ...     model(batch)
     """
     channels, height, width = example.shape[1:]
-    if channels not in _MODES or not len(mean) == len(std) == channels:
+    if channels not in MODES or not len(mean) == len(std) == channels:
         raise DataError(
             f"images need 1 or 3 channels with a mean and a std each, but the model takes {channels} with "
             f"{len(mean)} means and {len(std)} stds; correct the model's pretrained_cfg"
         )
     paths = in_turns(image_files(Path(directory)))
     starts = range(0, len(paths), batch_size)
-    load = _Loader(_MODES[channels], (height, width), list(mean), list(std))
+    load = _Loader(MODES[channels], (height, width), list(mean), list(std))
     return (torch.stack([load(path) for path in paths[start : start + batch_size]]) for start in starts)
 
 
@@ -68,7 +68,7 @@ class _Loader:
         self._mode, self._size, self._mean, self._std = mode, size, mean, std
 
     def __call__(self, path: Path) -> Tensor:
-        image = functional.center_crop(_resize(decode(path, self._mode), self._size), list(self._size))
+        image = fitted(decode(path, self._mode), self._size)
         tensor: Tensor = functional.normalize(functional.to_tensor(image), self._mean, self._std)
         return tensor
 
@@ -91,10 +91,23 @@ def decode(path: Path, mode: str) -> Image.Image:
         raise DataError(f"{path} cannot be decoded as an image: {error}; repair or remove the file") from error
 
 
-def _resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Scale so that the crop of `size` is `CROP_SHARE` of the tighter side."""
+def fitted_values(values: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return the middle of images (..., h, w) at a height and width, as `fitted` does; images of that size stay."""
+    height, width = values.shape[-2:]
+    if (height, width) == size:
+        return values
+    scale = max(size[0] / height, size[1] / width) / CROP_SHARE
+    scaled = functional.resize(values, [round(height * scale), round(width * scale)], antialias=True)
+    cropped: Tensor = functional.center_crop(scaled, list(size))
+    return cropped
+
+
+def fitted(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Return the middle of an image at a height and width: `CROP_SHARE` of its tighter side."""
     scale = max(size[0] / image.height, size[1] / image.width) / CROP_SHARE
-    return image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BILINEAR)
+    scaled = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BILINEAR)
+    cropped: Image.Image = functional.center_crop(scaled, list(size))
+    return cropped
 
 
 def image_files(directory: Path) -> list[Path]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from depthcomp.data.batches import Data
+from depthcomp.data.held import readable
 from depthcomp.data.output_loss import DEFAULT_LOSS, OutputKind, OutputLoss, OwnLoss
 from depthcomp.errors import DepthCompError
 from depthcomp.importance.context import ScoringContext
@@ -21,6 +22,7 @@ from depthcomp.methods.method import Method
 from depthcomp.methods.registry import find_method
 from depthcomp.preparation import Prepared, measurable, prepare
 from depthcomp.progress import Progress
+from fx_passes.preconditions import require_capturable
 
 __all__ = ["CompressionTask"]
 
@@ -38,6 +40,7 @@ class CompressionTask:
         val_data: images to judge on; None to let parts of the calibration images judge in turn.
         seed: seed of everything random.
         loss: what the user says about the loss of outputs.
+        assumed: sentences on how pictures in the data were read.
     """
 
     model: nn.Module
@@ -48,6 +51,7 @@ class CompressionTask:
     val_data: Data | None
     seed: int
     loss: OutputLoss = DEFAULT_LOSS
+    assumed: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -83,6 +87,19 @@ class CompressionTask:
         """Whether kept layers behind a change are refitted, too; never on synthetic images."""
         return self.data is not None and self.method.fits
 
+    def with_readable_data(self) -> CompressionTask:
+        """Return the task with tensors in place of pictures in its data.
+
+        Raises:
+            CaptureError: the model is unusable.
+            DataError: the data are pictures that cannot be read for the model.
+        """
+        require_capturable(self.model)  # before its data are read
+        data, said = readable(self.data, self.model, self.example_inputs, "data")
+        val_data, also_said = readable(self.val_data, self.model, self.example_inputs, "val_data")
+        assumed = tuple(dict.fromkeys(filter(None, (said, also_said))))
+        return replace(self, data=data, val_data=val_data, assumed=assumed)
+
     def prepared(self, failures: Mapping[str, str]) -> Prepared:
         """Return the captured model, its images, and the rewrites that the method may take.
 
@@ -98,7 +115,8 @@ class CompressionTask:
             most=self.importance.most_images, limits=self.method.limits, loss=self.loss,
         )  # fmt: skip
         found = measurable(found, failures)
-        return replace(found, candidates=self.method.candidates(found.network, found.candidates))
+        candidates = self.method.candidates(found.network, found.candidates)
+        return replace(found, candidates=candidates, notes=(*self.assumed, *found.notes))
 
     def scoring(
         self, prepared: Prepared, priced: PricedCandidates, *, folder: Path | None, progress: Progress

@@ -69,6 +69,29 @@ def run(*arguments):
     return CliRunner().invoke(app, ["compress", *arguments])
 
 
+def test_the_version():
+    result = CliRunner().invoke(app, ["--version"])
+    assert result.exit_code == 0
+    assert re.fullmatch(r"depthcomp \d+\.\d+\.\d+\n", result.stdout)
+
+
+def test_a_mistyped_budget_is_refused_before_torch_is_loaded():
+    code = "import sys; sys.argv = ['depthcomp', 'compress', 'timm:resnet18', '--budget', '70']; import runpy\n" + (
+        "try: runpy.run_module('depthcomp', run_name='__main__')\n"
+        "finally: print('torch' in sys.modules)\n"
+    )  # fmt: skip
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert found.returncode == 2
+    assert "budget (='70') has no known unit" in found.stderr
+    assert found.stdout == "False\n"
+
+
+def test_a_file_name_is_no_module(calls):
+    result = run("some_cli_nets.py:net", "--budget", "80%")
+    assert result.exit_code == 2
+    assert "so write some_cli_nets:..." in result.stderr.replace("\n", " ")
+
+
 def test_what_is_not_saved_fails(calls, monkeypatch):
     unsaved = replace(make_result(), warnings=(f"{NOT_SAVED}, and is returned: no space",))
     monkeypatch.setattr("depthcomp.compress_depth", lambda *_, **__: unsaved)

@@ -1,0 +1,5 @@
+"""The command line as `python -m depthcomp`."""
+
+from depthcomp.commands.main import main
+
+main()
