@@ -54,12 +54,13 @@ def fit_affine(
     single network thus gives the line through the origin, and so do networks that all but fall.
 
     Args:
-        sums_ms: sum of table entries of each network, in ms, above 0.
+        sums_ms: sum of table entries of each network, in ms, 0 or above; a plan may leave nothing that a table prices.
         measured_ms: measured latency of the same networks, in ms, above 0.
         intercept_share: how far the intercept is from 0, as a share of the median network; `math.inf` for no prior.
 
     Raises:
-        TableError: there is no point, the lengths differ, or a number is not positive and finite.
+        TableError: there is no point, the lengths differ, a number is not finite, or no sum or not all latencies are
+            above 0.
 
     Example:
         >>> line = fit_affine([1.0, 2.0, 4.0], [1.1, 2.2, 4.4])
@@ -84,7 +85,8 @@ def _line(sums: NDArray[np.float64], measured: NDArray[np.float64], intercept_sh
         intercept, slope = np.linalg.lstsq(rows, np.append(weights, 0.0))[0]
         errors = np.abs(intercept / measured + slope * sums / measured - 1)
         weights = np.sqrt(NOISE / np.maximum(NOISE, errors))
-    return (float(intercept), float(slope)) if slope > 0 else (0.0, float(np.median(measured / sums)))
+    priced = sums > 0
+    return (float(intercept), float(slope)) if slope > 0 else (0.0, float(np.median(measured[priced] / sums[priced])))
 
 
 def _checked(sums_ms: Sequence[float], measured_ms: Sequence[float]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -94,9 +96,10 @@ def _checked(sums_ms: Sequence[float], measured_ms: Sequence[float]) -> tuple[ND
             f"a calibration needs as many sums as measured latencies, at least one of each; there are"
             f" {sums.size} sums and {measured.size} latencies."
         )
-    if not (np.isfinite([sums, measured]).all() and (np.minimum(sums, measured) > 0).all()):
+    usable = np.isfinite([sums, measured]).all() and sums.min() >= 0 < sums.max() and measured.min() > 0
+    if not usable:
         raise TableError(
-            f"a calibration needs positive, finite numbers, not sums {sums.tolist()} and latencies {measured.tolist()};"
-            " measure anew."
+            "a calibration needs finite latencies above 0, and sums of 0 or above of which one is above 0, not sums "
+            f"{sums.tolist()} and latencies {measured.tolist()}; measure anew."
         )
     return sums, measured

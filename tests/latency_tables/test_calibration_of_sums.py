@@ -71,7 +71,13 @@ def test_points_come_in_pairs(sums: list[float], measured: list[float]) -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0, -1.0])
 def test_numbers_are_positive_and_finite(value: float) -> None:
-    with pytest.raises(TableError, match=r"needs positive, finite numbers, not sums \[1.0\] and latencies"):
+    with pytest.raises(TableError, match=r"needs finite latencies above 0, .* not sums \[1.0\] and latencies"):
         fit_affine([1.0], [value])
-    with pytest.raises(TableError, match=r"needs positive, finite numbers, not sums"):
+    with pytest.raises(TableError, match=r"needs finite latencies above 0, and sums .* not sums"):
         fit_affine([value], [1.0])
+
+
+def test_a_network_with_nothing_that_a_table_prices_gives_the_intercept() -> None:
+    line = fit_affine([2.0, 1.5, 0.0], [3.0, 2.5, 1.0])
+    assert line.predict(0.0) == pytest.approx(1.0, rel=0.05)
+    assert fit_affine([1.0, 0.0], [1.0, 9.0]).slope > 0
