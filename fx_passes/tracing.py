@@ -11,6 +11,7 @@ from inspect import Parameter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.fx
 import torch.nn.functional as F
@@ -70,10 +71,15 @@ class SymbolicTracer(fx.Tracer):
         return root_fn, [self.root, *(self.create_proxy("placeholder", name, (), {}) for name in names)]
 
     def create_arg(self, a: Any) -> Any:
-        """Return an argument of a node; an object of a class that is both dict and dataclass is built by a node.
+        """Return an argument of a node, from what fx takes and some more.
 
-        HuggingFace's ModelOutput is one; fx would make a dict of it.
+        NumPy's numbers and arrays become Python's, as do integers in tensors that bound a slice. An object of a class
+        that is both dict and dataclass, as HuggingFace's ModelOutput, is built by a node; fx would make a dict of it.
         """
+        if isinstance(a, np.generic | np.ndarray):
+            return a.tolist()
+        if isinstance(a, slice):
+            a = slice(*map(_as_integer, (a.start, a.stop, a.step)))
         if isinstance(a, dict) and is_dataclass(type(a)):
             fields = {name: self.create_arg(value) for name, value in a.items()}
             return self.create_node("call_function", type(a), (), fields)
@@ -201,6 +207,11 @@ class ShapedProxy(fx.Proxy):
 
     def __iter__(self) -> Iterator[Any]:
         return iter([self[i] for i in range(len(self))])  # type: ignore[index]  # fx adds operators at run time
+
+
+def _as_integer(bound: Any) -> Any:
+    """Return the integer in a constant tensor; anything else as it is."""
+    return bound.item() if isinstance(bound, Tensor) else bound
 
 
 def _argument_names(forward: Callable[..., Any], count: int) -> list[str]:
