@@ -103,10 +103,11 @@ def describe_modules(nodes: Sequence[fx.Node]) -> str:
         nodes: at least one node, in the graph's order.
 
     Example:
-        >>> from torch import nn
+        >>> from torch import nn, zeros
         >>> from fx_passes.tracing import trace
         >>> block = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
-        >>> nodes = list(trace(nn.Sequential(block, nn.Conv2d(8, 8, 3)), ()).graph.nodes)
+        >>> net, example = nn.Sequential(block, nn.Conv2d(8, 8, 3)), zeros(1, 3, 9, 9)
+        >>> nodes = list(trace(net, (example,)).graph.nodes)
         >>> describe_modules(nodes[1:3]), describe_modules(nodes[2:4])
         ('0', '0.1 to 1')
     """

@@ -32,8 +32,6 @@ _FORWARDS: dict[Any, type[nn.Module]] = {
 }  # fmt: skip
 """The functions that layers consist of; a subclass with a forward of its own is traced into and calls them."""
 
-_POSITIONAL = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
-
 
 def trace(model: nn.Module, example_inputs: Sequence[Tensor]) -> fx.GraphModule:
     """Return the fx graph of `model`, its modules shared with the model.
@@ -217,7 +215,7 @@ def _as_integer(bound: Any) -> Any:
 def _argument_names(forward: Callable[..., Any], count: int) -> list[str]:
     """Return the names of the first `count` arguments after `self`; those of `*inputs` are inputs_0, inputs_1, ..."""
     _, *parameters = inspect.signature(forward).parameters.values()
-    names = [parameter.name for parameter in parameters if parameter.kind in _POSITIONAL]
+    names = [parameter.name for parameter in parameters if parameter.kind < Parameter.VAR_POSITIONAL]
     starred = next((parameter.name for parameter in parameters if parameter.kind is Parameter.VAR_POSITIONAL), "input")
     return [*names, *(f"{starred}_{index}" for index in range(count - len(names)))][:count]
 

@@ -55,12 +55,13 @@ class LabelledImages(NamedTuple):
     Attributes:
         images: images (n, c, h, w).
         labels: their classes (n,); None where there are none.
-        targets: whether each comes with numbers to predict: real values that are no shares of classes.
+        targets: shape of the numbers to predict that come with each image: real values that are no shares of classes;
+            None where there are none.
     """
 
     images: Tensor
     labels: Tensor | None
-    targets: bool
+    targets: tuple[int, ...] | None
 
 
 def labelled_images(data: Data, example: Tensor, *, argument: str = "data", most: int = MAX_IMAGES) -> LabelledImages:
@@ -81,28 +82,32 @@ def labelled_images(data: Data, example: Tensor, *, argument: str = "data", most
     """
     images: list[Tensor] = []
     labels: list[Tensor | None] = []
-    count, targets = 0, True
+    targets = set[tuple[int, ...] | None]()
+    count = 0
     for item in items_of(data, argument, most):
         batch = _checked(images_of(item, argument), example, argument)
         images.append(batch.to(example.device, example.dtype))
         labels.append(_labels(item, len(batch), argument))
-        targets = targets and _are_targets(labels_of(item))
+        targets.add(_shape_of_targets(labels_of(item), len(batch)))
         count += len(batch)
         if count >= most:
             break
     if not count:
         raise DataError(_EMPTY.format(argument=argument))
-    return LabelledImages(torch.cat(images)[:most], _joined(labels, argument, most), targets)
+    shape = targets.pop() if len(targets) == 1 else None
+    return LabelledImages(torch.cat(images)[:most], _joined(labels, argument, most), shape)
 
 
-def _are_targets(labels: Any) -> bool:
-    """Say whether labels are real values to predict, and no shares of classes."""
-    if not isinstance(labels, Tensor):
-        return isinstance(labels, float)
-    if not labels.is_floating_point():
-        return False
-    sums = labels.double().sum(-1) if labels.ndim > 1 else labels.double()
-    return not (bool((labels >= 0).all()) and bool(((sums - 1).abs() <= ROUNDING).all()))
+def _shape_of_targets(labels: Any, count: int) -> tuple[int, ...] | None:
+    """Return the shape of each image's labels where they are real values, and no shares of classes."""
+    if not isinstance(labels, Tensor) or not labels.is_floating_point() or not labels.ndim:
+        return None
+    sums = labels.double().sum(-1)
+    are_shares = bool((labels >= 0).all()) and bool(((sums - 1).abs() <= ROUNDING).all())
+    if are_shares:
+        return None
+    one_each = len(labels) == count and (labels.ndim > 1 or count > 1)
+    return tuple(labels.shape[1:] if one_each else labels.shape)
 
 
 def _joined(labels: Sequence[Tensor | None], argument: str, most: int) -> Tensor | None:

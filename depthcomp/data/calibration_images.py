@@ -13,7 +13,7 @@ from torch import Tensor, fx
 from depthcomp.data.batches import Data, LabelledImages, enough_images, labelled_images, synthetic_batches
 from depthcomp.data.calibration import CalibrationSet, Layout, cross_validated, layouts, separate
 from depthcomp.data.label_check import foreign_labels
-from depthcomp.data.output_loss import OutputLoss, spreads_of
+from depthcomp.data.output_loss import OutputLoss, floats_of, spreads_of
 from depthcomp.data.randomness import entered, own_randomness
 from depthcomp.data.scenes import few_scenes
 from depthcomp.data.unlabelled import labelled_alone
@@ -63,8 +63,8 @@ def calibration_of(
         DataError: the data are empty, or do not fit the network or what the user says of it.
     """
     most = enough_images(example) if most is None else most
-    images, note = _read_in_folds(network, data, val_data, example, seed, most, loss)
-    judged, judged_by = _with_loss(network, images)
+    images, targets, note = _read_in_folds(network, data, val_data, example, seed, most)
+    judged, judged_by = _with_loss(network, images, loss, targets)
     calibration, foreign = _with_known_classes(network, judged)
     few = "" if data is None else few_scenes(_scores(network, calibration))
     return calibration, judged_by, (note, foreign, few)
@@ -77,17 +77,16 @@ def _read_in_folds(
     example: Tensor,
     seed: int,
     most: int,
-    loss: OutputLoss,
-) -> tuple[CalibrationSet, str]:
-    """Return the images in folds, synthetic where there are none, and a note on them for the user."""
+) -> tuple[CalibrationSet, tuple[int, ...] | None, str]:
+    """Return the images in folds, synthetic where there are none, the shape of targets, and a note for the user."""
     labels: Tensor | None = None
+    targets: tuple[int, ...] | None = None
     if data is None:
         images, note = torch.cat(synthetic_batches(example, SYNTHETIC_IMAGES, seed)), _NO_DATA
     else:
         read = _read(data, example, "data", most, seed)
         images, labels, note = labelled_alone(read.images, read.labels, "data")
-        if loss.kind is None and read.targets:
-            loss = replace(loss, kind="values")
+        targets = read.targets
     layout = _layout(network, images)
     if layout.largest < min(layouts(images)[0].largest, len(images)):
         note = "; ".join(filter(None, (note, _FIXED_BATCH)))
@@ -98,19 +97,28 @@ def _read_in_folds(
         calibration, note = separate(images, judging, seed, layout, pair), "; ".join(filter(None, (note, other)))
     else:
         calibration, note = cross_validated(images, seed, layout, labels), _ONE_IMAGE if len(images) == 1 else note
-    return replace(calibration, loss=loss), note
+    return calibration, targets, note
 
 
-def _with_loss(network: fx.GraphModule, calibration: CalibrationSet) -> tuple[CalibrationSet, str]:
+def _with_loss(
+    network: fx.GraphModule, calibration: CalibrationSet, loss: OutputLoss, targets: tuple[int, ...] | None
+) -> tuple[CalibrationSet, str]:
     """Return the images with all that the loss needs to know of the original's outputs, and the loss in words.
+
+    Args:
+        network: the captured network, in evaluation mode; it is not changed.
+        calibration: the images.
+        loss: what the user says about the loss of outputs.
+        targets: shape of the numbers to predict that come with each image; None where there are none.
 
     Raises:
         DataError: the user says that outputs are scores, and their shape is another.
     """
-    loss = calibration.loss
     with torch.no_grad():
         output = network(calibration.batches[0])
-    if loss.kind == "scores" and not loss.flattens(output):
+    if loss.outputs is None and [tuple(part.shape[1:]) for part in floats_of(output)] == [targets]:
+        loss = replace(loss, outputs="values")
+    if loss.outputs == "scores" and not loss.flattens(output):
         shapes = ", ".join(str(tuple(part.shape)) for part in tensors_of(output))
         raise DataError(
             f"outputs (='scores') needs a network that returns one tensor of class scores (n, classes), but it returns "

@@ -38,13 +38,13 @@ class OutputLoss:
     """Loss of a changed network's outputs.
 
     Attributes:
-        kind: "scores" of classes, or "values"; None tells scores by their shape, (n, classes).
+        outputs: "scores" of classes, or "values"; None tells scores by their shape, (n, classes).
         spreads: the variance of each floating-point output tensor's channels, as `spreads_of` returns them; None takes
             those of the outputs that are compared.
         own: the user's function in place of the divergence, or None.
     """
 
-    kind: OutputKind | None = None
+    outputs: OutputKind | None = None
     spreads: tuple[Tensor, ...] | None = None
     own: OwnLoss | None = None
 
@@ -65,7 +65,7 @@ class OutputLoss:
 
     def are_scores(self, output: Any) -> bool:
         """Say whether an output is compared as class scores."""
-        return self.kind != "values" and is_scores(output)
+        return self.outputs != "values" and is_scores(output)
 
     def divergence(self, original: Any, changed: Any) -> Tensor:
         """Return the divergence of output `changed` from output `original`, differentiable, in float64, ().
@@ -145,7 +145,7 @@ class OutputLoss:
         """Return texts that are equal for equal losses; none for the divergence of class scores."""
         code = getattr(self.own, "__code__", None)
         own = [] if self.own is None else [getattr(self.own, "__qualname__", ""), repr(code and code.co_code)]
-        return [*own, *([] if self.spreads is None else [f"{self.kind}, channels in their own units"])]
+        return [*own, *([] if self.spreads is None else [f"{self.outputs}, channels in their own units"])]
 
     def _is_one_of_scores(self, parts: Sequence[Tensor]) -> bool:
         return len(parts) == 1 and self.are_scores(parts[0])

@@ -48,7 +48,7 @@ def difference(
     temperature: float = 1.0,
     *,
     labels: Tensor | None = None,
-    kind: OutputKind | None = None,
+    outputs: OutputKind | None = None,
 ) -> Tensor:
     """Return a differentiable distance between two networks' outputs.
 
@@ -56,17 +56,17 @@ def difference(
     KL(softmax wanted/T || softmax found/T) * T^2 at temperature T, as in Hinton et al. (2015). For other outputs it is
     the mean squared difference relative to the variance of each channel of `wanted`, averaged over tensors. Outputs
     (n, c, h, w) are scores only where `labels` are integers (n, h, w); else they may be colours. Outputs (n, c) are
-    scores unless labels are real values to predict, or `kind` says "values".
+    scores unless labels are real values to predict, or `outputs` says "values".
     """
 
-    def are_scores(outputs: Tensor) -> bool:
-        if kind == "values":
+    def are_scores(part: Tensor) -> bool:
+        if outputs == "values":
             return False
-        if is_scores(outputs):
-            return labels is None or not labels.is_floating_point() or _are_classes_of(outputs, labels)
-        if labels is None or labels.is_floating_point() or outputs.ndim != 4:
+        if is_scores(part):
+            return labels is None or not labels.is_floating_point() or _are_classes_of(part, labels)
+        if labels is None or labels.is_floating_point() or part.ndim != 4:
             return False
-        return _are_classes_of(outputs, labels)
+        return _are_classes_of(part, labels)
 
     pairs = [(a, b) for a, b in zip(tensors_of(wanted), tensors_of(found), strict=True) if a.is_floating_point()]
     terms = [_divergence(a, b, temperature) if are_scores(a) else _error(a, b, spread_of(a.float())) for a, b in pairs]
@@ -214,7 +214,7 @@ class Objective:
             by_label.append(self._config.labels * self._cross_entropy(self._scores(found, batch), batch))
         if wanted is not None and self._config.distillation:
             distance = difference(
-                wanted, found, self._config.temperature, labels=batch.labels, kind=self._config.outputs
+                wanted, found, self._config.temperature, labels=batch.labels, outputs=self._config.outputs
             )
             rest.append(self._config.distillation * distance)
         if not by_label and not rest:

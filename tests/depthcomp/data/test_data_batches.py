@@ -295,3 +295,21 @@ def test_synthetic_colour_channels_go_together():
     batch = torch.cat(synthetic_batches(torch.zeros(1, 3, 32, 32), 64, 0))
     together = [float(torch.corrcoef(image.flatten(1))[0, 1]) for image in batch]
     assert float(np.mean(together)) > 0.7
+
+
+@pytest.mark.parametrize(
+    ("items", "shape"),
+    [
+        ([(X[:3], torch.randn(3, 7)), (X[3:5], torch.randn(2, 7))], (7,)),
+        ([(X[0], torch.randn(7)), (X[1], torch.randn(7))], (7,)),
+        ([(X[:4], torch.randn(4))], ()),
+        ([(X[:4], torch.randn(4, 1, 7, 11))], (1, 7, 11)),
+        ([(X[:3], torch.randn(3, 7)), (X[3:5], torch.randn(2, 6))], None),
+        ([(X[:3], torch.randn(3, 7)), X[3:5]], None),
+        ([(X[:4], torch.randn(4, 7).softmax(1))], None),
+        ([(X[:4], torch.arange(4))], None),
+        ([X[:4]], None),
+    ],
+)
+def test_numbers_to_predict_have_a_shape(items, shape):
+    assert labelled_images(items, EXAMPLE).targets == shape

@@ -32,18 +32,18 @@ MANY = CurvatureImportance(draws=16)
 
 
 class Maps(nn.Module):
-    """A stem, a body, and a dense map of three channels; or its largest channel, which has no gradient."""
+    """A stem, a body, and a dense map of three channels; or the map alone, cut off from all gradients."""
 
-    def __init__(self, largest=False):
+    def __init__(self, detached=False):
         super().__init__()
         layers = [nn.Conv2d(3, 6, 3, padding=1), nn.ReLU()]
         for _ in range(3):
             layers += [nn.Conv2d(6, 6, 3, padding=1), nn.ReLU()]
-        self.body, self.head, self.largest = nn.Sequential(*layers), nn.Conv2d(6, 3, 1), largest
+        self.body, self.head, self.detached = nn.Sequential(*layers), nn.Conv2d(6, 3, 1), detached
 
     def forward(self, x):
         x = self.head(self.body(x))
-        return {"map": x, "classes": x.argmax(1)} if not self.largest else x.argmax(1)
+        return x.detach() if self.detached else {"map": x, "classes": x.argmax(1)}
 
 
 def prepared_for(model, data):
@@ -128,7 +128,7 @@ def test_a_table_keeps_its_check(dense, tmp_path):
 
 def test_where_no_gradient_reaches_true_losses_stand_in_and_that_is_said():
     torch.manual_seed(0)
-    blind = prepared_for(Maps(largest=True), [images(12)])
+    blind = prepared_for(Maps(detached=True), [images(12)])
     some = blind.candidates[::6]
     found = score_choices(blind, some, SAVINGS, CurvatureImportance())
     assert all(math.isfinite(loss) for loss in found.losses.values())
