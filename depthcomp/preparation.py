@@ -32,7 +32,7 @@ from fx_passes import (
 from fx_passes.kinds import kinds
 from fx_passes.module_paths import module_path
 from fx_passes.norm_statistics import norm_statistics
-from fx_passes.outputs import is_output, return_floats
+from fx_passes.outputs import add_floats_behind, is_output
 from fx_passes.preconditions import require_capturable
 from latency_tables import OperatorSignature
 
@@ -132,14 +132,16 @@ def prepare(
         example, data, guess = infer_example(model, example_inputs, data)
     original, free, captured = _networks(model, example, guess)
     judged = _folded(captured.gm)
-    behind = _FLOATS_BEHIND if return_floats(judged) else ""
+    behind = add_floats_behind(judged)
     network = CapturedNetwork(judged, norm_statistics(captured.gm))
-    calibration, judged_by, notes = calibration_of(network.gm, example, data, val_data, seed, most=most, loss=loss)
+    calibration, judged_by, notes = calibration_of(
+        network.gm, example, data, val_data, seed, most=most, loss=replace(loss, behind=behind)
+    )
     pricing = Pricing(network)
     candidates, refusals = _rewrites(network, pricing, limits)
     return Prepared(
         original.gm, Pricing(original), free, captured, network, example, calibration, pricing, candidates,
-        refusals, notes=tuple(filter(None, (guess, behind, *notes))), judged_by=judged_by,
+        refusals, notes=tuple(filter(None, (guess, _FLOATS_BEHIND if behind else "", *notes))), judged_by=judged_by,
     )  # fmt: skip
 
 

@@ -1,9 +1,10 @@
-"""Comparison of a graph's outputs with its model's outputs."""
+"""Outputs of networks: their tensors, objects that hold them, and the comparison of a graph's with its model's."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -14,11 +15,12 @@ from depthcomp_errors import CaptureError
 
 __all__ = [
     "OutputRecord",
+    "OutputTuple",
     "is_output",
     "noise_like",
     "require_comparable",
     "require_equal",
-    "return_floats",
+    "add_floats_behind",
     "returned_nodes",
     "tensors_of",
 ]
@@ -35,11 +37,32 @@ class OutputRecord(dict[str, Any]):
         1
     """
 
+    def __getattribute__(self, name: str) -> Any:
+        """Return the output called `name`, also one that a method of dict is called."""
+        return self[name] if not name.startswith("_") and name in self else super().__getattribute__(name)
+
     def __getattr__(self, name: str) -> Any:
-        """Return the output called `name`."""
-        if name not in self:
-            raise AttributeError(f"there is no output {name!r}; the outputs are {', '.join(self)}")
-        return self[name]
+        """Refuse what is no output."""
+        raise AttributeError(f"there is no output {name!r}; the outputs are {', '.join(self)}")
+
+
+class OutputTuple(tuple[Any, ...]):
+    """Outputs in order, read as items or as attributes; a loaded network returns it for a named tuple of the user's.
+
+    Example:
+        >>> boxes, scores = OutputTuple(boxes=1, scores=2)
+        >>> OutputTuple(boxes=1, scores=2).scores
+        2
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, **outputs: Any) -> OutputTuple:
+        """Return the outputs; their names are the arguments'."""
+        fields = {name: property(itemgetter(k)) for k, name in enumerate(outputs) if not name.startswith("_")}
+        named = type(cls.__name__, (cls,), fields)
+        found: OutputTuple = tuple.__new__(named, outputs.values())
+        return found
 
 
 def is_output(node: fx.Node) -> bool:
@@ -53,18 +76,20 @@ def tensors_of(output: Any) -> list[Tensor]:
     for leaf in tree_leaves(output):
         if isinstance(leaf, Tensor):
             found.append(leaf)
+        elif isinstance(leaf, OutputTuple):
+            found += tensors_of(list(leaf))
         elif isinstance(leaf, Mapping):
-            found += tensors_of(list(leaf.values()))
+            found += tensors_of(list(dict.values(leaf)) if isinstance(leaf, dict) else list(leaf.values()))
         elif dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
             found += tensors_of([getattr(leaf, field.name) for field in dataclasses.fields(leaf)])
     return found
 
 
-def return_floats(gm: fx.GraphModule) -> bool:
-    """Return also the floating-point tensors behind the outputs of a captured graph, where no output is one.
+def add_floats_behind(gm: fx.GraphModule) -> bool:
+    """Add the floating-point tensors behind the outputs to a captured graph's outputs, where no output is one.
 
     Classes and masks are computed from scores; only those tell how much a change matters. The graph is changed in
-    place; the tensors stand behind the outputs.
+    place, and returns pairs of its outputs and these tensors.
 
     Returns:
         Whether the graph was changed.
@@ -90,8 +115,9 @@ def _floats_behind(node: fx.Node) -> Iterator[fx.Node]:
     """Yield the last nodes before a node whose values are floating-point tensors."""
     for source in node.all_input_nodes:
         dtypes = _dtypes(source)  # several where an operator returns a tuple, as topk does
-        real = bool(dtypes) and all(dtype.is_floating_point for dtype in dtypes)
-        yield from (source,) if real else _floats_behind(source)
+        if dtypes:  # none in a size
+            real = all(dtype.is_floating_point for dtype in dtypes)
+            yield from (source,) if real else _floats_behind(source)
 
 
 def _dtypes(node: fx.Node) -> list[torch.dtype]:

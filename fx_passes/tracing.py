@@ -47,10 +47,9 @@ def trace(model: nn.Module, example_inputs: Sequence[Tensor]) -> fx.GraphModule:
         return fx.GraphModule(model, SymbolicTracer(len(example_inputs)).trace(model), type(model).__name__)
     except Exception as symbolic:
         try:
-            graph = ConcreteShapeTracer(example_inputs).trace(model)
+            return fx.GraphModule(model, ConcreteShapeTracer(example_inputs).trace(model), type(model).__name__)
         except Exception as concrete:
             raise CaptureError(_explain(model, concrete)) from symbolic
-        return fx.GraphModule(model, graph, type(model).__name__)
 
 
 class SymbolicTracer(fx.Tracer):
@@ -69,12 +68,13 @@ class SymbolicTracer(fx.Tracer):
         return root_fn, [self.root, *(self.create_proxy("placeholder", name, (), {}) for name in names)]
 
     def create_arg(self, a: Any) -> Any:
-        """Return an argument of a node, from what fx takes and some more.
+        """Return an argument of a node.
 
-        NumPy's numbers and arrays become Python's, as do integers in tensors that bound a slice. An object of a class
-        that is both dict and dataclass, as HuggingFace's ModelOutput, is built by a node; fx would make a dict of it.
+        NumPy's numbers and arrays of integers become Python's, as do integers in tensors that bound a slice. An object
+        of a class that is both dict and dataclass, as HuggingFace's ModelOutput, is built by a node; fx would make a
+        dict of it.
         """
-        if isinstance(a, np.generic | np.ndarray):
+        if isinstance(a, np.generic) or (isinstance(a, np.ndarray) and np.issubdtype(a.dtype, np.integer)):
             return a.tolist()
         if isinstance(a, slice):
             a = slice(*map(_as_integer, (a.start, a.stop, a.step)))

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -94,12 +95,15 @@ def labelled_images(data: Data, example: Tensor, *, argument: str = "data", most
             break
     if not count:
         raise DataError(_EMPTY.format(argument=argument))
-    shape = targets.pop() if len(targets) == 1 else None
+    shapes = targets - {None}  # what looks like a share may be a target: [1, 0, 0] beside [1, 0, 1]
+    shape = shapes.pop() if len(shapes) == 1 else None
     return LabelledImages(torch.cat(images)[:most], _joined(labels, argument, most), shape)
 
 
 def _shape_of_targets(labels: Any, count: int) -> tuple[int, ...] | None:
     """Return the shape of each image's labels where they are real values, and no shares of classes."""
+    if isinstance(labels, np.ndarray) or (isinstance(labels, list) and labels and isinstance(labels[0], float)):
+        labels = torch.tensor(labels)
     if not isinstance(labels, Tensor) or not labels.is_floating_point() or not labels.ndim:
         return None
     sums = labels.double().sum(-1)

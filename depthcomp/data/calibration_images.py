@@ -124,7 +124,7 @@ def _with_loss(
             f"outputs (='scores') needs a network that returns one tensor of class scores (n, classes), but it returns "
             f"{shapes}; pass outputs='values', or leave it out"
         )
-    if loss.own is None and not loss.flattens(output):
+    if not loss.flattens(output):
         loss = replace(loss, spreads=spreads_of(_some_outputs(network, calibration.batches)))
     return replace(calibration, loss=loss), loss.describe(output)
 

@@ -30,10 +30,10 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # th
 def readable(data: Any, model: nn.Module, example_inputs: Any, argument: str = "data") -> tuple[Data | None, str]:
     """Return data whose images are tensors for a model, and a sentence on what was assumed to read them.
 
-    Data that hold floating-point tensors are returned as they are, with no sentence. Read are a folder of images or one
-    file, and paths, PIL images, NumPy arrays and tensors of bytes, alone, in (x, y) or in dicts, from any iterable.
-    Pictures are resized and cropped to the model's size, values are scaled to 0..1 and normalised with the model's mean
-    and std. Arrays of real numbers count as normalised; arrays may have their channels last.
+    Data that hold floating-point tensors are returned as they are, with no sentence. A picture is the path of a folder
+    or file, a PIL image, a NumPy array or a tensor of bytes; pictures may stand alone, in (x, y), in dicts, and in any
+    iterable of these. Pictures are resized and cropped to the model's size, scaled to 0..1 and normalised with the
+    model's mean and std. Arrays of real numbers count as normalised; arrays may have their channels last.
 
     Args:
         data: the data; None for none.
@@ -47,15 +47,20 @@ def readable(data: Any, model: nn.Module, example_inputs: Any, argument: str = "
     """
     if isinstance(data, str | os.PathLike):
         data = _files(Path(data))
-    if isinstance(data, np.ndarray):
-        data = [data] if data.ndim == 4 or data.shape[-1] in MODES else list(data)
+    if isinstance(data, np.ndarray) and data.dtype.kind == "U":
+        data = data.ravel().tolist()
+    if isinstance(data, Image.Image | np.ndarray) or (isinstance(data, Tensor) and _is_picture(data)):
+        data = [data]
     with own_randomness(torch.device("cpu")):  # a Dataset may draw random crops
         first, data = _peeked(data, argument)
     picture = _picture(first)
     if picture is None:
         return data, ""
     reader = _Reader.of(model, example_inputs, picture)
-    return (_ReadItems if _is_indexed(data) else _ReadStream)(data, reader), reader.sentence
+    sentence = "" if _holds_real_values(picture) else reader.sentence
+    if isinstance(data, Iterator):
+        return map(reader.item, data), sentence
+    return (_ReadItems if _is_indexed(data) else _ReadStream)(data, reader), sentence
 
 
 def normalization(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -95,10 +100,20 @@ def _is_indexed(data: Any) -> bool:
 
 
 def _is_picture(value: Any) -> bool:
-    """Say whether a value is an image that is no tensor of real numbers."""
+    """Say whether a value is an image, or a batch of images, that is no tensor of real numbers."""
     if isinstance(value, Tensor):
         return value.dtype == torch.uint8 and value.ndim >= 3
-    return isinstance(value, Image.Image | np.ndarray | os.PathLike | str)
+    return _is_batch(value) or isinstance(value, np.ndarray | Image.Image | os.PathLike | str)
+
+
+def _is_batch(value: Any) -> bool:
+    """Say whether a value is a list of pictures, as a DataLoader makes of paths."""
+    each = isinstance(value, list | tuple) and len(value)
+    return bool(each) and all(isinstance(part, Image.Image | os.PathLike | str) for part in value)
+
+
+def _holds_real_values(picture: Any) -> bool:
+    return isinstance(picture, np.ndarray) and picture.dtype.kind == "f"
 
 
 def _picture(item: Any) -> Any:
@@ -106,7 +121,7 @@ def _picture(item: Any) -> Any:
     if isinstance(item, Mapping):
         named = [item[name] for name in IMAGE_NAMES if name in item]
         item = next(iter(named), None)
-    elif isinstance(item, Sequence) and not isinstance(item, str) and len(item):
+    elif isinstance(item, Sequence) and not isinstance(item, str) and not _is_batch(item) and len(item):
         item = item[0]
     return item if _is_picture(item) else None
 
@@ -154,16 +169,26 @@ class _Reader:
         )
 
     def item(self, item: Any) -> Any:
-        """Return an item with its picture read."""
+        """Return an item with its picture read.
+
+        Raises:
+            DataError: the item holds no picture that can be read.
+        """
         if isinstance(item, Mapping):
-            name = next(name for name in IMAGE_NAMES if name in item)
+            name = next((name for name in IMAGE_NAMES if name in item), None)
+            if name is None:
+                raise DataError(
+                    f"an item of the data has no {' or '.join(IMAGE_NAMES)}, but {', '.join(map(str, item))}"
+                )
             return {**item, name: self.read(item[name])}
-        if isinstance(item, Sequence) and not isinstance(item, str):
+        if isinstance(item, Sequence) and not isinstance(item, str) and not _is_batch(item) and len(item):
             return (self.read(item[0]), *item[1:])
         return self.read(item)
 
     def read(self, picture: Any) -> Tensor:
         """Return a picture as a tensor (c, h, w), or several as (n, c, h, w)."""
+        if _is_batch(picture):
+            return torch.stack([self.read(part) for part in picture])
         if isinstance(picture, str | os.PathLike):
             picture = decode(Path(picture), self.mode)
         if isinstance(picture, Image.Image):
@@ -171,6 +196,10 @@ class _Reader:
             if self.size not in (None, (picture.height, picture.width)):
                 picture = fitted(picture, self.size)
             return self._normalised(functional.to_tensor(picture))
+        if not isinstance(picture, np.ndarray | Tensor):
+            raise DataError(
+                f"an item of the data holds a {type(picture).__name__}; give paths, PIL images, arrays or tensors"
+            )
         values = self._channels_first(
             torch.as_tensor(np.array(picture)) if isinstance(picture, np.ndarray) else picture
         )
@@ -185,12 +214,22 @@ class _Reader:
         return self._normalised(values.float() / 255)
 
     def _channels_first(self, values: Tensor) -> Tensor:
-        """Return an array with its channels before height and width."""
-        if values.ndim == 2:
-            return values[None]
+        """Return an array with its channels before height and width; of one channel it may have no dimension for it.
+
+        Raises:
+            DataError: it has other channels than the model takes.
+        """
         channels = len(self.mean)
-        last = values.ndim >= 3 and values.shape[-1] == channels and values.shape[-3] != channels
-        return values.movedim(-1, -3) if last else values
+        if values.ndim >= 3 and values.shape[-1] == channels and values.shape[-3] != channels:
+            values = values.movedim(-1, -3)
+        elif channels == 1 and (values.ndim == 2 or (values.ndim == 3 and len(values) != 1)):
+            values = values.unsqueeze(-3)
+        if values.ndim not in (3, 4) or values.shape[-3] != channels:
+            raise DataError(
+                f"the data hold an array of shape {tuple(values.shape)}, but the model takes {channels} channels; give "
+                "(h, w, c) or (c, h, w), or batches of these"
+            )
+        return values
 
     def _normalised(self, values: Tensor) -> Tensor:
         mean, std = (torch.tensor(each)[:, None, None] for each in (self.mean, self.std))

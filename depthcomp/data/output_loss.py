@@ -7,8 +7,10 @@ units: a detector may return boxes in hundreds of pixels beside probabilities.
 from __future__ import annotations
 
 import math
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from types import CodeType, FunctionType
 from typing import Any, Literal, get_args
 
 import torch
@@ -42,11 +44,13 @@ class OutputLoss:
         spreads: the variance of each floating-point output tensor's channels, as `spreads_of` returns them; None takes
             those of the outputs that are compared.
         own: the user's function in place of the divergence, or None.
+        behind: whether outputs are pairs of what the network returns and the real values behind it.
     """
 
     outputs: OutputKind | None = None
     spreads: tuple[Tensor, ...] | None = None
     own: OwnLoss | None = None
+    behind: bool = False
 
     @classmethod
     def asked(cls, outputs: OutputKind | None, own: OwnLoss | None) -> OutputLoss:
@@ -100,6 +104,7 @@ class OutputLoss:
         """
         if self.own is not None:
             batch = images if labels is None else (images, labels)
+            original, changed = (outputs[0] if self.behind else outputs for outputs in (original, changed))
             before, after = (_called(self.own, original, outputs, batch) for outputs in (original, changed))
             return after - before
         gap = float(self.divergence(original, changed))
@@ -143,8 +148,7 @@ class OutputLoss:
 
     def rules(self) -> list[str]:
         """Return texts that are equal for equal losses; none for the divergence of class scores."""
-        code = getattr(self.own, "__code__", None)
-        own = [] if self.own is None else [getattr(self.own, "__qualname__", ""), repr(code and code.co_code)]
+        own = [] if self.own is None else [str(self.outputs), *_text_of(self.own)]
         return [*own, *([] if self.spreads is None else [f"{self.outputs}, channels in their own units"])]
 
     def _is_one_of_scores(self, parts: Sequence[Tensor]) -> bool:
@@ -290,6 +294,19 @@ def _called(own: OwnLoss, original: Any, outputs: Any, batch: Any) -> float:
             "called with the original's outputs, the changed network's outputs, and the images or (images, labels), "
             "and must return one number"
         ) from error
+
+
+def _text_of(function: OwnLoss) -> list[str]:
+    """Return texts that are equal only for functions with equal code and values; of other callables, unique ones."""
+    if not isinstance(function, FunctionType):
+        return [str(uuid.uuid4())]
+    closed = [cell.cell_contents for cell in function.__closure__ or ()]
+    return [*_text_of_code(function.__code__), repr(function.__defaults__), repr(function.__kwdefaults__), repr(closed)]
+
+
+def _text_of_code(code: CodeType) -> list[str]:
+    parts = [_text_of_code(value) if isinstance(value, CodeType) else [repr(value)] for value in code.co_consts]
+    return [code.co_code.hex(), repr(code.co_names), *(text for part in parts for text in part)]
 
 
 def _signs(like: Tensor, generator: torch.Generator) -> Tensor:

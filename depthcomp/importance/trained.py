@@ -209,6 +209,11 @@ class _Protocol:
     """Trains networks with equal settings, and compares them with the original on held-out images."""
 
     def __init__(self, captured: fx.GraphModule, calibration: CalibrationSet, config: TrainingSettings) -> None:
+        if calibration.loss.behind:
+            raise DepthCompError(
+                "this importance trains networks by their outputs, and the network returns classes or masks alone; use "
+                'importance="curvature", or return scores beside them'
+            )
         held_out = calibration.judges[0] if calibration.judges else None
         folds = calibration.folds
         chosen = [index for index, fold in enumerate(folds) if fold != held_out]

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fx_passes.outputs import OutputRecord
+from fx_passes.outputs import OutputRecord, OutputTuple
 
 __all__ = ["METHODS", "READABLE_ATTRIBUTES", "function_called", "function_name"]
 
@@ -99,7 +99,8 @@ def _functions() -> dict[str, Callable[..., Any]]:
         "operator": (operator, _OPERATORS),
     }
     listed = {name: function for room, content in rooms.items() for name, function in _listed(room, *content)}
-    return {**listed, "builtins.getattr": builtins.getattr, "depthcomp.OutputRecord": OutputRecord}
+    own = {f"depthcomp.{each.__name__}": each for each in (OutputRecord, OutputTuple)}
+    return {**listed, **own, "builtins.getattr": builtins.getattr}
 
 
 @cache

@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import math
 import re
+import unicodedata
 from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Annotated, Any, Literal
@@ -22,7 +23,7 @@ from depthcomp.results.allowed_calls import METHODS, READABLE_ATTRIBUTES, functi
 from depthcomp_errors.first_line import first_line
 from depthcomp_files import first_fault
 from fx_passes.channel_affine import ChannelAffine
-from fx_passes.outputs import OutputRecord
+from fx_passes.outputs import OutputRecord, OutputTuple
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -36,6 +37,7 @@ __all__ = [
     "encode_graph",
     "encode_module",
     "encode_value",
+    "require_plain_path",
 ]
 
 SCHEMA_VERSION: Literal[1] = 1
@@ -108,6 +110,19 @@ _MEMORY_FORMATS = {
 }
 _OWN_LAYERS = {layer.__name__: layer for layer in (ChannelAffine,)}  # of captured graphs, beside those of torch.nn
 _DEVICE = re.compile(r"(cpu|cuda|xpu|mps|meta)(:[0-9]+)?")
+
+
+def require_plain_path(path: str) -> None:
+    """Refuse the path of a module or tensor that generated code would not read as an attribute of that very name.
+
+    fx writes `self.conv` for the path "conv". Python normalises such names, and finds methods of a GraphModule first.
+
+    Raises:
+        ValueError: a part of the path hides an attribute of networks, is private to Python, or is normalised.
+    """
+    for part in path.split("."):
+        if part.startswith("__") or hasattr(fx.GraphModule, part) or unicodedata.normalize("NFKC", part) != part:
+            raise ValueError(f"the name {path!r} of a module or tensor, in which {part!r} is no name of its own")
 
 
 def encode_value(value: Any) -> Any:
@@ -233,7 +248,8 @@ def _call(node: fx.Node) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
     names = getattr(node.target, "_fields", ())  # a named tuple's arguments have no names
     if node.op != "call_function" or not isinstance(node.target, type) or len(node.args) != len(names):
         return node.target, node.args, node.kwargs
-    return OutputRecord, (), {**dict(zip(names, node.args, strict=True)), **node.kwargs}
+    fields = {**dict(zip(names, node.args, strict=True)), **node.kwargs}
+    return (OutputTuple if names else OutputRecord), (), fields
 
 
 def decode_graph(nodes: list[StoredNode]) -> fx.Graph:
@@ -245,6 +261,8 @@ def decode_graph(nodes: list[StoredNode]) -> fx.Graph:
     graph = fx.Graph()
     known: dict[str, fx.Node] = {}
     for stored in nodes:
+        if stored.name == "self":
+            raise ValueError("a node called 'self', which is the network's own name in its code")
         if stored.name in known:
             raise ValueError(f"there are two nodes {stored.name!r}")
         try:

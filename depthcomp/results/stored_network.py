@@ -96,6 +96,7 @@ def _encode(gm: fx.GraphModule) -> tuple[StoredNetwork, dict[str, Tensor]]:
         attributes=_encode_attributes(gm),
         sha256="",
     )
+    _require_targets(network)
     return network, values
 
 
@@ -243,12 +244,12 @@ def _parse_weights(folder: Path, stored: StoredNetwork) -> dict[str, Tensor]:
 
 
 def _decode(stored: StoredNetwork, values: Mapping[str, Tensor]) -> fx.GraphModule:
+    _require_targets(stored)
     root = nn.Module()
     for path, module in stored.modules.items():
         owner, name = _owner(root, path)
         owner.add_module(name, graph_json.build_module(module))
     _fill(root, stored, values)
-    _require_targets(stored)
     gm = fx.GraphModule(root, graph_json.decode_graph(stored.nodes), stored.name)
     _attach_attributes(gm, stored)
     return gm.eval()
@@ -301,6 +302,8 @@ def _put(root: nn.Module, path: str, description: StoredTensor, tensor: Tensor) 
 
 
 def _require_targets(stored: StoredNetwork) -> None:
+    for path in (*stored.modules, *stored.tensors):
+        graph_json.require_plain_path(path)
     places: dict[str, Mapping[str, Any]] = {"call_module": stored.modules, "get_attr": stored.tensors}
     for node in stored.nodes:
         if node.op in places and node.target not in places[node.op]:

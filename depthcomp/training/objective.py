@@ -63,13 +63,15 @@ def difference(
         if outputs == "values":
             return False
         if is_scores(part):
-            return labels is None or not labels.is_floating_point() or _are_classes_of(part, labels)
+            return (
+                outputs == "scores" or labels is None or not labels.is_floating_point() or _are_classes_of(part, labels)
+            )
         if labels is None or labels.is_floating_point() or part.ndim != 4:
             return False
         return _are_classes_of(part, labels)
 
     pairs = [(a, b) for a, b in zip(tensors_of(wanted), tensors_of(found), strict=True) if a.is_floating_point()]
-    terms = [_divergence(a, b, temperature) if are_scores(a) else _error(a, b, spread_of(a.float())) for a, b in pairs]
+    terms = [_divergence(a, b, temperature) if are_scores(a) else _error(a, b, _variance(a.float())) for a, b in pairs]
     if not terms:
         raise TrainingError(
             "the network returns no real values, so nothing can be learnt from the teacher's outputs; return scores "
@@ -94,6 +96,11 @@ def _divergence(wanted: Tensor, found: Tensor, temperature: float) -> Tensor:
     target, scores = (F.log_softmax(outputs.float() / temperature, dim=1) for outputs in (wanted, found))
     pointwise = F.kl_div(scores, target, reduction="none", log_target=True)
     return pointwise.sum(1).mean() * temperature**2
+
+
+def _variance(wanted: Tensor) -> Tensor:
+    """Return the variance of each channel, of all values in rows: a batch has too few of these for each."""
+    return power(wanted) if wanted.ndim < 3 else spread_of(wanted)
 
 
 def _error(wanted: Tensor, found: Tensor, variance: Tensor) -> Tensor:

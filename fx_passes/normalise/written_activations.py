@@ -22,9 +22,8 @@ from fx_passes.operators import known_layer
 __all__ = ["WrittenActivations"]
 
 LONGEST = 12  # operators; GELU by tanh takes nine
-_REACH = 30.0  # the values that are compared lie between its negative and itself
-_FAR = 1e4
-_RELATIVE, _ABSOLUTE = 1e-6, 1e-8  # in double precision; constants may be rounded to single
+_RELATIVE, _ABSOLUTE = 1e-6, 1e-12  # in double precision; constants may be rounded to single
+_FAR = 1e4  # where bounds and slopes are read
 _NAMES = """
     abs add clamp clamp_max clamp_min clip div divide erf exp expm1 ge gt le log log1p lt max maximum min minimum mul
     multiply neg pow reciprocal relu rsqrt rsub sigmoid softplus sqrt square sub subtract tanh true_divide where
@@ -93,8 +92,11 @@ def _functions() -> frozenset[Callable[..., Any]]:
 
 
 def _is_number(gm: fx.GraphModule, node: fx.Node) -> bool:
-    """Say whether a node fetches a tensor of one number."""
-    return node.op == "get_attr" and _shape(node) is not None and _fetched(gm, node).numel() == 1
+    """Say whether a node fetches a tensor of one number that is not trained."""
+    if node.op != "get_attr" or _shape(node) is None:
+        return False
+    fetched = _fetched(gm, node)
+    return fetched.numel() == 1 and not isinstance(fetched, nn.Parameter)
 
 
 def _fetched(gm: fx.GraphModule, node: fx.Node) -> Tensor:
@@ -108,19 +110,28 @@ def _shape(node: fx.Node) -> torch.Size | None:
 
 
 def _computed(gm: fx.GraphModule, node: fx.Node, known: dict[fx.Node, Tensor]) -> Tensor:
-    """Return the value of a node, computed from known ones."""
-    if node in known:
-        return known[node]
-    if node.op == "get_attr":
-        return _fetched(gm, node).double()
-    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda source: _computed(gm, source, known))
-    value: Tensor = getattr(fx.Interpreter(gm), node.op)(node.target, args, kwargs)
-    return value
+    """Return the value of a node, computed from known ones; `known` takes up what is computed on the way."""
+    if node not in known:
+        if node.op == "get_attr":
+            known[node] = _fetched(gm, node).double()
+        else:
+            args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda source: _computed(gm, source, known))
+            known[node] = getattr(fx.Interpreter(gm), node.op)(node.target, args, kwargs)
+    return known[node]
+
+
+@cache
+def _probe() -> Tensor:
+    """Return values to compare functions on: dense around 0, tiny and huge ones of both signs, on no regular grid."""
+    generator = torch.Generator().manual_seed(0)
+    dense = 60 * torch.rand(3001, generator=generator, dtype=torch.float64) - 30
+    sizes = 10 ** (24 * torch.rand(1499, generator=generator, dtype=torch.float64) - 12)
+    return torch.cat([dense, sizes, -sizes, torch.zeros(1, dtype=torch.float64)]).reshape(2, 3, 8, 125)
 
 
 def _recognised(function: Callable[[Tensor], Tensor]) -> nn.Module | None:
     """Return the activation with the values of a function; None where none has them, and for the identity."""
-    values = torch.linspace(-_REACH, _REACH, 6001, dtype=torch.float64)[: 2 * 3 * 8 * 125].reshape(2, 3, 8, 125)
+    values = _probe()
     try:
         with torch.no_grad():
             wanted = function(values)
@@ -145,9 +156,8 @@ def _candidates(function: Callable[[Tensor], Tensor]) -> Iterator[nn.Module]:
 
 
 def _agree(found: Tensor, wanted: object) -> bool:
-    return (
-        isinstance(wanted, Tensor)
-        and wanted.shape == found.shape
-        and wanted.is_floating_point()
-        and torch.allclose(found, wanted.double(), _RELATIVE, _ABSOLUTE)
-    )
+    """Say whether values are those wanted, where these are finite: what is written out may overflow far away."""
+    if not isinstance(wanted, Tensor) or wanted.shape != found.shape or not wanted.is_floating_point():
+        return False
+    finite = wanted.isfinite()
+    return torch.allclose(found[finite], wanted[finite].double(), _RELATIVE, _ABSOLUTE)

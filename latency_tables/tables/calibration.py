@@ -59,7 +59,7 @@ def fit_affine(
         intercept_share: how far the intercept is from 0, as a share of the median network; `math.inf` for no prior.
 
     Raises:
-        TableError: there is no point, the lengths differ, a number is not finite, or no sum or not all latencies are
+        TableError: there is no point, the lengths differ, a number is not finite, all sums are 0, or a latency is not
             above 0.
 
     Example:

@@ -6,7 +6,7 @@ from tiny_network import images, short_chain
 from torch import nn
 
 from depthcomp import compress_depth
-from depthcomp.errors import DataError
+from depthcomp.errors import DataError, DepthCompError
 from depthcomp.results.loading import load_result
 
 pytestmark = [pytest.mark.whole, pytest.mark.filterwarnings("ignore:.*scenes")]
@@ -74,6 +74,17 @@ def test_a_function_of_the_user_judges_plans(compressed):
     assert result.judged_by.endswith("boxes_apart")
     assert result.loss > 1
     assert seen
+
+
+@pytest.mark.filterwarnings("ignore:the network returns no real values")
+def test_a_function_of_the_user_sees_what_the_network_returns(compressed):
+    def disagreement(original, found, batch):
+        return float((original != found).float().mean())
+
+    result = compressed(lambda features, scores: scores.argmax(1), loss=disagreement)
+    assert 0 <= result.loss <= 1
+    with pytest.raises(DepthCompError, match="this importance trains networks by their outputs, and the network ret"):
+        compressed(lambda features, scores: scores.argmax(1), importance="kim23")
 
 
 def test_scores_of_another_shape_are_refused(compressed):

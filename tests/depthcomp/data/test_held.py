@@ -58,7 +58,9 @@ HELD = {
     "dicts": lambda _: [{"image": pixels, "label": 1} for pixels in PIXELS],
     "data set of PIL images": lambda _: Pictures(Image.fromarray),
     "loader of bytes": lambda _: DataLoader(Pictures(lambda pixels: torch.from_numpy(pixels).movedim(-1, 0)), 4),
-    "arrays of real numbers": lambda _: list(WANTED.double().numpy()),
+    "array of names": lambda folder: np.array([str(path) for path in sorted(folder.iterdir())]),
+    "loader of paths": lambda folder: DataLoader(sorted(map(str, folder.iterdir())), 4),
+    "loader of paths and labels": lambda folder: DataLoader([(str(path), 1) for path in sorted(folder.iterdir())], 4),
 }
 
 
@@ -68,6 +70,50 @@ def test_images_as_people_hold_them(held, folder):
     assert torch.allclose(labelled_images(data, EXAMPLE).images, WANTED, atol=1e-6)
     assert "resized and cropped to 10x12" in sentence
     assert f"normalised with the model's mean {MEAN} and std {STD}" in sentence
+
+
+def test_arrays_of_real_numbers_count_as_normalised():
+    data, sentence = readable(list(WANTED.double().numpy()), model(), None)
+    assert torch.equal(labelled_images(data, EXAMPLE).images, WANTED)
+    assert sentence == ""
+
+
+@pytest.mark.parametrize(
+    "one",
+    [
+        Image.fromarray(PIXELS[0]),
+        PIXELS[0],
+        torch.from_numpy(PIXELS[0]).movedim(-1, 0),
+        iter([Image.fromarray(PIXELS[0])]),
+    ],
+)
+def test_one_picture_is_one_image(one):
+    data, _ = readable(one, model(), None)
+    assert torch.allclose(labelled_images(data, EXAMPLE).images, WANTED[:1], atol=1e-6)
+
+
+def test_grey_arrays_need_no_dimension_for_their_channel():
+    grey = nn.Sequential(nn.Conv2d(1, 5, 3))
+    grey.pretrained_cfg = {"mean": (0.5,), "std": (0.2,), "input_size": (1, 10, 12)}
+    wanted = (torch.from_numpy(PIXELS[..., 0]) / 255 - 0.5)[:, None] / 0.2
+    for held in (list(PIXELS[..., 0]), PIXELS[..., 0], PIXELS[..., :1]):
+        found = labelled_images(readable(held, grey, None)[0], EXAMPLE[:, :1]).images
+        assert torch.allclose(found, wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("data", "sentence"),
+    [
+        ([PIXELS[0], PIXELS[1][..., :2]], r"an array of shape \(10, 12, 2\), but the model takes 3 channels"),
+        ([Image.fromarray(PIXELS[0]), None], "an item of the data holds a NoneType; give paths"),
+        ([{"image": PIXELS[0]}, {"img": PIXELS[1]}], "an item of the data has no image or images .* but img"),
+        (np.array(3), "shape .*, but the model takes 3 channels"),
+    ],
+)
+def test_pictures_that_cannot_be_read_are_named(data, sentence):
+    found, _ = readable(data, model(), None)
+    with pytest.raises(DataError, match=sentence):
+        labelled_images(found, EXAMPLE)
 
 
 def test_labels_stay_beside_their_images():

@@ -213,7 +213,10 @@ def test_objects_of_the_users_class_come_back_as_records(tmp_path):
     gm, x = capture(Detector(), images(1, 3, 5, 7)), images(2, 3, 5, 7)
     found = stored_network.load_network(stored_network.save_network(gm, tmp_path, (x,)))(x)
     assert torch.equal(found.scores, gm(x).scores)
-    assert torch.equal(found["boxes"].low, gm(x).boxes.low)
+    low, high = found["boxes"]
+    assert torch.equal(low, gm(x).boxes.low)
+    assert found.boxes.low is low
+    assert high is None
     assert (found.stride, found.boxes.high) == (4, None)
     with pytest.raises(AttributeError, match="no output 'masks'; the outputs are scores, boxes, stride"):
         _ = found.masks
@@ -350,6 +353,16 @@ def set_field(*path, value):
     return change
 
 
+def module_called(path):
+    """Add a layer at a path, and call it: code that fx generates must not find anything else there."""
+
+    def change(content):
+        content["modules"][path] = {"kind": "Identity", "arguments": {}}
+        content["nodes"][-2].update({"op": "call_module", "target": path})
+
+    return change
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -365,6 +378,10 @@ def set_field(*path, value):
         (call("__class__.__init__", "get_attr"), "refers to '__class__.__init__', which is not stored"),
         (call('x"); import os; ("', "get_attr"), r"nodes\.\d\.target"),
         (call("relu; import os", "call_method"), "tensor method 'relu; import os'"),
+        (module_called("to_folder"), "'to_folder' is no name of its own"),
+        (module_called("__\uff43lass__"), "is no name of its own"),
+        (module_called("x.\uff46orward"), "is no name of its own"),
+        (set_field("nodes", 0, "name", value="self"), "a node called 'self'"),
         (call("a\\", "get_attr"), r"nodes\.\d\.target"),
         (call("a\n", "get_attr"), r"nodes\.\d\.target"),
         (call("torch.relu", kwargs={"a=__import__('os')": 1}), r"nodes\.\d\.kwargs"),
