@@ -16,11 +16,11 @@ from depthcomp_errors import CaptureError
 __all__ = [
     "OutputRecord",
     "OutputTuple",
+    "add_floats_behind",
     "is_output",
     "noise_like",
     "require_comparable",
     "require_equal",
-    "add_floats_behind",
     "returned_nodes",
     "tensors_of",
 ]
