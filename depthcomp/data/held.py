@@ -47,7 +47,7 @@ def readable(data: Any, model: nn.Module, example_inputs: Any, argument: str = "
     """
     if isinstance(data, str | os.PathLike):
         data = _files(Path(data))
-    if isinstance(data, np.ndarray) and data.dtype.kind == "U":
+    if isinstance(data, np.ndarray) and np.issubdtype(data.dtype, np.str_):
         data = data.ravel().tolist()
     if isinstance(data, Image.Image | np.ndarray) or (isinstance(data, Tensor) and _is_picture(data)):
         data = [data]
@@ -113,7 +113,7 @@ def _is_batch(value: Any) -> bool:
 
 
 def _holds_real_values(picture: Any) -> bool:
-    return isinstance(picture, np.ndarray) and picture.dtype.kind == "f"
+    return isinstance(picture, np.ndarray) and np.issubdtype(picture.dtype, np.floating)
 
 
 def _picture(item: Any) -> Any:
