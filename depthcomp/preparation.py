@@ -32,7 +32,7 @@ from fx_passes import (
 from fx_passes.kinds import kinds
 from fx_passes.module_paths import module_path
 from fx_passes.norm_statistics import norm_statistics
-from fx_passes.outputs import add_floats_behind, is_output
+from fx_passes.output_nodes import add_floats_behind, is_output
 from fx_passes.preconditions import require_capturable
 from latency_tables import OperatorSignature
 

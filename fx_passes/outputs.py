@@ -1,73 +1,22 @@
-"""Outputs of networks: their tensors, objects that hold them, and the comparison of a graph's with its model's."""
+"""Tensors in outputs of networks, and the comparison of a graph's with its model's."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
-from operator import itemgetter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from depthcomp_errors import CaptureError
+from fx_passes.output_records import OutputTuple
 
-__all__ = [
-    "OutputRecord",
-    "OutputTuple",
-    "add_floats_behind",
-    "is_output",
-    "noise_like",
-    "require_comparable",
-    "require_equal",
-    "returned_nodes",
-    "tensors_of",
-]
+__all__ = ["noise_like", "require_comparable", "require_equal", "tensors_of"]
 
 _SEED = 0
 _LEAST_SCALE = 1e-12  # outputs below it in size are compared as they are
-
-
-class OutputRecord(dict[str, Any]):
-    """Outputs by name, read as items or as attributes; a loaded network returns it for an object of the user's class.
-
-    Example:
-        >>> OutputRecord(logits=1).logits
-        1
-    """
-
-    def __getattribute__(self, name: str) -> Any:
-        """Return the output called `name`, also one that a method of dict is called."""
-        return self[name] if not name.startswith("_") and name in self else super().__getattribute__(name)
-
-    def __getattr__(self, name: str) -> Any:
-        """Refuse what is no output."""
-        raise AttributeError(f"there is no output {name!r}; the outputs are {', '.join(self)}")
-
-
-class OutputTuple(tuple[Any, ...]):
-    """Outputs in order, read as items or as attributes; a loaded network returns it for a named tuple of the user's.
-
-    Example:
-        >>> boxes, scores = OutputTuple(boxes=1, scores=2)
-        >>> OutputTuple(boxes=1, scores=2).scores
-        2
-    """
-
-    __slots__ = ()
-
-    def __new__(cls, **outputs: Any) -> OutputTuple:
-        """Return the outputs; their names are the arguments'."""
-        fields = {name: property(itemgetter(k)) for k, name in enumerate(outputs) if not name.startswith("_")}
-        named = type(cls.__name__, (cls,), fields)
-        found: OutputTuple = tuple.__new__(named, outputs.values())
-        return found
-
-
-def is_output(node: fx.Node) -> bool:
-    """Say whether a node is the output of a graph, or puts outputs into an object of the user's class."""
-    return node.op == "output" or (node.op == "call_function" and isinstance(node.target, type))
 
 
 def tensors_of(output: Any) -> list[Tensor]:
@@ -83,45 +32,6 @@ def tensors_of(output: Any) -> list[Tensor]:
         elif dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
             found += tensors_of([getattr(leaf, field.name) for field in dataclasses.fields(leaf)])
     return found
-
-
-def add_floats_behind(gm: fx.GraphModule) -> bool:
-    """Add the floating-point tensors behind the outputs to a captured graph's outputs, where no output is one.
-
-    Classes and masks are computed from scores; only those tell how much a change matters. The graph is changed in
-    place, and returns pairs of its outputs and these tensors.
-
-    Returns:
-        Whether the graph was changed.
-    """
-    output = next(iter(gm.graph.find_nodes(op="output")))
-    returned = list(returned_nodes(output))
-    behind = list(dict.fromkeys(node for source in returned for node in _floats_behind(source)))
-    if any(dtype.is_floating_point for node in returned for dtype in _dtypes(node)) or not behind:
-        return False
-    output.args = ((output.args[0], tuple(behind)),)
-    gm.recompile()
-    return True
-
-
-def returned_nodes(output: fx.Node) -> Iterator[fx.Node]:
-    """Yield the nodes whose values an output node returns, in order, also out of objects of the user's classes."""
-    for source in tree_leaves((output.args, dict(output.kwargs))):
-        if isinstance(source, fx.Node):
-            yield from returned_nodes(source) if is_output(source) else (source,)
-
-
-def _floats_behind(node: fx.Node) -> Iterator[fx.Node]:
-    """Yield the last nodes before a node whose values are floating-point tensors."""
-    for source in node.all_input_nodes:
-        dtypes = _dtypes(source)  # several where an operator returns a tuple, as topk does
-        if dtypes:  # none in a size
-            real = all(dtype.is_floating_point for dtype in dtypes)
-            yield from (source,) if real else _floats_behind(source)
-
-
-def _dtypes(node: fx.Node) -> list[torch.dtype]:
-    return [leaf for leaf in tree_leaves(node.meta.get("tensor_meta")) if isinstance(leaf, torch.dtype)]
 
 
 def noise_like(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:

@@ -9,7 +9,7 @@ from torch import nn
 
 from fx_passes.facts import GraphFacts
 from fx_passes.operators import NORMS, called_module
-from fx_passes.outputs import is_output
+from fx_passes.output_nodes import is_output
 from fx_passes.structure import Level, Unit
 
 __all__ = ["holds_layers", "is_boundary"]

@@ -20,7 +20,7 @@ from fx_passes.layer_pruning import UNPRUNED, LayerPruner, Prunings
 from fx_passes.limits import SpanLimits
 from fx_passes.module_paths import module_path
 from fx_passes.network_facts import NetworkFacts
-from fx_passes.outputs import is_output
+from fx_passes.output_nodes import is_output
 from fx_passes.refusals import holds_layers, is_boundary
 from fx_passes.span import NO_LAYERS, OneConvolution, Piece, Span
 from fx_passes.structure import Level, Unit

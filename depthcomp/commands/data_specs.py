@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from depthcomp.data.batches import Data, enough_images
-from depthcomp.data.held import normalization
-from depthcomp.data.images import MODES, decode, image_batches, image_files, in_turns
+from depthcomp.data.images import decode, image_batches, image_files, in_turns, mode_of
+from depthcomp.data.pictures import normalization
 from depthcomp.errors import DataError, DepthCompError, MissingPackageError
 from depthcomp_errors.first_line import first_line
 
@@ -235,17 +235,16 @@ def _transform(model: nn.Module, example: Tensor, *, training: bool) -> Any:
         raise MissingPackageError('these data need the package timm; run `pip install "depthcomp[timm]"`') from error
     channels, height, width = example.shape[1:]
     mean, std = normalization(model)
-    if channels not in MODES or not len(mean) == len(std) == channels:
-        raise DataError(
-            f"images need 1 or 3 channels with a mean and a std each, but the model takes {channels} with "
-            f'{len(mean)} means and {len(std)} stds; give the model a pretrained_cfg with "mean" and "std" for each '
-            "channel, give package.module:function, or give `depthcomp finetune` --mean and --std"
-        )
+    mode = mode_of(
+        channels, mean, std,
+        remedy='give the model a pretrained_cfg with "mean" and "std" for each channel, give package.module:function, '
+        "or give `depthcomp finetune` --mean and --std",
+    )  # fmt: skip
     config = {"crop_pct": MIDDLE if min(height, width) >= LARGE else 1.0, **pretrained_cfg(model)}
     config = data.resolve_data_config({}, pretrained_cfg={**config, "mean": mean, "std": std})
     config["input_size"] = (channels, height, width)
     chosen = {"is_training": True, "scale": (LEAST_CROP, 1.0), "color_jitter": None} if training else {}
-    return Compose([_Converted(MODES[channels]), data.create_transform(**config, **chosen)])
+    return Compose([_Converted(mode), data.create_transform(**config, **chosen)])
 
 
 class _Converted:

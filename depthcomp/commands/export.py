@@ -129,8 +129,8 @@ def _file_name(to: str, precision: str, sizes: tuple[int, ...]) -> str:
 
 
 def _images(directory: Path | None, network: fx.GraphModule, example: tuple[Tensor, ...]) -> Iterator[Tensor] | None:
-    from depthcomp.data.held import normalization
     from depthcomp.data.images import image_batches
+    from depthcomp.data.pictures import normalization
 
     return None if directory is None else image_batches(directory, example[0], *normalization(network))
 

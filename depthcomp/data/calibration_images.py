@@ -13,7 +13,8 @@ from torch import Tensor, fx
 from depthcomp.data.batches import Data, LabelledImages, enough_images, labelled_images, synthetic_batches
 from depthcomp.data.calibration import CalibrationSet, Layout, cross_validated, layouts, separate
 from depthcomp.data.label_check import foreign_labels
-from depthcomp.data.output_loss import OutputLoss, floats_of, spreads_of
+from depthcomp.data.output_loss import OutputLoss
+from depthcomp.data.output_spreads import floats_of, spreads_of
 from depthcomp.data.randomness import entered, own_randomness
 from depthcomp.data.scenes import few_scenes
 from depthcomp.data.unlabelled import labelled_alone

@@ -14,11 +14,11 @@ from torchvision.transforms import functional
 
 from depthcomp.errors import DataError
 
-__all__ = ["MODES", "decode", "fitted", "fitted_values", "image_batches", "image_files", "in_turns"]
+__all__ = ["decode", "fitted", "fitted_values", "image_batches", "image_files", "in_turns", "mode_of"]
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 CROP_SHARE = 0.875  # share of the resized image, as ImageNet networks are evaluated: 224 of 256 pixels
-MODES = {1: "L", 3: "RGB"}  # PIL's mode by the number of channels
+_MODES = {1: "L", 3: "RGB"}  # PIL's mode by the number of channels
 
 
 def image_batches(
@@ -50,15 +50,31 @@ def image_batches(
         ...     model(batch)
     """
     channels, height, width = example.shape[1:]
-    if channels not in MODES or not len(mean) == len(std) == channels:
-        raise DataError(
-            f"images need 1 or 3 channels with a mean and a std each, but the model takes {channels} with "
-            f"{len(mean)} means and {len(std)} stds; correct the model's pretrained_cfg"
-        )
+    mode = mode_of(channels, mean, std, remedy="correct the model's pretrained_cfg")
     paths = in_turns(image_files(Path(directory)))
     starts = range(0, len(paths), batch_size)
-    load = _Loader(MODES[channels], (height, width), list(mean), list(std))
+    load = _Loader(mode, (height, width), list(mean), list(std))
     return (torch.stack([load(path) for path in paths[start : start + batch_size]]) for start in starts)
+
+
+def mode_of(channels: int, mean: Sequence[float], std: Sequence[float], *, remedy: str) -> str:
+    """Return PIL's mode of images with some channels.
+
+    Args:
+        channels: number of channels.
+        mean: mean by channel.
+        std: standard deviation by channel.
+        remedy: what the user can do where they do not fit, for the message.
+
+    Raises:
+        DataError: no mode has these channels, or mean or std have another number.
+    """
+    if channels not in _MODES or not len(mean) == len(std) == channels:
+        raise DataError(
+            f"images need 1 or 3 channels with a mean and a std each, but the model takes {channels} with "
+            f"{len(mean)} means and {len(std)} stds; {remedy}"
+        )
+    return _MODES[channels]
 
 
 class _Loader:

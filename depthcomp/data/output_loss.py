@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import CodeType, FunctionType
 from typing import Any, Literal, get_args
@@ -17,22 +17,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from depthcomp.data.output_spreads import floats_of, spread_of
 from depthcomp.errors import DataError, DepthCompError
 from depthcomp_errors.first_line import first_line
 from fx_passes.outputs import tensors_of
 
 __all__ = [
-    "DEFAULT_LOSS", "OutputKind", "OutputLoss", "OwnLoss", "divergence", "floats_of", "is_scores", "power",
-    "require_finite", "spread_of", "spreads_of",
+    "DEFAULT_LOSS", "OutputKind", "OutputLoss", "OwnLoss", "divergence", "is_scores", "require_finite",
 ]  # fmt: skip
 
 OutputKind = Literal["scores", "values"]
-Axis = tuple[int, int] | None  # a dimension, and the number of dimensions behind it
 OwnLoss = Callable[[Any, Any, Any], float]
 """A function (original_outputs, outputs, batch) -> loss; a batch is images, or (images, labels)."""
-LEAST_DEVIATION = 0.01  # of values within 0 and 1: smaller changes of a probability decide nothing
-_SHARE_OF_SQUARE = 1e-6  # a variance below this share of the mean square is rounding
-_LEAST = 1e-12
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +36,7 @@ class OutputLoss:
     """Loss of a changed network's outputs.
 
     Attributes:
-        outputs: "scores" of classes, or "values"; None tells scores by their shape, (n, classes).
+        outputs: "scores" of classes, or "values"; None decides by the shape, (n, classes).
         spreads: the variance of each floating-point output tensor's channels, as `spreads_of` returns them; None takes
             those of the outputs that are compared.
         own: the user's function in place of the divergence, or None.
@@ -147,7 +143,7 @@ class OutputLoss:
         return f"squared errors{of}, relative to the variance of each channel"
 
     def rules(self) -> list[str]:
-        """Return texts that are equal for equal losses; none for the divergence of class scores."""
+        """Return texts to hash the loss by, for resumed runs; none for the divergence of class scores."""
         own = [] if self.own is None else [str(self.outputs), *_text_of(self.own)]
         return [*own, *([] if self.spreads is None else [f"{self.outputs}, channels in their own units"])]
 
@@ -169,11 +165,6 @@ def is_scores(output: Any) -> bool:
     return isinstance(output, Tensor) and output.ndim == 2 and output.shape[1] > 1
 
 
-def floats_of(output: Any) -> list[Tensor]:
-    """Return the floating-point tensors of a network's output that hold values, in order."""
-    return [part for part in tensors_of(output) if part.is_floating_point() and part.numel()]
-
-
 def require_finite(output: Any) -> None:
     """Refuse an original network whose own output is not finite.
 
@@ -187,104 +178,11 @@ def require_finite(output: Any) -> None:
         )
 
 
-def power(values: Tensor) -> Tensor:
-    """Return the variance of all values together, or their mean square where they do not vary."""
-    return _or_square(values.var(correction=0), values.square().mean())
-
-
-def spread_of(output: Tensor) -> Tensor:
-    """Return the variance of each channel of one batch's output, in a shape that divides it."""
-    return spreads_of([output])[0]
-
-
-def spreads_of(outputs: Iterable[Any]) -> tuple[Tensor, ...]:
-    """Return the variances of an original's outputs over batches, for each floating-point tensor.
-
-    Channels are dimension 1 of rows (n, c) and of maps (n, c, h, w). Of (n, a, b) they are the dimension along which
-    variances differ most: a detector's rows are values of a kind, a sequence's columns. Tensors of other shapes have
-    one variance.
-    """
-    seen: list[dict[Axis, _Range]] = []
-    for output in outputs:
-        parts = floats_of(output)
-        seen = seen or [{axis: _Range.none() for axis in _axes(part)} for part in parts]
-        for known, part in zip(seen, parts, strict=True):
-            for axis in known:
-                known[axis] = known[axis].with_values(_by_channel(part.detach(), axis))
-    return tuple(_clearest([_shaped(found.variances(), axis) for axis, found in known.items()]) for known in seen)
-
-
-@dataclass(frozen=True, slots=True)
-class _Range:
-    """What was seen of the values of each channel, (c,).
-
-    Attributes:
-        count: number of values.
-        total: their sum.
-        squares: the sum of their squares.
-        least: the smallest.
-        most: the largest.
-    """
-
-    count: int
-    total: Tensor
-    squares: Tensor
-    least: Tensor
-    most: Tensor
-
-    @classmethod
-    def none(cls) -> _Range:
-        nothing = torch.zeros((), dtype=torch.float64)
-        return cls(0, nothing, nothing, nothing + math.inf, nothing - math.inf)
-
-    def with_values(self, values: Tensor) -> _Range:
-        """Return the range with more values (c, n)."""
-        return _Range(
-            self.count + values.shape[1], self.total.to(values.device) + values.sum(1),
-            self.squares.to(values.device) + values.square().sum(1),
-            torch.minimum(self.least.to(values.device), values.amin(1)),
-            torch.maximum(self.most.to(values.device), values.amax(1)),
-        )  # fmt: skip
-
-    def variances(self) -> Tensor:
-        """Return the variance of each channel, at least what matters of probabilities."""
-        square = self.squares / self.count
-        variances = _or_square(square - (self.total / self.count).square(), square)
-        are_shares = (self.least >= 0) & (self.most <= 1)
-        return torch.where(are_shares, variances.clamp_min(LEAST_DEVIATION**2), variances)
-
-
-def _axes(part: Tensor) -> list[Axis]:
-    """Return the dimensions that may be the channels."""
-    axes = {2: (1,), 3: (1, 2), 4: (1,), 5: (1,)}.get(part.ndim, ())
-    return [(axis, part.ndim - 1 - axis) for axis in axes] or [None]
-
-
-def _by_channel(part: Tensor, axis: Axis) -> Tensor:
-    """Return values by channel, (c, n) in float64; c is 1 where there are no channels."""
-    return (part.reshape(1, -1) if axis is None else part.movedim(axis[0], 0).flatten(1)).double()
-
-
-def _shaped(variances: Tensor, axis: Axis) -> Tensor:
-    """Return variances (c,) in a shape that divides the output."""
-    return variances.reshape(()) if axis is None else variances.reshape(-1, *[1] * axis[1])
-
-
-def _clearest(variances: Sequence[Tensor]) -> Tensor:
-    """Return the variances that differ most from each other."""
-    return max(variances, key=lambda each: float(each.log().var(correction=0)))
-
-
-def _or_square(variance: Tensor, square: Tensor) -> Tensor:
-    """Return a variance, or the mean square where it is rounding."""
-    return torch.where(variance > _SHARE_OF_SQUARE * square, variance, square).clamp_min(_LEAST)
-
-
 def _called(own: OwnLoss, original: Any, outputs: Any, batch: Any) -> float:
-    """Return what the user's function returns.
+    """Call the user's function and return its number.
 
     Raises:
-        DepthCompError: it fails, or returns no number.
+        DepthCompError: the function fails, or returns no number.
     """
     try:
         return float(own(original, outputs, batch))

@@ -15,7 +15,8 @@ from torch import Tensor, fx, nn
 
 from depthcomp.errors import ArtifactError
 from depthcomp_files import write_atomically
-from fx_passes.outputs import returned_nodes, tensors_of
+from fx_passes.output_nodes import returned_nodes
+from fx_passes.outputs import tensors_of
 
 __all__ = ["BATCH", "OPSET_VERSION", "export_onnx", "relative_error", "require_sound", "to_onnx"]
 

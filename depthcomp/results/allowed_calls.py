@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fx_passes.outputs import OutputRecord, OutputTuple
+from fx_passes.output_records import OutputRecord, OutputTuple
 
 __all__ = ["METHODS", "READABLE_ATTRIBUTES", "function_called", "function_name"]
 

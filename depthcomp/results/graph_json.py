@@ -23,7 +23,8 @@ from depthcomp.results.allowed_calls import METHODS, READABLE_ATTRIBUTES, functi
 from depthcomp_errors.first_line import first_line
 from depthcomp_files import first_fault
 from fx_passes.channel_affine import ChannelAffine
-from fx_passes.outputs import OutputRecord, OutputTuple
+from fx_passes.module_paths import module_path
+from fx_passes.output_records import OutputRecord, OutputTuple
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -237,14 +238,12 @@ def _encode_node(node: fx.Node) -> StoredNode:
         )
         _require_allowed(stored.op, stored.target, args, kwargs)
     except ValueError as error:
-        raise ValueError(
-            f"node {node.name!r} ({node.op} {_readable(node.target)}) cannot be stored: {_fault(error)}"
-        ) from error
+        raise ValueError(f"{module_path(node)} ({_readable(node.target)}) cannot be stored: {_fault(error)}") from error
     return stored
 
 
 def _call(node: fx.Node) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
-    """Return what a node calls and its arguments; for an object of the user's class, a record with its fields."""
+    """Return a node's target, args and kwargs; a record takes the place of an object of the user's class."""
     names = getattr(node.target, "_fields", ())  # a named tuple's arguments have no names
     if node.op != "call_function" or not isinstance(node.target, type) or len(node.args) != len(names):
         return node.target, node.args, node.kwargs

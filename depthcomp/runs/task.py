@@ -10,8 +10,8 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from depthcomp.data.batches import Data
-from depthcomp.data.held import readable
 from depthcomp.data.output_loss import DEFAULT_LOSS, OutputKind, OutputLoss, OwnLoss
+from depthcomp.data.pictures import readable
 from depthcomp.errors import DepthCompError
 from depthcomp.importance.context import ScoringContext
 from depthcomp.importance.protocol import Importance

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from depthcomp.data.batches import ROUNDING
-from depthcomp.data.output_loss import OutputKind, is_scores, power, spread_of
+from depthcomp.data.output_loss import OutputKind, is_scores
+from depthcomp.data.output_spreads import power, spread_of
 from depthcomp.data.unlabelled import IGNORED
 from depthcomp.errors import DataError, DepthCompError, TrainingError
 from depthcomp.training.batches import Batch

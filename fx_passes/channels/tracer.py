@@ -18,7 +18,7 @@ from fx_passes.channels.makers import Maker, maker_of
 from fx_passes.channels.probing import NONE, MixedChannelsError, dependence, moved
 from fx_passes.module_paths import module_path
 from fx_passes.operators import ACTIVATIONS, NORMS, PASSED, known_layer
-from fx_passes.outputs import is_output
+from fx_passes.output_nodes import is_output
 
 __all__ = ["Tracer", "keeps_channels"]
 

@@ -16,7 +16,7 @@ from fx_passes.channels.makers import Mask, maker_of
 from fx_passes.channels.narrowing import narrow_node, without
 from fx_passes.channels.tracer import keeps_channels
 from fx_passes.module_paths import module_path
-from fx_passes.outputs import is_output
+from fx_passes.output_nodes import is_output
 
 __all__ = ["Trial"]
 

@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from depthcomp.commands.models import load_model, load_weights
-from depthcomp.data.held import normalization
+from depthcomp.data.pictures import normalization
 from depthcomp.errors import CaptureError, MissingPackageError
 
 MODULE = """

@@ -7,7 +7,8 @@ import pytest
 import scipy.stats
 import torch
 
-from depthcomp.data.output_loss import LEAST_DEVIATION, OutputLoss, divergence, spreads_of
+from depthcomp.data.output_loss import OutputLoss, divergence
+from depthcomp.data.output_spreads import LEAST_DEVIATION, spreads_of
 from depthcomp.errors import DepthCompError
 
 

@@ -1,4 +1,4 @@
-"""Images as people hold them: folders, files, PIL images, NumPy arrays and bytes, read as a network takes them."""
+"""Pictures in folders, files, PIL images, NumPy arrays and bytes, read as tensors for a network."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from torchvision.transforms import functional
 
 from depthcomp.data.batches import IMAGE_NAMES, Data, items_of
 from depthcomp.data.example import configured_size
-from depthcomp.data.images import MODES, decode, fitted, fitted_values, image_files, in_turns
+from depthcomp.data.images import decode, fitted, fitted_values, image_files, in_turns, mode_of
 from depthcomp.data.randomness import own_randomness
 from depthcomp.errors import DataError
 
-__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "normalization", "readable"]
+__all__ = ["normalization", "readable"]
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # the statistics that torchvision uses
 
@@ -68,11 +68,16 @@ def normalization(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...
 
     They come from the model's `pretrained_cfg` or `default_cfg`, else from ImageNet.
     """
+    return _own_statistics(model) or (IMAGENET_MEAN, IMAGENET_STD)
+
+
+def _own_statistics(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Return the mean and standard deviation by channel that a model names; None where it names none."""
     for name in ("pretrained_cfg", "default_cfg"):
         config = getattr(model, name, None) or {}
         if config.get("mean") is not None and config.get("std") is not None:
             return tuple(config["mean"]), tuple(config["std"])
-    return IMAGENET_MEAN, IMAGENET_STD
+    return None
 
 
 def _files(path: Path) -> list[Path]:
@@ -82,7 +87,7 @@ def _files(path: Path) -> list[Path]:
 def _peeked(data: Any, argument: str) -> tuple[Any, Any]:
     """Return the first item, None where there is none, and data that still yield it.
 
-    Of a DataLoader it is the first item of its Dataset, and none where a function of the user's makes the batches.
+    A DataLoader gives the first item of its Dataset, or none where a function of the user's makes the batches.
     """
     if data is None:
         return None, None
@@ -146,18 +151,16 @@ class _Reader:
 
     @classmethod
     def of(cls, model: nn.Module, example_inputs: Any, picture: Any) -> _Reader:
+        """Return the reader for a model, and for data like a picture."""
         example = example_inputs[0] if isinstance(example_inputs, Sequence) and example_inputs else example_inputs
         given = tuple(example.shape[-3:]) if isinstance(example, Tensor) and example.ndim >= 3 else None
         (channels, *size), guess = (given, "") if given else configured_size(model)
-        mean, std = normalization(model)
-        if channels not in MODES or not len(mean) == len(std) == channels:
-            raise DataError(
-                f"pictures need 1 or 3 channels with a mean and a std each, but the model takes {channels} with "
-                f'{len(mean)} means and {len(std)} stds; set model.pretrained_cfg = {{"mean": ..., "std": ...}}, or '
-                "pass normalised tensors"
-            )
+        own = _own_statistics(model)
+        mean, std = own or (IMAGENET_MEAN, IMAGENET_STD)
+        remedy = 'set model.pretrained_cfg = {"mean": ..., "std": ...}, or pass normalised tensors'
+        mode = mode_of(channels, mean, std, remedy=remedy)
         free = guess and isinstance(picture, Tensor | np.ndarray)
-        return cls(MODES[channels], None if free else (size[0], size[1]), mean, std, mean is not IMAGENET_MEAN)
+        return cls(mode, None if free else (size[0], size[1]), mean, std, own is not None)
 
     @property
     def sentence(self) -> str:

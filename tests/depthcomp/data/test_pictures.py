@@ -1,4 +1,4 @@
-"""Images as people hold them are read as the network takes them, and what was assumed is said."""
+"""Pictures as people hold them are read as the network takes them, and what was assumed is said."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from depthcomp.data.batches import labelled_images
-from depthcomp.data.held import readable
+from depthcomp.data.pictures import readable
 from depthcomp.errors import DataError
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
@@ -153,7 +153,7 @@ def test_arrays_keep_their_size_where_the_model_names_none():
 
 
 def test_a_mean_for_other_channels_is_refused():
-    with pytest.raises(DataError, match=r"pictures need 1 or 3 channels .* takes 4 with 3 means and 3 stds; set model"):
+    with pytest.raises(DataError, match=r"images need 1 or 3 channels .* takes 4 with 3 means and 3 stds; set model"):
         readable([Image.fromarray(PIXELS[0])], model(input_size=(4, 10, 12)), None)
 
 
