@@ -15,10 +15,12 @@ from torch.fx.passes.infra.pass_base import PassBase
 
 from depthcomp_errors import CaptureError
 from depthcomp_errors.first_line import first_line
+from fx_passes.exported import plain
 from fx_passes.graph_edit import preserve_attributes, tidy
 from fx_passes.normalise.additions import UnifyAdditions
 from fx_passes.normalise.arguments import PositionalInputs
 from fx_passes.normalise.asserts import DropAsserts
+from fx_passes.normalise.aten_calls import AtenCalls
 from fx_passes.normalise.casts import DropCasts, DropCopies
 from fx_passes.normalise.channel_arithmetic import ChannelArithmetic
 from fx_passes.normalise.functional import FunctionalNorms, FunctionalToModules
@@ -32,11 +34,12 @@ from fx_passes.parametrizations import remove_parametrizations
 from fx_passes.parts import suggest_part
 from fx_passes.preconditions import as_tensors, require_capturable
 from fx_passes.shapes import propagate_shapes, run_with_shapes
-from fx_passes.tracing import trace
+from fx_passes.tracing import ROADS, Road, TraceError, trace
 
 __all__ = ["capture"]
 
 _PASSES = (
+    AtenCalls(),
     DropAsserts(),
     PositionalInputs(),
     DropIdentities(),  # before DropInplace, as an identity returns its input itself, which may be overwritten
@@ -76,14 +79,25 @@ def capture(model: nn.Module, example_inputs: Tensor | Sequence[Tensor]) -> fx.G
         >>> [node.op for node in gm.graph.nodes]
         ['placeholder', 'call_module', 'call_module', 'output']
     """
+    model = plain(model)
     require_capturable(model)
     inputs = as_tensors(example_inputs)
-    copied = _copy(model).eval()
-    remove_parametrizations(copied)
-    checked, expected = _reference(copied, inputs)
-    gm = trace(copied, inputs)
+    failures: list[CaptureError] = []
+    for road in ROADS:
+        try:
+            return _captured(_copy(model).eval(), inputs, road)
+        except CaptureError as error:
+            failures.append(error)
+    raise next((error for error in failures if not isinstance(error, TraceError)), failures[-1]) from failures[0]
+
+
+def _captured(model: nn.Module, inputs: Sequence[Tensor], road: Road) -> fx.GraphModule:
+    """Return the canonical graph of a model that may be changed, traced by a road."""
+    remove_parametrizations(model)
+    checked, expected = _reference(model, inputs)
+    gm = trace(model, inputs, road)
     _normalise(gm, _PASSES)
-    preserve_attributes(copied, gm)
+    preserve_attributes(model, gm)
     propagate_shapes(tidy(gm).eval(), inputs)
     _normalise(gm, _SHAPED_PASSES)
     require_equal(type(model).__name__, expected, run_with_shapes(tidy(gm), checked), _tolerance(gm))

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from fx_passes.output_records import OutputRecord, OutputTuple
+from fx_passes.written_index import write_index
 
 __all__ = ["METHODS", "READABLE_ATTRIBUTES", "function_called", "function_name"]
 
@@ -99,7 +100,7 @@ def _functions() -> dict[str, Callable[..., Any]]:
         "operator": (operator, _OPERATORS),
     }
     listed = {name: function for room, content in rooms.items() for name, function in _listed(room, *content)}
-    own = {f"depthcomp.{each.__name__}": each for each in (OutputRecord, OutputTuple)}
+    own = {f"depthcomp.{each.__name__}": each for each in (OutputRecord, OutputTuple, write_index)}
     return {**listed, **own, "builtins.getattr": builtins.getattr}
 
 
