@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from contextlib import suppress
 
 from scipy.stats import spearmanr
 
@@ -191,7 +192,10 @@ class Search:
         """
         if not self._ranks or sum_ms < self.frontier.costs[0]:
             return self.option(self._at(sum_ms))
-        for _ in range(1 if len(self._within(sum_ms)) > LIKELY + SAMPLED else ROUNDS):
+        rounds = 1 if len(self._within(sum_ms)) > LIKELY + SAMPLED else ROUNDS
+        if rounds == ROUNDS:
+            self._compare(self._of_fewer_kinds(sum_ms))
+        for _ in range(rounds):
             self._compare([*self._likely(sum_ms), *self._sampled(sum_ms)])
         within = self._within(sum_ms)
         best = sorted(within, key=lambda option: self.comparer.glances[option.plan])[:FINALISTS]
@@ -224,6 +228,21 @@ class Search:
         answers = (solve(self._problem(losses), sum_ms) for losses in samples)
         found = [self._option(answer.keys, answer.cost) for answer in answers]
         return [option for option in found if option.plan not in self._compared]
+
+    def _of_fewer_kinds(self, sum_ms: float) -> list[Option]:
+        """Return the plans of least importance within a sum of each kind alone, and of all kinds but one.
+
+        So the chosen plan loses no more than what a single kind offers, however badly losses of kinds add up.
+        """
+        kinds = frozenset(choice.kind for choice in self._losses)
+        groups = dict.fromkeys(group for kind in sorted(kinds) for group in (frozenset({kind}), kinds - {kind}))
+        found = []
+        for group in filter(None, groups):
+            losses = {choice: loss for choice, loss in self._losses.items() if choice.kind in group}
+            with suppress(BudgetInfeasibleError):
+                answer = solve(self._problem(losses), sum_ms)
+                found.append(self._option(answer.keys, answer.cost))
+        return found
 
     def _option(self, keys: Sequence[object], sum_ms: float) -> Option:
         """Return the plan of the solver's keys with its importance."""
