@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.overrides import resolve_name
 
@@ -17,6 +18,14 @@ _READERS = frozenset({
     "__contains__", "__dlpack__", "__float__", "__index__", "__int__",
 })  # fmt: skip
 """Functions that tell Python values of a tensor."""
+
+_SIZE_READERS = frozenset({"shape", "size", "numel", "nelement", "__len__", "tolist"})
+"""Functions that tell Python the size of a tensor."""
+
+_OF_NO_SIZE = frozenset({
+    "argwhere", "batched_nms", "bincount", "masked_select", "nms", "nonzero", "unique", "unique_consecutive",
+})  # fmt: skip
+"""Functions whose results have sizes that depend on values."""
 
 _OPERATORS = {
     "add": operator.add, "sub": operator.sub, "mul": operator.mul, "div": operator.truediv, "matmul": operator.matmul,
@@ -49,6 +58,25 @@ class RecordedCall:
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     reads_values: bool = False
+
+    @property
+    def name(self) -> str:
+        """The name of the function, method or attribute."""
+        if self.target is getattr:
+            return str(self.args[1])
+        return self.target if isinstance(self.target, str) else getattr(self.target, "__name__", "")
+
+    @property
+    def reads_size(self) -> bool:
+        """Whether its result tells the size of a tensor to Python."""
+        return self.name in _SIZE_READERS
+
+    @property
+    def has_no_size(self) -> bool:
+        """Whether the size of its result depends on values."""
+        if self.target is operator.getitem:
+            return any(index.dtype in (torch.bool, torch.uint8) for index in tensors_in(self.args[1]))
+        return self.name in _OF_NO_SIZE or (self.name == "where" and len(self.args) + len(self.kwargs) == 1)
 
 
 def called(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> RecordedCall:

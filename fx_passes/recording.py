@@ -43,11 +43,13 @@ class _Known:
         node: the node that computes it.
         version: how often it had been written to; torch counts for a tensor and all its views.
         from_images: whether its values depend on the inputs.
+        sized: whether its size does not.
     """
 
     node: fx.Node
     version: int
     from_images: bool
+    sized: bool = True
 
 
 class Recorder(SymbolicTracer):
@@ -138,8 +140,9 @@ class Recorder(SymbolicTracer):
     def _recorded(self, call: RecordedCall, compute: Callable[[], Any]) -> Any:
         read = list(tensors_in((call.args, call.kwargs)))
         from_images = any(map(self._is_from_images, read))
-        if call.reads_values and from_images:
-            raise ReadsValuesError(f"{call.target} tells Python values that depend on the images")
+        sized = all(tensor not in self._known or self._known[tensor].sized for tensor in read)
+        if (call.reads_values and from_images) or (call.reads_size and not sized):
+            raise ReadsValuesError(f"{call.name} tells Python what depends on the values of the images")
         kept = [tensor for tensor in read if self._concerns(tensor)]
         arguments = self.create_arg(call.args), self.create_arg(dict(call.kwargs))  # constants as they are before it
         versions = [_version(tensor) for tensor in read]
@@ -152,7 +155,7 @@ class Recorder(SymbolicTracer):
             self._know(call.args[0], self.create_node("call_function", write_index, *arguments), from_images=True)
         elif any(True for _ in tensors_in(result)):
             node = self.create_node(call.op, call.target, *arguments)
-            self._know_all(result, node, from_images=from_images)
+            self._know_all(result, node, from_images, sized and not (from_images and call.has_no_size))
             if isinstance(result, Tensor) and result._is_view() and not written:
                 self._views[result] = call
         if target is not None:
@@ -175,16 +178,16 @@ class Recorder(SymbolicTracer):
             self._know(whole, self.create_node("call_function", write_index, arguments, {}), from_images=True)
             tensor = whole
 
-    def _know_all(self, result: Any, node: fx.Node, *, from_images: bool) -> None:
+    def _know_all(self, result: Any, node: fx.Node, *traits: bool) -> None:
         """Let a node, and nodes that take its parts, stand for the tensors of a result."""
         if isinstance(result, Tensor):
-            self._know(result, node, from_images=from_images)
+            self._known[result] = _Known(node, _version(result), *traits)
             return
         parts: Iterable[tuple[Any, Any]] = result.items() if isinstance(result, Mapping) else enumerate(result)
         for key, part in parts:
             if any(True for _ in tensors_in(part)):
                 taken = self.create_node("call_function", _INDEX, (node, key), {})
-                self._know_all(part, taken, from_images=from_images)
+                self._know_all(part, taken, *traits)
 
     def _know(self, tensor: Tensor, node: fx.Node, *, from_images: bool) -> None:
         self._known[tensor] = _Known(node, _version(tensor), from_images)

@@ -50,12 +50,9 @@ def trace(model: nn.Module, example_inputs: Sequence[Tensor], road: Road = _symb
 
 def _explain(model: nn.Module, error: Exception) -> str:
     """Say which line of the model's own code could not be traced, and what to do."""
-    torch_home = str(Path(torch.__file__).parent)
-    own = str(Path(__file__).parent)
+    homes = tuple(f"{Path(file).parent}/" for file in (torch.__file__, __file__))
     frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if not frame.filename.startswith((torch_home, own, "<"))
+        frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith((*homes, "<"))
     ]
     where = f" at {frames[-1].filename}:{frames[-1].lineno}: `{frames[-1].line}`" if frames else ""
     reason = str(error).strip().split("\n")[0]

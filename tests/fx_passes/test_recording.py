@@ -142,7 +142,15 @@ def slicing(net, y):
     return y[:, : y.argmax() % 3]
 
 
-@pytest.mark.parametrize("way", [branching, reading, slicing])
+def counting(net, y):
+    return y.flatten(1)[:, : y[y > 0].shape[0] % 3]
+
+
+def looping(net, y):
+    return sum(y.flatten()[index] for index in torch.where(y.flatten() > 0)[0])
+
+
+@pytest.mark.parametrize("way", [branching, reading, slicing, counting, looping])
 def test_what_depends_on_values_is_refused_with_its_line(way):
     line = inspect.getsourcelines(way)[1] + 1
     with pytest.raises(CaptureError, match=rf"test_recording\.py:{line}: .*torch\.where"):
