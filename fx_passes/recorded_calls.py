@@ -19,7 +19,9 @@ _READERS = frozenset({
 })  # fmt: skip
 """Functions that tell Python values of a tensor."""
 
-_SIZE_READERS = frozenset({"shape", "size", "numel", "nelement", "__len__", "tolist"})
+_SIZE_READERS = frozenset({
+    "__len__", "chunk", "nelement", "numel", "shape", "size", "split", "tensor_split", "unbind",
+})  # fmt: skip
 """Functions that tell Python the size of a tensor."""
 
 _OF_NO_SIZE = frozenset({
