@@ -6,8 +6,9 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from depthcomp.budget import Budget
 from depthcomp.data.batches import Data
@@ -17,6 +18,7 @@ from depthcomp.importance.default import DEFAULT_IMPORTANCE
 from depthcomp.importance.scoring import ImportanceLike
 from depthcomp.latency.table_store import TableStore
 from depthcomp.latency.timing import NetworkTimer
+from depthcomp.part_of_whole import PartOfWhole
 from depthcomp.preparation import Prepared
 from depthcomp.progress import Progress, Stages
 from depthcomp.results.result import CompressionResult
@@ -40,7 +42,8 @@ def compress_depth(
     model: nn.Module,
     budget: str | Budget,
     *,
-    example_inputs: Tensor | Sequence[Tensor] | None = None,
+    module: str | None = None,
+    example_inputs: Any = None,
     data: Data | None = None,
     val_data: Data | None = None,
     backend: str | AnyBackend = "auto",
@@ -61,6 +64,9 @@ def compress_depth(
     Args:
         model: a trained CNN that torch.fx can trace and that takes one batch of images.
         budget: "70%" of the measured original, "1.8ms", "1.4x", or a `Budget`.
+        module: path of a part of the model, such as "backbone", to compress in place of the whole: captured from what
+            the whole feeds it on the data, and put back into a copy of the whole, `result.whole`. Budget, latencies and
+            loss are those of the part. `example_inputs` and `data` are then what the whole takes, lists of images too.
         example_inputs: a batch of images (n, c, h, w); latency is measured at this shape. None takes it from the data,
             or else from the model's own configuration.
         data: calibration images, normalised as for training: a DataLoader, a Dataset or an iterable of x, (x, y)
@@ -123,6 +129,10 @@ def compress_depth(
         >>> result.original_ms, result.predicted_ms, result.measured_ms    # doctest: +SKIP
     """
     wanted = Budget.parse(budget)
+    part = None if module is None else PartOfWhole(model, module)
+    if part is not None:
+        model, example_inputs = part.module, part.example(example_inputs)
+        data, val_data = part.data(data, "data"), part.data(val_data, "val_data")
     task = CompressionTask.of(
         model, method, importance,
         kinds=kinds, example_inputs=example_inputs, data=data, val_data=val_data, seed=seed, outputs=outputs, loss=loss,
@@ -139,12 +149,16 @@ def compress_depth(
         prepared = _with_storing_fault(task.prepared(store.failures), folder)
         if finetune is not None:
             rehearse(prepared.captured.gm, task.data, task.val_data, finetune)
+    if part is not None:
+        prepared = replace(prepared, notes=(*part.notes, *prepared.notes))
     for note in prepared.notes:
         warn_caller(note)
     timer = NetworkTimer(prepared.original, (prepared.example,), runtime, seed=seed, progress=stages.report)
     pipeline = Pipeline(task, wanted, prepared, store, runtime, timer, folder, stages)
     result = _compressed(pipeline, to_be_tuned=finetune is not None)
-    return result if finetune is None else _tuned(result, pipeline, finetune, Stages(progress, dict(result.seconds)))
+    if finetune is not None:
+        result = _tuned(result, pipeline, finetune, Stages(progress, dict(result.seconds)))
+    return result if part is None else replace(result, whole=part.put_back(result.model))
 
 
 def _with_storing_fault(prepared: Prepared, folder: Path | None) -> Prepared:

@@ -83,6 +83,9 @@ def compress(
     ],
     budget: Annotated[str, typer.Option(help="70% of the measured original, 1.8ms, or 1.4x as fast.")],
     weights: Annotated[Path | None, typer.Option(help="A .safetensors file or a torch state dict.")] = None,
+    module: Annotated[
+        str | None, typer.Option(help="The path of a part of the model, such as backbone, to compress in its place.")
+    ] = None,
     data: Annotated[str | None, typer.Option(help=f"Images to fit on: {DATA}.")] = None,
     val_data: Annotated[
         str | None, typer.Option(help="Images to estimate the loss on; by default each third of --data in turn.")
@@ -147,6 +150,7 @@ def compress(
             result = compress_depth(
                 network,
                 wanted,
+                module=module,
                 example_inputs=example,
                 data=images(data),
                 val_data=images(val_data),

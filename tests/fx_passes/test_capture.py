@@ -392,3 +392,17 @@ def test_a_norm_over_several_processes_becomes_one_of_a_single_process():
     assert (norm.eps, norm.momentum, norm.training) == (0.1, 0.2, False)
     assert any(span.choices for span in enumerate_spans(gm))
     gm.train()(torch.randn(2, 3, 9, 9))
+
+
+class Amplifying(nn.Module):
+    """Shows the rounding of an activation that is written out, which the layer in its place rounds otherwise."""
+
+    def forward(self, x):
+        return x * torch.sigmoid(x) - nn.functional.silu(x) + 1e-3
+
+
+def test_rounding_is_no_difference():
+    x = torch.randn(2, 3, 11, 13, generator=torch.Generator().manual_seed(0))
+    gm = capture(Amplifying(), x)
+    assert relative_error(gm(x), Amplifying()(x)) > 1e-5
+    assert relative_error(gm.double()(x.double()), Amplifying()(x.double())) < 1e-6

@@ -1,0 +1,149 @@
+"""A part of a network that is compressed alone: what the whole feeds it, and the whole with the part put back."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import inspect
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from depthcomp.data.batches import MAX_IMAGES, Data, images_of, items_of
+from depthcomp.errors import CaptureError, DataError
+from depthcomp_errors.first_line import first_line
+
+__all__ = ["PartOfWhole"]
+
+
+class _ReachedError(Exception):
+    """The forward of the whole has come to the part, and need not go on."""
+
+
+class PartOfWhole:
+    """A module of a network that a user wants to compress, and the network around it.
+
+    Args:
+        whole: the network; it is not changed.
+        name: the module's path in it, such as "backbone" or "backbone.body".
+
+    Attributes:
+        module: the part, of a copy of the whole in evaluation mode.
+        notes: sentences on inputs that were left out.
+
+    Raises:
+        CaptureError: the whole has no such module.
+    """
+
+    def __init__(self, whole: nn.Module, name: str) -> None:
+        if not isinstance(whole, nn.Module):
+            raise CaptureError(f"model is of type {type(whole).__name__} and must be a torch.nn.Module to have parts")
+        self.name, self.notes = name, list[str]()
+        self._whole = copy.deepcopy(whole).eval()
+        names = [path for path, _ in whole.named_modules() if path]
+        if name not in names:
+            close = difflib.get_close_matches(str(name), names) or names[:3]
+            raise CaptureError(
+                f"module (={name!r}) is no part of {type(whole).__name__}; give the path of one, such as "
+                + " or ".join(map(repr, close))
+            )
+        self.module: nn.Module = self._whole.get_submodule(name)
+
+    def example(self, example_inputs: Any) -> Tensor | None:
+        """Return what the part reads in a forward of the whole on its example inputs; None without any.
+
+        Raises:
+            CaptureError: the whole fails on them, or the part reads something other than one batch of images.
+        """
+        if example_inputs is None:
+            return None
+        several = isinstance(example_inputs, tuple)
+        return self._fed(example_inputs if several else (example_inputs,), {}, "example_inputs")
+
+    def data(self, data: Data | None, argument: str) -> list[Tensor] | None:
+        """Return what the part reads for up to 512 images of data that the whole takes; None without data.
+
+        An item is what the forward of the whole takes: a tensor, a list of images, or a dict of its arguments. Of
+        (x, y), x is taken. Images of several sizes may reach the part in batches of several sizes; batches of the most
+        frequent size are returned.
+
+        Raises:
+            CaptureError: the whole fails on an item, or the part reads something other than one batch of images.
+            DataError: the data cannot be read, or are empty.
+        """
+        if data is None:
+            return None
+        found: list[Tensor] = []
+        for item in items_of(data, argument):
+            args, kwargs = self._arguments(item, argument)
+            found.append(self._fed(args, kwargs, argument))
+            if sum(map(len, found)) >= MAX_IMAGES:
+                break
+        if not found:
+            raise DataError(f"{argument} holds no items; pass an iterable of what {type(self._whole).__name__} takes")
+        shape, count = Counter(batch.shape[1:] for batch in found).most_common(1)[0]
+        if count < len(found):
+            self.notes.append(
+                f"{len(found) - count} of {len(found)} batches of {argument} reach {self.name} in another size than "
+                f"{tuple(shape)}, and are left out; give images of one size to use all"
+            )
+        return [batch for batch in found if batch.shape[1:] == shape]
+
+    def put_back(self, compressed: nn.Module) -> nn.Module:
+        """Return a copy of the whole in evaluation mode, with a compressed network in the part's place."""
+        whole = copy.deepcopy(self._whole)
+        whole.set_submodule(self.name, copy.deepcopy(compressed))
+        return whole.eval()
+
+    def _arguments(self, item: Any, argument: str) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+        """Return what the forward of the whole is called with for an item of data."""
+        if isinstance(item, Mapping):
+            taken = inspect.signature(self._whole.forward).parameters
+            return ((), item) if set(item) <= set(taken) else ((images_of(item, argument),), {})
+        if isinstance(item, Sequence) and item and not isinstance(item, str) and not _is_list_of_images(item):
+            return self._arguments(item[0], argument)
+        return (item,), {}
+
+    def _fed(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], argument: str) -> Tensor:
+        """Return what the part reads in a forward of the whole."""
+        read: list[tuple[tuple[Any, ...], Mapping[str, Any]]] = []
+
+        def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            read.append((args, kwargs))
+            raise _ReachedError
+
+        with self.module.register_forward_pre_hook(note, with_kwargs=True, prepend=True), torch.no_grad():
+            try:
+                self._whole(*args, **kwargs)
+            except _ReachedError:
+                pass
+            except Exception as error:
+                raise CaptureError(
+                    f"{type(self._whole).__name__} fails on {argument} ({type(error).__name__}: {first_line(error)}); "
+                    "with module=, give what the whole network takes"
+                ) from error
+        if not read:
+            raise CaptureError(
+                f"the forward of {type(self._whole).__name__} does not call {self.name}; name a module that it calls"
+            )
+        return self._one_batch(*read[0])
+
+    def _one_batch(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+        inputs = [*args, *(value for value in kwargs.values() if value is not None)]
+        if len(inputs) != 1 or not isinstance(inputs[0], Tensor) or inputs[0].ndim != 4:
+            kinds = ", ".join(
+                f"a tensor {tuple(each.shape)}" if isinstance(each, Tensor) else f"a {type(each).__name__}"
+                for each in inputs
+            )
+            raise CaptureError(
+                f"{self.name} reads {kinds or 'nothing'}, and must read one batch of images (n, c, h, w); "
+                "name a part of it that does"
+            )
+        return inputs[0].clone()
+
+
+def _is_list_of_images(item: Sequence[Any]) -> bool:
+    return all(isinstance(each, Tensor) and each.ndim == 3 and each.is_floating_point() for each in item)
