@@ -18,7 +18,6 @@ from depthcomp.importance.default import DEFAULT_IMPORTANCE
 from depthcomp.importance.scoring import ImportanceLike
 from depthcomp.latency.table_store import TableStore
 from depthcomp.latency.timing import NetworkTimer
-from depthcomp.part_of_whole import PartOfWhole
 from depthcomp.preparation import Prepared
 from depthcomp.progress import Progress, Stages
 from depthcomp.results.result import CompressionResult
@@ -27,6 +26,8 @@ from depthcomp.runs.pipeline import Pipeline
 from depthcomp.runs.resume import SavedCompression, settings_hash
 from depthcomp.runs.task import CompressionTask
 from depthcomp.runs.tuned_result import CHECKPOINTS, completed, require_tunable, trained
+from depthcomp.sources.onnx_file import read_onnx
+from depthcomp.sources.part_of_whole import PartOfWhole
 from depthcomp.training.config import FinetuneConfig
 from depthcomp.training.finetune import rehearse
 from depthcomp.warning import warn_caller
@@ -39,7 +40,7 @@ NOT_SAVED = "the result could not be saved"
 
 
 def compress_depth(
-    model: nn.Module,
+    model: nn.Module | str | os.PathLike[str],
     budget: str | Budget,
     *,
     module: str | None = None,
@@ -62,7 +63,7 @@ def compress_depth(
     """Return a shallower network that meets a latency budget when measured; `model` is not changed.
 
     Args:
-        model: a trained CNN that torch.fx can trace and that takes one batch of images.
+        model: a trained CNN that takes one batch of images, or the path of an ONNX file (with onnx2torch installed).
         budget: "70%" of the measured original, "1.8ms", "1.4x", or a `Budget`.
         module: path of a part of the model, such as "backbone", to compress in place of the whole: captured from what
             the whole feeds it on the data, and put back into a copy of the whole, `result.whole`. Budget, latencies and
@@ -129,6 +130,8 @@ def compress_depth(
         >>> result.original_ms, result.predicted_ms, result.measured_ms    # doctest: +SKIP
     """
     wanted = Budget.parse(budget)
+    if isinstance(model, str | os.PathLike):
+        model, example_inputs = read_onnx(model, example_inputs)
     part = None if module is None else PartOfWhole(model, module)
     if part is not None:
         model, example_inputs = part.module, part.example(example_inputs)

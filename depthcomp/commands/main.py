@@ -77,8 +77,8 @@ def compress(
         str,
         typer.Argument(
             metavar="MODEL",
-            help="torchvision:NAME, timm:NAME, or package.module:factory, a function without arguments that "
-            "returns the model. input_size, mean and std come from the model's pretrained_cfg, if it has one.",
+            help="torchvision:NAME, timm:NAME, an .onnx file, or package.module:factory, a function without arguments "
+            "that returns the model. input_size, mean and std come from the model's pretrained_cfg, if it has one.",
         ),
     ],
     budget: Annotated[str, typer.Option(help="70% of the measured original, 1.8ms, or 1.4x as fast.")],

@@ -18,10 +18,11 @@ from torch import Tensor, nn
 
 from depthcomp.data.example import USUAL_SIZE, infer_example
 from depthcomp.errors import CaptureError, DepthCompError, MissingPackageError
+from depthcomp.sources.onnx_file import read_onnx
 
 __all__ = ["load_model", "load_weights"]
 
-_SPELLING = "torchvision:NAME, timm:NAME or package.module:factory"
+_SPELLING = "torchvision:NAME, timm:NAME, package.module:factory or FILE.onnx"
 _NESTS = ("state_dict", "model")  # keys of the weights in checkpoints of training scripts
 _PREFIXES = ("module.", "_orig_mod.")  # from DistributedDataParallel and torch.compile
 _NAMED_KEYS = 3  # a message names this many; the rest is counted
@@ -34,8 +35,8 @@ def load_model(spec: str, weights: Path | None = None) -> tuple[nn.Module, Tenso
     it is the smallest size at which the published weights are evaluated. Else it is 224.
 
     Args:
-        spec: `torchvision:NAME`, `timm:NAME`, or `package.module:factory`, a callable without arguments that
-            returns an nn.Module; modules are also looked for in the current directory.
+        spec: `torchvision:NAME`, `timm:NAME`, `package.module:factory`, a callable without arguments that returns an
+            nn.Module, or the path of an .onnx file; modules are also looked for in the current directory.
         weights: a .safetensors file or a torch file of tensors, for `load_weights`.
 
     Raises:
@@ -51,6 +52,10 @@ def load_model(spec: str, weights: Path | None = None) -> tuple[nn.Module, Tenso
         torch.Size([1, 3, 224, 224])
     """
     source, colon, name = spec.partition(":")
+    if spec.endswith(".onnx"):
+        if weights is not None:
+            raise CaptureError(f"model {spec} holds its weights; leave out --weights")
+        return read_onnx(spec)
     if not (source and colon and name):
         raise CaptureError(f"model (={spec!r}) must be {_SPELLING}")
     model = _LIBRARIES.get(source, _from_factory)(spec)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from depthcomp.errors import ArtifactError
+from depthcomp.export.onnx_names import NAMES
 from depthcomp_files import write_atomically
 from fx_passes.output_nodes import returned_nodes
 from fx_passes.outputs import tensors_of
@@ -69,12 +70,15 @@ def export_onnx(gm: nn.Module, example_inputs: tuple[Tensor, ...], path: str | o
     """Write the network as ONNX and return the path.
 
     Before the file is written, onnx.checker checks the model, and its outputs are compared with torch on the example
-    inputs and on random inputs of equal shapes. The file is written whole or not at all.
+    inputs and on random inputs of equal shapes. The file is written whole or not at all. A network that was read from
+    an ONNX file keeps the names of its inputs and outputs, and its free batch size.
 
     Raises:
         ArtifactError: the network cannot be exported, its outputs differ from torch, or the path cannot be written.
     """
-    data = to_onnx(gm, example_inputs)
+    names = getattr(gm, NAMES, None) or {}
+    data = to_onnx(gm, example_inputs, dynamic_batch=bool(names.get("dynamic_batch")))
+    data = _renamed(data, names) if names else data
     require_sound(data, gm, (example_inputs, _random_like(example_inputs)))
     return write_atomically(path, data)
 
@@ -112,6 +116,19 @@ def relative_error(data: bytes, gm: nn.Module, inputs: tuple[Tensor, ...]) -> fl
     wanted = np.concatenate([leaf.detach().double().cpu().numpy().ravel() for leaf in leaves])
     difference = np.concatenate([array.astype(np.float64).ravel() for array in found]) - wanted
     return float(np.linalg.norm(difference) / max(float(np.linalg.norm(wanted)), float(np.finfo(np.float64).tiny)))
+
+
+def _renamed(data: bytes, names: Mapping[str, Any]) -> bytes:
+    """Return a model whose inputs and outputs have other names."""
+    import onnx
+    import onnx_ir as ir
+
+    model = ir.serde.deserialize_model(onnx.load_from_string(data))
+    for values, wanted in ((model.graph.inputs, names["inputs"]), (model.graph.outputs, names["outputs"])):
+        for value, name in zip(values, wanted, strict=False):
+            value.name = name
+    written: bytes = ir.serde.serialize_model(model).SerializeToString()
+    return written
 
 
 def _with_named_batch(model: Any, dynamic_batch: bool) -> bytes:

@@ -8,7 +8,7 @@ from torch import nn
 import depthcomp
 from depthcomp import compress_depth
 from depthcomp.errors import CaptureError, DataError
-from depthcomp.part_of_whole import PartOfWhole
+from depthcomp.sources.part_of_whole import PartOfWhole
 
 
 class Detector(nn.Module):

@@ -1,0 +1,1 @@
+"""Networks that are no module as they come: files, and parts of larger networks."""
