@@ -140,14 +140,14 @@ def _write_out_padding(model: onnx.ModelProto, shape: Sequence[int]) -> None:
         options = {a.name: helper.get_attribute_value(a) for a in node.attribute}
         mode = options.pop("auto_pad").decode()
         if mode in _PADS_EVENLY:
-            options["pads"] = _even_pads(options, sizes[node.input[0]][2:], sizes[node.input[1]][2:], mode)
+            kernel = options.get("kernel_shape") or sizes[node.input[1]][2:]  # a convolution may leave it out
+            options["pads"] = _even_pads(options, sizes[node.input[0]][2:], kernel, mode)
         del node.attribute[:]
         node.attribute.extend(helper.make_attribute(name, value) for name, value in options.items())
 
 
 def _even_pads(options: dict[str, Any], size: Sequence[int], kernel: Sequence[int], mode: str) -> list[int]:
     """Return padding with which a window at every stride sees a pixel (ONNX, operator Conv, auto_pad)."""
-    kernel = options.get("kernel_shape", kernel)
     strides, dilations = (options.get(name, [1] * len(kernel)) for name in ("strides", "dilations"))
     total = [
         max((-(-pixels // stride) - 1) * stride + (width - 1) * dilation + 1 - pixels, 0)
