@@ -178,21 +178,22 @@ def _scores(network: fx.GraphModule, calibration: CalibrationSet) -> Tensor:
 def _layout(network: fx.GraphModule, images: Tensor) -> Layout:
     """Return the fastest layout that a network takes: `view` needs contiguous images, a fixed size batches of one.
 
-    With a fixed size a reshape may also pass without an error, and join several images in one row.
+    With a fixed size a reshape may also pass without an error, and join several images in one row; or a loop, and
+    leave images out.
 
     Raises:
         CaptureError: the network takes only batches of the size that it was captured for.
     """
     for layout in layouts(images):
+        count = min(layout.largest, len(images))
         try:
-            one, several = (
-                _shapes(network, images[:size].to(memory_format=layout.memory))
-                for size in (1, min(layout.largest, len(images)))
-            )
+            one, several = (_shapes(network, images[:size].to(memory_format=layout.memory)) for size in (1, count))
         except RuntimeError as error:
             reason = error
         else:
-            if all(many[1:] == single[1:] for single, many in zip(one, several, strict=True)):
+            pairs = list(zip(one, several, strict=True))
+            rows_fit = all(many[1:] == single[1:] for single, many in pairs)
+            if rows_fit and any(many[:1] == tuple(count * rows for rows in single[:1]) for single, many in pairs):
                 return layout
     raise CaptureError(
         f"the network was captured for a batch of a fixed size and takes no single image ({first_line(reason)}); "

@@ -234,11 +234,13 @@ class Search:
 
         So the chosen plan loses no more than what a single kind offers, however badly losses of kinds add up.
         """
-        kinds = frozenset(choice.kind for choice in self._losses)
-        groups = dict.fromkeys(group for kind in sorted(kinds) for group in (frozenset({kind}), kinds - {kind}))
-        found = []
+        by_kind: dict[str, dict[SpanChoice, float]] = {}
+        for choice, loss in self._losses.items():
+            by_kind.setdefault(choice.kind, {})[choice] = loss
+        names, found = frozenset(by_kind), list[Option]()
+        groups = dict.fromkeys(group for name in sorted(names) for group in (frozenset({name}), names - {name}))
         for group in filter(None, groups):
-            losses = {choice: loss for choice, loss in self._losses.items() if choice.kind in group}
+            losses = {choice: loss for name in sorted(group) for choice, loss in by_kind[name].items()}
             with suppress(BudgetInfeasibleError):
                 answer = solve(self._problem(losses), sum_ms)
                 found.append(self._option(answer.keys, answer.cost))

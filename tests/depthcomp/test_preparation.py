@@ -157,25 +157,23 @@ def test_one_image_is_fitted_to_and_judges_and_that_is_said():
     assert note == "the loss is estimated on the one image that was also fitted to; pass more images in data="
 
 
-class Checked(nn.Module):
-    """Checks its channels, for which it is traced with sizes as they are, and reads its batch's size."""
+class OneByOne(nn.Module):
+    """Goes through its images one by one, so its graph depends on their number."""
 
     def __init__(self):
         super().__init__()
         self.body = net()
 
     def forward(self, x):
-        x = self.body(x)
-        assert x.shape[1] == 5
-        return x.view(x.size(0), -1)
+        return torch.cat([self.body(x[index : index + 1]).flatten(1) for index in range(x.shape[0])])
 
 
 def test_a_network_for_single_images_is_said():
-    prepared = prepare(Checked().eval(), EXAMPLE, [images(8)], None, seed=0)
+    prepared = prepare(OneByOne().eval(), EXAMPLE, [images(8)], None, seed=0)
     (note,) = prepared.notes
     assert note.startswith("the network and its compressed form take only batches of one image")
     assert {len(batch) for batch in prepared.calibration.batches} == {1}
-    assert prepare(Checked().eval(), EXAMPLE, [images(1)], None, seed=0).notes[0].startswith("the loss is")
+    assert prepare(OneByOne().eval(), EXAMPLE, [images(1)], None, seed=0).notes[0].startswith("the loss is")
 
 
 @pytest.mark.parametrize("val_data", [None, [images(12, seed=1)]])

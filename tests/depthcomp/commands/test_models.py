@@ -95,7 +95,7 @@ def test_a_model_that_tells_no_size_gets_the_usual_one_and_a_warning():
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("resnet18", r"model \(='resnet18'\) must be torchvision:NAME, timm:NAME or package.module:factory"),
+        ("resnet18", r"model \(='resnet18'\) must be torchvision:NAME, timm:NAME, .* or FILE\.onnx"),
         (":resnet18", "must be torchvision:NAME"),
         ("timm:", "must be torchvision:NAME"),
         ("torchvision:resnet81", "is unknown to torchvision; did you mean resnet18"),
