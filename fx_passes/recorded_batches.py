@@ -62,12 +62,12 @@ def _graph_module(model: nn.Module, recorder: Recorder) -> fx.GraphModule:
 
 
 def _for_any_batch(model: nn.Module, inputs: Sequence[Tensor], record_constants: bool) -> Recorder:
-    """Return a recording in which multiples of the batch size are computed from the first input."""
+    """Return a recording in which multiples of the batch size are computed from sizes of tensors."""
     first, second = (_record(model, [_batch_of(x, n) for x in inputs], record_constants) for n in _BATCHES)
     constants = [recorder.constants for recorder in (first, second)]
     if constants[0].keys() != constants[1].keys() or not all(map(torch.equal, *(c.values() for c in constants))):
         raise _DifferError
-    _unite(first.graph, second.graph)
+    _unite(first, second)
     return first
 
 
@@ -75,15 +75,16 @@ def _batch_of(images: Tensor, count: int) -> Tensor:
     return torch.cat([images] * count)[:count]
 
 
-def _unite(graph: fx.Graph, other: fx.Graph) -> None:
-    """Let `graph`, recorded on the first batch, compute what differs in `other`, recorded on the second one."""
-    if len(graph.nodes) != len(other.nodes):
+def _unite(recorder: Recorder, other: Recorder) -> None:
+    """Let the graph of the first batch compute what differs in the graph of the second one."""
+    if len(recorder.graph.nodes) != len(other.graph.nodes):
         raise _DifferError
-    twins = dict(zip(other.nodes, graph.nodes, strict=True))
-    multiples = _Multiples(graph)
+    twins = dict(zip(other.graph.nodes, recorder.graph.nodes, strict=True))
+    rows = {ours: (recorder.rows[ours], other.rows[theirs]) for theirs, ours in twins.items() if ours in recorder.rows}
     for theirs, ours in twins.items():
         if (ours.op, ours.target) != (theirs.op, theirs.target):
             raise _DifferError
+        multiples = _Multiples(ours, rows)
         ours.args = _united(ours.args, theirs.args, twins, multiples)
         ours.kwargs = _united(ours.kwargs, theirs.kwargs, twins, multiples)
 
@@ -108,26 +109,40 @@ def _united(ours: Any, theirs: Any, twins: Mapping[fx.Node, fx.Node], multiples:
 
 
 class _Multiples:
-    """Nodes that compute multiples of the batch size, each once."""
+    """Nodes that compute multiples of the batch size for the arguments of one node.
 
-    def __init__(self, graph: fx.Graph) -> None:
-        self._graph = graph
-        self._known: dict[int, fx.Node] = {}
+    They read the size of a tensor that the node reads itself, so that no data pass by the layers between. A node that
+    reads no tensor takes the first input's size.
+
+    Args:
+        user: the node.
+        rows: the first size of the tensor at each node, in the first and in the second batch.
+    """
+
+    def __init__(self, user: fx.Node, rows: Mapping[fx.Node, tuple[int, int]]) -> None:
+        self._user, self._rows = user, rows
+        self._sources = [*user.all_input_nodes, *user.graph.find_nodes(op="placeholder")]
 
     def node(self, ours: Any, theirs: Any) -> fx.Node:
         """Return a node for a number that is `ours` in the first batch and `theirs` in the second one."""
-        factor = ours // _BATCHES[0] if isinstance(ours, int) else 0
-        if not factor or (ours, theirs) != tuple(factor * n for n in _BATCHES):
+        if not isinstance(ours, int) or not isinstance(theirs, int):
             raise _DifferError
-        if factor not in self._known:
-            self._known[factor] = self._new(factor)
-        return self._known[factor]
+        for source in self._sources:
+            first, second = self._rows.get(source, (0, 0))
+            if (
+                first != second
+                and first
+                and ours * second == theirs * first
+                and max(ours, first) % min(ours, first) == 0
+            ):
+                return self._scaled(source, ours, first)
+        raise _DifferError
 
-    def _new(self, factor: int) -> fx.Node:
-        placeholders = self._graph.find_nodes(op="placeholder")
-        if factor == 1:
-            with self._graph.inserting_after(placeholders[-1]):
-                return self._graph.call_method("size", (placeholders[0], 0))
-        size = self.node(*_BATCHES)
-        with self._graph.inserting_after(size):
-            return self._graph.call_function(operator.mul, (size, factor))
+    def _scaled(self, source: fx.Node, wanted: int, rows: int) -> fx.Node:
+        graph = self._user.graph
+        with graph.inserting_before(self._user):
+            size = graph.call_method("size", (source, 0))
+            if wanted == rows:
+                return size
+            scale, factor = (operator.mul, wanted // rows) if wanted > rows else (operator.floordiv, rows // wanted)
+            return graph.call_function(scale, (size, factor))

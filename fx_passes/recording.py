@@ -49,7 +49,7 @@ class _Known:
     node: fx.Node
     version: int
     from_images: bool
-    sized: bool = True
+    sized: bool
 
 
 class Recorder(SymbolicTracer):
@@ -63,11 +63,13 @@ class Recorder(SymbolicTracer):
 
     Attributes:
         constants: the tensors that the graph fetches and the network does not hold, by their names.
+        rows: the first size of the tensor at each node, where it has one.
     """
 
     def __init__(self, example_inputs: Sequence[Tensor], *, record_constants: bool) -> None:
         super().__init__(len(example_inputs))
         self.constants: dict[str, Tensor] = {}
+        self.rows: dict[fx.Node, int] = {}
         self._examples = [example.detach().clone() for example in example_inputs]
         self._record_constants = record_constants
         self._known: Any = WeakTensorKeyDictionary()
@@ -181,7 +183,7 @@ class Recorder(SymbolicTracer):
     def _know_all(self, result: Any, node: fx.Node, *traits: bool) -> None:
         """Let a node, and nodes that take its parts, stand for the tensors of a result."""
         if isinstance(result, Tensor):
-            self._known[result] = _Known(node, _version(result), *traits)
+            self._know(result, node, *traits)
             return
         parts: Iterable[tuple[Any, Any]] = result.items() if isinstance(result, Mapping) else enumerate(result)
         for key, part in parts:
@@ -189,8 +191,10 @@ class Recorder(SymbolicTracer):
                 taken = self.create_node("call_function", _INDEX, (node, key), {})
                 self._know_all(part, taken, *traits)
 
-    def _know(self, tensor: Tensor, node: fx.Node, *, from_images: bool) -> None:
-        self._known[tensor] = _Known(node, _version(tensor), from_images)
+    def _know(self, tensor: Tensor, node: fx.Node, from_images: bool, sized: bool = True) -> None:
+        self._known[tensor] = _Known(node, _version(tensor), from_images, sized)
+        if tensor.ndim:
+            self.rows[node] = len(tensor)
 
     def _concerns(self, tensor: Tensor) -> bool:
         """Say whether a tensor depends on an input or a parameter."""
