@@ -149,6 +149,10 @@ class Recorder(SymbolicTracer):
         arguments = self.create_arg(call.args), self.create_arg(dict(call.kwargs))  # constants as they are before it
         versions = [_version(tensor) for tensor in read]
         result = compute()
+        if isinstance(result, Tensor) and any(
+            result is tensor and _version(tensor) == v for tensor, v in zip(read, versions, strict=True)
+        ):
+            result = torch.ops.aten.alias(result)  # dropout returns its input: two tensors, as they are two nodes
         written = [tensor for tensor, version in zip(read, versions, strict=True) if _version(tensor) != version]
         target = _written_one(call, result, written)
         if target is not None and target._is_view() and not any(target is tensor for tensor in kept):

@@ -1,6 +1,7 @@
 """Forwards that proxies cannot follow, recorded on the example: the graph equals the model, for other batches too."""
 
 import inspect
+import operator
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ class Body(nn.Module):
         self.register_buffer("sizes", torch.tensor([2, 3]))
         self.register_buffer("pads", torch.tensor([[1, 1], [2, 2]]))
         self.scale = nn.Parameter(torch.rand(6, 1, 1) + 0.5)
+        self.dropout = nn.Dropout()
         self.function = function
 
     def forward(self, x):
@@ -106,6 +108,12 @@ def _require_equal(found, wanted):
             _require_equal(*pair)
     else:
         assert found == wanted
+
+
+def test_a_layer_that_returns_its_input_is_not_in_the_way_of_a_sum():
+    gm = capture(Body(lambda net, y: y + torch.Tensor.relu(net.dropout(y))).eval(), X)
+    (add,) = gm.graph.find_nodes(op="call_function", target=operator.add)
+    assert add.all_input_nodes[0].name == "body_3"
 
 
 def test_weights_stay_trainable():
