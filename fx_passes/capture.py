@@ -68,7 +68,7 @@ def capture(model: nn.Module, example_inputs: Tensor | Sequence[Tensor]) -> fx.G
     """Return the canonical graph of `model` in evaluation mode; the model itself is not changed.
 
     Args:
-        model: any network that torch.fx can trace, symbolically or with the example's sizes made concrete.
+        model: any network whose forward proxies can follow, or a run on the example can record.
         example_inputs: one input tensor, or a tuple with one tensor per argument of the model's forward.
 
     Raises:

@@ -6,8 +6,9 @@ of the batch size.
 
 from __future__ import annotations
 
+import itertools
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -34,18 +35,16 @@ def recorded(model: nn.Module, example_inputs: Sequence[Tensor]) -> fx.GraphModu
         ReadsValuesError: Python reads values that depend on the images.
         Exception: whatever the forward raises.
     """
-    ways: list[Callable[[bool], Recorder]] = [lambda constants: _record(model, example_inputs, constants)]
-    if len({x.shape[:1] for x in example_inputs}) == 1 and example_inputs[0].dim():
-        ways.insert(0, lambda constants: _for_any_batch(model, example_inputs, constants))
+    share_a_batch = len({x.shape[:1] for x in example_inputs}) == 1 and example_inputs[0].dim() > 0
+    ways = (_for_any_batch, _record) if share_a_batch else (_record,)
     failures: list[Exception] = []
-    for way in ways:
-        for record_constants in (False, True):
-            try:
-                return _graph_module(model, way(record_constants))
-            except ReadsValuesError:
-                raise
-            except Exception as error:
-                failures.append(error)
+    for way, record_constants in itertools.product(ways, (False, True)):
+        try:
+            return _graph_module(model, way(model, example_inputs, record_constants))
+        except ReadsValuesError:
+            raise
+        except Exception as error:
+            failures.append(error)
     raise failures[-2]  # the shorter graph tells more
 
 
@@ -64,8 +63,8 @@ def _graph_module(model: nn.Module, recorder: Recorder) -> fx.GraphModule:
 def _for_any_batch(model: nn.Module, inputs: Sequence[Tensor], record_constants: bool) -> Recorder:
     """Return a recording in which multiples of the batch size are computed from sizes of tensors."""
     first, second = (_record(model, [_batch_of(x, n) for x in inputs], record_constants) for n in _BATCHES)
-    constants = [recorder.constants for recorder in (first, second)]
-    if constants[0].keys() != constants[1].keys() or not all(map(torch.equal, *(c.values() for c in constants))):
+    ours, theirs = first.constants, second.constants
+    if ours.keys() != theirs.keys() or not all(torch.equal(ours[name], theirs[name]) for name in ours):
         raise _DifferError
     _unite(first, second)
     return first

@@ -123,13 +123,13 @@ class Recorder(SymbolicTracer):
         whole = RecordedCall("call_module", self.path_of_module(m), args, kwargs)
         if self.is_leaf_module(m, whole.target):
             return self._record(whole, lambda: forward(*args, **kwargs))
-        recorded, depth = len(self.graph.nodes), len(self.module_stack)
+        before, depth = len(self.graph.nodes), len(self.module_stack)
         try:
             return super().call_module(m, forward, args, kwargs)
         except Exception:
             if any(isinstance(part, nn.Conv2d) for part in m.modules()):
                 raise
-            self._forget(list(self.graph.nodes)[recorded:])
+            self._forget(list(self.graph.nodes)[before:])
             while len(self.module_stack) > depth:  # fx leaves a module that failed on its stack
                 self.module_stack.popitem(last=True)
             return self._record(whole, lambda: forward(*args, **kwargs))
@@ -156,7 +156,7 @@ class Recorder(SymbolicTracer):
         written = [tensor for tensor, version in zip(read, versions, strict=True) if _version(tensor) != version]
         target = _written_one(call, result, written)
         if target is not None and target._is_view() and not any(target is tensor for tensor in kept):
-            raise CaptureError(f"{call.target} writes to a part of a constant")
+            raise CaptureError(f"{call.name} writes to a part of a constant")
         if call.target is _WRITE:
             self._know(call.args[0], self.create_node("call_function", write_index, *arguments), from_images=True)
         elif any(True for _ in tensors_in(result)):
@@ -294,7 +294,7 @@ def _written_one(call: RecordedCall, result: Any, written: Sequence[Tensor]) -> 
         return target
     if not written or (isinstance(result, Tensor) and any(result is tensor for tensor in written)):
         return result if written else None
-    raise CaptureError(f"{call.target} writes to a tensor that it does not return")
+    raise CaptureError(f"{call.name} writes to a tensor that it does not return")
 
 
 def _version(tensor: Tensor) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.passes.shape_prop import _extract_tensor_metadata
 from torch.utils._pytree import tree_leaves
 
@@ -22,16 +22,15 @@ __all__ = ["propagate_shapes", "run_with_shapes"]
 def propagate_shapes(gm: fx.GraphModule, inputs: Sequence[Tensor]) -> None:
     """Write `meta["tensor_meta"]` and `meta["type"]` at the nodes of `gm`, without values if possible.
 
-    Examples that a trace left at nodes are used again. A graph with a module that branches on values cannot run on fake
-    tensors, and runs on the inputs themselves.
+    A graph with a module that branches on values cannot run on fake tensors, and runs on the inputs themselves.
 
     Raises:
         CaptureError: a node fails; the message names it.
     """
-    fake = _mode_of_examples(gm) or FakeTensorMode(allow_non_fake_inputs=True)
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
     try:
         with torch.no_grad(), fake:
-            _Recorder(gm, reuse_examples=True).run(*(fake.from_tensor(x) for x in inputs))
+            _Recorder(gm).run(*(fake.from_tensor(x) for x in inputs))
     except Exception:
         run_with_shapes(gm, inputs)
 
@@ -56,26 +55,18 @@ def run_with_shapes(gm: fx.GraphModule, inputs: Sequence[Tensor]) -> list[Tensor
     return tensors_of(output)
 
 
-def _mode_of_examples(gm: fx.GraphModule) -> FakeTensorMode | None:
-    """Return the mode of the fake tensors that a trace left at the nodes; None where it left none."""
-    examples = (leaf for node in gm.graph.nodes for leaf in tree_leaves(node.meta.get("example")))
-    return next((leaf.fake_mode for leaf in examples if isinstance(leaf, FakeTensor)), None)
-
-
 class _Recorder(fx.Interpreter):
     """Runs a graph; unlike torch's ShapeProp, it prints nothing when a node fails."""
 
-    def __init__(self, gm: fx.GraphModule, *, reuse_examples: bool = False) -> None:
+    def __init__(self, gm: fx.GraphModule) -> None:
         super().__init__(gm)
-        self._reuse_examples = reuse_examples
         self.extra_traceback = False  # the graph's own stack belongs to the log, not into the message
         self.running: fx.Node | None = None
 
     def run_node(self, n: fx.Node) -> Any:
         """Return the value of a node, and record its shape and type at the node."""
         self.running = n
-        known = self._reuse_examples and "example" in n.meta
-        result = n.meta["example"] if known else super().run_node(n)
+        result = super().run_node(n)
         if any(isinstance(leaf, Tensor) for leaf in tree_leaves(result)):
             n.meta["tensor_meta"] = fx.node.map_aggregate(result, _described)
         n.meta["type"] = type(result)

@@ -124,6 +124,9 @@ def _renamed(data: bytes, names: Mapping[str, Any]) -> bytes:
     import onnx_ir as ir
 
     model = ir.serde.deserialize_model(onnx.load_from_string(data))
+    taken = {*names["inputs"], *names["outputs"]}
+    for value in [each for node in model.graph for each in node.outputs if each.name in taken]:
+        value.name = f"inner_{value.name}"
     for values, wanted in ((model.graph.inputs, names["inputs"]), (model.graph.outputs, names["outputs"])):
         for value, name in zip(values, wanted, strict=False):
             value.name = name

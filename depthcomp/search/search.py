@@ -192,10 +192,10 @@ class Search:
         """
         if not self._ranks or sum_ms < self.frontier.costs[0]:
             return self.option(self._at(sum_ms))
-        rounds = 1 if len(self._within(sum_ms)) > LIKELY + SAMPLED else ROUNDS
-        if rounds == ROUNDS:
+        explored = len(self._within(sum_ms)) > LIKELY + SAMPLED
+        if not explored:
             self._compare(self._of_fewer_kinds(sum_ms))
-        for _ in range(rounds):
+        for _ in range(1 if explored else ROUNDS):
             self._compare([*self._likely(sum_ms), *self._sampled(sum_ms)])
         within = self._within(sum_ms)
         best = sorted(within, key=lambda option: self.comparer.glances[option.plan])[:FINALISTS]
@@ -232,7 +232,7 @@ class Search:
     def _of_fewer_kinds(self, sum_ms: float) -> list[Option]:
         """Return the plans of least importance within a sum of each kind alone, and of all kinds but one.
 
-        So the chosen plan loses no more than what a single kind offers, however badly losses of kinds add up.
+        Sums hide how kinds interact, so the comparison also sees the best sum of each.
         """
         by_kind: dict[str, dict[SpanChoice, float]] = {}
         for choice, loss in self._losses.items():

@@ -14,6 +14,7 @@ from depthcomp.errors import CaptureError, MissingPackageError
 from depthcomp.export.onnx_names import NAMES
 from depthcomp_errors.first_line import first_line
 from fx_passes.graph_edit import attach_attributes
+from fx_passes.preconditions import as_tensors
 
 if TYPE_CHECKING:
     import onnx
@@ -68,9 +69,11 @@ def _loaded(path: Path) -> onnx.ModelProto:
 
 def _example(value: onnx.ValueInfoProto, example_inputs: Any, path: str | os.PathLike[str]) -> Tensor:
     """Return the example that was given, or a random image of the input's size."""
-    given = example_inputs[0] if isinstance(example_inputs, Sequence) and example_inputs else example_inputs
-    if isinstance(given, Tensor):
-        return given
+    if example_inputs is not None:
+        given = as_tensors(example_inputs)
+        if len(given) != 1:
+            raise CaptureError(f"example_inputs holds {len(given)} inputs, and {path} has one; pass one tensor")
+        return given[0]
     batch, *size = [dim.dim_value for dim in value.type.tensor_type.shape.dim] or [0]
     if not size or min(size) <= 0:
         raise CaptureError(

@@ -53,10 +53,10 @@ class PartOfWhole:
         self.module: nn.Module = self._whole.get_submodule(name)
 
     def example(self, example_inputs: Any) -> Tensor | None:
-        """Return what the part reads in a forward of the whole on its example inputs; None without any.
+        """Return the input of the part when the whole runs on its example inputs; None without example inputs.
 
         Raises:
-            CaptureError: the whole fails on them, or the part reads something other than one batch of images.
+            CaptureError: the whole fails on them, or the part's input is not one batch of images.
         """
         if example_inputs is None:
             return None
@@ -64,14 +64,13 @@ class PartOfWhole:
         return self._fed(example_inputs if several else (example_inputs,), {}, "example_inputs")
 
     def data(self, data: Data | None, argument: str) -> list[Tensor] | None:
-        """Return what the part reads for up to 512 images of data that the whole takes; None without data.
+        """Return the inputs of the part for up to 512 images of the whole's data; None without data.
 
-        An item is what the forward of the whole takes: a tensor, a list of images, or a dict of its arguments. Of
-        (x, y), x is taken. Images of several sizes may reach the part in batches of several sizes; batches of the most
-        frequent size are returned.
+        The whole takes each item as it is: a tensor, a list of images, or a dict of arguments. Labels y of (x, y) are
+        dropped. The part may get batches of several sizes. The most frequent size is kept, and `notes` counts the rest.
 
         Raises:
-            CaptureError: the whole fails on an item, or the part reads something other than one batch of images.
+            CaptureError: the whole fails on an item, or the part's input is not one batch of images.
             DataError: the data cannot be read, or are empty.
         """
         if data is None:
@@ -99,7 +98,7 @@ class PartOfWhole:
         return whole.eval()
 
     def _arguments(self, item: Any, argument: str) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
-        """Return what the forward of the whole is called with for an item of data."""
+        """Return the arguments of the whole's forward for one item of data, by position and by name."""
         if isinstance(item, Mapping):
             taken = inspect.signature(self._whole.forward).parameters
             return ((), item) if set(item) <= set(taken) else ((images_of(item, argument),), {})
@@ -108,14 +107,14 @@ class PartOfWhole:
         return (item,), {}
 
     def _fed(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], argument: str) -> Tensor:
-        """Return what the part reads in a forward of the whole."""
+        """Return the input of the part when the whole runs on these arguments."""
         read: list[tuple[tuple[Any, ...], Mapping[str, Any]]] = []
 
-        def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             read.append((args, kwargs))
             raise _ReachedError
 
-        with self.module.register_forward_pre_hook(note, with_kwargs=True, prepend=True), torch.no_grad():
+        with self.module.register_forward_pre_hook(hook, with_kwargs=True, prepend=True), torch.no_grad():
             try:
                 self._whole(*args, **kwargs)
             except _ReachedError:

@@ -7,6 +7,7 @@ import operator
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -94,29 +95,23 @@ def _slice(x: Any, dim: int = 0, start: Any = None, stop: Any = None, step: Any 
     return _Call(operator.getitem, (x, (*[slice(None)] * dim, slice(start, last, step))))
 
 
-def _upsample(mode: str) -> Callable[..., _Call]:
-    def call(x: Any, size: Any, *options: Any) -> _Call:
-        *align, scales = options
-        named = {"align_corners": align[0]} if align else {}
-        return _Call(F.interpolate, (x, size, scales), {"mode": mode, **named})
-
-    return call
+def _upsample(mode: str, x: Any, size: Any, *options: Any) -> _Call:
+    *align, scales = options
+    named = {"align_corners": align[0]} if align else {}
+    return _Call(F.interpolate, (x, size, scales), {"mode": mode, **named})
 
 
-def _operator(function: Callable[..., Any], operation: Callable[..., Any]) -> Callable[..., _Call]:
-    def call(*args: Any, **kwargs: Any) -> _Call:
-        return _Call(function if kwargs or len(args) > 2 else operation, args, kwargs)
-
-    return call
+def _operator(function: Callable[..., Any], operation: Callable[..., Any], *args: Any, **kwargs: Any) -> _Call:
+    return _Call(function if kwargs or len(args) > 2 else operation, args, kwargs)
 
 
 _SPECIAL: dict[str, Callable[..., _Call]] = {
     "batch_norm": _batch_norm, "layer_norm": _layer_norm, "group_norm": _group_norm, "slice": _slice,
     "sym_size": lambda x, dim: _Call("size", (x, dim)),
-    "upsample_nearest2d": _upsample("nearest"), "upsample_bilinear2d": _upsample("bilinear"),
-    "upsample_bicubic2d": _upsample("bicubic"),
-    "add": _operator(torch.add, operator.add), "sub": _operator(torch.sub, operator.sub),
-    "mul": _operator(torch.mul, operator.mul), "div": _operator(torch.div, operator.truediv),
-    "pow": _operator(torch.pow, operator.pow), "matmul": _operator(torch.matmul, operator.matmul),
-    "add_": _operator(torch.add, operator.iadd), "mul_": _operator(torch.mul, operator.imul),
+    "upsample_nearest2d": partial(_upsample, "nearest"), "upsample_bilinear2d": partial(_upsample, "bilinear"),
+    "upsample_bicubic2d": partial(_upsample, "bicubic"),
+    "add": partial(_operator, torch.add, operator.add), "sub": partial(_operator, torch.sub, operator.sub),
+    "mul": partial(_operator, torch.mul, operator.mul), "div": partial(_operator, torch.div, operator.truediv),
+    "pow": partial(_operator, torch.pow, operator.pow), "matmul": partial(_operator, torch.matmul, operator.matmul),
+    "add_": partial(_operator, torch.add, operator.iadd), "mul_": partial(_operator, torch.mul, operator.imul),
 }  # fmt: skip

@@ -8,6 +8,7 @@ import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from torch import nn
 from typer.testing import CliRunner
 
 import depthcomp
@@ -15,7 +16,9 @@ from depthcomp import compress_depth
 from depthcomp.commands.main import app
 from depthcomp.commands.models import load_model
 from depthcomp.errors import CaptureError, MissingPackageError
+from depthcomp.export.onnx_model import export_onnx
 from depthcomp.sources.onnx_file import read_onnx
+from fx_passes import capture
 
 pytestmark = [pytest.mark.whole, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 
@@ -90,6 +93,14 @@ def test_a_compressed_file_keeps_its_names_and_its_free_batch(tmp_path, arithmet
     assert loaded.onnx_names == {"inputs": ["image:0"], "outputs": ["scores:0"], "dynamic_batch": True}
 
 
+def test_names_that_the_exporter_gave_to_other_tensors_are_free_again(tmp_path):
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 1)).eval()
+    network.onnx_names = {"inputs": ["relu"], "outputs": ["conv2d"], "dynamic_batch": True}
+    gm = capture(network, torch.zeros(1, 3, 7, 7))
+    model = onnx.load(export_onnx(gm, (torch.zeros(1, 3, 7, 7),), tmp_path / "named.onnx"))
+    assert [value.name for value in (*model.graph.input, *model.graph.output)] == ["relu", "conv2d"]
+
+
 def test_a_fixed_batch_stays_fixed(tmp_path):
     network, example = read_onnx(written(tmp_path, batch=2))
     assert (len(example), network.onnx_names["dynamic_batch"]) == (2, False)
@@ -115,6 +126,8 @@ def test_what_cannot_be_read_is_refused_in_one_sentence(tmp_path):
     two = copy.deepcopy(model)
     two.graph.input.append(helper.make_tensor_value_info("mask", TensorProto.FLOAT, [1]))
     onnx.save(two, tmp_path / "two.onnx")
+    assert "holds [[0.0]] of type list where a tensor is needed" in _refusal(path, example_inputs=[[[0.0]]])
+    assert "example_inputs holds 2 inputs, and" in _refusal(path, example_inputs=(torch.zeros(1, 3, 11, 9),) * 2)
     assert "two.onnx has 2 inputs (image:0, mask), and must have one" in _refusal(tmp_path / "two.onnx")
     model.graph.node.append(helper.make_node("DeformConv", ["r2", "w2", "r2"], ["unknown"]))
     model.graph.output.append(helper.make_tensor_value_info("unknown", TensorProto.FLOAT, [1]))
