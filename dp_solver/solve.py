@@ -1,17 +1,22 @@
 """The best plan for one budget, and the best few."""
 
+import math
 from collections.abc import Hashable
 from dataclasses import dataclass
 
 import numpy as np
 
-from dp_solver.frontier import Frontier, frontier
+from dp_solver.frontier import frontier
 from dp_solver.labels import solve_labels
+from dp_solver.lagrangian import Relaxation, relaxation
 from dp_solver.pareto import FloatArray, IntArray, skyband
 from dp_solver.problem import Chain
 from dp_solver.quantities import as_budget, as_count
 
 __all__ = ["Solution", "best_plans", "solve"]
+
+FIRST_GUESS = 1 / 16  # of the largest difference between a plan and its bound: how far above it the best plans may lie
+GROWTH = 2.0  # of the guess, where it was too low
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +68,9 @@ def best_plans(chain: Chain, budget_ms: float, count: int) -> list[Solution]:
     plans are returned where fewer meet the budget. Each path through the chain is a plan of its own, even if its keys
     equal another path's.
 
-    The recursion is the frontier's, with labels that are dropped once `count` others beat them or they cost more than
-    the budget.
+    The recursion is the frontier's. A label is dropped once `count` others beat it, once it costs more than the budget,
+    or once all plans that extend it lose more than a limit, by the bounds of `dp_solver.lagrangian`. The limit is
+    guessed low, and raised until enough plans are within it.
 
     Args:
         chain: the problem, not modified.
@@ -75,7 +81,8 @@ def best_plans(chain: Chain, budget_ms: float, count: int) -> list[Solution]:
         ProblemError: the budget is NaN, negative or not a number, or `count` is no integer of at least 1.
         BudgetInfeasibleError: every plan costs more; `best_ms` is the smallest cost.
 
-    Complexity: up to `count` times as many labels as the frontier has, and `count` passes over their extensions.
+    Complexity: in the worst case `count` times as many labels as the frontier has, and `count` passes over their
+    extensions.
 
     Example:
         >>> from dp_solver import Choice
@@ -85,20 +92,35 @@ def best_plans(chain: Chain, budget_ms: float, count: int) -> list[Solution]:
         [(('merge',), 0.1), (('fast', 'keep'), 0.2)]
     """
     wanted, budget = as_count(count), as_budget(budget_ms)
-    _require_feasible(chain, budget)
+    relaxed = relaxation(chain, budget)
+    gap = FIRST_GUESS * max(relaxed.attained - relaxed.bound, relaxed.spread / 512)
+    while True:
+        prune = _BestWithin(budget, wanted, relaxed, relaxed.bound + gap)
+        solved = solve_labels(chain, prune)
+        costs, losses, changes = solved.points
+        best = np.lexsort((changes, costs, losses))[:wanted]
+        enough = len(best) == wanted and losses[best[-1]] <= relaxed.bound + gap
+        if enough or not prune.dropped:
+            return [Solution(solved.plan(k), float(costs[k]), float(losses[k])) for k in best.tolist()]
+        gap = GROWTH * gap if gap > 0 else math.inf
 
-    def prune(points: FloatArray) -> IntArray:
-        within = np.flatnonzero(points[0] <= budget)  # costs are at least 0: no sum falls below the budget again
-        kept: IntArray = within[skyband(points[:, within], wanted)]
-        return kept
 
-    solved = solve_labels(chain, prune)
-    costs, losses, changes = solved.points
-    best = np.lexsort((changes, costs, losses))[:wanted].tolist()
-    return [Solution(solved.plan(k), float(costs[k]), float(losses[k])) for k in best]
+class _BestWithin:
+    """Keeps the labels that may begin one of the best plans within a budget, as far as these lose at most a limit.
 
+    Attributes:
+        dropped: whether a label was dropped that a higher limit would keep.
+    """
 
-def _require_feasible(chain: Chain, budget_ms: float) -> None:
-    """Raise BudgetInfeasibleError where the cheapest plan, found with one label at each place, costs too much."""
-    cheapest = solve_labels(chain, lambda points: points[0].argmin(keepdims=True))
-    Frontier(cheapest.points[0], cheapest.points[1], cheapest).at(budget_ms)
+    def __init__(self, budget: float, count: int, relaxed: Relaxation, limit: float) -> None:
+        self._budget, self._count, self._relaxed, self._limit = budget, count, relaxed, limit
+        self.dropped = False
+
+    def __call__(self, points: FloatArray) -> IntArray:
+        """Return the indices of the points (3, n) to keep."""
+        within = points[0] <= self._budget  # costs are at least 0: no sum falls below the budget again
+        low = self._relaxed.of_labels(points) <= self._limit
+        self.dropped |= bool((within & ~low).any())
+        kept = np.flatnonzero(within & low)
+        best: IntArray = kept[skyband(points[:, kept], self._count)]
+        return best

@@ -20,7 +20,7 @@ from fx_passes.network import CapturedNetwork, as_network
 from fx_passes.plan import Plan, require_plan
 from fx_passes.span import Piece
 
-__all__ = ["linearize"]
+__all__ = ["linearize", "pieces_of"]
 
 
 def linearize(gm: fx.GraphModule | CapturedNetwork, plan: Plan, *, exact_border: bool = False) -> fx.GraphModule:
@@ -42,14 +42,24 @@ def linearize(gm: fx.GraphModule | CapturedNetwork, plan: Plan, *, exact_border:
         PlanError: a span of the plan does not exist in the graph, cannot be rewritten as planned, or overlaps
             another.
     """
-    require_plan(plan)
     network = as_network(gm)
-    pieces = [network.piece(choice) for choice in plan]
-    _require_disjoint(pieces)
+    pieces = pieces_of(network, plan)
     copied = GraphFacts(copy.deepcopy(network.gm))
     for choice, piece in zip(plan, pieces, strict=True):
         kind_of(choice).linearize(copied, choice, piece, exact_border=exact_border)
     return tidy(copied.gm)
+
+
+def pieces_of(network: CapturedNetwork, plan: Plan) -> list[Piece]:
+    """Return the pieces that the choices of a plan are for.
+
+    Raises:
+        PlanError: a choice is not possible, or two choices are for one layer.
+    """
+    require_plan(plan)
+    pieces = [network.piece(choice) for choice in plan]
+    _require_disjoint(pieces)
+    return pieces
 
 
 def _require_disjoint(pieces: Sequence[Piece]) -> None:

@@ -16,7 +16,7 @@ from fx_passes.operators import NORMS, Role, affine_operator, known_layer, role
 from fx_passes.plan import Plan, require_plan
 from fx_passes.structure import require_captured
 
-__all__ = ["collapse_spans", "fold_batch_norms", "merge"]
+__all__ = ["collapse_spans", "fold_batch_norms", "merge", "without_leftovers"]
 
 
 def merge(linearized: fx.GraphModule, plan: Plan) -> fx.GraphModule:
@@ -32,11 +32,15 @@ def merge(linearized: fx.GraphModule, plan: Plan) -> fx.GraphModule:
     Raises:
         PlanError: the graph is not the plan's linearized form, or a merged weight leaves the range of its type.
     """
-    merged = collapse_spans(linearized, plan)
-    fold_batch_norms(merged)
-    _drop_dropout(merged)
-    DropIdentities()(merged)
-    return tidy(merged)
+    return without_leftovers(collapse_spans(linearized, plan))
+
+
+def without_leftovers(collapsed: fx.GraphModule) -> fx.GraphModule:
+    """Fold the norms of a graph and take out dropout and identities, in place; return the graph."""
+    fold_batch_norms(collapsed)
+    _drop_dropout(collapsed)
+    DropIdentities()(collapsed)
+    return tidy(collapsed)
 
 
 def collapse_spans(linearized: fx.GraphModule, plan: Plan) -> fx.GraphModule:
@@ -54,9 +58,10 @@ def collapse_spans(linearized: fx.GraphModule, plan: Plan) -> fx.GraphModule:
 
 
 def fold_batch_norms(gm: fx.GraphModule) -> None:
-    """Fold each norm into the convolution before it, where that convolution feeds nothing else; in place.
+    """Fold each norm into a copy of the convolution before it, where that convolution feeds nothing else.
 
-    The convolution moves to the norm's node, so that the names of tensors after the norm stay.
+    The graph changes in place. The convolution moves to the norm's node, so that the names of tensors after the norm
+    stay.
     """
     for node in list(gm.graph.nodes):
         norm, source = known_layer(gm, node), node.args[0] if node.args else None
@@ -64,18 +69,21 @@ def fold_batch_norms(gm: fx.GraphModule) -> None:
             continue
         conv = known_layer(gm, source)
         if isinstance(conv, nn.Conv2d) and role(gm, node) is Role.AFFINE:
-            _fold(conv, affine_operator(gm, node, conv.out_channels, device=str(conv.weight.device)))
+            folded = _folded(conv, affine_operator(gm, node, conv.out_channels, device=str(conv.weight.device)))
+            gm.set_submodule(str(source.target), folded)
             redirect(node, target=str(source.target), args=source.args)
             copy_places(source, node)
             gm.graph.erase_node(source)
     gm.recompile()
 
 
-def _fold(conv: nn.Conv2d, norm: AffineConv) -> None:
-    """Fold the norm after `conv`, one scale and shift per channel, into its weights."""
+def _folded(conv: nn.Conv2d, norm: AffineConv) -> nn.Conv2d:
+    """Return a copy of `conv` that computes the norm after it, too: one scale and shift per channel."""
     weight = conv.weight.detach().double() * norm.weight
     bias = norm.bias if conv.bias is None else norm.bias + norm.weight.flatten() * conv.bias.detach().double()
-    conv.weight, conv.bias = (nn.Parameter(tensor.to(conv.weight.dtype)) for tensor in (weight, bias))
+    folded = copy.deepcopy(conv)
+    folded.weight, folded.bias = (nn.Parameter(tensor.to(conv.weight.dtype)) for tensor in (weight, bias))
+    return folded
 
 
 def _drop_dropout(gm: fx.GraphModule) -> None:

@@ -12,7 +12,16 @@ from fx_passes.channel_affine import ChannelAffine
 from fx_passes.facts import GraphFacts
 from fx_passes.operators import NORMS, Role, affine_operator, called_module, known_layer, role
 
-__all__ = ["as_images", "can_be_solved", "channel_axis", "linear_at", "load_operator", "operator_at", "run_operator"]
+__all__ = [
+    "as_images",
+    "can_be_solved",
+    "channel_axis",
+    "layers_of_slot",
+    "linear_at",
+    "load_operator",
+    "operator_at",
+    "run_operator",
+]
 
 DEAD = 1e-6  # relative to a norm's largest scale: a channel with a smaller scale is lost, whatever its weights
 
@@ -56,15 +65,25 @@ def load_operator(graph: GraphFacts, name: str, operator: AffineConv) -> None:
     A norm that is not folded stands behind the convolution. It keeps its statistics, and its scale except in channels
     that it scales to nothing. The convolution's weights and the norm's shift change, so that both compute the operator.
     """
-    gm, node = graph.gm, graph.nodes[name]
-    while role(gm, node) is Role.ACTIVATION:  # inserted behind the layer, under its name
-        node = node.all_input_nodes[0]
+    gm = graph.gm
+    *behind, node = layers_of_slot(gm, graph.nodes[name])
+    norms = [each for each in behind if isinstance(known_layer(gm, each), NORMS)]
     linear = linear_at(gm, node)
-    if linear is None:
-        _load_convolution(gm, node, operator)
-    else:
+    if linear is not None:
         linear.weight.data.copy_(operator.weight[..., 0, 0])
         _set_bias(linear, operator.bias)
+    elif norms:
+        _load_before_norms(gm, _convolution(gm, node), node, norms, operator)
+    else:
+        _load_convolution(_convolution(gm, node), operator)
+
+
+def layers_of_slot(gm: fx.GraphModule, node: fx.Node) -> list[fx.Node]:
+    """Return the nodes of the layers behind a slot: activations inserted under its name, norms, the layer itself."""
+    found = [node]
+    while role(gm, found[-1]) is Role.ACTIVATION or isinstance(known_layer(gm, found[-1]), NORMS):
+        found.append(found[-1].all_input_nodes[0])
+    return found
 
 
 def as_images(tensor: Tensor, axis: int) -> Tensor:
@@ -80,17 +99,9 @@ def run_operator(operator: AffineConv, tensor: Tensor, axis: int) -> Tensor:
     return computed if axis == 1 else computed.movedim(1, -1).reshape(*tensor.shape[:-1], -1)
 
 
-def _load_convolution(gm: fx.GraphModule, node: fx.Node, operator: AffineConv) -> None:
-    norms = []
-    while isinstance(known_layer(gm, node), NORMS):
-        norms.append(node)
-        node = node.all_input_nodes[0]
-    conv = _convolution(gm, node)
-    if norms:
-        _load_before_norms(gm, conv, node, norms, operator)
-    else:
-        conv.weight.data.copy_(operator.weight)
-        _set_bias(conv, operator.bias)
+def _load_convolution(conv: nn.Conv2d, operator: AffineConv) -> None:
+    conv.weight.data.copy_(operator.weight)
+    _set_bias(conv, operator.bias)
 
 
 def _load_before_norms(

@@ -23,10 +23,10 @@ from depthcomp.fitting.consumers import Refits, refit_consumers
 from depthcomp.fitting.memory import MEMORY_MIB, FitMemory
 from depthcomp.latency.pricing import Candidate
 from depthcomp.progress import Progress, silent
-from fx_passes import CapturedNetwork, Plan, Slot, SpanChoice, linearize, merge
+from fx_passes import CapturedNetwork, Plan, Slot, SpanChoice
 from fx_passes.affine import AffineConv
-from fx_passes.facts import GraphFacts
 from fx_passes.slot_layers import load_operator
+from fx_passes.trial import trial_of
 
 __all__ = ["JointLosses"]
 
@@ -94,12 +94,13 @@ class JointLosses:
         total, images, judging = 0.0, 0, self._calibration.loss
         for fold, batches in self._judging.items():
             decided = self._channels.decided(plan, fold if self._calibration.judges else None)
-            network = GraphFacts(merge(linearize(self._network, decided), decided))
-            for name, operator in self._operators(plan, fold, refitted=refitted).items():
-                load_operator(network, name, operator)
+            operators = self._operators(plan, fold, refitted=refitted)
+            trial = trial_of(self._network, decided, operators)
+            for name, operator in operators.items():
+                load_operator(trial, name, operator)
             with torch.no_grad():
                 for batch, wanted, classes in batches:
-                    total += judging.rise(wanted, network.gm(batch), batch, classes) * len(batch)
+                    total += judging.rise(wanted, trial.gm(batch), batch, classes) * len(batch)
                     images += len(batch)
         return math.inf if math.isnan(total) else total / images
 

@@ -21,7 +21,7 @@ from depthcomp.progress import Progress, silent
 from depthcomp.search.comparison import PlanComparer
 from depthcomp.search.learned_losses import LearnedLosses
 from depthcomp.search.plans import Found, Option
-from dp_solver import Chain, Frontier, best_plans, frontier, solve
+from dp_solver import Chain, Frontier, Solution, best_plans, frontier, solve
 from fx_passes import CapturedNetwork, Plan, SpanChoice, linearize, merge
 
 __all__ = ["Search"]
@@ -215,12 +215,22 @@ class Search:
     def _likely(self, sum_ms: float) -> list[Option]:
         """Return new plans of least expected loss within a sum, without plans that only add choices to a better one."""
         problem = self._problem(self._learned.posterior_mean(self.comparer.glances))
+        wanted, most = 2 * LIKELY, 2 * LIKELY + len(self._compared)
+        while True:
+            answers = best_plans(problem, sum_ms, wanted)
+            new = [option for option in self._without_additions(answers) if option.plan not in self._compared]
+            if len(new) >= LIKELY or len(answers) < wanted or wanted >= most:
+                return new[:LIKELY]
+            wanted = min(2 * wanted, most)
+
+    def _without_additions(self, answers: Iterable[Solution]) -> list[Option]:
+        """Return the plans of answers without those that only add choices to a better one."""
         found: list[Option] = []
-        for answer in best_plans(problem, sum_ms, 2 * LIKELY + len(self._compared)):
+        for answer in answers:
             option = self._option(answer.keys, answer.cost)
             if not any(set(other.plan) <= set(option.plan) for other in found):
                 found.append(option)
-        return [option for option in found if option.plan not in self._compared][:LIKELY]
+        return found
 
     def _sampled(self, sum_ms: float) -> list[Option]:
         """Return new plans, each the best within a sum for a sample of the losses."""
