@@ -26,6 +26,7 @@ from depthcomp.runs.pipeline import Pipeline
 from depthcomp.runs.resume import SavedCompression, settings_hash
 from depthcomp.runs.task import CompressionTask
 from depthcomp.runs.tuned_result import CHECKPOINTS, completed, require_tunable, trained
+from depthcomp.sources.module_names import Modules
 from depthcomp.sources.onnx_file import read_onnx
 from depthcomp.sources.part_of_whole import PartOfWhole
 from depthcomp.training.config import FinetuneConfig
@@ -44,6 +45,7 @@ def compress_depth(
     budget: str | Budget,
     *,
     module: str | None = None,
+    exclude: Modules = (),
     example_inputs: Any = None,
     data: Data | None = None,
     val_data: Data | None = None,
@@ -68,6 +70,9 @@ def compress_depth(
         module: path of a part of the model, such as "backbone", to compress in place of the whole: captured from what
             the whole feeds it on the data, and put back into a copy of the whole, `result.whole`. Budget, latencies and
             loss are those of the part. `example_inputs` and `data` are then what the whole takes, lists of images too.
+        exclude: names of modules of the model that stay as they are, or patterns, such as ("head", "layer4.*"). No
+            choice changes or refits them or the channels that they read and make, and fine-tuning does not train them.
+            Norms among them are not folded into convolutions; most runtimes fold them when they load the network.
         example_inputs: a batch of images (n, c, h, w); latency is measured at this shape. None takes it from the data,
             or else from the model's own configuration.
         data: calibration images, normalised as for training: a DataLoader, a Dataset or an iterable of x, (x, y)
@@ -107,7 +112,7 @@ def compress_depth(
         BudgetError: the budget is malformed, or the original already meets it.
         BudgetInfeasibleError: no plan meets the budget, or none is faster than the original, measured side by side;
             `best_ms` is the measured latency of the fastest.
-        CaptureError: the model or its example inputs are unusable.
+        CaptureError: the model or its example inputs are unusable, or `module` or `exclude` names no part of it.
         DataError: the data are empty, do not fit the model, or cannot be read twice to fine-tune.
         DepthCompError: `method`, `kinds`, `importance`, `outputs` or `precision` is unknown, `seed` is out of range, or
             `loss` is no function, or fails.
@@ -136,9 +141,11 @@ def compress_depth(
     if part is not None:
         model, example_inputs = part.module, part.example(example_inputs)
         data, val_data = part.data(data, "data"), part.data(val_data, "val_data")
+        exclude = part.inside(exclude)
     task = CompressionTask.of(
         model, method, importance,
         kinds=kinds, example_inputs=example_inputs, data=data, val_data=val_data, seed=seed, outputs=outputs, loss=loss,
+        exclude=exclude,
     )  # fmt: skip
     _require_supported(precision)
     require_tunable(finetune, data, val_data)

@@ -17,6 +17,7 @@ from depthcomp.data.output_loss import DEFAULT_LOSS, OutputLoss
 from depthcomp.data.randomness import entered, own_randomness
 from depthcomp.errors import CaptureError, TableError
 from depthcomp.latency.pricing import Candidate, Pricing
+from depthcomp.sources.module_names import Modules, matched_modules
 from fx_passes import (
     CapturedNetwork,
     Plan,
@@ -29,6 +30,7 @@ from fx_passes import (
     free_merges,
     linearize,
 )
+from fx_passes.exclusion import exclude as mark_excluded
 from fx_passes.kinds import kinds
 from fx_passes.module_paths import module_path
 from fx_passes.norm_statistics import norm_statistics
@@ -84,6 +86,7 @@ class Prepared:
         refusals: the spans that cannot be rewritten, or only in some ways.
         notes: notes for the user.
         judged_by: what the loss is, in words.
+        excluded: paths of the modules that stay as they are.
     """
 
     original: fx.GraphModule
@@ -98,6 +101,7 @@ class Prepared:
     refusals: tuple[Refusal, ...]
     notes: tuple[str, ...]
     judged_by: str
+    excluded: tuple[str, ...] = ()
 
 
 def prepare(
@@ -110,6 +114,7 @@ def prepare(
     most: int | None = None,
     limits: SpanLimits = DEFAULT_LIMITS,
     loss: OutputLoss = DEFAULT_LOSS,
+    exclude: Modules = (),
 ) -> Prepared:
     """Prepare a model for measurement and compression; the model is not changed.
 
@@ -122,15 +127,17 @@ def prepare(
         most: most images to read from each source; None to choose by their size.
         limits: limits of the candidates' choices.
         loss: what the user says about the loss of outputs.
+        exclude: names or patterns of modules that stay as they are.
 
     Raises:
-        CaptureError: the model or its example inputs are unusable.
+        CaptureError: the model or its example inputs are unusable, or `exclude` names no part of the model.
         DataError: the data are empty or do not fit the model.
     """
     require_capturable(model)  # before its data are read
+    excluded = matched_modules(model, exclude, "exclude")
     with own_randomness(torch.device("cpu")), entered(data, seed, 0):
         example, data, guess = infer_example(model, example_inputs, data)
-    original, free, captured = _networks(model, example, guess)
+    original, free, captured = _networks(model, example, guess, excluded)
     judged = _folded(captured.gm)
     behind = add_floats_behind(judged)
     network = CapturedNetwork(judged, norm_statistics(captured.gm))
@@ -142,6 +149,7 @@ def prepare(
     return Prepared(
         original.gm, Pricing(original), free, captured, network, example, calibration, pricing, candidates,
         refusals, notes=tuple(filter(None, (guess, _FLOATS_BEHIND if behind else "", *notes))), judged_by=judged_by,
+        excluded=excluded,
     )  # fmt: skip
 
 
@@ -205,9 +213,20 @@ def needed_operators(
     return {signature: sorted(places[signature]) for signature in sorted(places)}
 
 
-def _networks(model: nn.Module, example: Tensor, guess: str = "") -> tuple[CapturedNetwork, Plan, CapturedNetwork]:
-    """Return the network as runtimes run it, the free merges, and the captured network after them."""
+def _networks(
+    model: nn.Module, example: Tensor, guess: str = "", excluded: Sequence[str] = ()
+) -> tuple[CapturedNetwork, Plan, CapturedNetwork]:
+    """Return the network as runtimes run it, the free merges, and the captured network after them.
+
+    Raises:
+        CaptureError: the model or its example is unusable, or its forward does not run an excluded module.
+    """
     captured = CapturedNetwork(_captured(model, example, guess))
+    idle = sorted(set(excluded) - mark_excluded(captured.gm, excluded))
+    if idle:
+        raise CaptureError(
+            f"exclude names {idle[0]}, which computes nothing in the forward of {type(model).__name__}; leave it out"
+        )
     original, free = CapturedNetwork(_folded(captured.gm)), free_merges(captured)
     return original, free, CapturedNetwork(collapse_spans(linearize(captured, free), free))
 

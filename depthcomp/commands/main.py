@@ -19,6 +19,7 @@ import typer
 from depthcomp.budget import Budget
 from depthcomp.commands.backend_help import BACKENDS, IMPORTANCE_NAMES, METHOD_NAMES, BackendHelp
 from depthcomp.commands.error_reporting import reported_errors
+from depthcomp.commands.exclude_option import Exclude
 from depthcomp.commands.importance import importance as score
 from depthcomp.commands.kinds_option import Kinds, listed
 from depthcomp.commands.printed_result import print_result, stamps, written_since
@@ -103,6 +104,7 @@ def compress(
         str, typer.Option(help=f"How the plan is chosen: {METHOD_NAMES}. All but the default are for comparison.")
     ] = "depthcomp",
     kinds: Kinds = None,
+    exclude: Exclude = None,
     importance: Annotated[
         str,
         typer.Option(
@@ -158,6 +160,7 @@ def compress(
                 table=table,
                 method=method,
                 kinds=listed(kinds),
+                exclude=exclude or (),
                 importance=importance,
                 finetune=tuning,
                 output_dir=out,

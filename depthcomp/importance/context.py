@@ -80,6 +80,6 @@ class ScoringContext:
         """
         run = fingerprint(
             f"{algorithm} torch {torch.__version__} threads {torch.get_num_threads()}",
-            network_hash(self.prepared.captured.gm), self.data, *parts,
+            network_hash(self.prepared.captured.gm), self.data, *parts, *self.prepared.excluded,
         )  # fmt: skip
         return ScoreJournal(None if self.folder is None else self.folder / JOURNAL, run)

@@ -91,6 +91,7 @@ class Findings:
         method: name of the method that chose the plan.
         effort: how many choices, fits, plans and networks were tried; None where it was not counted.
         judged_by: what `loss` is, in words; "" where that was not recorded.
+        excluded: paths of the modules that the user excluded; they stay as they are.
         whole: where a part was compressed, a copy of the whole with `model` in the part's place; it is not saved.
         tuned_before: records of earlier fine-tunings, in order; each continued from the one before, and `finetuned`
             from the last.
@@ -125,6 +126,7 @@ class Findings:
     tuned_before: tuple[FinetuneRecord, ...] = ()
     effort: Effort | None = None
     judged_by: str = ""
+    excluded: tuple[str, ...] = ()
     whole: nn.Module | None = None
 
     @property

@@ -140,6 +140,7 @@ class StoredNumbers(_Stored):
     seconds: dict[str, float]
     effort: Effort | None = None
     judged_by: str = ""
+    excluded: list[str] = []
 
 
 def _from_version_2(content: dict[str, Any]) -> dict[str, Any]:
@@ -217,6 +218,7 @@ def result_json(result: Findings) -> dict[str, Any]:
         "seconds": dict(result.seconds),
         "effort": None if result.effort is None else asdict(result.effort),
         "judged_by": result.judged_by,
+        "excluded": list(result.excluded),
     }
     finite: dict[str, Any] = _finite(content)
     return finite

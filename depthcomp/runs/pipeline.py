@@ -178,6 +178,7 @@ class Pipeline:
             method=self.task.method.name,
             effort=_effort(priced, scored, search, self.stages.foretold_seconds),
             judged_by=prepared.judged_by,
+            excluded=prepared.excluded,
         )
 
 

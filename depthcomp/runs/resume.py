@@ -41,7 +41,7 @@ def settings_hash(
     return fingerprint(
         network_hash(prepared.captured.gm), calibration_hash(prepared.calibration), str(tuple(prepared.example.shape)),
         repr(budget), method.name, repr(limits), repr(importance), str(seed), environment.fingerprint(),
-        importance.rules(refit_kept=True),
+        importance.rules(refit_kept=True), *prepared.excluded,
     )  # fmt: skip
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import inspect
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from depthcomp.data.batches import MAX_IMAGES, Data, images_of, items_of
 from depthcomp.errors import CaptureError, DataError
+from depthcomp.sources.module_names import Modules, matched_modules
 from depthcomp_errors.first_line import first_line
 
 __all__ = ["PartOfWhole"]
@@ -43,13 +43,7 @@ class PartOfWhole:
             raise CaptureError(f"model is of type {type(whole).__name__} and must be a torch.nn.Module to have parts")
         self.name, self.notes = name, list[str]()
         self._whole = copy.deepcopy(whole).eval()
-        names = [path for path, _ in whole.named_modules() if path]
-        if name not in names:
-            close = difflib.get_close_matches(str(name), names) or names[:3]
-            raise CaptureError(
-                f"module (={name!r}) is no part of {type(whole).__name__}; give the path of one, such as "
-                + " or ".join(map(repr, close))
-            )
+        matched_modules(whole, name, "module")
         self.module: nn.Module = self._whole.get_submodule(name)
 
     def example(self, example_inputs: Any) -> Tensor | None:
@@ -62,6 +56,18 @@ class PartOfWhole:
             return None
         several = isinstance(example_inputs, tuple)
         return self._fed(example_inputs if several else (example_inputs,), {}, "example_inputs")
+
+    def inside(self, names: Modules) -> tuple[str, ...]:
+        """Return the paths in the part of modules of the whole, by names or patterns; those elsewhere stay anyway.
+
+        Raises:
+            CaptureError: a name matches no module of the whole, or the part is among them.
+        """
+        paths = matched_modules(self._whole, names, "exclude")
+        around = [path for path in paths if f"{self.name}.".startswith(f"{path}.")]
+        if around:
+            raise CaptureError(f"exclude names {around[0]}, and module (={self.name!r}) is to be compressed; give one")
+        return tuple(path.removeprefix(f"{self.name}.") for path in paths if path.startswith(f"{self.name}."))
 
     def data(self, data: Data | None, argument: str) -> list[Tensor] | None:
         """Return the inputs of the part for up to 512 images of the whole's data; None without data.
