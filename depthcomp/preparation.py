@@ -18,6 +18,7 @@ from depthcomp.data.randomness import entered, own_randomness
 from depthcomp.errors import CaptureError, TableError
 from depthcomp.latency.pricing import Candidate, Pricing
 from depthcomp.sources.module_names import Modules, matched_modules
+from depthcomp.sources.part_of_whole import PartOfWhole
 from fx_passes import (
     CapturedNetwork,
     Plan,
@@ -31,6 +32,7 @@ from fx_passes import (
     linearize,
 )
 from fx_passes.exclusion import exclude as mark_excluded
+from fx_passes.graph_part import GraphPart, find_part
 from fx_passes.kinds import kinds
 from fx_passes.module_paths import module_path
 from fx_passes.norm_statistics import norm_statistics
@@ -73,13 +75,15 @@ class Refusal:
 class Prepared:
     """A model, ready to be measured and compressed.
 
+    Where only a part of the model is compressed, the budget is the part's, and the loss the whole model's.
+
     Attributes:
-        original: the canonical graph of the model, its norms folded, as runtimes run it.
+        original: the canonical graph of what is measured, its norms folded, as runtimes run it.
         original_pricing: the signatures of the original's operators.
         free: the free merges, which change only the latency.
-        captured: the canonical graph after the free merges.
+        captured: the canonical graph of the model after the free merges.
         network: `captured` with its norms folded.
-        example: the example input (n, c, h, w); latency is measured at its shape.
+        example: the example input (n, c, h, w) of what is measured; latency is measured at its shape.
         calibration: the images to fit and to judge on.
         pricing: the signatures of the operators of `network`.
         candidates: the rewrites that can be tried.
@@ -87,6 +91,7 @@ class Prepared:
         notes: notes for the user.
         judged_by: what the loss is, in words.
         excluded: paths of the modules that stay as they are.
+        part: the part of the model that is compressed; None for all of it.
     """
 
     original: fx.GraphModule
@@ -102,6 +107,11 @@ class Prepared:
     notes: tuple[str, ...]
     judged_by: str
     excluded: tuple[str, ...] = ()
+    part: GraphPart | None = None
+
+    def measured(self, gm: fx.GraphModule) -> fx.GraphModule:
+        """Return what is measured and returned of a graph made from `captured` or `network`."""
+        return gm if self.part is None else self.part.of(gm)
 
 
 def prepare(
@@ -115,6 +125,7 @@ def prepare(
     limits: SpanLimits = DEFAULT_LIMITS,
     loss: OutputLoss = DEFAULT_LOSS,
     exclude: Modules = (),
+    part: str = "",
 ) -> Prepared:
     """Prepare a model for measurement and compression; the model is not changed.
 
@@ -128,28 +139,35 @@ def prepare(
         limits: limits of the candidates' choices.
         loss: what the user says about the loss of outputs.
         exclude: names or patterns of modules that stay as they are.
+        part: path of the one module to compress; empty for the whole model.
 
     Raises:
-        CaptureError: the model or its example inputs are unusable, or `exclude` names no part of the model.
+        CaptureError: the model or its example inputs are unusable, `exclude` names no part of the model, or the graph
+            of `part` cannot be found in the model's.
         DataError: the data are empty or do not fit the model.
     """
     require_capturable(model)  # before its data are read
     excluded = matched_modules(model, exclude, "exclude")
     with own_randomness(torch.device("cpu")), entered(data, seed, 0):
         example, data, guess = infer_example(model, example_inputs, data)
-    original, free, captured = _networks(model, example, guess, excluded)
+    scope, (original, free, captured) = _networks(model, example, guess, excluded, part)
     judged = _folded(captured.gm)
     behind = add_floats_behind(judged)
     network = CapturedNetwork(judged, norm_statistics(captured.gm))
     calibration, judged_by, notes = calibration_of(
         network.gm, example, data, val_data, seed, most=most, loss=replace(loss, behind=behind)
     )
-    pricing = Pricing(network)
+    names = None if scope is None else scope.names(network.gm)
+    pricing = Pricing(network, names)
     candidates, refusals = _rewrites(network, pricing, limits)
+    if scope is not None and names is not None:
+        refusals = tuple(refusal for refusal in refusals if refusal.exit in names)
+        original, example = CapturedNetwork(scope.of(original.gm)), PartOfWhole(model, part).read(example)
+        judged_by = f"{judged_by}, of the whole {type(model).__name__}"
     return Prepared(
         original.gm, Pricing(original), free, captured, network, example, calibration, pricing, candidates,
         refusals, notes=tuple(filter(None, (guess, _FLOATS_BEHIND if behind else "", *notes))), judged_by=judged_by,
-        excluded=excluded,
+        excluded=excluded, part=scope,
     )  # fmt: skip
 
 
@@ -200,7 +218,7 @@ def needed_operators(
         CaptureError: the model or its example input is unusable.
     """
     require_capturable(model)
-    original, _, captured = _networks(model, example)
+    _, (original, _, captured) = _networks(model, example)
     network = CapturedNetwork(_folded(captured.gm))
     pricing = Pricing(network)
     places: dict[OperatorSignature, set[str]] = {}
@@ -214,9 +232,9 @@ def needed_operators(
 
 
 def _networks(
-    model: nn.Module, example: Tensor, guess: str = "", excluded: Sequence[str] = ()
-) -> tuple[CapturedNetwork, Plan, CapturedNetwork]:
-    """Return the network as runtimes run it, the free merges, and the captured network after them.
+    model: nn.Module, example: Tensor, guess: str = "", excluded: Sequence[str] = (), part: str = ""
+) -> tuple[GraphPart | None, tuple[CapturedNetwork, Plan, CapturedNetwork]]:
+    """Return the part to compress, if any, the network as runtimes run it, the free merges, and the network after them.
 
     Raises:
         CaptureError: the model or its example is unusable, or its forward does not run an excluded module.
@@ -227,8 +245,17 @@ def _networks(
         raise CaptureError(
             f"exclude names {idle[0]}, which computes nothing in the forward of {type(model).__name__}; leave it out"
         )
+    scope = _part_of(captured.gm, model, part, example) if part else None
     original, free = CapturedNetwork(_folded(captured.gm)), free_merges(captured)
-    return original, free, CapturedNetwork(collapse_spans(linearize(captured, free), free))
+    return scope, (original, free, CapturedNetwork(collapse_spans(linearize(captured, free), free)))
+
+
+def _part_of(captured: fx.GraphModule, model: nn.Module, path: str, example: Tensor) -> GraphPart:
+    """Return the part of a captured graph that a module of its model computes; the rest is marked to stay."""
+    whole = PartOfWhole(model, path)
+    part = find_part(captured, path, capture(whole.module, whole.read(example)))
+    part.mark_others(captured)
+    return part
 
 
 def _rewrites(

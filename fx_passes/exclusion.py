@@ -12,10 +12,10 @@ from torch import fx
 
 from fx_passes.module_paths import places_of
 
-__all__ = ["exclude", "excluded_nodes", "exclusion", "freeze_excluded", "mark_nodes", "without_mark"]
+__all__ = ["belongs", "exclude", "excluded_nodes", "exclusion", "freeze_excluded", "mark_nodes", "without_mark"]
 
-_MARK = "excluded_by"
-"""Key of a node's `meta` that holds the path of the excluded module that the node belongs to."""
+_MARK = "stays_as"
+"""Key of a node's `meta` that holds why the node must stay as it is, as a clause."""
 
 
 def exclude(gm: fx.GraphModule, paths: Collection[str]) -> set[str]:
@@ -27,9 +27,9 @@ def exclude(gm: fx.GraphModule, paths: Collection[str]) -> set[str]:
     """
     found = set[str]()
     for node in gm.graph.nodes:
-        around = next((path for path in paths if _belongs(node, path)), None)
+        around = next((path for path in paths if belongs(node, path)), None)
         if around is not None:
-            node.meta[_MARK] = around
+            node.meta[_MARK] = f"you excluded {around}"
             found.add(around)
     freeze_excluded(gm)
     return found
@@ -46,20 +46,25 @@ def freeze_excluded(gm: fx.GraphModule) -> None:
 
 
 def excluded_nodes(gm: fx.GraphModule) -> dict[str, str]:
-    """Return the path of the excluded module that each marked node belongs to, by the node's name."""
+    """Return why marked nodes must stay as they are, as clauses by the nodes' names."""
     return {node.name: node.meta[_MARK] for node in gm.graph.nodes if _MARK in node.meta}
 
 
-def mark_nodes(gm: fx.GraphModule, paths: Mapping[str, str]) -> None:
-    """Mark nodes as `excluded_nodes` found them in an equal graph; names of other nodes are passed over."""
+def mark_nodes(gm: fx.GraphModule, reasons: Mapping[str, str]) -> None:
+    """Let nodes stay as they are, for reasons as `excluded_nodes` returns them, and freeze their weights, in place.
+
+    Marked nodes keep their reason, and names of other graphs are passed over.
+    """
     for node in gm.graph.nodes:
-        if node.name in paths:
-            node.meta[_MARK] = paths[node.name]
+        if node.name in reasons:
+            node.meta.setdefault(_MARK, reasons[node.name])
+    freeze_excluded(gm)
 
 
 def exclusion(node: fx.Node) -> str:
     """Return why a node must stay as it is, as a clause; empty where it may change."""
-    return f"you excluded {node.meta[_MARK]}" if _MARK in node.meta else ""
+    reason: str = node.meta.get(_MARK, "")
+    return reason
 
 
 def without_mark(meta: dict[str, object]) -> dict[str, object]:
@@ -67,6 +72,7 @@ def without_mark(meta: dict[str, object]) -> dict[str, object]:
     return {key: value for key, value in meta.items() if key != _MARK}
 
 
-def _belongs(node: fx.Node, path: str) -> bool:
+def belongs(node: fx.Node, path: str) -> bool:
+    """Say whether a node stands for the user's module at a path, or for a part of it."""
     own = [place.path for place in places_of(node)] + ([str(node.target)] if node.op == "get_attr" else [])
     return any(f"{each}.".startswith(f"{path}.") for each in own)

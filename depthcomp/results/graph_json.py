@@ -86,7 +86,7 @@ class StoredNetwork(_Stored):
 
     Attributes:
         sha256: digest of the weights file.
-        excluded: for each node that must stay, the path of the excluded module that it belongs to.
+        excluded: for each node that must stay as it is, the reason.
     """
 
     schema_version: Literal[1]

@@ -77,6 +77,7 @@ def load_result(directory: str | os.PathLike[str]) -> CompressionResult:
         effort=numbers.effort,
         judged_by=numbers.judged_by,
         excluded=tuple(numbers.excluded),
+        part=None if numbers.part is None else numbers.part.record(),
     )
 
 

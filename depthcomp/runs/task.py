@@ -43,6 +43,7 @@ class CompressionTask:
         loss: what the user says about the loss of outputs.
         assumed: sentences on how pictures in the data were read.
         exclude: names or patterns of modules that stay as they are.
+        part: path of the one module to compress; empty for the whole model.
     """
 
     model: nn.Module
@@ -55,6 +56,7 @@ class CompressionTask:
     loss: OutputLoss = DEFAULT_LOSS
     assumed: tuple[str, ...] = ()
     exclude: Modules = ()
+    part: str = ""
 
     @classmethod
     def of(
@@ -118,7 +120,7 @@ class CompressionTask:
         found = prepare(
             self.model, self.example_inputs, self.data, self.val_data, self.seed,
             most=self.importance.most_images, limits=self.method.limits, loss=self.loss,
-            exclude=self.exclude,
+            exclude=self.exclude, part=self.part,
         )  # fmt: skip
         found = measurable(found, failures)
         candidates = self.method.candidates(found.network, found.candidates)
