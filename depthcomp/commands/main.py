@@ -85,7 +85,11 @@ def compress(
     budget: Annotated[str, typer.Option(help="70% of the measured original, 1.8ms, or 1.4x as fast.")],
     weights: Annotated[Path | None, typer.Option(help="A .safetensors file or a torch state dict.")] = None,
     module: Annotated[
-        str | None, typer.Option(help="The path of a part of the model, such as backbone, to compress in its place.")
+        str | None,
+        typer.Option(
+            help="The path of a part of the model, such as backbone, to compress in its place. --out saves the part; "
+            "model.set_submodule('backbone', depthcomp.load('DIR')) puts it back into the model."
+        ),
     ] = None,
     data: Annotated[str | None, typer.Option(help=f"Images to fit on: {DATA}.")] = None,
     val_data: Annotated[

@@ -63,7 +63,7 @@ def milliseconds(ms: float) -> str:
 
 def whole_latency(part: PartRecord) -> tuple[str, str, str]:
     """Return what the latency of the whole network around a compressed part was, before and after, as texts."""
-    what = f"latency of the whole network; all else is of {part.module}"
+    what = f"the whole network around {part.module}"
     if part.original_timing is None or part.measured_timing is None:
         return what, "not measured", part.unmeasured
     return what, milliseconds(part.original_timing.median_ms), milliseconds(part.measured_timing.median_ms)

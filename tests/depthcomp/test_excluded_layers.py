@@ -1,14 +1,18 @@
 """Layers that a user excludes: no choice, refit or training changes them."""
 
 import json
+import textwrap
+from importlib import import_module
 
 import pytest
 import torch
 from branched_network import Branched
+from PIL import Image
 from tiny_network import images, tiny_net
 from torch import nn
 from typer.testing import CliRunner
 
+import depthcomp
 from depthcomp import compress_depth
 from depthcomp.commands.main import app
 from depthcomp.errors import CaptureError, PlanError
@@ -161,16 +165,36 @@ def test_they_are_named_as_in_the_whole():
         compress_depth(whole, "80%", module="body", exclude="body", data=[images(8)])
 
 
-def test_the_shell(tmp_path, monkeypatch):
-    (tmp_path / "some_excluding_net.py").write_text(
-        "from torch import nn\n"
-        "def net():\n"
-        "    sizes = [(3, 6, 3), (6, 24, 1), (24, 6, 1), (6, 24, 1), (24, 6, 1)]\n"
-        "    layers = [layer for i, o, k in sizes for layer in (nn.Conv2d(i, o, k), nn.ReLU())]\n"
-        "    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 5)).eval()\n"
-    )
+NET = """
+    from torch import nn
+
+    def net():
+        sizes = [(3, 6, 3), (6, 24, 1), (24, 6, 1), (6, 24, 1), (24, 6, 1)]
+        layers = [layer for i, o, k in sizes for layer in (nn.Conv2d(i, o, k, padding=k // 2), nn.ReLU())]
+        model = nn.Sequential(nn.Sequential(*layers), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 5)).eval()
+        model.pretrained_cfg = {"input_size": (3, 12, 12)}
+        return model
+"""
+
+
+def test_the_shell_compresses_a_part_without_the_excluded_layers(tmp_path, monkeypatch, arithmetic_backend):
+    (tmp_path / "some_excluding_net.py").write_text(textwrap.dedent(NET))
     monkeypatch.syspath_prepend(tmp_path)
-    arguments = ["compress", "some_excluding_net:net", "--budget", "99%", "--json"]
-    refused = CliRunner().invoke(app, [*arguments, "--exclude", "2", "--exclude", "tail.*"])
+    monkeypatch.setattr("latency_tables.create_backend", lambda name, threads: arithmetic_backend())
+    for number, picture in enumerate(images(12)):
+        shown = (picture * 60 + 128).clamp(0, 255).byte().permute(1, 2, 0).numpy()
+        Image.fromarray(shown).save(tmp_path / f"{number}.png")
+    options = ["--budget", "85%", "--data", str(tmp_path), "--module", "0", "--exclude", "0.0", "--exclude", "0.8"]
+    refused = CliRunner().invoke(app, ["compress", "some_excluding_net:net", *options, "--exclude", "0.tail.*"])
     assert refused.exit_code == 2
-    assert "exclude (='tail.*') is no part of Sequential" in " ".join(refused.stderr.split())
+    assert "exclude (='0.tail.*') is no part of Sequential" in " ".join(refused.stderr.split())
+    out = tmp_path / "out"
+    done = CliRunner().invoke(app, ["compress", "some_excluding_net:net", *options, "--out", str(out)])
+    assert done.exit_code == 0, done.stderr
+    assert "the whole network around 0" in done.stdout
+    whole = import_module("some_excluding_net").net()
+    whole.set_submodule("0", depthcomp.load(out))
+    assert whole(torch.zeros(2, 3, 12, 12)).shape == (2, 5)
+    numbers = json.loads((out / "result.json").read_text())
+    assert (numbers["excluded"], numbers["part"]["module"]) == (["0.0", "0.8"], "0")
+    assert {"you excluded 0.0", "you excluded 0.8"} <= {group["reason"] for group in numbers["refusals"]}

@@ -114,7 +114,7 @@ def test_latencies_of_both_are_told(whole, compressed, arithmetic_backend):
     assert saved == pytest.approx(result.original_ms - result.measured_ms, abs=0.01)
     assert load_result(folder).part == part
     assert json.loads((folder / "result.json").read_text())["part"]["module"] == "features"
-    assert "Latency of the whole network; all else is of features" in (folder / "report.html").read_text()
+    assert "The whole network around features" in (folder / "report.html").read_text()
     assert backend.live == 0
 
 
