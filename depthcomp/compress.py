@@ -145,10 +145,10 @@ def compress_depth(
         kinds=kinds, example_inputs=example_inputs, data=data, val_data=val_data, seed=seed, outputs=outputs, loss=loss,
         exclude=exclude,
     )  # fmt: skip
+    _require_supported(precision)
     part = None if module is None else PartTask.of(task, PartOfWhole(model, module))
     task = task if part is None else part.task
-    _require_supported(precision)
-    require_tunable(finetune, data, val_data)
+    require_tunable(finetune, task.data, task.val_data)
     if finetune is not None and finetune.outputs is None:
         finetune = replace(finetune, outputs=outputs)
     runtime = as_backend(backend)

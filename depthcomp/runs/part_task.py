@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from depthcomp.data.batches import MAX_SMALL_IMAGES
 from depthcomp.data.example import infer_example
@@ -66,8 +66,11 @@ class PartTask:
 
     def told(self, prepared: Prepared) -> Prepared:
         """Return what is prepared with the notes on the part's data, and with what judges it."""
-        judged_by = f"{prepared.judged_by}, of {self.part.name} alone" if self.obstacle else prepared.judged_by
-        return replace(prepared, judged_by=judged_by, notes=(*self.part.notes, *prepared.notes))
+        if not self.obstacle:
+            return prepared
+        name, judged_by = self.part.name, f"{prepared.judged_by}, of {self.part.name} alone"
+        excluded = tuple(f"{name}.{path}" for path in prepared.excluded)
+        return replace(prepared, judged_by=judged_by, excluded=excluded, notes=(*self.part.notes, *prepared.notes))
 
     def for_tuning(self, task: CompressionTask) -> CompressionTask:
         """Return a readable task with what the whole feeds the part as its data, to train the part on.
@@ -103,16 +106,21 @@ class PartTask:
 
 def _obstacle(task: CompressionTask, part: PartOfWhole) -> tuple[Tensor | None, str]:
     """Return the whole's example where it can be captured, and why its outputs cannot judge; empty where they can."""
-    example = None
     try:
-        readable = replace(task, model=part.whole).with_readable_data()
-        found, _, _ = infer_example(part.whole, task.example_inputs, readable.data)
-        captured = capture(part.whole, found)
-        example = found
+        captured, example = _captured(task, part.whole)
+    except DepthCompError as error:
+        return None, f"{type(part.whole).__name__} cannot be captured: {first_line(error)}"
+    try:
         find_part(captured, part.name, capture(part.module, part.read(example)))
     except DepthCompError as error:
         return example, first_line(error)
     return example, ""
+
+
+def _captured(task: CompressionTask, whole: nn.Module) -> tuple[fx.GraphModule, Tensor]:
+    readable = replace(task, model=whole).with_readable_data()
+    example, _, _ = infer_example(whole, task.example_inputs, readable.data)
+    return capture(whole, example), example
 
 
 def _listed(data: Any) -> Any:
