@@ -6,7 +6,7 @@ tensors that the part reads and returns, so the part of a rewritten graph is fou
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch.fx.node import map_aggregate
 
 from depthcomp_errors import CaptureError
 from fx_passes.exclusion import belongs, mark_nodes
-from fx_passes.graph_edit import nodes_by_name
+from fx_passes.graph_edit import attach_attributes, nodes_by_name, preserved_attributes
 
 __all__ = ["GraphPart", "find_part"]
 
@@ -35,11 +35,13 @@ class GraphPart:
         path: the path of the user's module.
         entry: name of the node whose tensor it reads.
         returned: what it returns, with `_Tensor` in the place of tensors.
+        attributes: plain attributes of the user's module, which the whole may read.
     """
 
     path: str
     entry: str
     returned: Any
+    attributes: Mapping[str, Any]
 
     def names(self, gm: fx.GraphModule) -> set[str]:
         """Return the names of the part's nodes in the graph, or in a graph made from it."""
@@ -66,7 +68,9 @@ class GraphPart:
             if name in names:
                 made[name] = graph.node_copy(node, lambda source: made[source.name])
         graph.output(_with(self.returned, lambda tensor: made[tensor.name], _Tensor))
-        return fx.GraphModule(gm, graph, type(gm).__name__)
+        part = fx.GraphModule(gm, graph, type(gm).__name__)
+        attach_attributes(part, {name: value for name, value in self.attributes.items() if not hasattr(part, name)})
+        return part
 
 
 def find_part(gm: fx.GraphModule, path: str, own: fx.GraphModule) -> GraphPart:
@@ -78,7 +82,8 @@ def find_part(gm: fx.GraphModule, path: str, own: fx.GraphModule) -> GraphPart:
         own: the captured graph of the module alone, which tells what it returns.
 
     Raises:
-        CaptureError: the module runs more than once, reads more than one tensor, or is another graph in the whole.
+        CaptureError: the module runs more than once, reads more than one tensor, returns a tensor that it does not
+            compute, or is another graph in the whole.
     """
     inner = [node for node in gm.graph.nodes if node.op.startswith("call") and belongs(node, path)]
     alone = [node for node in own.graph.nodes if node.op.startswith("call")]
@@ -90,7 +95,10 @@ def find_part(gm: fx.GraphModule, path: str, own: fx.GraphModule) -> GraphPart:
     (entry,) = read
     same = dict(zip(alone, inner, strict=True)) | dict.fromkeys(own.graph.find_nodes(op="placeholder"), entry)
     output = next(iter(own.graph.find_nodes(op="output")))
-    return GraphPart(path, entry.name, _with(output.args[0], lambda node: _Tensor(same[node].name), fx.Node))
+    if not same.keys() >= set(output.all_input_nodes):
+        raise CaptureError(f"{path} returns a tensor that it does not compute")
+    returned = _with(output.args[0], lambda node: _Tensor(same[node].name), fx.Node)
+    return GraphPart(path, entry.name, returned, preserved_attributes(own))
 
 
 def _called(gm: fx.GraphModule, node: fx.Node) -> tuple[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 
 from torch import nn
@@ -27,7 +27,7 @@ def matched_modules(model: nn.Module, names: Modules, argument: str) -> tuple[st
     first = {module: path for path, module in model.named_modules()}
     modules = {path: module for path, module in model.named_modules(remove_duplicate=False) if path}
     matched, paths = set[str](), list(modules)
-    for name in (names,) if isinstance(names, str) else names:
+    for name in names if isinstance(names, Iterable) and not isinstance(names, str) else (names,):
         found = [path for path in paths if path == name or (isinstance(name, str) and fnmatchcase(path, name))]
         if not found:
             close = difflib.get_close_matches(str(name), paths) or paths[:3]

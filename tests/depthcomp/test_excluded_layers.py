@@ -138,6 +138,7 @@ def test_patterns():
         ("haed", r"exclude \(='haed'\) is no part of Branched; give the path of one, such as 'head'"),
         (("head", "blocks.*"), r"exclude \(='blocks.\*'\) is no part of Branched"),
         ((3,), r"exclude \(=3\) is no part of Branched"),
+        (3, r"exclude \(=3\) is no part of Branched"),
         ("idle", "exclude names idle, which computes nothing in the forward of Branched; leave it out"),
     ],
 )

@@ -24,6 +24,7 @@ class Features(nn.Module):
         super().__init__()
         sizes = [(4, 6, 3), (6, 24, 1), (24, 6, 1), (6, 6, 3)]
         layers = [layer for i, o, k in sizes for layer in (nn.Conv2d(i, o, k, padding=k // 2), nn.ReLU())]
+        self.out_channels = (6, 6)
         self.low, self.high = nn.Sequential(*layers[:4]), nn.Sequential(*layers[4:])
 
     def forward(self, x):
@@ -171,6 +172,7 @@ def test_the_part_of_a_graph_computes_what_the_module_does(whole):
     part = find_part(gm, "features", capture(whole.features, inner))
     found, wanted = part.of(gm)(inner), whole.features(inner)
     assert all(torch.equal(found[name], wanted[name]) for name in ("low", "high"))
+    assert part.of(gm).out_channels == (6, 6)
     with pytest.raises(CaptureError, match="stem computes other operators in the whole than alone"):
         find_part(gm, "stem", capture(whole.features.high, whole.features.low(inner)))
 
