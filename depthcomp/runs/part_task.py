@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 
 from depthcomp.data.batches import MAX_SMALL_IMAGES
 from depthcomp.data.example import infer_example
-from depthcomp.errors import DepthCompError
+from depthcomp.errors import DataError, DepthCompError
 from depthcomp.latency.timing import NetworkTimer
 from depthcomp.preparation import Prepared
 from depthcomp.results.part_record import PartRecord
@@ -109,7 +109,8 @@ def _obstacle(task: CompressionTask, part: PartOfWhole) -> tuple[Tensor | None, 
     try:
         captured, example = _captured(task, part.whole)
     except DepthCompError as error:
-        return None, f"{type(part.whole).__name__} cannot be captured: {first_line(error)}"
+        reason = "its data hold no batches (n, c, h, w)" if isinstance(error, DataError) else first_line(error)
+        return None, f"{type(part.whole).__name__} cannot be captured: {reason}"
     try:
         find_part(captured, part.name, capture(part.module, part.read(example)))
     except DepthCompError as error:
