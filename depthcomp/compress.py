@@ -22,10 +22,12 @@ from depthcomp.preparation import Prepared
 from depthcomp.progress import Progress, Stages
 from depthcomp.results.result import CompressionResult
 from depthcomp.results.stored_network import require_storable
+from depthcomp.runs.part_task import PartTask
 from depthcomp.runs.pipeline import Pipeline
 from depthcomp.runs.resume import SavedCompression, settings_hash
 from depthcomp.runs.task import CompressionTask
 from depthcomp.runs.tuned_result import CHECKPOINTS, completed, require_tunable, trained
+from depthcomp.sources.module_names import Modules
 from depthcomp.sources.onnx_file import read_onnx
 from depthcomp.sources.part_of_whole import PartOfWhole
 from depthcomp.training.config import FinetuneConfig
@@ -44,6 +46,7 @@ def compress_depth(
     budget: str | Budget,
     *,
     module: str | None = None,
+    exclude: Modules = (),
     example_inputs: Any = None,
     data: Data | None = None,
     val_data: Data | None = None,
@@ -66,8 +69,13 @@ def compress_depth(
         model: a trained CNN that takes one batch of images, or the path of an ONNX file (with onnx2torch installed).
         budget: "70%" of the measured original, "1.8ms", "1.4x", or a `Budget`.
         module: path of a part of the model, such as "backbone", to compress in place of the whole: captured from what
-            the whole feeds it on the data, and put back into a copy of the whole, `result.whole`. Budget, latencies and
-            loss are those of the part. `example_inputs` and `data` are then what the whole takes, lists of images too.
+            the whole feeds it, and put back into a copy of the whole, `result.whole`. `example_inputs` and `data` are
+            then what the whole takes, lists of images too. Budget and latencies are those of the part; `result.part`
+            has the whole's. The outputs of the whole judge plans where it can be captured and takes one batch of
+            images, else those of the part, as `result.judged_by` tells. Fine-tuning teaches the part its own outputs.
+        exclude: names of modules of the model that stay as they are, or patterns, such as ("head", "layer4.*"). No
+            choice changes or refits them or the channels that they read and make, and fine-tuning does not train them.
+            Norms among them are not folded into convolutions; most runtimes fold them when they load the network.
         example_inputs: a batch of images (n, c, h, w); latency is measured at this shape. None takes it from the data,
             or else from the model's own configuration.
         data: calibration images, normalised as for training: a DataLoader, a Dataset or an iterable of x, (x, y)
@@ -107,7 +115,7 @@ def compress_depth(
         BudgetError: the budget is malformed, or the original already meets it.
         BudgetInfeasibleError: no plan meets the budget, or none is faster than the original, measured side by side;
             `best_ms` is the measured latency of the fastest.
-        CaptureError: the model or its example inputs are unusable.
+        CaptureError: the model or its example inputs are unusable, or `module` or `exclude` names no part of it.
         DataError: the data are empty, do not fit the model, or cannot be read twice to fine-tune.
         DepthCompError: `method`, `kinds`, `importance`, `outputs` or `precision` is unknown, `seed` is out of range, or
             `loss` is no function, or fails.
@@ -132,16 +140,15 @@ def compress_depth(
     wanted = Budget.parse(budget)
     if isinstance(model, str | os.PathLike):
         model, example_inputs = read_onnx(model, example_inputs)
-    part = None if module is None else PartOfWhole(model, module)
-    if part is not None:
-        model, example_inputs = part.module, part.example(example_inputs)
-        data, val_data = part.data(data, "data"), part.data(val_data, "val_data")
     task = CompressionTask.of(
         model, method, importance,
         kinds=kinds, example_inputs=example_inputs, data=data, val_data=val_data, seed=seed, outputs=outputs, loss=loss,
+        exclude=exclude,
     )  # fmt: skip
     _require_supported(precision)
-    require_tunable(finetune, data, val_data)
+    part = None if module is None else PartTask.of(task, PartOfWhole(model, module))
+    task = task if part is None else part.task
+    require_tunable(finetune, task.data, task.val_data)
     if finetune is not None and finetune.outputs is None:
         finetune = replace(finetune, outputs=outputs)
     runtime = as_backend(backend)
@@ -150,18 +157,19 @@ def compress_depth(
     with stages("capturing"):
         task = task.with_readable_data()
         prepared = _with_storing_fault(task.prepared(store.failures), folder)
+        tuning = task if part is None or finetune is None else part.for_tuning(task)
         if finetune is not None:
-            rehearse(prepared.captured.gm, task.data, task.val_data, finetune)
+            rehearse(prepared.measured(prepared.captured.gm), tuning.data, tuning.val_data, finetune)
     if part is not None:
-        prepared = replace(prepared, notes=(*part.notes, *prepared.notes))
+        prepared = part.told(prepared)
     for note in prepared.notes:
         warn_caller(note)
     timer = NetworkTimer(prepared.original, (prepared.example,), runtime, seed=seed, progress=stages.report)
     pipeline = Pipeline(task, wanted, prepared, store, runtime, timer, folder, stages)
-    result = _compressed(pipeline, to_be_tuned=finetune is not None)
+    result = _compressed(pipeline, part, to_be_tuned=finetune is not None)
     if finetune is not None:
-        result = _tuned(result, pipeline, finetune, Stages(progress, dict(result.seconds)))
-    return result if part is None else replace(result, whole=part.put_back(result.model))
+        result = _tuned(result, pipeline, tuning, finetune, Stages(progress, dict(result.seconds)))
+    return result if part is None else replace(result, whole=part.part.put_back(result.model))
 
 
 def _with_storing_fault(prepared: Prepared, folder: Path | None) -> Prepared:
@@ -171,7 +179,7 @@ def _with_storing_fault(prepared: Prepared, folder: Path | None) -> Prepared:
         ArtifactError: it cannot be saved, and a folder to save to is given.
     """
     try:
-        require_storable(prepared.captured.gm)
+        require_storable(prepared.measured(prepared.captured.gm))
     except ArtifactError as error:
         if folder is not None:
             raise ArtifactError(f"{error}; or leave out output_dir, and export the result to ONNX") from error
@@ -179,10 +187,10 @@ def _with_storing_fault(prepared: Prepared, folder: Path | None) -> Prepared:
     return prepared
 
 
-def _compressed(pipeline: Pipeline, *, to_be_tuned: bool) -> CompressionResult:
+def _compressed(pipeline: Pipeline, part: PartTask | None, *, to_be_tuned: bool) -> CompressionResult:
     """Return and save the pipeline's result, or return the one of a run that was killed while it fine-tuned."""
     if pipeline.folder is None:
-        return pipeline.run()[0]
+        return _with_whole(pipeline.run()[0], pipeline, part)
     task = pipeline.task
     settings = settings_hash(
         pipeline.prepared, pipeline.budget, task.method, task.importance, task.seed, pipeline.store.environment
@@ -192,6 +200,7 @@ def _compressed(pipeline: Pipeline, *, to_be_tuned: bool) -> CompressionResult:
     if unfinished is not None:
         return unfinished
     result, scored = pipeline.run()
+    result = _with_whole(result, pipeline, part)
     try:
         with pipeline.stages("saving"):
             result = saved.save(result, to_be_tuned=to_be_tuned)
@@ -204,18 +213,30 @@ def _compressed(pipeline: Pipeline, *, to_be_tuned: bool) -> CompressionResult:
     return result
 
 
-def _tuned(result: CompressionResult, pipeline: Pipeline, config: FinetuneConfig, stages: Stages) -> CompressionResult:
-    """Fine-tune a result, measure it anew, save it and return it.
+def _with_whole(result: CompressionResult, pipeline: Pipeline, part: PartTask | None) -> CompressionResult:
+    """Return the result of a part with the latencies of the whole; another result as it is."""
+    if part is None:
+        return result
+    with pipeline.stages("measuring the whole"):
+        record = part.record(part.part.put_back(result.model), pipeline.backend, pipeline.task.seed)
+    return replace(result, part=record, seconds=dict(pipeline.stages.seconds))
+
+
+def _tuned(
+    result: CompressionResult, pipeline: Pipeline, task: CompressionTask, config: FinetuneConfig, stages: Stages
+) -> CompressionResult:
+    """Fine-tune a result on a task's data, measure it anew, save it and return it.
 
     Raises:
         TrainingError: any step fails; its `result` holds the compressed or fine-tuned result so far.
     """
-    task, prepared, folder = pipeline.task, pipeline.prepared, pipeline.folder
+    prepared, folder = pipeline.prepared, pipeline.folder
+    batches = prepared.calibration.batches if prepared.part is None else None  # else they are the whole's images
     checkpoints = None if folder is None else folder / CHECKPOINTS
     try:
         result = trained(
-            result, prepared.network.gm, task.data, task.val_data, config, stages,
-            checkpoints=checkpoints, calibration=prepared.calibration.batches, anew=True,
+            result, prepared.measured(prepared.network.gm), task.data, task.val_data, config, stages,
+            checkpoints=checkpoints, calibration=batches, anew=True,
         )  # fmt: skip
         return completed(result, pipeline.timer, stages, checkpoints=checkpoints, out=folder)
     except Exception as error:  # any error keeps the result so far

@@ -17,6 +17,8 @@ from depthcomp.data.output_loss import DEFAULT_LOSS, OutputLoss
 from depthcomp.data.randomness import entered, own_randomness
 from depthcomp.errors import CaptureError, TableError
 from depthcomp.latency.pricing import Candidate, Pricing
+from depthcomp.sources.module_names import Modules, matched_modules
+from depthcomp.sources.part_of_whole import PartOfWhole
 from fx_passes import (
     CapturedNetwork,
     Plan,
@@ -29,6 +31,8 @@ from fx_passes import (
     free_merges,
     linearize,
 )
+from fx_passes.exclusion import exclude as mark_excluded
+from fx_passes.graph_part import GraphPart, find_part
 from fx_passes.kinds import kinds
 from fx_passes.module_paths import module_path
 from fx_passes.norm_statistics import norm_statistics
@@ -71,19 +75,23 @@ class Refusal:
 class Prepared:
     """A model, ready to be measured and compressed.
 
+    Where only a part of the model is compressed, the budget is the part's, and the loss the whole model's.
+
     Attributes:
-        original: the canonical graph of the model, its norms folded, as runtimes run it.
+        original: the canonical graph of what is measured, its norms folded, as runtimes run it.
         original_pricing: the signatures of the original's operators.
         free: the free merges, which change only the latency.
-        captured: the canonical graph after the free merges.
+        captured: the canonical graph of the model after the free merges.
         network: `captured` with its norms folded.
-        example: the example input (n, c, h, w); latency is measured at its shape.
+        example: the example input (n, c, h, w) of what is measured; latency is measured at its shape.
         calibration: the images to fit and to judge on.
         pricing: the signatures of the operators of `network`.
         candidates: the rewrites that can be tried.
         refusals: the spans that cannot be rewritten, or only in some ways.
         notes: notes for the user.
         judged_by: what the loss is, in words.
+        excluded: paths of the modules that stay as they are.
+        part: the part of the model that is compressed; None for all of it.
     """
 
     original: fx.GraphModule
@@ -98,6 +106,12 @@ class Prepared:
     refusals: tuple[Refusal, ...]
     notes: tuple[str, ...]
     judged_by: str
+    excluded: tuple[str, ...] = ()
+    part: GraphPart | None = None
+
+    def measured(self, gm: fx.GraphModule) -> fx.GraphModule:
+        """Return what is measured and returned of a graph made from `captured` or `network`."""
+        return gm if self.part is None else self.part.of(gm)
 
 
 def prepare(
@@ -110,6 +124,8 @@ def prepare(
     most: int | None = None,
     limits: SpanLimits = DEFAULT_LIMITS,
     loss: OutputLoss = DEFAULT_LOSS,
+    exclude: Modules = (),
+    part: str = "",
 ) -> Prepared:
     """Prepare a model for measurement and compression; the model is not changed.
 
@@ -122,26 +138,36 @@ def prepare(
         most: most images to read from each source; None to choose by their size.
         limits: limits of the candidates' choices.
         loss: what the user says about the loss of outputs.
+        exclude: names or patterns of modules that stay as they are.
+        part: path of the one module to compress; empty for the whole model.
 
     Raises:
-        CaptureError: the model or its example inputs are unusable.
+        CaptureError: the model or its example inputs are unusable, `exclude` names no part of the model, or the graph
+            of `part` cannot be found in the model's.
         DataError: the data are empty or do not fit the model.
     """
     require_capturable(model)  # before its data are read
+    excluded = matched_modules(model, exclude, "exclude")
     with own_randomness(torch.device("cpu")), entered(data, seed, 0):
         example, data, guess = infer_example(model, example_inputs, data)
-    original, free, captured = _networks(model, example, guess)
+    scope, (original, free, captured) = _networks(model, example, guess, excluded, part)
     judged = _folded(captured.gm)
     behind = add_floats_behind(judged)
     network = CapturedNetwork(judged, norm_statistics(captured.gm))
     calibration, judged_by, notes = calibration_of(
         network.gm, example, data, val_data, seed, most=most, loss=replace(loss, behind=behind)
     )
-    pricing = Pricing(network)
+    names = None if scope is None else scope.names(network.gm)
+    pricing = Pricing(network, names)
     candidates, refusals = _rewrites(network, pricing, limits)
+    if scope is not None and names is not None:
+        refusals = tuple(refusal for refusal in refusals if refusal.exit in names)
+        original, example = CapturedNetwork(scope.of(original.gm)), PartOfWhole(model, part).read(example)
+        judged_by = f"{judged_by}, of the whole {type(model).__name__}"
     return Prepared(
         original.gm, Pricing(original), free, captured, network, example, calibration, pricing, candidates,
         refusals, notes=tuple(filter(None, (guess, _FLOATS_BEHIND if behind else "", *notes))), judged_by=judged_by,
+        excluded=excluded, part=scope,
     )  # fmt: skip
 
 
@@ -192,7 +218,7 @@ def needed_operators(
         CaptureError: the model or its example input is unusable.
     """
     require_capturable(model)
-    original, _, captured = _networks(model, example)
+    _, (original, _, captured) = _networks(model, example)
     network = CapturedNetwork(_folded(captured.gm))
     pricing = Pricing(network)
     places: dict[OperatorSignature, set[str]] = {}
@@ -205,11 +231,31 @@ def needed_operators(
     return {signature: sorted(places[signature]) for signature in sorted(places)}
 
 
-def _networks(model: nn.Module, example: Tensor, guess: str = "") -> tuple[CapturedNetwork, Plan, CapturedNetwork]:
-    """Return the network as runtimes run it, the free merges, and the captured network after them."""
+def _networks(
+    model: nn.Module, example: Tensor, guess: str = "", excluded: Sequence[str] = (), part: str = ""
+) -> tuple[GraphPart | None, tuple[CapturedNetwork, Plan, CapturedNetwork]]:
+    """Return the part to compress, if any, the network as runtimes run it, the free merges, and the network after them.
+
+    Raises:
+        CaptureError: the model or its example is unusable, or its forward does not run an excluded module.
+    """
     captured = CapturedNetwork(_captured(model, example, guess))
+    idle = sorted(set(excluded) - mark_excluded(captured.gm, excluded))
+    if idle:
+        raise CaptureError(
+            f"exclude names {idle[0]}, which computes nothing in the forward of {type(model).__name__}; leave it out"
+        )
+    scope = _part_of(captured.gm, model, part, example) if part else None
     original, free = CapturedNetwork(_folded(captured.gm)), free_merges(captured)
-    return original, free, CapturedNetwork(collapse_spans(linearize(captured, free), free))
+    return scope, (original, free, CapturedNetwork(collapse_spans(linearize(captured, free), free)))
+
+
+def _part_of(captured: fx.GraphModule, model: nn.Module, path: str, example: Tensor) -> GraphPart:
+    """Return the part of a captured graph that a module of its model computes; the rest is marked to stay."""
+    whole = PartOfWhole(model, path)
+    part = find_part(captured, path, capture(whole.module, whole.read(example)))
+    part.mark_others(captured)
+    return part
 
 
 def _rewrites(

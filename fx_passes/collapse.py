@@ -13,6 +13,7 @@ from torch import fx
 from fx_passes import affine
 from fx_passes.affine import AffineConv, NotAffineError
 from fx_passes.borders import zero_beyond_frame
+from fx_passes.exclusion import exclusion
 from fx_passes.module_paths import module_path
 from fx_passes.operators import Role, affine_operator, describe, role
 
@@ -85,11 +86,11 @@ def collapse_node(
     `device` and `largest_kernel` are as for `collapse`, but the result of a join is not cropped.
 
     Raises:
-        NotAffineError: the node is no affine operator of the piece's entry; the message names it.
+        NotAffineError: the node is excluded, or no affine operator of the piece's entry; the message names it.
     """
     kind = role(gm, node)
-    if kind is Role.BARRIER:
-        raise NotAffineError(f"{module_path(node)}: {describe(gm, node)}")
+    if exclusion(node) or kind is Role.BARRIER:
+        raise NotAffineError(f"{module_path(node)}: {exclusion(node) or describe(gm, node)}")
     read = operands(node, kind)
     missing = [operand for operand in read if operand not in values]
     if missing:

@@ -8,6 +8,7 @@ from torch import fx, nn
 
 from fx_passes.affine import Sides
 from fx_passes.borders import NO_BORDER, border_needed
+from fx_passes.exclusion import without_mark
 from fx_passes.graph_edit import add_module, redirect
 from fx_passes.module_paths import copy_places
 from fx_passes.operators import NORMS, Role, image_shape, known_layer, role
@@ -46,7 +47,7 @@ def pad(gm: fx.GraphModule, before: fx.Node, source: fx.Node, sides: Sides) -> f
     top, bottom, left, right = sides
     with gm.graph.inserting_before(before):
         padded = gm.graph.call_function(F.pad, (source, (left, right, top, bottom)))
-    padded.meta = dict(source.meta)
+    padded.meta = without_mark(source.meta)
     copy_places(before, padded)
     _enlarge(padded, sides)
     return padded

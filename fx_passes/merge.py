@@ -7,6 +7,7 @@ import copy
 from torch import fx, nn
 
 from fx_passes.affine import AffineConv
+from fx_passes.exclusion import exclusion
 from fx_passes.facts import GraphFacts
 from fx_passes.graph_edit import redirect, tidy
 from fx_passes.kinds import kind_of
@@ -61,14 +62,14 @@ def fold_batch_norms(gm: fx.GraphModule) -> None:
     """Fold each norm into a copy of the convolution before it, where that convolution feeds nothing else.
 
     The graph changes in place. The convolution moves to the norm's node, so that the names of tensors after the norm
-    stay.
+    stay. Excluded layers stay as they are.
     """
     for node in list(gm.graph.nodes):
         norm, source = known_layer(gm, node), node.args[0] if node.args else None
         if not isinstance(norm, NORMS) or not isinstance(source, fx.Node) or len(source.users) > 1:
             continue
-        conv = known_layer(gm, source)
-        if isinstance(conv, nn.Conv2d) and role(gm, node) is Role.AFFINE:
+        conv, stays = known_layer(gm, source), exclusion(node) or exclusion(source)
+        if isinstance(conv, nn.Conv2d) and role(gm, node) is Role.AFFINE and not stays:
             folded = _folded(conv, affine_operator(gm, node, conv.out_channels, device=str(conv.weight.device)))
             gm.set_submodule(str(source.target), folded)
             redirect(node, target=str(source.target), args=source.args)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from functools import cached_property
 
 from torch import fx
 
 from depthcomp_errors import PlanError
 from fx_passes.choice import SpanChoice
+from fx_passes.exclusion import exclusion
 from fx_passes.kinds import kind_of, kinds
 from fx_passes.limits import SpanLimits
+from fx_passes.module_paths import module_path
 from fx_passes.network_facts import NetworkFacts
 from fx_passes.span import NO_LAYERS, Piece, Span
 from fx_passes.structure import Level
@@ -57,11 +60,11 @@ class CapturedNetwork(NetworkFacts):
         """
         kind, span = kind_of(choice), self.span(choice.entry, choice.exit)
         assert span.piece is not None  # as `_find` makes it
-        reason = ""
+        reason = self._exclusion(span.nodes)
         if kind.takes_one_convolution:
             if span.piece.as_one is None:
                 raise PlanError(f"the span ({choice.entry}, {choice.exit}] cannot be compressed: {span.refusal}")
-            reason = "" if span.piece.layers else NO_LAYERS
+            reason = reason or ("" if span.piece.layers else NO_LAYERS)
         reason = reason or kind.check(choice, span.piece)
         if reason:
             possible = "; ".join(dict.fromkeys(kind_of(other).describe(other) for other in span.choices)) or "nothing"
@@ -87,9 +90,15 @@ class CapturedNetwork(NetworkFacts):
         units, cuts = level.units[start:stop], level.cuts
         nodes = tuple(name for unit in units for name in (*unit.region, *unit.nodes))
         piece = Piece(cuts[start], cuts[stop], nodes, None, self)
-        takers = [each for each in kinds(limits.kinds) if not each.takes_one_convolution]
+        stays = self._exclusion(nodes)
+        takers = [each for each in kinds(limits.kinds) if not each.takes_one_convolution and not stays]
         choices = tuple(choice for each in takers for choice in each.enumerate(piece, limits))
         return Span(level, start, stop, nodes, piece, choices, refusal)
+
+    def _exclusion(self, names: Iterable[str]) -> str:
+        """Return why one of these nodes must stay as it is, as a clause; empty where all may change."""
+        stay = (node for node in map(self.nodes.__getitem__, names) if exclusion(node))
+        return next((f"{module_path(node)} must stay: {exclusion(node)}" for node in stay), "")
 
     def _find(self, entry: str, exit_: str) -> Span:
         for level in self.levels:

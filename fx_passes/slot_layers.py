@@ -9,6 +9,7 @@ from torch import Tensor, fx, nn
 
 from fx_passes.affine import AffineConv, conv_padding
 from fx_passes.channel_affine import ChannelAffine
+from fx_passes.exclusion import exclusion
 from fx_passes.facts import GraphFacts
 from fx_passes.operators import NORMS, Role, affine_operator, called_module, known_layer, role
 
@@ -29,9 +30,13 @@ DEAD = 1e-6  # relative to a norm's largest scale: a channel with a smaller scal
 def can_be_solved(gm: fx.GraphModule, node: fx.Node) -> bool:
     """Say whether the layer at a node can be a slot: an undilated, zero-padded convolution, or a linear layer.
 
+    Excluded layers cannot.
+
     A linear layer is a 1x1 convolution of an image of one pixel where it reads a vector for each image, else of the
     pixels that it reads.
     """
+    if exclusion(node):
+        return False
     layer = known_layer(gm, node)
     plain = isinstance(layer, nn.Conv2d) and layer.dilation == (1, 1) and layer.padding_mode == "zeros"
     return plain or linear_at(gm, node) is not None

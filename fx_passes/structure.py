@@ -18,6 +18,7 @@ import networkx as nx
 from torch import fx, nn
 
 from depthcomp_errors import PlanError
+from fx_passes.exclusion import exclusion
 from fx_passes.facts import GraphFacts
 from fx_passes.operators import NORMS, Role
 from fx_passes.regions import cut_chains
@@ -171,6 +172,8 @@ class _Builder:
 
     def _belongs(self, unit: Unit, name: str) -> bool:
         """Say whether a node goes with the unit before it: norms and one activation follow an operator."""
+        if self._stays(name) != self._stays(unit.exit):
+            return False
         roles = [self._role(node) for node in unit.nodes]
         mine = self._role(name)
         if mine is Role.PASS:
@@ -180,6 +183,9 @@ class _Builder:
         if mine is Role.ACTIVATION:
             return Role.ACTIVATION not in roles and Role.BARRIER not in roles
         return self._is_norm(name) and Role.ACTIVATION not in roles and Role.BARRIER not in roles
+
+    def _stays(self, name: str) -> bool:
+        return name in self._graph.nodes and bool(exclusion(self._graph.nodes[name]))
 
     def _role(self, name: str) -> Role:
         return self._graph.roles[name]

@@ -7,7 +7,16 @@ from time import perf_counter
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from depthcomp.results.wording import deeds, duration, line_residual, milliseconds, place, tuning, verdict
+from depthcomp.results.wording import (
+    deeds,
+    duration,
+    line_residual,
+    milliseconds,
+    place,
+    tuning,
+    verdict,
+    whole_latency,
+)
 
 if TYPE_CHECKING:
     import rich.console
@@ -41,6 +50,7 @@ def _rows(result: CompressionResult) -> list[tuple[str, str, str]]:
         ("measured latency", milliseconds(original.median_ms), milliseconds(compressed.median_ms)),
         ("  spread over rounds, samples", _certainty(original), _certainty(compressed)),
         ("predicted latency", "", milliseconds(result.predicted_ms)),
+        *([whole_latency(result.part)] if result.part is not None else []),
         *([("  residual of the predicting line", "", line_residual(result))] if result.table.calibration else []),
         (f"budget {result.budget}", milliseconds(result.budget_ms), verdict(result)),
         ("convolutions on the longest path", str(result.original_depth), str(result.depth)),

@@ -12,6 +12,7 @@ import typer
 
 from depthcomp.commands.backend_help import IMPORTANCE_NAMES, METHOD_NAMES
 from depthcomp.commands.error_reporting import reported_errors
+from depthcomp.commands.exclude_option import Exclude
 from depthcomp.commands.kinds_option import Kinds, listed
 from depthcomp.importance.default import DEFAULT_IMPORTANCE
 
@@ -31,6 +32,7 @@ def importance(
         str, typer.Option(help=f"The --method for compress, which decides which choices exist: {METHOD_NAMES}.")
     ] = "depthcomp",
     kinds: Kinds = None,
+    exclude: Exclude = None,
     scored_by: Annotated[
         str, typer.Option("--importance", help=f"How the losses are found: {IMPORTANCE_NAMES}.")
     ] = DEFAULT_IMPORTANCE,
@@ -72,6 +74,7 @@ def importance(
                 table=known,
                 method=method,
                 kinds=listed(kinds),
+                exclude=exclude or (),
                 importance=scored_by,
                 example_inputs=example,
                 data=calibration_data(data, network, example, root=data_root, download=download, seed=seed),

@@ -19,6 +19,7 @@ import typer
 from depthcomp.budget import Budget
 from depthcomp.commands.backend_help import BACKENDS, IMPORTANCE_NAMES, METHOD_NAMES, BackendHelp
 from depthcomp.commands.error_reporting import reported_errors
+from depthcomp.commands.exclude_option import Exclude
 from depthcomp.commands.importance import importance as score
 from depthcomp.commands.kinds_option import Kinds, listed
 from depthcomp.commands.printed_result import print_result, stamps, written_since
@@ -84,7 +85,11 @@ def compress(
     budget: Annotated[str, typer.Option(help="70% of the measured original, 1.8ms, or 1.4x as fast.")],
     weights: Annotated[Path | None, typer.Option(help="A .safetensors file or a torch state dict.")] = None,
     module: Annotated[
-        str | None, typer.Option(help="The path of a part of the model, such as backbone, to compress in its place.")
+        str | None,
+        typer.Option(
+            help="The path of a part of the model, such as backbone, to compress in its place. --out saves the part; "
+            "model.set_submodule('backbone', depthcomp.load('DIR')) puts it back into the model."
+        ),
     ] = None,
     data: Annotated[str | None, typer.Option(help=f"Images to fit on: {DATA}.")] = None,
     val_data: Annotated[
@@ -103,6 +108,7 @@ def compress(
         str, typer.Option(help=f"How the plan is chosen: {METHOD_NAMES}. All but the default are for comparison.")
     ] = "depthcomp",
     kinds: Kinds = None,
+    exclude: Exclude = None,
     importance: Annotated[
         str,
         typer.Option(
@@ -158,6 +164,7 @@ def compress(
                 table=table,
                 method=method,
                 kinds=listed(kinds),
+                exclude=exclude or (),
                 importance=importance,
                 finetune=tuning,
                 output_dir=out,

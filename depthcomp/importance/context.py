@@ -18,6 +18,7 @@ from depthcomp.latency.pricing import Candidate
 from depthcomp.preparation import Prepared
 from depthcomp.progress import Progress, silent
 from fx_passes import SpanChoice
+from fx_passes.exclusion import excluded_nodes
 
 __all__ = ["JOURNAL", "ScoringContext"]
 
@@ -81,5 +82,6 @@ class ScoringContext:
         run = fingerprint(
             f"{algorithm} torch {torch.__version__} threads {torch.get_num_threads()}",
             network_hash(self.prepared.captured.gm), self.data, *parts,
+            *map(str, excluded_nodes(self.prepared.captured.gm).items()),
         )  # fmt: skip
         return ScoreJournal(None if self.folder is None else self.folder / JOURNAL, run)

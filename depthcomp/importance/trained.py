@@ -31,6 +31,7 @@ from depthcomp.importance.settings import require_counts
 from depthcomp.latency.pricing import Candidate
 from depthcomp.progress import Progress, silent
 from fx_passes import CapturedNetwork, Plan, SpanChoice, linearize
+from fx_passes.exclusion import freeze_excluded
 from fx_passes.operators import NORMS, known_layer
 
 __all__ = ["TrainingSettings", "entries_of", "finetuned", "layers_of", "losses_of"]
@@ -262,6 +263,7 @@ class _Protocol:
         )  # fmt: skip
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.steps)
         network.train().requires_grad_(True)
+        freeze_excluded(network)
         if self._batch_size == 1:  # one image gives poor statistics, one pixel none
             for norm in [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]:
                 norm.eval()

@@ -7,7 +7,7 @@ tables.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -58,14 +58,16 @@ class Pricing:
 
     Args:
         network: a captured network.
+        names: names of the nodes to price; None for all.
 
     Attributes:
         kept: signatures of the network's own operators, by node name.
     """
 
-    def __init__(self, network: CapturedNetwork) -> None:
+    def __init__(self, network: CapturedNetwork, names: Container[str] | None = None) -> None:
         self._workload = network.workload
-        self.kept = {name: signature_of(operator) for name, operator in network.workload.kept.items()}
+        priced = {name: each for name, each in network.workload.kept.items() if names is None or name in names}
+        self.kept = {name: signature_of(operator) for name, operator in priced.items()}
 
     def candidates(self, spans: Iterable[Span]) -> list[Candidate]:
         """Return all choices of all spans with their signatures."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 
 from torch import Tensor, fx
@@ -103,10 +104,16 @@ class LatencyPredictor:
     Args:
         timer: measures whole networks.
         original_sum_ms: sum of the latencies of the original's operators.
+        measured: returns the part of a network to measure.
     """
 
-    def __init__(self, timer: NetworkTimer, original_sum_ms: float) -> None:
-        self._timer = timer
+    def __init__(
+        self,
+        timer: NetworkTimer,
+        original_sum_ms: float,
+        measured: Callable[[fx.GraphModule], fx.GraphModule] = lambda network: network,
+    ) -> None:
+        self._timer, self._measured = timer, measured
         self.original = timer.original
         self.original_sum_ms = original_sum_ms
         self._sum_shares = [1.0]
@@ -114,7 +121,7 @@ class LatencyPredictor:
 
     def learn(self, network: fx.GraphModule, sum_ms: float) -> tuple[Timing, Timing]:
         """Measure a network whose operators sum to `sum_ms`; return the original's timing and its own."""
-        original, found = self._timer.compare(network)
+        original, found = self._timer.compare(self._measured(network))
         self._sum_shares.append(sum_ms / self.original_sum_ms)
         self._measured_shares.append(found.median_ms / original.median_ms)
         return original, found

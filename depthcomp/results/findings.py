@@ -10,6 +10,7 @@ from depthcomp.budget import Budget
 from depthcomp.importance.table import ImportanceTable
 from depthcomp.preparation import Refusal
 from depthcomp.results.effort import Effort
+from depthcomp.results.part_record import PartRecord
 from depthcomp.training.finetune import FinetuneRecord
 from fx_passes import Plan, SpanChoice
 from latency_tables import Environment, LatencyTable, Timing
@@ -91,6 +92,8 @@ class Findings:
         method: name of the method that chose the plan.
         effort: how many choices, fits, plans and networks were tried; None where it was not counted.
         judged_by: what `loss` is, in words; "" where that was not recorded.
+        excluded: paths of the modules that the user excluded; they stay as they are.
+        part: where a part of a whole network was compressed, which one, and the latencies of the whole.
         whole: where a part was compressed, a copy of the whole with `model` in the part's place; it is not saved.
         tuned_before: records of earlier fine-tunings, in order; each continued from the one before, and `finetuned`
             from the last.
@@ -125,6 +128,8 @@ class Findings:
     tuned_before: tuple[FinetuneRecord, ...] = ()
     effort: Effort | None = None
     judged_by: str = ""
+    excluded: tuple[str, ...] = ()
+    part: PartRecord | None = None
     whole: nn.Module | None = None
 
     @property

@@ -82,7 +82,12 @@ class StoredTensor(_Stored):
 
 
 class StoredNetwork(_Stored):
-    """The whole file; `sha256` is the digest of its weights file."""
+    """The whole file.
+
+    Attributes:
+        sha256: digest of the weights file.
+        excluded: for each node that must stay as it is, the reason.
+    """
 
     schema_version: Literal[1]
     name: Identifier
@@ -91,6 +96,7 @@ class StoredNetwork(_Stored):
     tensors: dict[DottedPath, StoredTensor]
     attributes: dict[Identifier, Any]
     sha256: str
+    excluded: dict[Identifier, str] = {}
 
 
 _DTYPES = {

@@ -76,6 +76,8 @@ def load_result(directory: str | os.PathLike[str]) -> CompressionResult:
         tuned_before=tuple(numbers.tuned_before),
         effort=numbers.effort,
         judged_by=numbers.judged_by,
+        excluded=tuple(numbers.excluded),
+        part=None if numbers.part is None else numbers.part.record(),
     )
 
 

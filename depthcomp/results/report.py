@@ -13,7 +13,7 @@ from torch import fx
 from depthcomp.importance.registry import preset_name
 from depthcomp.importance.table import NO_METHOD
 from depthcomp.results.frontier_plot import frontier_svg
-from depthcomp.results.wording import deed, line_residual, milliseconds, percent, place, tuning, verdict
+from depthcomp.results.wording import deed, line_residual, milliseconds, percent, place, tuning, verdict, whole_latency
 from fx_passes.kinds import kind_of
 from latency_tables.measuring.timing import DRIFT_LIMIT
 
@@ -105,12 +105,18 @@ def _comparison(result: Findings) -> list[_Line]:
             _foretold(result.predicted_ms, result.measured_ms),
         ),
         *_residual(result),
+        *([_Line(*_capitalised(whole_latency(result.part)))] if result.part is not None else []),
         _Line("Speed-up, round by round", NOT_KNOWN, _speedups(result)),
         _Line(f"Budget ({result.budget})", milliseconds(result.budget_ms), verdict(result)),
         _Line("Convolutions on the longest path", str(result.original_depth), str(result.depth)),
         _Line("Parameters", NOT_KNOWN, parameters),
         _Line(_loss_of(result), "0", f"{result.loss:.4g}"),
     ]
+
+
+def _capitalised(texts: tuple[str, str, str]) -> tuple[str, str, str]:
+    what, *others = texts
+    return what[0].upper() + what[1:], others[0], others[1]
 
 
 def _loss_of(result: Findings) -> str:

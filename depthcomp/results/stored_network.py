@@ -24,6 +24,7 @@ from depthcomp.results import graph_json
 from depthcomp.results.graph_json import StoredModule, StoredNetwork, StoredTensor
 from depthcomp_errors.first_line import first_line
 from depthcomp_files import JsonFormat, require_writable_folder, write_atomically, write_json
+from fx_passes.exclusion import excluded_nodes, mark_nodes
 from fx_passes.graph_edit import attach_attributes, preserved_attributes
 from fx_passes.outputs import tensors_of
 
@@ -95,6 +96,7 @@ def _encode(gm: fx.GraphModule) -> tuple[StoredNetwork, dict[str, Tensor]]:
         tensors=tensors,
         attributes=_encode_attributes(gm),
         sha256="",
+        excluded=excluded_nodes(gm),
     )
     _require_targets(network)
     return network, values
@@ -251,6 +253,7 @@ def _decode(stored: StoredNetwork, values: Mapping[str, Tensor]) -> fx.GraphModu
         owner.add_module(name, graph_json.build_module(module))
     _fill(root, stored, values)
     gm = fx.GraphModule(root, graph_json.decode_graph(stored.nodes), stored.name)
+    mark_nodes(gm, stored.excluded)
     _attach_attributes(gm, stored)
     return gm.eval()
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from depthcomp.errors import ArtifactError
 from depthcomp.importance.registry import preset_name
 from depthcomp.results.effort import Effort
+from depthcomp.results.part_record import PartRecord
 from depthcomp.training.finetune import FinetuneRecord
 from depthcomp_files import JsonFormat
 from fx_passes import SpanChoice
@@ -58,6 +59,19 @@ class StoredTiming(_Stored):
     def timing(self) -> Timing:
         """Return the timing that was stored."""
         return Timing(self.rounds_ms, self.n, self.drifted_rounds)
+
+
+class _Part(_Stored):
+    module: str
+    whole_original: StoredTiming | None
+    whole_measured: StoredTiming | None
+    unmeasured: str
+    judged_alone: str
+
+    def record(self) -> PartRecord:
+        """Return the record that was stored."""
+        before, after = (None if each is None else each.timing() for each in (self.whole_original, self.whole_measured))
+        return PartRecord(self.module, before, after, self.unmeasured, self.judged_alone)
 
 
 class _Importance(_Stored):
@@ -140,6 +154,8 @@ class StoredNumbers(_Stored):
     seconds: dict[str, float]
     effort: Effort | None = None
     judged_by: str = ""
+    excluded: list[str] = []
+    part: _Part | None = None
 
 
 def _from_version_2(content: dict[str, Any]) -> dict[str, Any]:
@@ -217,6 +233,8 @@ def result_json(result: Findings) -> dict[str, Any]:
         "seconds": dict(result.seconds),
         "effort": None if result.effort is None else asdict(result.effort),
         "judged_by": result.judged_by,
+        "excluded": list(result.excluded),
+        "part": None if result.part is None else _part(result.part),
     }
     finite: dict[str, Any] = _finite(content)
     return finite
@@ -230,6 +248,17 @@ def _importance(table: ImportanceTable) -> dict[str, Any]:
         "seconds": table.seconds,
         "choices": len(table.losses),
         "check": None if table.check is None else asdict(table.check),
+    }
+
+
+def _part(part: PartRecord) -> dict[str, Any]:
+    before, after = part.original_timing, part.measured_timing
+    return {
+        "module": part.module,
+        "whole_original": None if before is None else _timing(before),
+        "whole_measured": None if after is None else _timing(after),
+        "unmeasured": part.unmeasured,
+        "judged_alone": part.judged_alone,
     }
 
 

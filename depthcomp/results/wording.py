@@ -10,6 +10,7 @@ from fx_passes.kinds import kind_names, kind_of, kinds
 
 if TYPE_CHECKING:
     from depthcomp.results.findings import Findings, SpanRecord
+    from depthcomp.results.part_record import PartRecord
     from depthcomp.training.finetune import FinetuneRecord
     from fx_passes import SpanChoice
     from latency_tables import Environment
@@ -25,6 +26,7 @@ __all__ = [
     "tuning",
     "verdict",
     "where",
+    "whole_latency",
 ]
 
 _BACKENDS = {
@@ -57,6 +59,14 @@ def milliseconds(ms: float) -> str:
         ('12.84 ms', '0.123 ms')
     """
     return f"{ms:.2f} ms" if abs(ms) >= 1 else f"{ms:.3f} ms"
+
+
+def whole_latency(part: PartRecord) -> tuple[str, str, str]:
+    """Return what the latency of the whole network around a compressed part was, before and after, as texts."""
+    what = f"the whole network around {part.module}"
+    if part.original_timing is None or part.measured_timing is None:
+        return what, "not measured", part.unmeasured
+    return what, milliseconds(part.original_timing.median_ms), milliseconds(part.measured_timing.median_ms)
 
 
 def percent(share: float) -> str:

@@ -129,7 +129,7 @@ class Pipeline:
         prepared, task, losses = self.prepared, self.task, scored.losses
         return Search(
             prepared.network, functools.partial(problem_of, prepared, priced), losses,
-            LatencyPredictor(self.timer, priced.total_ms), prepared.calibration, priced.candidates,
+            LatencyPredictor(self.timer, priced.total_ms, prepared.measured), prepared.calibration, priced.candidates,
             baseline=self._baseline(priced, losses), fits=task.method.fits, seed=task.seed,
             progress=self.stages.report, refit_kept=task.refit_kept, memory_mib=task.importance.memory_mib,
             profiting=scored.table.profiting, channels=channels,
@@ -147,7 +147,7 @@ class Pipeline:
 
     def _result(self, priced: PricedCandidates, scored: Scored, search: Search, found: Found) -> CompressionResult:
         prepared = self.prepared
-        trainable = _trainable(prepared.captured, found)
+        trainable = prepared.measured(_trainable(prepared.captured, found))
         model = merge(trainable, found.plan)
         by_choice = {candidate.choice: candidate for candidate in priced.candidates}
         return CompressionResult(
@@ -178,6 +178,7 @@ class Pipeline:
             method=self.task.method.name,
             effort=_effort(priced, scored, search, self.stages.foretold_seconds),
             judged_by=prepared.judged_by,
+            excluded=prepared.excluded,
         )
 
 

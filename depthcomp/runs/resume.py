@@ -19,6 +19,7 @@ from depthcomp.results.stored_network import save_network
 from depthcomp.runs.tuned_result import CHECKPOINTS, UNFINISHED
 from depthcomp.warning import warn_caller
 from depthcomp_files import write_atomically
+from fx_passes.exclusion import excluded_nodes
 from fx_passes.kinds import kinds
 from latency_tables import Environment
 
@@ -41,7 +42,7 @@ def settings_hash(
     return fingerprint(
         network_hash(prepared.captured.gm), calibration_hash(prepared.calibration), str(tuple(prepared.example.shape)),
         repr(budget), method.name, repr(limits), repr(importance), str(seed), environment.fingerprint(),
-        importance.rules(refit_kept=True),
+        importance.rules(refit_kept=True), *map(str, excluded_nodes(prepared.captured.gm).items()),
     )  # fmt: skip
 
 

@@ -24,6 +24,7 @@ from depthcomp.methods.registry import METHODS
 from depthcomp.preparation import Prepared
 from depthcomp.progress import Progress, silent
 from depthcomp.runs.task import CompressionTask
+from depthcomp.sources.module_names import Modules
 from depthcomp_files import require_writable_folder
 from latency_tables import LatencyTable
 from latency_tables.fleet.work import Shard
@@ -39,6 +40,7 @@ def score_shard(
     table: LatencyTable | str | os.PathLike[str],
     method: str = "depthcomp",
     kinds: Sequence[str] | None = None,
+    exclude: Modules = (),
     importance: ImportanceLike = DEFAULT_IMPORTANCE,
     example_inputs: Tensor | Sequence[Tensor] | None = None,
     data: Data | None = None,
@@ -66,6 +68,7 @@ def score_shard(
         table: a complete latency table, which decides which choices are scored; nothing is measured.
         method: as for `compress_depth`; it decides which choices exist.
         kinds: as for `compress_depth`.
+        exclude: as for `compress_depth`.
         importance: how losses are found; not a table of scores.
         example_inputs: as for `compress_depth`.
         data: calibration images, as for `compress_depth`.
@@ -80,7 +83,7 @@ def score_shard(
     """
     task = CompressionTask.of(
         model, method, importance,
-        kinds=kinds, example_inputs=example_inputs, data=data, val_data=val_data, seed=seed,
+        kinds=kinds, exclude=exclude, example_inputs=example_inputs, data=data, val_data=val_data, seed=seed,
     )  # fmt: skip
     part = shard if isinstance(shard, Shard) else Shard.parse(shard)
     _require_shareable(task, importance)

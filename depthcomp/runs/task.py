@@ -22,6 +22,7 @@ from depthcomp.methods.method import Method
 from depthcomp.methods.registry import find_method
 from depthcomp.preparation import Prepared, measurable, prepare
 from depthcomp.progress import Progress
+from depthcomp.sources.module_names import Modules
 from fx_passes.preconditions import require_capturable
 
 __all__ = ["CompressionTask"]
@@ -41,6 +42,8 @@ class CompressionTask:
         seed: seed of everything random.
         loss: what the user says about the loss of outputs.
         assumed: sentences on how pictures in the data were read.
+        exclude: names or patterns of modules that stay as they are.
+        part: path of the one module to compress; empty for the whole model.
     """
 
     model: nn.Module
@@ -52,6 +55,8 @@ class CompressionTask:
     seed: int
     loss: OutputLoss = DEFAULT_LOSS
     assumed: tuple[str, ...] = ()
+    exclude: Modules = ()
+    part: str = ""
 
     @classmethod
     def of(
@@ -67,6 +72,7 @@ class CompressionTask:
         kinds: Sequence[str] | None = None,
         outputs: OutputKind | None = None,
         loss: OwnLoss | None = None,
+        exclude: Modules = (),
     ) -> CompressionTask:
         """Return the task for a user's arguments.
 
@@ -80,7 +86,8 @@ class CompressionTask:
             raise DepthCompError(f"seed (={seed!r}) must be a whole number from 0 to 2**63 - 1")
         known = parse_importance(importance)
         asked = OutputLoss.asked(outputs, loss)
-        return cls(model, chosen, known if chosen.scored else Unscored(), example_inputs, data, val_data, seed, asked)
+        scorer = known if chosen.scored else Unscored()
+        return cls(model, chosen, scorer, example_inputs, data, val_data, seed, asked, exclude=exclude)
 
     @property
     def refit_kept(self) -> bool:
@@ -113,6 +120,7 @@ class CompressionTask:
         found = prepare(
             self.model, self.example_inputs, self.data, self.val_data, self.seed,
             most=self.importance.most_images, limits=self.method.limits, loss=self.loss,
+            exclude=self.exclude, part=self.part,
         )  # fmt: skip
         found = measurable(found, failures)
         candidates = self.method.candidates(found.network, found.candidates)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import inspect
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from depthcomp.data.batches import MAX_IMAGES, Data, images_of, items_of
 from depthcomp.errors import CaptureError, DataError
+from depthcomp.sources.module_names import Modules, matched_modules
 from depthcomp_errors.first_line import first_line
 
 __all__ = ["PartOfWhole"]
@@ -31,7 +31,8 @@ class PartOfWhole:
         name: the module's path in it, such as "backbone" or "backbone.body".
 
     Attributes:
-        module: the part, of a copy of the whole in evaluation mode.
+        whole: a copy of the network in evaluation mode.
+        module: the part of this copy.
         notes: sentences on inputs that were left out.
 
     Raises:
@@ -39,18 +40,17 @@ class PartOfWhole:
     """
 
     def __init__(self, whole: nn.Module, name: str) -> None:
+        if not isinstance(name, str) or any(sign in name for sign in "*?["):
+            raise CaptureError(
+                f"module (={name!r}) must be the path of one module; compress several one after the other, the next "
+                "one in `result.whole` of the one before"
+            )
         if not isinstance(whole, nn.Module):
             raise CaptureError(f"model is of type {type(whole).__name__} and must be a torch.nn.Module to have parts")
         self.name, self.notes = name, list[str]()
-        self._whole = copy.deepcopy(whole).eval()
-        names = [path for path, _ in whole.named_modules() if path]
-        if name not in names:
-            close = difflib.get_close_matches(str(name), names) or names[:3]
-            raise CaptureError(
-                f"module (={name!r}) is no part of {type(whole).__name__}; give the path of one, such as "
-                + " or ".join(map(repr, close))
-            )
-        self.module: nn.Module = self._whole.get_submodule(name)
+        self.whole = copy.deepcopy(whole).eval()
+        matched_modules(whole, name, "module")
+        self.module: nn.Module = self.whole.get_submodule(name)
 
     def example(self, example_inputs: Any) -> Tensor | None:
         """Return the input of the part when the whole runs on its example inputs; None without example inputs.
@@ -58,10 +58,23 @@ class PartOfWhole:
         Raises:
             CaptureError: the whole fails on them, or the part's input is not one batch of images.
         """
-        if example_inputs is None:
-            return None
-        several = isinstance(example_inputs, tuple)
-        return self._fed(example_inputs if several else (example_inputs,), {}, "example_inputs")
+        return None if example_inputs is None else self.read(example_inputs)
+
+    def read(self, inputs: Any) -> Tensor:
+        """Return the input of the part when the whole runs on its example inputs; errors are those of `example`."""
+        return self._fed(inputs if isinstance(inputs, tuple) else (inputs,), {}, "example_inputs")
+
+    def inside(self, names: Modules) -> tuple[str, ...]:
+        """Return the paths in the part of modules of the whole, by names or patterns; those elsewhere stay anyway.
+
+        Raises:
+            CaptureError: a name matches no module of the whole, or the part is among them.
+        """
+        paths = matched_modules(self.whole, names, "exclude")
+        around = [path for path in paths if f"{self.name}.".startswith(f"{path}.")]
+        if around:
+            raise CaptureError(f"exclude names {around[0]}, and module (={self.name!r}) is to be compressed; give one")
+        return tuple(path.removeprefix(f"{self.name}.") for path in paths if path.startswith(f"{self.name}."))
 
     def data(self, data: Data | None, argument: str) -> list[Tensor] | None:
         """Return the inputs of the part for up to 512 images of the whole's data; None without data.
@@ -82,7 +95,7 @@ class PartOfWhole:
             if sum(map(len, found)) >= MAX_IMAGES:
                 break
         if not found:
-            raise DataError(f"{argument} holds no items; pass an iterable of what {type(self._whole).__name__} takes")
+            raise DataError(f"{argument} holds no items; pass an iterable of what {type(self.whole).__name__} takes")
         shape, count = Counter(batch.shape[1:] for batch in found).most_common(1)[0]
         if count < len(found):
             self.notes.append(
@@ -93,14 +106,14 @@ class PartOfWhole:
 
     def put_back(self, compressed: nn.Module) -> nn.Module:
         """Return a copy of the whole in evaluation mode, with a compressed network in the part's place."""
-        whole = copy.deepcopy(self._whole)
+        whole = copy.deepcopy(self.whole)
         whole.set_submodule(self.name, copy.deepcopy(compressed))
         return whole.eval()
 
     def _arguments(self, item: Any, argument: str) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
         """Return the arguments of the whole's forward for one item of data, by position and by name."""
         if isinstance(item, Mapping):
-            taken = inspect.signature(self._whole.forward).parameters
+            taken = inspect.signature(self.whole.forward).parameters
             return ((), item) if set(item) <= set(taken) else ((images_of(item, argument),), {})
         if isinstance(item, Sequence) and item and not isinstance(item, str) and not _is_list_of_images(item):
             return self._arguments(item[0], argument)
@@ -116,17 +129,17 @@ class PartOfWhole:
 
         with self.module.register_forward_pre_hook(hook, with_kwargs=True, prepend=True), torch.no_grad():
             try:
-                self._whole(*args, **kwargs)
+                self.whole(*args, **kwargs)
             except _ReachedError:
                 pass
             except Exception as error:
                 raise CaptureError(
-                    f"{type(self._whole).__name__} fails on {argument} ({type(error).__name__}: {first_line(error)}); "
+                    f"{type(self.whole).__name__} fails on {argument} ({type(error).__name__}: {first_line(error)}); "
                     "with module=, give what the whole network takes"
                 ) from error
         if not read:
             raise CaptureError(
-                f"the forward of {type(self._whole).__name__} does not call {self.name}; name a module that it calls"
+                f"the forward of {type(self.whole).__name__} does not call {self.name}; name a module that it calls"
             )
         return self._one_batch(*read[0])
 

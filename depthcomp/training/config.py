@@ -58,7 +58,7 @@ class FinetuneConfig:
             and rises.
         precision: "fp32", or "bf16" or "fp16" for the operations that torch.autocast computes in them.
         channels_last: whether images and weights are laid out with channels last, which is faster on many devices.
-        freeze_norms: whether the statistics of batch norms stay as they are.
+        freeze_norms: whether the statistics of batch norms stay as they are; those of norms with frozen weights do.
         fit_norms: whether a batch norm, the identity at first, follows each fitted convolution until the merge.
         loss: a function (student, teacher, batch) -> loss to train by instead. It gets the two networks and an item
             of the data, with its tensors on the training device.

@@ -103,8 +103,9 @@ class Recipe:
     def train_mode(self) -> None:
         """Put the network in training mode, except norms whose statistics are frozen."""
         self.wrapped.train()
-        for module in self._network.modules() if self._config.freeze_norms else ():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        for module in self._network.modules():
+            norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
+            if norm and (self._config.freeze_norms or _is_frozen(module)):
                 module.eval()
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
@@ -130,3 +131,9 @@ class Recipe:
             self._scheduler.step_update(update)
         if self.average is not None:
             self.average.update(self._network, step=update)
+
+
+def _is_frozen(module: nn.Module) -> bool:
+    """Say whether a module has parameters, and none of them is trained."""
+    parameters = list(module.parameters())
+    return bool(parameters) and not any(parameter.requires_grad for parameter in parameters)

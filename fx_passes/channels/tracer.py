@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 from fx_passes.channels.layout import Ids, Layout, Layouts, layouts_in
 from fx_passes.channels.makers import Maker, maker_of
 from fx_passes.channels.probing import NONE, MixedChannelsError, dependence, moved
+from fx_passes.exclusion import exclusion
 from fx_passes.module_paths import module_path
 from fx_passes.operators import ACTIVATIONS, NORMS, PASSED, known_layer
 from fx_passes.output_nodes import is_output
@@ -65,6 +66,8 @@ class Tracer(fx.Interpreter):
         found = self._channels(n, result)
         if found is not None:
             self.made[n.name] = found
+        if exclusion(n):
+            self._fix([*(self.made.get(source.name) for source in n.all_input_nodes), found], exclusion(n))
         return result
 
     def _channels(self, node: fx.Node, result: Any) -> Layouts:

@@ -42,8 +42,9 @@ def compressed(arithmetic_backend):
     whole = Detector().train()
     state = {name: tensor.clone() for name, tensor in whole.state_dict().items()}
     result = compress_depth(
-        whole, "85%", module="backbone", data=held(6), example_inputs=held(1)[0][0], backend=arithmetic_backend()
-    )
+        whole, "85%", module="backbone", data=held(6), example_inputs=held(1)[0][0], backend=arithmetic_backend(),
+        exclude="backbone.stem",
+    )  # fmt: skip
     assert whole.training
     assert all(torch.equal(tensor, state[name]) for name, tensor in whole.state_dict().items())
     return whole, result
@@ -59,6 +60,12 @@ def test_a_part_is_put_back_into_its_whole(compressed, tmp_path):
     assert torch.equal(result.whole.backbone(batch), result.model(batch))
     assert not torch.equal(result.whole.backbone(batch), whole.eval().backbone(batch))
     assert torch.equal(result.whole.head.weight, whole.head.weight)
+    stem = result.whole.backbone.get_submodule("stem.0")
+    assert torch.equal(stem.weight, whole.backbone.stem[0].weight)
+    assert result.excluded == ("backbone.stem",)
+    assert result.judged_by.endswith(", of backbone alone")
+    assert result.part.judged_alone.startswith("Detector cannot be captured: ")
+    assert result.part.unmeasured == result.part.judged_alone
     result.save(tmp_path)
     assert torch.equal(depthcomp.load(tmp_path)(batch), result.model(batch))
 

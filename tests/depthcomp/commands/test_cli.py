@@ -122,12 +122,13 @@ def test_options_arrive(calls, tmp_path):
         (tmp_path / name).mkdir()
         Image.new("RGB", (30, 30)).save(tmp_path / name / "x.png")
     options = "--data images --val-data held_out --backend onnxruntime --threads 2 --table t.json --seed 5"
-    options += " --importance kim23 --module body"
+    options += " --importance kim23 --module body --exclude head --exclude body.*"
     assert run(SPEC, "--budget", "1.4x", *options.split()).exit_code == 0
     (call,) = calls
     assert [batch.shape for batch in (*call["data"], *call["val_data"])] == [(1, 3, 7, 11)] * 2
     assert (call["backend"].threads, call["seed"], str(call["table"])) == (2, 5, "t.json")
     assert (call["importance"], call["module"]) == ("kim23", "body")
+    assert call["exclude"] == ["head", "body.*"]
 
 
 def test_fine_tuning_in_the_same_call(calls, tmp_path):
