@@ -3,8 +3,8 @@
 The network is compressed as ultralytics holds it, with its decoded outputs alone, and with its raw outputs alone. Each
 compressed network is put back into the YOLO object. There ultralytics validates it on pictures that nothing was
 trained, chosen or fitted on, predicts boxes, and exports ONNX. Rows are written one by one, with a plot beside; a row
-that is there is not made again. The folder of --cache holds the pictures, the trained weights, the latency table, and
-the importance of each form, which budgets share.
+that is there is not made again. The folder of --cache holds the pictures, the trained weights, the results, the latency
+table, and the importance of each form, which budgets share.
 
     python scripts/bench_yolo.py --cache CACHE --out docs/yolo.json
 
@@ -45,12 +45,11 @@ LIBRARIES = ("torch", "ultralytics", "onnxruntime")
 def made(form: str, budget: str, cache: Path, images: int, seed: int) -> dict[str, Any]:
     """Return the figures of a row."""
     yolo = yolo_net.trained(description(cache), cache)
-    known = yolo_net.validated(yolo, description(cache), cache)  # before the compression, as users would
     if form == ORIGINAL:
-        return known
+        return yolo_net.validated(yolo, description(cache), cache)
+    found = _compressed(yolo, form, budget, cache, images, seed)
     some = pictures(cache / "shapes", "test")[:COMPARED]
     before = yolo_net.predicted(yolo, some)
-    found = _compressed(yolo, form, budget, cache, images, seed)
     yolo_net.put_back(yolo, found.pop("network"), form)
     boxes = list(zip(before, yolo_net.predicted(yolo, some), strict=True))
     path = yolo_net.exported(yolo, cache / f"{form}-{budget}.onnx")
@@ -70,16 +69,18 @@ def description(cache: Path) -> Path:
 
 def _compressed(yolo: Any, form: str, budget: str, cache: Path, images: int, seed: int) -> dict[str, Any]:
     """Return the compressed network and the figures of its compression."""
-    stored, start = cache / f"importance-{form}-{images}-{seed}.json", time.perf_counter()
+    stored = cache / f"importance-{form}-{images}-{seed}.json"
+    start, computed = time.perf_counter(), time.process_time()
     known = stored.exists()
     result = compress_depth(
         yolo_net.compressible(yolo, form), budget, data=calibration(cache / "shapes", images), seed=seed,
         backend=create_backend("onnxruntime", threads=1), table=cache / "table.json",
-        importance=stored if known else DEFAULT_IMPORTANCE,
+        importance=stored if known else DEFAULT_IMPORTANCE, output_dir=cache / f"{form}-{budget}",
     )  # fmt: skip
-    seconds = round(time.perf_counter() - start)
+    seconds = {"seconds": round(time.perf_counter() - start), "cpu_seconds": round(time.process_time() - computed)}
     result.importance.save(stored)
-    return {"network": result.model, "seconds": seconds, "importance_known": known, **_figures(result)}
+    settings = {"calibration_images": images, "importance_known": known}
+    return {"network": result.model, **settings, **seconds, **_figures(result)}
 
 
 def calibration(folder: Path, count: int) -> Tensor:
@@ -138,12 +139,13 @@ def read(path: Path) -> dict[str, Any]:
     return found
 
 
-def conditions(images: int) -> dict[str, Any]:
-    """Return what all rows share."""
+def conditions() -> dict[str, Any]:
+    """Return where and when a row is made."""
     return {
-        "pictures": PARTS, "epochs": yolo_net.EPOCHS, "calibration_images": images,
+        "machine": f"{cpu_name()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+        "date": f"{datetime.now(UTC):%Y-%m-%d}",
         "versions": {name: version(name) for name in LIBRARIES},
-    }  # fmt: skip
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -151,7 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--forms", nargs="+", choices=yolo_net.FORMS, default=[*yolo_net.FORMS])
     parser.add_argument("--budgets", nargs="+", default=["1.25x", "1.5x"])
-    parser.add_argument("--images", type=int, default=64, help="calibration images")
+    parser.add_argument("--images", type=int, default=32, help="calibration images")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cache", type=Path, required=True, help="folder for pictures, weights, table and importance")
     parser.add_argument("--out", type=Path, required=True)
@@ -162,16 +164,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         key = f"{form}:{budget}:{options.seed}" if budget else form
         if key in read(options.out)["rows"]:
             continue
-        row = made(form, budget, options.cache, options.images, options.seed)
-        row |= {
-            "machine": f"{cpu_name()}, {os.cpu_count()} cores, Python {platform.python_version()}",
-            "date": f"{datetime.now(UTC):%Y-%m-%d}",
-        }
+        row = made(form, budget, options.cache, options.images, options.seed) | conditions()
         with locked(options.out, "results"):
             rows = read(options.out)["rows"] | {key: row}
-            write_atomically(
-                options.out, (json.dumps({**conditions(options.images), "rows": rows}, indent=1) + "\n").encode()
-            )
+            content = {"pictures": PARTS, "epochs": yolo_net.EPOCHS, "rows": rows}
+            write_atomically(options.out, (json.dumps(content, indent=1) + "\n").encode())
             plot(rows, options.out.with_suffix(".svg"))
         print(f"{key}: mAP50 {row['map50']}, {row.get('speedup', 1)}x, {row.get('seconds', 0)} s", flush=True)
 
