@@ -35,6 +35,12 @@ class SymbolicTracer(fx.Tracer):
         super().__init__()
         self._given = given  # the number of arguments that the example fills
 
+    def trace(self, *args: Any, **kwargs: Any) -> fx.Graph:
+        """Return the graph; a network with it can be unpickled, as users' own `torch.save` needs."""
+        graph = super().trace(*args, **kwargs)
+        graph._tracer_cls = None  # torch.fx would build this class anew without its arguments
+        return graph
+
     def create_args_for_root(self, root_fn: Any, *rest: Any, **options: Any) -> tuple[Any, list[Any]]:
         """Return the forward and its arguments: the network, then placeholders."""
         names = argument_names(root_fn, self._given)
