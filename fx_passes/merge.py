@@ -14,6 +14,7 @@ from fx_passes.module_paths import copy_places
 from fx_passes.normalise.modules import DropIdentities
 from fx_passes.operators import NORMS, Role, affine_operator, known_layer, role
 from fx_passes.plan import Plan, require_plan
+from fx_passes.spatial_layers import CONVOLUTIONS, Convolution, image_kernel
 from fx_passes.structure import require_captured
 
 __all__ = ["collapse_spans", "fold_batch_norms", "merge"]
@@ -63,7 +64,7 @@ def fold_batch_norms(gm: fx.GraphModule) -> None:
         if not isinstance(norm, NORMS) or not isinstance(source, fx.Node) or len(source.users) > 1:
             continue
         conv = known_layer(gm, source)
-        if isinstance(conv, nn.Conv2d) and role(gm, node) is Role.AFFINE:
+        if isinstance(conv, CONVOLUTIONS) and role(gm, node) is Role.AFFINE:
             _fold(conv, affine_operator(gm, node, conv.out_channels, device=str(conv.weight.device)))
             redirect(node, target=str(source.target), args=source.args)
             copy_places(source, node)
@@ -71,9 +72,9 @@ def fold_batch_norms(gm: fx.GraphModule) -> None:
     gm.recompile()
 
 
-def _fold(conv: nn.Conv2d, norm: AffineConv) -> None:
+def _fold(conv: Convolution, norm: AffineConv) -> None:
     """Fold the norm after `conv`, one scale and shift per channel, into its weights."""
-    weight = conv.weight.detach().double() * norm.weight
+    weight = (image_kernel(conv).double() * norm.weight).reshape_as(conv.weight)
     bias = norm.bias if conv.bias is None else norm.bias + norm.weight.flatten() * conv.bias.detach().double()
     conv.weight, conv.bias = (nn.Parameter(tensor.to(conv.weight.dtype)) for tensor in (weight, bias))
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from torch import fx, nn
+from torch import fx
 
 from fx_passes.affine import crop_kernel
 from fx_passes.body import Body
@@ -35,6 +35,7 @@ from fx_passes.module_paths import cover_places, module_path
 from fx_passes.operators import before_norms, known_layer
 from fx_passes.slots import Slot
 from fx_passes.span import Piece
+from fx_passes.spatial_layers import CONVOLUTIONS
 
 __all__ = ["Fit"]
 
@@ -110,7 +111,7 @@ class FitKind(Kind[Fit]):
         conv = before_norms(gm, last)
         padded = [conv, *conv.all_input_nodes]
         reads_entry = any(entry in node.all_input_nodes for node in padded)
-        if not isinstance(known_layer(gm, conv), nn.Conv2d) or not reads_entry:
+        if not isinstance(known_layer(gm, conv), CONVOLUTIONS) or not reads_entry:
             raise not_linearized(choice, f"{module_path(last)} is no convolution of {module_path(entry)}")
         return (last,)
 

@@ -22,6 +22,7 @@ from fx_passes.limits import SpanLimits
 from fx_passes.module_paths import copy_places, cover_places, module_path
 from fx_passes.operators import Role, image_shape, role
 from fx_passes.span import Piece
+from fx_passes.spatial_layers import holds_signals
 
 __all__ = [
     "body_of", "end_obstacle", "ends", "inner_of", "limit_obstacle", "merge_into_one", "odd", "one_layer", "size_text",
@@ -146,8 +147,9 @@ def _inner(gm: fx.GraphModule, choice: SpanChoice, entry: fx.Node, last: fx.Node
 
 def _with_ones(gm: fx.GraphModule, before: fx.Node, source: fx.Node) -> fx.Node:
     """Return a new node, placed before another, that gives the tensor at `source` a last channel of ones."""
+    pixels = (0, 0) if holds_signals(source) else (0, 0, 0, 0)
     with gm.graph.inserting_before(before):
-        ones = gm.graph.call_function(F.pad, (source, (0, 0, 0, 0, 0, 1), "constant", 1.0))
+        ones = gm.graph.call_function(F.pad, (source, (*pixels, 0, 1), "constant", 1.0))
     copy_places(before, ones)
     return ones
 

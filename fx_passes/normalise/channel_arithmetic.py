@@ -1,4 +1,4 @@
-"""Layers for arithmetic of an image with one constant per channel."""
+"""Layers for arithmetic of an image or signal with one constant per channel."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from fx_passes.constants import Constants
 from fx_passes.graph_edit import add_module, device_and_dtype, redirect
 from fx_passes.module_paths import cover_places
 from fx_passes.operators import called_module, image_shape
+from fx_passes.spatial_layers import holds_signals
 
 __all__ = ["ChannelArithmetic"]
 
@@ -32,9 +33,9 @@ _NEUTRAL = (("+", 0), ("-", 0), ("*", 1), ("/", 1))
 class ChannelArithmetic(PassBase):
     """Turn `x * c`, `x + c`, `x - c`, `c - x` and `x / c` into calls of `ChannelAffine`, and neighbours into one.
 
-    `x` is an image, `c` a number or a constant with one value, or with one per channel. A constant that is computed
-    from trained parameters stays trained, with one value per channel. Arithmetic that changes nothing (`x + 0`) is
-    removed. Shapes must be known at the nodes.
+    `x` is an image or signal, `c` a number or a constant with one value, or with one per channel. A constant that is
+    computed from trained parameters stays trained, with one value per channel. Arithmetic that changes nothing
+    (`x + 0`) is removed. Shapes must be known at the nodes.
     """
 
     def call(self, graph_module: fx.GraphModule) -> PassResult:
@@ -98,7 +99,7 @@ def _read(constants: Constants, node: fx.Node) -> _Arithmetic | None:
     if not _is_image(constants, image) or not _keeps_kind(image, node) or (swapped and symbol == "/"):
         return None
     value = constants.value(other) if other in constants else other
-    if not _fits(value, shape[1]):
+    if not _fits(value, shape[1], 3 if holds_signals(image) else 4):
         return None
     if isinstance(value, int | float) and (symbol, value) in _NEUTRAL and not (swapped and symbol == "-"):
         return _Arithmetic(image, None)
@@ -133,12 +134,12 @@ def _keeps_kind(image: fx.Node, node: fx.Node) -> bool:
     return bool(before.shape == after.shape and before.dtype == after.dtype and before.dtype.is_floating_point)
 
 
-def _fits(value: Any, channels: int) -> bool:
-    """Say whether a value is one number, or one per channel of an image."""
+def _fits(value: Any, channels: int, rank: int) -> bool:
+    """Say whether a value is one number, or one per channel of a batch of images or signals of a rank."""
     if not isinstance(value, Tensor):
         return isinstance(value, int | float) and not isinstance(value, bool)
-    shape = (1,) * (4 - value.dim()) + tuple(value.shape)
-    return shape in ((1, 1, 1, 1), (1, channels, 1, 1)) and not value.is_complex()
+    shape, pixel = (1,) * (rank - value.dim()) + tuple(value.shape), (1,) * (rank - 2)
+    return shape in ((1, 1, *pixel), (1, channels, *pixel)) and not value.is_complex()
 
 
 def _per_channel(value: float | Tensor, channels: int) -> Tensor:
