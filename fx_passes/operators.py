@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
+from torch.nn.modules.conv import _ConvNd
 
 from fx_passes import affine
 from fx_passes.affine import AffineConv, NotAffineError
@@ -189,6 +190,9 @@ def _runs_forward_of(kind: type[nn.Module], module: nn.Module) -> bool:
 def _unknown(module: nn.Module) -> str:
     """Return why an unknown layer ends every span."""
     name, kind = type(module).__name__, _kind(type(module))
+    if isinstance(module, _ConvNd) and kind is None:
+        what = "a transposed convolution" if module.transposed else "a convolution of volumes"
+        return f"{name} is {what}, and only plain convolutions of images or signals can be merged"
     if kind is None:
         return f"{name} is not a convolution and cannot be merged into one"
     return f"{name} inherits from {kind.__name__} but has a forward of its own, which may compute anything"

@@ -21,6 +21,7 @@ from depthcomp.data.example import configured_size
 from depthcomp.data.images import decode, fitted, fitted_values, image_files, in_turns, mode_of
 from depthcomp.data.input_kind import IMAGES, input_rank
 from depthcomp.data.randomness import own_randomness
+from depthcomp.data.saved_arrays import is_array_file, saved_inputs
 from depthcomp.errors import DataError
 
 __all__ = ["normalization", "readable"]
@@ -47,7 +48,7 @@ def readable(data: Any, model: nn.Module, example_inputs: Any, argument: str = "
             model's channels.
     """
     if isinstance(data, str | os.PathLike):
-        data = _files(Path(data))
+        data = saved_inputs(data) if is_array_file(data) else _files(Path(data))
     if isinstance(data, np.ndarray) and np.issubdtype(data.dtype, np.str_):
         data = data.ravel().tolist()
     if isinstance(data, Image.Image | np.ndarray) or (isinstance(data, Tensor) and _is_picture(data)):

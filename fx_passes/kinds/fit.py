@@ -27,6 +27,7 @@ from fx_passes.kinds.single_convolution import (
     limit_obstacle,
     merge_into_one,
     odd,
+    odd_sides,
     one_layer,
     size_text,
 )
@@ -129,8 +130,7 @@ class FitKind(Kind[Fit]):
 def _sizes(piece: Piece, limits: SpanLimits) -> list[Kernel]:
     """Return the odd kernels inside the kernel of a piece's collapse, the smallest first."""
     height, width = piece.operator.kernel
-    squares = range(1, min(max(height, width), limits.largest_kernel) + 1, 2)
-    return [(min(size, odd(height)), min(size, odd(width))) for size in squares]
+    return [(min(side, odd(height)), min(side, odd(width))) for side in odd_sides(piece, limits)]
 
 
 def _obstacle(piece: Piece, size: Kernel, limits: SpanLimits) -> str:

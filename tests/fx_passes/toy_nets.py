@@ -4,6 +4,7 @@ import copy
 import math
 
 import torch
+from signal_nets import as_signals, signals_of
 from torch import nn
 
 from fx_passes import Drop, Fit, Merge, Plan, capture
@@ -18,7 +19,7 @@ def randomise(model, seed=0):
 
     with torch.no_grad():
         for norm in model.modules():
-            if isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None:
+            if isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d) and norm.running_mean is not None:
                 norm.running_mean.copy_(uniform(norm.running_mean, -0.5, 0.5))
                 norm.running_var.copy_(uniform(norm.running_var, 0.5, 2.0))
                 if norm.affine:
@@ -67,7 +68,7 @@ def is_unchanged(gm, before):
 def convolutions(gm):
     """Return the convolutions that the graph calls, in order."""
     called = [gm.get_submodule(node.target) for node in gm.graph.nodes if node.op == "call_module"]
-    return [module for module in called if isinstance(module, nn.Conv2d)]
+    return [module for module in called if isinstance(module, nn.Conv1d | nn.Conv2d)]
 
 
 class Sandwich(nn.Module):
@@ -356,15 +357,26 @@ TOYS = {
     "inverted": (Inverted, 5),
     "same_padded": (SamePadded, 3),
     "even_skip": (EvenSkip, 3),
+    "signal_backbone": (lambda: as_signals(Backbone()), 3),
+    "signal_branches": (lambda: as_signals(Branches()), 5),
+    "signal_even_skip": (lambda: as_signals(EvenSkip()), 3),
+    "signal_inverted": (lambda: as_signals(Inverted()), 5),
+    "signal_nested": (lambda: as_signals(NestedResidual()), 5),
+    "signal_squeeze_excite": (lambda: as_signals(SqueezeExcite()), 5),
 }
 
 
 def toy(name, **options):
-    """Return the float64 graph of a toy net and an image for it."""
-    build, channels = TOYS[name]
-    x = image(channels, **options)
+    """Return the float64 graph of a toy net and an image, or a signal, for it."""
+    x = toy_input(name, **options)
     torch.manual_seed(0)
-    return captured(build(), x), x
+    return captured(TOYS[name][0](), x), x
+
+
+def toy_input(name, **options):
+    """Return an image, or a signal, for a toy net."""
+    x = image(TOYS[name][1], **options)
+    return signals_of(x) if name.startswith("signal_") else x
 
 
 def outputs(gm, *inputs):
