@@ -23,6 +23,7 @@ from fx_passes.spatial_layers import (
     BATCH_NORMS,
     CONVOLUTIONS,
     ZERO_PADS,
+    cut_off,
     holds_signals,
     on_both_axes,
     rank_obstacle,
@@ -166,7 +167,7 @@ def _judge(gm: fx.GraphModule, node: fx.Node) -> tuple[Role, str]:
         return _judge_join(node)
     if node.target in _PRODUCTS and len(node.all_input_nodes) > 1:
         return Role.BARRIER, "a gate multiplies two computed tensors, which is no convolution"
-    if isinstance(module, _LINEAR_LAYERS) or node.target is F.pad:
+    if isinstance(module, _LINEAR_LAYERS) or node.target is F.pad or _cuts_pixels_off(node):
         obstacle = _obstacle(module, node)
         return (
             (Role.BARRIER, f"{_title(module, node)} is not one convolution: {obstacle}")
@@ -174,6 +175,10 @@ def _judge(gm: fx.GraphModule, node: fx.Node) -> tuple[Role, str]:
             else (Role.AFFINE, "")
         )
     return Role.BARRIER, f"{_title(module, node)} is not a convolution and cannot be merged into one"
+
+
+def _cuts_pixels_off(node: fx.Node) -> bool:
+    return node.target is operator.getitem and cut_off(node) is not None
 
 
 def _kind(layer: type[nn.Module]) -> type[nn.Module] | None:
@@ -252,6 +257,8 @@ def _padding_arguments(module: nn.Module | None, node: fx.Node) -> tuple[int, in
     """Return (left, right, top, bottom) of a padding with zeros, or None for any other node."""
     names = ("input", "pad", "mode", "value")
     options: dict[str, Any] = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+    if node.target is operator.getitem:
+        options = {"pad": cut_off(node)}
     if isinstance(module, ZERO_PADS):
         options = {"pad": module.padding, "value": module.value}
     pad = () if isinstance(options["pad"], fx.Node) else tuple(options["pad"])

@@ -19,6 +19,7 @@ __all__ = [
     "AvgPool",
     "BatchNorm",
     "Convolution",
+    "cut_off",
     "holds_signals",
     "image_kernel",
     "new_convolution",
@@ -81,6 +82,31 @@ def new_convolution(
     return made
 
 
+def cut_off(node: fx.Node) -> tuple[int, ...] | None:
+    """Return the pixels that an index such as `x[:, :, 1:-2]` cuts off, in the order and sign of F.pad, or None.
+
+    Another index, or one whose cut depends on the size of the tensor, cuts off no fixed number of pixels.
+    """
+    source, index = node.args[:2]
+    rank = len(_shape(source)) if isinstance(source, fx.Node) else 0
+    if rank not in (3, 4) or not isinstance(index, tuple) or any(part is Ellipsis for part in index[1:]):
+        return None
+    ahead = rank - len(index) + 1 if index[0] is Ellipsis else 0
+    parts = [*[slice(None)] * ahead, *index[bool(ahead) :]]
+    if len(parts) > rank or any(part != slice(None) for part in parts[:2]) or not all(map(_cuts_ends, parts[2:])):
+        return None
+    pixels = [(-(part.start or 0), part.stop or 0) for part in reversed(parts[2:])]
+    return tuple(side for sides in (*[(0, 0)] * (rank - len(parts)), *pixels) for side in sides)
+
+
+def _cuts_ends(part: object) -> bool:
+    """Say whether an index of one axis only leaves out its first and last places."""
+    if not isinstance(part, slice) or part.step not in (None, 1):
+        return False
+    starts = part.start is None or (type(part.start) is int and part.start >= 0)
+    return starts and (part.stop is None or (type(part.stop) is int and part.stop < 0))
+
+
 def rank_obstacle(layer: nn.Module | None, node: fx.Node) -> str:
     """Return why a layer does not work on a batch of images or signals at a node, as a clause; empty where it does."""
     signals, known = holds_signals(node), "tensor_meta" in node.meta
@@ -91,4 +117,8 @@ def rank_obstacle(layer: nn.Module | None, node: fx.Node) -> str:
 
 def holds_signals(node: fx.Node) -> bool:
     """Say whether the tensor at a node has the shape of signals, (n, c, length)."""
-    return len(getattr(node.meta.get("tensor_meta"), "shape", ())) == 3
+    return len(_shape(node)) == 3
+
+
+def _shape(node: fx.Node) -> tuple[int, ...]:
+    return tuple(getattr(node.meta.get("tensor_meta"), "shape", ()))

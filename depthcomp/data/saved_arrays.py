@@ -35,8 +35,8 @@ def saved_inputs(path: str | os.PathLike[str]) -> Tensor | TensorDataset:
         found = _READERS[Path(path).suffix](Path(path))
     except Exception as error:  # NumPy, PyTorch and the file system raise errors of many types
         raise DataError(
-            f"{path} cannot be read ({first_line(error)}); give a file that numpy.save wrote of an array, or torch.save "
-            "of a tensor or of a tuple (inputs, labels)"
+            f"{path} cannot be read ({first_line(error)}); give a file that numpy.save wrote of an array, or "
+            "torch.save of a tensor or a tuple (inputs, labels)"
         ) from error
     parts = found if isinstance(found, tuple | list) else (found,)
     if not parts or not all(isinstance(part, Tensor) and part.ndim for part in parts) or len({*map(len, parts)}) > 1:

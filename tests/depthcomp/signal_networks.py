@@ -63,9 +63,8 @@ class _Wavenet(nn.Module):
         filters = [[nn.Conv1d(channels, channels, 2, dilation=d) for d in dilations] for _ in "fg"]
         self.filters, self.gates = map(nn.ModuleList, filters)
         self.ends = nn.ModuleList(nn.Conv1d(channels, channels, 1) for _ in dilations)
-        self.head = nn.Sequential(
-            _layer(channels, channels, 3), nn.Conv1d(channels, channels, 1), nn.Conv1d(channels, 6, 1)
-        )
+        layers = [_layer(channels, channels, 3), _layer(channels, channels, 1)]
+        self.head = nn.Sequential(*layers, nn.Conv1d(channels, 6, 1))
 
     def forward(self, x):
         x, total = self.start(x), 0

@@ -335,6 +335,19 @@ class EvenSkip(nn.Module):
         return x + self.conv2(self.act(self.conv1(self.pad(x))))
 
 
+class Chomped(nn.Module):
+    """A causal residual block: padding on both sides, then an index that cuts off what looks ahead."""
+
+    def __init__(self, channels=5):
+        super().__init__()
+        self.conv1, self.act1 = nn.Conv2d(channels, 7, 3, padding=(1, 2)), nn.ReLU()
+        self.conv2, self.act2 = nn.Conv2d(7, channels, 3, padding=(1, 4), dilation=(1, 2)), nn.ReLU()
+
+    def forward(self, x):
+        y = self.act1(self.conv1(x)[..., :-2].contiguous())
+        return self.act2(self.conv2(y)[..., :-4] + x)
+
+
 def straight(depth, channels=5):
     """Return `depth` convolutions with activations in a row."""
     layers = [[nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU()] for _ in range(depth)]
@@ -357,8 +370,10 @@ TOYS = {
     "inverted": (Inverted, 5),
     "same_padded": (SamePadded, 3),
     "even_skip": (EvenSkip, 3),
+    "chomped": (Chomped, 5),
     "signal_backbone": (lambda: as_signals(Backbone()), 3),
     "signal_branches": (lambda: as_signals(Branches()), 5),
+    "signal_chomped": (lambda: as_signals(Chomped()), 5),
     "signal_even_skip": (lambda: as_signals(EvenSkip()), 3),
     "signal_inverted": (lambda: as_signals(Inverted()), 5),
     "signal_nested": (lambda: as_signals(NestedResidual()), 5),
