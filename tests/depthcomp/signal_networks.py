@@ -81,4 +81,12 @@ def wavenet():
     return _ready(_Wavenet(), (1, 96))
 
 
+def short():
+    """Four convolutions in a row; compressions need few operators, and merging the two in the middle pays."""
+    torch.manual_seed(0)
+    sizes = [(2, 6, 3), (6, 24, 1), (24, 6, 1), (6, 8, 3)]
+    layers = [layer for c_in, c_out, k in sizes for layer in (nn.Conv1d(c_in, c_out, k, padding=k // 2), nn.ReLU())]
+    return _ready(nn.Sequential(*layers, nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(8, 5)), (2, 400))
+
+
 NETWORKS = {"audio": audio, "series": series, "wavenet": wavenet}

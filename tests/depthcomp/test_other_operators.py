@@ -1,5 +1,6 @@
 """Operators that the algebra does not know: they stay, a sentence says so, and the rest is compressed."""
 
+import itertools
 import json
 
 import onnx
@@ -23,8 +24,7 @@ UNKNOWN_MS = 0.2  # of each operator that no signature prices, on the machine of
 def chain(conv, count, c_in, c_out):
     """Return convolutions in a row with activations; merging pays."""
     widths = [c_in, *[8] * (count - 1), c_out]
-    pairs = zip(widths, widths[1:], strict=False)
-    return [layer for a, b in pairs for layer in (conv(a, b, 3, padding=1), nn.ReLU())]
+    return [layer for a, b in itertools.pairwise(widths) for layer in (conv(a, b, 3, padding=1), nn.ReLU())]
 
 
 def upsampling(conv, transposed):
@@ -68,10 +68,9 @@ def unknown_ms(model, ms):
     """Add what operators take that no signature prices."""
     graph = onnx.shape_inference.infer_shapes(onnx.load_from_string(model)).graph
     ranks = {weight.name: len(weight.dims) for weight in graph.initializer}
-    unknown = [
-        n for n in graph.node if n.op_type == "ConvTranspose" or (n.op_type == "Conv" and ranks[n.input[1]] == 5)
-    ]
-    return ms + UNKNOWN_MS * len(unknown)
+    transposed = sum(node.op_type == "ConvTranspose" for node in graph.node)
+    of_volumes = sum(node.op_type == "Conv" and ranks[node.input[1]] == 5 for node in graph.node)
+    return ms + UNKNOWN_MS * (transposed + of_volumes)
 
 
 @pytest.fixture
@@ -108,10 +107,8 @@ def test_so_it_is_on_the_shell(kind, machine, tmp_path, monkeypatch):
     (tmp_path / f"nets_{kind}.py").write_text(
         nets + f"    model.pretrained_cfg = {{'input_size': {shape}}}\n    return model\n"
     )
-    done = CliRunner().invoke(
-        app, ["compress", f"nets_{kind}:net", "--budget", "85%", "--data", "data.pt", "--backend", "own_machine:backend",
-              "--out", "out", "--json"],
-    )  # fmt: skip
+    options = "--budget 85% --data data.pt --backend own_machine:backend --out out --json"
+    done = CliRunner().invoke(app, ["compress", f"nets_{kind}:net", *options.split()])
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)
     assert found["measured_ms"] <= 0.85 * found["original_ms"]
@@ -137,9 +134,8 @@ class Decoder(nn.Module):
     def __init__(self):
         super().__init__()
         torch.manual_seed(0)
-        self.first, self.second, self.last = (
-            nn.Sequential(*chain(nn.Conv2d, 2, a, b)) for a, b in ((4, 8), (8, 8), (8, 3))
-        )
+        widths = ((4, 8), (8, 8), (8, 3))
+        self.first, self.second, self.last = (nn.Sequential(*chain(nn.Conv2d, 2, *pair)) for pair in widths)
 
     def forward(self, x):
         for part in (self.first, self.second):
