@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 import depthcomp
 from depthcomp import compress_depth
 from depthcomp.commands.main import app
+from depthcomp.errors import BudgetInfeasibleError
 
 pytestmark = pytest.mark.whole
 
@@ -68,9 +69,9 @@ def unknown_ms(model, ms):
     """Add what operators take that no signature prices."""
     graph = onnx.shape_inference.infer_shapes(onnx.load_from_string(model)).graph
     ranks = {weight.name: len(weight.dims) for weight in graph.initializer}
-    transposed = sum(node.op_type == "ConvTranspose" for node in graph.node)
+    unknown = sum(node.op_type in ("ConvTranspose", "Resize", "Softmax") for node in graph.node)
     of_volumes = sum(node.op_type == "Conv" and ranks[node.input[1]] == 5 for node in graph.node)
-    return ms + UNKNOWN_MS * (transposed + of_volumes)
+    return ms + UNKNOWN_MS * (unknown + of_volumes)
 
 
 @pytest.fixture
@@ -144,15 +145,37 @@ class Decoder(nn.Module):
 
 
 class Hybrid(nn.Module):
-    """A few convolutions, then attention, which takes most of the time."""
+    """Convolutions that may all be dropped, then attention, which no signature prices."""
 
     def __init__(self):
         super().__init__()
         torch.manual_seed(0)
-        self.stem, self.norm = nn.Sequential(*chain(nn.Conv2d, 3, 3, 8)), nn.LayerNorm(8)
-        self.attention, self.head = nn.MultiheadAttention(8, 2, batch_first=True), nn.Linear(8, 5)
+        self.stem, self.norm = nn.Sequential(*chain(nn.Conv2d, 4, 8, 8)), nn.LayerNorm(8)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
 
     def forward(self, x):
         tokens = self.stem(x).flatten(2).transpose(1, 2)
         normed = self.norm(tokens)
-        return self.head((tokens + self.attention(normed, normed, normed, need_weights=False)[0]).mean(1))
+        return (tokens + self.attention(normed, normed, normed, need_weights=False)[0]).mean(1)
+
+
+@pytest.mark.parametrize("shape", [(12,), (12, 1, 1)])
+def test_a_generator_of_transposed_convolutions_alone_cannot_be_made_faster(shape, machine):
+    x = torch.randn(16, *shape, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(BudgetInfeasibleError, match="no span of this network can be made faster"):
+        compress_depth(Generator().eval(), "80%", example_inputs=x[:1], data=x, backend=machine())
+
+
+@pytest.mark.parametrize(("build", "shape", "budget"), [(Decoder, (4, 12, 12), "85%"), (Hybrid, (8, 24, 24), "45%")])
+def test_predictions_hold_where_much_of_the_time_is_in_operators_without_a_price(build, shape, budget, machine):
+    net, x = build().eval(), signals(shape, 16)
+    result = compress_depth(net, budget, data=x, backend=machine())
+    assert result.measured_ms <= float(budget[:-1]) / 100 * result.original_ms
+    assert result.predicted_ms == pytest.approx(result.measured_ms, rel=0.05)
+    assert result.model(x[:2]).shape == net(x[:2]).shape
+
+
+def test_a_budget_below_what_has_no_price_is_refused(machine):
+    with pytest.raises(BudgetInfeasibleError, match="no plan meets budget 20%") as caught:
+        compress_depth(Hybrid().eval(), "20%", data=signals((8, 24, 24), 16), backend=machine())
+    assert caught.value.best_ms > UNKNOWN_MS
