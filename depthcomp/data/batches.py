@@ -241,19 +241,25 @@ def images_of(item: Any, argument: str) -> Tensor:
         DataError: the item holds no tensor of images.
     """
     if isinstance(item, Mapping):
+        item = {name: _without_numpy(value) for name, value in item.items()}
         tensors = [value for value in item.values() if isinstance(value, Tensor) and value.ndim >= 3]
         named = [item[name] for name in IMAGE_NAMES if isinstance(item.get(name), Tensor)]
         item = max(named or tensors, key=Tensor.dim, default=item)  # masks may have one dimension less than images
     elif isinstance(item, Sequence) and not isinstance(item, str) and item:
         item = item[0]
-    if isinstance(item, np.ndarray) and np.issubdtype(item.dtype, np.floating):
-        item = torch.from_numpy(item)
+    item = _without_numpy(item)
     if not isinstance(item, Tensor):
         raise DataError(
             f"an item of {argument} holds a {type(item).__name__}, not a tensor of images; "
             "yield x, (x, y) or a dict with the images as a tensor (torchvision's ToTensor makes one)"
         )
     return item
+
+
+def _without_numpy(value: Any) -> Any:
+    """Return an array of real values as a tensor, and anything else as it is."""
+    real = isinstance(value, np.ndarray) and np.issubdtype(value.dtype, np.floating)
+    return torch.from_numpy(value) if real else value
 
 
 def _checked(batch: Tensor, example: Tensor, argument: str) -> Tensor:
