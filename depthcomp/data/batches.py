@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from depthcomp.data.input_kind import VECTORS, shape_words
+from depthcomp.data.input_kind import IMAGES, VECTORS, shape_words
 from depthcomp.errors import DataError, DepthCompError
 from depthcomp_errors.first_line import first_line
 
@@ -161,7 +161,7 @@ def in_batches(images: Tensor, largest: int = BATCH_SIZE) -> list[Tensor]:
     return list(torch.tensor_split(images, -(-len(images) // largest)))
 
 
-def first_images(data: Data, rank: int, *, argument: str = "data") -> Tensor:
+def first_images(data: Data, rank: int = IMAGES, *, argument: str = "data") -> Tensor:
     """Return the images of the first item with images, as a batch of `rank` dimensions; four of (n, c, h, w).
 
     Raises:
