@@ -243,8 +243,6 @@ def test_empty_batches_before_the_first_image_are_passed_over():
 def test_a_first_item_of_another_shape(item):
     sentence = r"the first item of data has shape .* a batch of images \(n, c, h, w\), or one of these"
     with pytest.raises(DataError, match=sentence):
-        DataError, match=r"the first item of data has shape .* a batch of images \(n, c, h, w\), or one of these"
-    ):
         first_images([item])
 
 
