@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from fx_passes.channel_affine import ChannelAffine
 from fx_passes.constants import Constants
 from fx_passes.graph_edit import add_module, device_and_dtype, redirect
 from fx_passes.module_paths import cover_places
-from fx_passes.operators import called_module, image_shape
+from fx_passes.operators import ACTIVATIONS, PASSED, called_module, image_shape
 from fx_passes.spatial_layers import holds_signals
 
 __all__ = ["ChannelArithmetic"]
@@ -27,6 +28,7 @@ _SYMBOLS: dict[Any, str] = {
         (operator.truediv, operator.itruediv, torch.div, torch.divide, torch.true_divide, "div", "div_"), "/"
     ),
 }
+_SIGNAL_LAYERS = (nn.Conv1d, nn.ConvTranspose1d, nn.BatchNorm1d, nn.AvgPool1d, nn.MaxPool1d)
 _NEUTRAL = (("+", 0), ("-", 0), ("*", 1), ("/", 1))
 
 
@@ -44,7 +46,7 @@ class ChannelArithmetic(PassBase):
         modified = False
         for node in list(graph_module.graph.nodes):
             arithmetic = _read(constants, node)
-            if arithmetic is not None:
+            if arithmetic is not None and _is_spatial(graph_module, arithmetic.image):
                 _replace(graph_module, node, arithmetic)
                 modified = True
         return PassResult(graph_module, modified)
@@ -126,6 +128,30 @@ def _change(symbol: str, constant: _Part, swapped: bool) -> _Map:
 
 def _is_image(constants: Constants, operand: Any) -> bool:
     return isinstance(operand, fx.Node) and operand not in constants and image_shape(operand) is not None
+
+
+def _is_spatial(gm: fx.GraphModule, node: fx.Node) -> bool:
+    """Say whether a node holds images, or signals; (n, tokens, features) of transformers have their shape, too.
+
+    Signals are made or read by a layer of signals, with nothing but activations and arithmetic between.
+    """
+    if not holds_signals(node):
+        return True
+    return _meets_signals(gm, [node], "all_input_nodes") or _meets_signals(gm, node.users, "users")
+
+
+def _meets_signals(gm: fx.GraphModule, nodes: Iterable[fx.Node], onward: str) -> bool:
+    """Say whether one of the nodes, or of those that follow in a direction, calls a layer of signals."""
+    pending, seen = list(nodes), set[fx.Node]()
+    while pending:
+        node = pending.pop()
+        layer = called_module(gm, node)
+        if isinstance(layer, _SIGNAL_LAYERS):
+            return True
+        if node not in seen and (isinstance(layer, (*ACTIVATIONS, *PASSED, ChannelAffine)) or node.target in _SYMBOLS):
+            pending.extend(getattr(node, onward))
+        seen.add(node)
+    return False
 
 
 def _keeps_kind(image: fx.Node, node: fx.Node) -> bool:
