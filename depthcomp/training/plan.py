@@ -141,7 +141,8 @@ def _summing(sums: dict[str, list[Tensor]], name: str) -> Any:
 
     def add(module: nn.Module, inputs: Any, output: Tensor) -> None:
         values = output.double()
-        found = [torch.tensor(values.numel() / values.shape[1]), values.sum((0, 2, 3)), values.square().sum((0, 2, 3))]
+        others = tuple(axis for axis in range(values.ndim) if axis != 1)
+        found = [torch.tensor(values.numel() / values.shape[1]), values.sum(others), values.square().sum(others)]
         sums[name] = [a + b for a, b in zip(sums[name], found, strict=True)] if name in sums else found
 
     return add

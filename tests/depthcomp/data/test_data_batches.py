@@ -181,7 +181,7 @@ def test_wrong_shape(batch):
 @pytest.mark.parametrize(
     ("data", "what"),
     [
-        ([np.zeros((2, 3, 7, 11))], "ndarray"),
+        ([np.zeros((2, 3, 7, 11), int)], "ndarray"),
         (["a.png"], "str"),
         ([("a.png", 3)], "str"),
         ([{"path": "a.png"}], "dict"),
