@@ -170,7 +170,7 @@ def test_a_generator_of_transposed_convolutions_alone_cannot_be_made_faster(shap
         compress_depth(Generator().eval(), "80%", example_inputs=x[:1], data=x, backend=machine())
 
 
-@pytest.mark.parametrize(("build", "shape", "budget"), [(Decoder, (4, 12, 12), "85%"), (Hybrid, (8, 24, 24), "45%")])
+@pytest.mark.parametrize(("build", "shape", "budget"), [(Decoder, (4, 12, 12), "85%"), (Hybrid, (8, 24, 24), "60%")])
 def test_predictions_hold_where_much_of_the_time_is_in_operators_without_a_price(build, shape, budget, machine):
     net, x = build().eval(), signals(shape, 16)
     result = compress_depth(net, budget, data=x, backend=machine())
