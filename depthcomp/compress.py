@@ -66,7 +66,8 @@ def compress_depth(
     """Return a shallower network that meets a latency budget when measured; `model` is not changed.
 
     Args:
-        model: a trained CNN that takes one batch of images, or the path of an ONNX file (with onnx2torch installed).
+        model: a trained CNN that takes one batch of images, signals, volumes or vectors, or the path of an ONNX file
+            (with onnx2torch installed).
         budget: "70%" of the measured original, "1.8ms", "1.4x", or a `Budget`.
         module: path of a part of the model, such as "backbone", to compress in place of the whole: captured from what
             the whole feeds it, and put back into a copy of the whole, `result.whole`. `example_inputs` and `data` are
@@ -76,11 +77,12 @@ def compress_depth(
         exclude: names of modules of the model that stay as they are, or patterns, such as ("head", "layer4.*"). No
             choice changes or refits them or the channels that they read and make, and fine-tuning does not train them.
             Norms among them are not folded into convolutions; most runtimes fold them when they load the network.
-        example_inputs: a batch of images (n, c, h, w); latency is measured at this shape. None takes it from the data,
-            or else from the model's own configuration.
+        example_inputs: a batch of images (n, c, h, w) or signals (n, c, length), or whatever else the model takes;
+            latency is measured at this shape. None takes it from the data, or else from the model's own configuration.
         data: calibration images, normalised as for training: a DataLoader, a Dataset or an iterable of x, (x, y)
             or dicts; integer classes y are used. A folder, paths, PIL images, NumPy arrays and bytes are read and
-            normalised as the model's `pretrained_cfg` says. At most 512 images are read, more if small; see
+            normalised as the model's `pretrained_cfg` says; a .npy or .pt file of arrays and arrays of signals are
+            taken as they are. At most 512 images are read, more if small; see
             `CalibratedImportance`. None takes synthetic images with the spectrum of natural ones, and warns.
         val_data: other images to estimate the loss on; nothing is fitted to them. None judges on each third of `data`
             in turn, with fits on the other two.

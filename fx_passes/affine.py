@@ -22,9 +22,10 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from fx_passes.channel_affine import ChannelAffine
+from fx_passes.spatial_layers import AvgPool, BatchNorm, Convolution, image_kernel, on_both_axes
 
 __all__ = [
     "AffineConv",
@@ -134,21 +135,21 @@ def from_padding(channels: int, padding: Sides, *, device: str = "cpu") -> Affin
     return AffineConv(base.weight, base.bias, (1, 1), padding, channels)
 
 
-def from_conv(conv: nn.Conv2d, *, device: str = "cpu", largest_kernel: Pair | None = None) -> AffineConv:
+def from_conv(conv: Convolution, *, device: str = "cpu", largest_kernel: Pair | None = None) -> AffineConv:
     """Return zero-padded `conv` as an operator in float64, its dilated taps spread over a dense kernel.
 
     With `largest_kernel`, only the taps in a central window of that size are kept, as by `crop_kernel`. Only a dilated
     kernel is cropped, and its dense form is never built: with dilation 36 and size 3 it has 73 x 73 taps.
     """
-    spread = [d * (k - 1) + 1 for d, k in zip(_pair(conv.dilation), conv.kernel_size, strict=True)]
-    if largest_kernel is not None and _pair(conv.dilation) != (1, 1):
+    dilation, kernel = on_both_axes(conv, "dilation"), on_both_axes(conv, "kernel_size")
+    spread = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
+    if largest_kernel is not None and dilation != (1, 1):
         window = min(spread[0], largest_kernel[0]), min(spread[1], largest_kernel[1])
     else:
         window = spread[0], spread[1]
     rows, columns = spread[0] - window[0], spread[1] - window[1]
-    weight = _spread_taps(
-        conv.weight.detach().to(device, torch.float64), _pair(conv.dilation), (rows // 2, columns // 2), window
-    )
+    dense = image_kernel(conv).to(device, torch.float64)
+    weight = _spread_taps(dense, dilation, (rows // 2, columns // 2), window)
     bias = (
         torch.zeros(conv.out_channels, dtype=torch.float64, device=device)
         if conv.bias is None
@@ -156,24 +157,25 @@ def from_conv(conv: nn.Conv2d, *, device: str = "cpu", largest_kernel: Pair | No
     )
     cropped = (rows // 2, rows - rows // 2, columns // 2, columns - columns // 2)
     top, bottom, left, right = (p - c for p, c in zip(conv_padding(conv), cropped, strict=True))
-    return AffineConv(weight, bias, _pair(conv.stride), (top, bottom, left, right), conv.groups)
+    return AffineConv(weight, bias, on_both_axes(conv, "stride"), (top, bottom, left, right), conv.groups)
 
 
-def conv_padding(conv: nn.Conv2d) -> Sides:
+def conv_padding(conv: Convolution) -> Sides:
     """Return the zeros that `conv` adds at (top, bottom, left, right)."""
     if conv.padding == "valid":
         return 0, 0, 0, 0
     if conv.padding == "same":
-        totals = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
+        dilation, kernel = on_both_axes(conv, "dilation"), on_both_axes(conv, "kernel_size")
+        totals = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
         return totals[0] // 2, totals[0] - totals[0] // 2, totals[1] // 2, totals[1] - totals[1] // 2
-    vertical, horizontal = (int(p) for p in conv.padding)
+    vertical, horizontal = on_both_axes(conv, "padding")
     return vertical, vertical, horizontal, horizontal
 
 
-def from_batch_norm(norm: nn.BatchNorm2d, *, device: str = "cpu") -> AffineConv:
+def from_batch_norm(norm: BatchNorm, *, device: str = "cpu") -> AffineConv:
     """Return the evaluation-mode map of `norm`, y = gamma (x - mean) / sqrt(var + eps) + beta."""
     if norm.running_mean is None or norm.running_var is None:
-        raise ValueError("a BatchNorm2d without running statistics is no fixed operator")
+        raise ValueError("a batch norm without running statistics is no fixed operator")
     if device == "meta":
         return identity(norm.num_features, device=device)
     mean = norm.running_mean.detach().to(device, torch.float64)
@@ -196,15 +198,15 @@ def from_channel_affine(layer: ChannelAffine, *, device: str = "cpu") -> AffineC
     return AffineConv(scale, base.bias if bias is None else bias, (1, 1), (0, 0, 0, 0), layer.channels)
 
 
-def from_avg_pool(pool: nn.AvgPool2d, channels: int, *, device: str = "cpu") -> AffineConv:
+def from_avg_pool(pool: AvgPool, channels: int, *, device: str = "cpu") -> AffineConv:
     """Return average pooling with a constant divisor as a depthwise operator."""
-    kernel = _pair(pool.kernel_size)
-    vertical, horizontal = _pair(pool.padding)
-    divisor = pool.divisor_override or math.prod(kernel)
+    kernel = on_both_axes(pool, "kernel_size")
+    vertical, horizontal = on_both_axes(pool, "padding")
+    divisor = getattr(pool, "divisor_override", None) or math.prod(kernel)  # nn.AvgPool1d has no such option
     weight = torch.full((channels, 1, *kernel), 1 / divisor, dtype=torch.float64, device=device)
     bias = torch.zeros(channels, dtype=torch.float64, device=device)
     sides = (vertical, vertical, horizontal, horizontal)
-    return AffineConv(weight, bias, _pair(pool.stride), sides, channels)
+    return AffineConv(weight, bias, on_both_axes(pool, "stride"), sides, channels)
 
 
 def compose(first: AffineConv, second: AffineConv, *, largest_kernel: Pair | None = None) -> AffineConv:
@@ -386,9 +388,3 @@ def _spread_taps(weight: Tensor, dilation: Pair, start: Pair, size: Pair) -> Ten
     height, width = places.shape[2:]
     places.copy_(weight[:, :, first[0] : first[0] + height, first[1] : first[1] + width])
     return dense
-
-
-def _pair(value: object) -> Pair:
-    if isinstance(value, Sequence):
-        return int(value[0]), int(value[-1])
-    return int(value), int(value)  # type: ignore[call-overload]

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from torch import fx, nn
+from torch import fx
 
 from fx_passes.affine import Sides, conv_padding
 from fx_passes.operators import NORMS, Role, known_layer, role, zero_padding
+from fx_passes.spatial_layers import AVG_POOLS, CONVOLUTIONS, on_both_axes
 
 __all__ = ["NO_BORDER", "border_needed", "pads_only_zeros", "zero_beyond_frame"]
 
@@ -52,11 +53,11 @@ def border_needed(gm: fx.GraphModule, node: fx.Node, border: Sides) -> Sides:
     module = known_layer(gm, node)
     if role(gm, node) is not Role.AFFINE or isinstance(module, NORMS):
         return border
-    if isinstance(module, nn.Conv2d):
-        padding, (vertical, horizontal) = conv_padding(module), module.stride
-    elif isinstance(module, nn.AvgPool2d):
-        rows, columns = _pair(module.padding)
-        padding, (vertical, horizontal) = (rows, rows, columns, columns), _pair(module.stride)
+    if isinstance(module, CONVOLUTIONS):
+        padding, (vertical, horizontal) = conv_padding(module), on_both_axes(module, "stride")
+    elif isinstance(module, AVG_POOLS):
+        rows, columns = on_both_axes(module, "padding")
+        padding, (vertical, horizontal) = (rows, rows, columns, columns), on_both_axes(module, "stride")
     else:
         padding, (vertical, horizontal) = zero_padding(module, node), (1, 1)
     steps = (vertical, vertical, horizontal, horizontal)
@@ -67,14 +68,11 @@ def border_needed(gm: fx.GraphModule, node: fx.Node, border: Sides) -> Sides:
 def _keeps_zeros(gm: fx.GraphModule, node: fx.Node, carry_biases: bool) -> bool:
     """Say whether a node's tensor is zero beyond its frame if all tensors that it reads are."""
     module, padding = known_layer(gm, node), border_needed(gm, node, NO_BORDER)
-    if isinstance(module, nn.Conv2d):
-        return module.kernel_size == (1, 1) and not any(padding) and (carry_biases or module.bias is None)
+    if isinstance(module, CONVOLUTIONS):
+        reads_pixel = on_both_axes(module, "kernel_size") == (1, 1) and not any(padding)
+        return reads_pixel and (carry_biases or module.bias is None)
     if isinstance(module, NORMS):
         return carry_biases
     if carry_biases:  # the constant channel has one tap: nothing may shift it
-        return not any(padding) and not isinstance(module, nn.AvgPool2d)
-    return min(padding) >= 0 and not isinstance(module, nn.AvgPool2d)
-
-
-def _pair(value: int | Sequence[int]) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else (value[0], value[-1])
+        return not any(padding) and not isinstance(module, AVG_POOLS)
+    return min(padding) >= 0 and not isinstance(module, AVG_POOLS)

@@ -1,4 +1,4 @@
-"""Layer that scales and shifts each channel of images."""
+"""Layer that scales and shifts each channel of images or signals."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["ChannelAffine"]
 
 
 class ChannelAffine(nn.Module):
-    """Scales and shifts each channel of images (n, c, h, w): y = x * weight + bias.
+    """Scales and shifts each channel of images (n, c, h, w) or signals (n, c, length): y = x * weight + bias.
 
     Frozen batch normalisation, layer scales and the arithmetic of input normalisation become this layer.
 
@@ -29,11 +29,11 @@ class ChannelAffine(nn.Module):
         self.register_parameter("bias", nn.Parameter(torch.zeros(channels)) if bias else None)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the images scaled and shifted."""
+        """Return the images or signals scaled and shifted."""
         if self.weight is not None:
-            x = x * self.weight[:, None, None]
+            x = x * self.weight.reshape(-1, *[1] * (x.ndim - 2))
         if self.bias is not None:
-            x = x + self.bias[:, None, None]
+            x = x + self.bias.reshape(-1, *[1] * (x.ndim - 2))
         return x
 
     def extra_repr(self) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from fx_passes.operators import NORMS, Role, image_shape, known_layer, role
+from fx_passes.spatial_layers import AVG_POOLS, CONVOLUTIONS, ZERO_PADS, Convolution
 
 __all__ = ["channel_copies"]
 
-_OF_EACH_CHANNEL = (*NORMS, nn.AvgPool2d, nn.ConstantPad2d)
+_OF_EACH_CHANNEL = (*NORMS, *AVG_POOLS, *ZERO_PADS)
 
 
 @torch.no_grad()
@@ -32,7 +33,7 @@ def channel_copies(gm: fx.GraphModule) -> dict[str, Tensor]:
 def _numbers(gm: fx.GraphModule, node: fx.Node, read: list[Tensor]) -> Tensor | None:
     """Return the numbers of the channels at a node; None where they may all differ."""
     layer, part = known_layer(gm, node), role(gm, node)
-    if isinstance(layer, nn.Conv2d):
+    if isinstance(layer, CONVOLUTIONS):
         return _made_by(layer, read[0])
     if part in (Role.ACTIVATION, Role.PASS) or isinstance(layer, _OF_EACH_CHANNEL):
         own = [] if layer is None else [*layer.parameters(), *layer.buffers()]
@@ -43,7 +44,7 @@ def _numbers(gm: fx.GraphModule, node: fx.Node, read: list[Tensor]) -> Tensor | 
     return _numbered(*read) if part is Role.ADD and len({len(each) for each in read}) == 1 else None
 
 
-def _made_by(convolution: nn.Conv2d, read: Tensor) -> Tensor:
+def _made_by(convolution: Convolution, read: Tensor) -> Tensor:
     """Return the numbers of the channels that a convolution makes, given those of its inputs."""
     outputs, groups = convolution.out_channels, convolution.groups
     inputs = read.reshape(groups, -1).repeat_interleave(outputs // groups, 0)

@@ -12,6 +12,7 @@ from fx_passes.exclusion import without_mark
 from fx_passes.graph_edit import add_module, redirect
 from fx_passes.module_paths import copy_places
 from fx_passes.operators import NORMS, Role, image_shape, known_layer, role
+from fx_passes.spatial_layers import AVG_POOLS, CONVOLUTIONS, holds_signals
 
 __all__ = ["hoist_padding", "pad"]
 
@@ -45,8 +46,9 @@ def hoist_padding(gm: fx.GraphModule, entry: fx.Node, inner: list[fx.Node]) -> N
 def pad(gm: fx.GraphModule, before: fx.Node, source: fx.Node, sides: Sides) -> fx.Node:
     """Return a new node before another that pads the tensor at `source`; negative sides crop."""
     top, bottom, left, right = sides
+    pixels = (left, right) if holds_signals(source) else (left, right, top, bottom)
     with gm.graph.inserting_before(before):
-        padded = gm.graph.call_function(F.pad, (source, (left, right, top, bottom)))
+        padded = gm.graph.call_function(F.pad, (source, pixels))
     padded.meta = without_mark(source.meta)
     copy_places(before, padded)
     _enlarge(padded, sides)
@@ -55,10 +57,10 @@ def pad(gm: fx.GraphModule, before: fx.Node, source: fx.Node, sides: Sides) -> f
 
 def _stop_padding(gm: fx.GraphModule, node: fx.Node) -> None:
     module = known_layer(gm, node)
-    if isinstance(module, nn.Conv2d):
-        module.padding = (0, 0)
-    elif isinstance(module, nn.AvgPool2d):
-        module.padding = 0
+    if isinstance(module, CONVOLUTIONS):
+        module.padding = (0,) * len(module.kernel_size)
+    elif isinstance(module, AVG_POOLS):
+        module.padding = (0,) if isinstance(module, nn.AvgPool1d) else 0
     elif role(gm, node) is Role.AFFINE and not isinstance(module, NORMS):
         redirect(node, target=add_module(gm, f"unpadded_{node.name}", nn.Identity()), args=node.args[:1])
 
@@ -68,8 +70,9 @@ def _enlarge(node: fx.Node, sides: Sides) -> None:
     meta, shape = node.meta.get("tensor_meta"), image_shape(node)
     if meta is not None and shape is not None:
         top, bottom, left, right = sides
-        size = torch.Size((*shape[:2], shape[2] + top + bottom, shape[3] + left + right))
-        node.meta["tensor_meta"] = meta._replace(shape=size)
+        size = (left + right,) if holds_signals(node) else (top + bottom, left + right)
+        pixels = (pixels + more for pixels, more in zip(meta.shape[2:], size, strict=True))
+        node.meta["tensor_meta"] = meta._replace(shape=torch.Size((*shape[:2], *pixels)))
 
 
 def _widest(one: Sides, other: Sides) -> Sides:

@@ -17,11 +17,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from torch import fx, nn
+from torch import fx
 
 from fx_passes.affine import Sides
 from fx_passes.facts import GraphFacts
 from fx_passes.operators import NORMS, Role, affine_operator, image_shape, known_layer, role
+from fx_passes.spatial_layers import CONVOLUTIONS, Convolution, image_kernel
 from fx_passes.structure import Level, Unit
 
 __all__ = ["UNPRUNED", "LayerPruner", "Pruning", "Prunings", "with_norms"]
@@ -128,14 +129,14 @@ class LayerPruner:
         (height, width), (top, _, left, _) = operator.kernel, operator.padding
         reach = top, height - 1 - top, left, width - 1 - left
         module = known_layer(self._gm, node)
-        if not isinstance(module, nn.Conv2d) or operator.stride != (1, 1) or image_shape(node) != shape:
+        if not isinstance(module, CONVOLUTIONS) or operator.stride != (1, 1) or image_shape(node) != shape:
             return Prunings(operator.stride, {reach: Pruning()})
         staying = Pruning(self._weight_of(node, module))
         return Prunings((1, 1), _best([((0, 0, 0, 0), Pruning(names=(name,))), (reach, staying)]))
 
-    def _weight_of(self, node: fx.Node, conv: nn.Conv2d) -> float:
+    def _weight_of(self, node: fx.Node, conv: Convolution) -> float:
         """Return the sum of a convolution's absolute weights, the norms that follow it folded in."""
-        weight = conv.weight.detach().double()
+        weight = image_kernel(conv).double()
         for norm in with_norms(self._gm, [node])[1:]:
             if role(self._gm, norm) is Role.AFFINE:
                 weight = weight * affine_operator(self._gm, norm, conv.out_channels, device=str(weight.device)).weight

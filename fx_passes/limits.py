@@ -16,7 +16,7 @@ class SpanLimits:
 
     Attributes:
         longest_span: most units that one choice may replace.
-        largest_kernel: largest height or width of a new convolution's kernel.
+        largest_kernel: largest height or width of a new convolution's kernel; its square for a kernel over signals.
         largest_mac_growth: most multiply-adds of a new convolution, relative to those of its span.
         layer_pruning: whether convolutions may be pruned so that the others merge into a smaller kernel.
         other_ends: what may follow a new convolution besides what follows its span.

@@ -15,6 +15,7 @@ from fx_passes.module_paths import copy_places
 from fx_passes.normalise.modules import DropIdentities
 from fx_passes.operators import NORMS, Role, affine_operator, known_layer, role
 from fx_passes.plan import Plan, require_plan
+from fx_passes.spatial_layers import CONVOLUTIONS, Convolution, image_kernel
 from fx_passes.structure import require_captured
 
 __all__ = ["collapse_spans", "fold_batch_norms", "merge", "without_leftovers"]
@@ -69,7 +70,7 @@ def fold_batch_norms(gm: fx.GraphModule) -> None:
         if not isinstance(norm, NORMS) or not isinstance(source, fx.Node) or len(source.users) > 1:
             continue
         conv, stays = known_layer(gm, source), exclusion(node) or exclusion(source)
-        if isinstance(conv, nn.Conv2d) and role(gm, node) is Role.AFFINE and not stays:
+        if isinstance(conv, CONVOLUTIONS) and role(gm, node) is Role.AFFINE and not stays:
             folded = _folded(conv, affine_operator(gm, node, conv.out_channels, device=str(conv.weight.device)))
             gm.set_submodule(str(source.target), folded)
             redirect(node, target=str(source.target), args=source.args)
@@ -78,9 +79,9 @@ def fold_batch_norms(gm: fx.GraphModule) -> None:
     gm.recompile()
 
 
-def _folded(conv: nn.Conv2d, norm: AffineConv) -> nn.Conv2d:
+def _folded(conv: Convolution, norm: AffineConv) -> Convolution:
     """Return a copy of `conv` that computes the norm after it, too: one scale and shift per channel."""
-    weight = conv.weight.detach().double() * norm.weight
+    weight = (image_kernel(conv).double() * norm.weight).reshape_as(conv.weight)
     bias = norm.bias if conv.bias is None else norm.bias + norm.weight.flatten() * conv.bias.detach().double()
     folded = copy.deepcopy(conv)
     folded.weight, folded.bias = (nn.Parameter(tensor.to(conv.weight.dtype)) for tensor in (weight, bias))

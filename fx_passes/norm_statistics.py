@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from fx_passes.channel_affine import ChannelAffine
 from fx_passes.channel_copies import channel_copies
 from fx_passes.operators import Role, affine_operator, known_layer, role
+from fx_passes.spatial_layers import BATCH_NORMS, CONVOLUTIONS
 
 __all__ = ["ChannelMoments", "norm_statistics"]
 
@@ -56,7 +57,7 @@ def norm_statistics(gm: fx.GraphModule) -> dict[str, ChannelMoments]:
     found, copies = dict[str, Moments](), channel_copies(gm)
     for node in gm.graph.nodes:
         known = [found[source.name] for source in node.all_input_nodes if source.name in found]
-        if isinstance(known_layer(gm, node), nn.BatchNorm2d):
+        if isinstance(known_layer(gm, node), BATCH_NORMS) and role(gm, node) is Role.AFFINE:
             moments = _behind_norm(gm, node)
         else:
             all_known = known and len(known) == len(node.all_input_nodes)
@@ -69,11 +70,11 @@ def norm_statistics(gm: fx.GraphModule) -> dict[str, ChannelMoments]:
 def _behind_norm(gm: fx.GraphModule, node: fx.Node) -> Moments | None:
     """Return the moments behind a norm. Channels without weights are constant, whatever the norm holds."""
     norm, before = known_layer(gm, node), known_layer(gm, node.all_input_nodes[0])
-    assert isinstance(norm, nn.BatchNorm2d)
+    assert isinstance(norm, BATCH_NORMS)
     if norm.running_mean is None or norm.running_var is None:
         return None
     mean, variance = norm.running_mean.double(), norm.running_var.double()
-    if isinstance(before, nn.Conv2d):
+    if isinstance(before, CONVOLUTIONS):
         dead = ~before.weight.flatten(1).any(1)
         constant = torch.zeros_like(mean) if before.bias is None else before.bias.double()
         mean, variance = torch.where(dead, constant, mean), variance.masked_fill(dead, 0)

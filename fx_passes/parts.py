@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import fx, nn
 
+from fx_passes.spatial_layers import CONVOLUTIONS
+
 __all__ = ["suggest_part"]
 
 
@@ -24,7 +26,7 @@ def suggest_part(model: nn.Module) -> str:
 
 
 def _convolutions(module: nn.Module) -> int:
-    return sum(isinstance(part, nn.Conv2d) for part in module.modules())
+    return sum(isinstance(part, CONVOLUTIONS) for part in module.modules())
 
 
 def _is_traceable(module: nn.Module) -> bool:

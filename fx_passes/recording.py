@@ -23,6 +23,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from depthcomp_errors import CaptureError
 from fx_passes.module_paths import module_path
 from fx_passes.recorded_calls import RecordedCall, called, tensors_in
+from fx_passes.spatial_layers import CONVOLUTIONS
 from fx_passes.symbolic import SymbolicTracer, argument_names
 from fx_passes.written_index import write_index
 
@@ -127,7 +128,7 @@ class Recorder(SymbolicTracer):
         try:
             return super().call_module(m, forward, args, kwargs)
         except Exception:
-            if any(isinstance(part, nn.Conv2d) for part in m.modules()):
+            if any(isinstance(part, CONVOLUTIONS) for part in m.modules()):
                 raise
             self._forget(list(self.graph.nodes)[before:])
             while len(self.module_stack) > depth:  # fx leaves a module that failed on its stack

@@ -5,16 +5,17 @@ Networks also compute sizes, read inputs and return outputs; nobody expects conv
 
 from __future__ import annotations
 
-from torch import nn
+from torch.nn.modules.conv import _ConvNd
 
 from fx_passes.facts import GraphFacts
 from fx_passes.operators import NORMS, called_module
 from fx_passes.output_nodes import is_output
+from fx_passes.spatial_layers import AVG_POOLS
 from fx_passes.structure import Level, Unit
 
 __all__ = ["holds_layers", "is_boundary"]
 
-_COMPRESSIBLE = (nn.Conv2d, nn.ConvTranspose2d, nn.AvgPool2d, *NORMS)
+_COMPRESSIBLE = (_ConvNd, *AVG_POOLS, *NORMS)
 """Layers that can merge; users want to know why one of theirs does not, whatever its forward."""
 
 

@@ -12,6 +12,7 @@ from fx_passes.channel_affine import ChannelAffine
 from fx_passes.exclusion import exclusion
 from fx_passes.facts import GraphFacts
 from fx_passes.operators import NORMS, Role, affine_operator, called_module, known_layer, role
+from fx_passes.spatial_layers import BATCH_NORMS, CONVOLUTIONS, BatchNorm, Convolution, image_kernel, on_both_axes
 
 __all__ = [
     "as_images",
@@ -38,8 +39,9 @@ def can_be_solved(gm: fx.GraphModule, node: fx.Node) -> bool:
     if exclusion(node):
         return False
     layer = known_layer(gm, node)
-    plain = isinstance(layer, nn.Conv2d) and layer.dilation == (1, 1) and layer.padding_mode == "zeros"
-    return plain or linear_at(gm, node) is not None
+    if isinstance(layer, CONVOLUTIONS):
+        return on_both_axes(layer, "dilation") == (1, 1) and layer.padding_mode == "zeros"
+    return linear_at(gm, node) is not None
 
 
 def linear_at(gm: fx.GraphModule, node: fx.Node) -> nn.Linear | None:
@@ -57,11 +59,10 @@ def operator_at(gm: fx.GraphModule, node: fx.Node) -> AffineConv:
     """Return the operator of the layer that a node calls; it shares the layer's weights."""
     linear = linear_at(gm, node)
     layer = _convolution(gm, node) if linear is None else linear
-    weight = layer.weight.detach()
-    bias = weight.new_zeros(len(weight)) if layer.bias is None else layer.bias.detach()
+    bias = layer.weight.new_zeros(len(layer.weight)).detach() if layer.bias is None else layer.bias.detach()
     if isinstance(layer, nn.Linear):
-        return AffineConv(weight[..., None, None], bias, (1, 1), (0, 0, 0, 0), 1)
-    return AffineConv(weight, bias, (layer.stride[0], layer.stride[1]), conv_padding(layer), layer.groups)
+        return AffineConv(layer.weight.detach()[..., None, None], bias, (1, 1), (0, 0, 0, 0), 1)
+    return AffineConv(image_kernel(layer), bias, on_both_axes(layer, "stride"), conv_padding(layer), layer.groups)
 
 
 def load_operator(graph: GraphFacts, name: str, operator: AffineConv) -> None:
@@ -92,25 +93,27 @@ def layers_of_slot(gm: fx.GraphModule, node: fx.Node) -> list[fx.Node]:
 
 
 def as_images(tensor: Tensor, axis: int) -> Tensor:
-    """Return a tensor of any rank, with its channels along an axis, as images (n, c, h, w)."""
+    """Return a tensor of any rank, with its channels along an axis, as images (n, c, h, w); signals have height 1."""
     first = tensor.movedim(axis, 1)
-    return first if first.ndim == 4 else first.reshape(*first.shape[:2], -1, 1)
+    return first if first.ndim == 4 else first.reshape(*first.shape[:2], 1, -1)
 
 
 def run_operator(operator: AffineConv, tensor: Tensor, axis: int) -> Tensor:
     """Return the output of a kept convolution or linear layer with a new operator, for the tensor that it reads."""
     image = as_images(tensor, axis)
     computed = operator.to(image)(image)
-    return computed if axis == 1 else computed.movedim(1, -1).reshape(*tensor.shape[:-1], -1)
+    if axis == 1:
+        return computed if tensor.ndim == 4 else computed.squeeze(2)
+    return computed.movedim(1, -1).reshape(*tensor.shape[:-1], -1)
 
 
-def _load_convolution(conv: nn.Conv2d, operator: AffineConv) -> None:
-    conv.weight.data.copy_(operator.weight)
+def _load_convolution(conv: Convolution, operator: AffineConv) -> None:
+    image_kernel(conv).copy_(operator.weight)
     _set_bias(conv, operator.bias)
 
 
 def _load_before_norms(
-    gm: fx.GraphModule, conv: nn.Conv2d, node: fx.Node, norms: Sequence[fx.Node], operator: AffineConv
+    gm: fx.GraphModule, conv: Convolution, node: fx.Node, norms: Sequence[fx.Node], operator: AffineConv
 ) -> None:
     """Let a convolution and the norms behind it, the last one first, compute an operator together."""
     bias = affine_operator(gm, node, conv.in_channels).bias
@@ -120,9 +123,9 @@ def _load_before_norms(
         for norm in norms:
             _pass_on(known_layer(gm, norm), dead)
         scale, shift = _scale_and_shift(gm, norms, bias)
-    conv.weight.data.copy_(operator.weight / scale[:, None, None, None])
+    image_kernel(conv).copy_(operator.weight / scale[:, None, None, None])
     last = known_layer(gm, norms[0])
-    if isinstance(last, nn.BatchNorm2d | ChannelAffine) and last.bias is not None:
+    if isinstance(last, BatchNorm | ChannelAffine) and last.bias is not None:
         last.bias.data.add_((operator.bias - shift).to(last.bias))
     else:
         _set_bias(conv, bias + (operator.bias - shift) / scale)
@@ -139,19 +142,19 @@ def _scale_and_shift(gm: fx.GraphModule, norms: Sequence[fx.Node], bias: Tensor)
 
 def _pass_on(norm: nn.Module | None, channels: Tensor) -> None:
     """Set the scale of some channels of a norm to one, if it has scales of its own."""
-    if isinstance(norm, nn.BatchNorm2d) and norm.affine and norm.running_var is not None:
+    if isinstance(norm, BATCH_NORMS) and norm.affine and norm.running_var is not None:
         norm.weight.data[channels] = (norm.running_var[channels] + norm.eps).sqrt()
     elif isinstance(norm, ChannelAffine) and norm.weight is not None:
         norm.weight.data[channels] = 1.0
 
 
-def _convolution(gm: fx.GraphModule, node: fx.Node) -> nn.Conv2d:
+def _convolution(gm: fx.GraphModule, node: fx.Node) -> Convolution:
     conv = known_layer(gm, node)
-    assert isinstance(conv, nn.Conv2d)  # the only slots besides linear layers
+    assert isinstance(conv, CONVOLUTIONS)  # the only slots besides linear layers
     return conv
 
 
-def _set_bias(layer: nn.Conv2d | nn.Linear, bias: Tensor) -> None:
+def _set_bias(layer: Convolution | nn.Linear, bias: Tensor) -> None:
     if layer.bias is None:
         layer.bias = nn.Parameter(torch.zeros(len(layer.weight)).to(layer.weight))
     layer.bias.data.copy_(bias)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from torch import fx, nn
+from torch import fx
 
 from fx_passes.affine import AffineConv
 from fx_passes.choice import SpanChoice
@@ -16,6 +16,7 @@ from fx_passes.facts import GraphFacts
 from fx_passes.layer_pruning import Prunings
 from fx_passes.network_facts import NetworkFacts
 from fx_passes.operators import NORMS, Role, is_folded
+from fx_passes.spatial_layers import AVG_POOLS, CONVOLUTIONS
 from fx_passes.structure import Level
 
 __all__ = ["NO_LAYERS", "OneConvolution", "Piece", "Span", "macs_of"]
@@ -106,7 +107,7 @@ class Piece:
         """Number of operators that a runtime computes; norms behind a convolution are folded."""
         modules = [self.graph.layer(name) for name in self.nodes]
         folded = sum(is_folded(self.graph.gm, self.graph.nodes[name]) for name in self.nodes)
-        return sum(isinstance(module, (nn.Conv2d, nn.AvgPool2d, *NORMS)) for module in modules) - folded
+        return sum(isinstance(module, (*CONVOLUTIONS, *AVG_POOLS, *NORMS)) for module in modules) - folded
 
     @cached_property
     def joins(self) -> bool:
@@ -154,7 +155,7 @@ def macs_of(graph: GraphFacts, names: Iterable[str]) -> int:
 
 def _macs(graph: GraphFacts, name: str) -> int:
     module, shape = graph.layer(name), graph.shape(name)
-    if shape is None or not isinstance(module, nn.Conv2d):
+    if shape is None or not isinstance(module, CONVOLUTIONS):
         return 0 if shape is None or graph.roles[name] is not Role.AFFINE else math.prod(shape)
     return shape[0] * shape[2] * shape[3] * module.weight.numel()
 

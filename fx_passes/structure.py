@@ -15,13 +15,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import networkx as nx
-from torch import fx, nn
+from torch import fx
 
 from depthcomp_errors import PlanError
 from fx_passes.exclusion import exclusion
 from fx_passes.facts import GraphFacts
 from fx_passes.operators import NORMS, Role
 from fx_passes.regions import cut_chains
+from fx_passes.spatial_layers import AVG_POOLS, CONVOLUTIONS
 
 __all__ = ["Level", "Unit", "require_captured", "structure_tree"]
 
@@ -195,7 +196,7 @@ class _Builder:
 
     def _pads(self, name: str) -> bool:
         module = self._graph.layer(name)
-        learned = isinstance(module, (nn.Conv2d, nn.AvgPool2d, *NORMS))
+        learned = isinstance(module, (*CONVOLUTIONS, *AVG_POOLS, *NORMS))
         return self._role(name) is Role.AFFINE and not learned
 
 

@@ -19,7 +19,7 @@ from fx_passes.module_paths import Place, set_places
 __all__ = ["SymbolicTracer", "argument_names"]
 
 _FORWARDS: dict[Any, type[nn.Module]] = {
-    F.conv2d: nn.Conv2d, F.batch_norm: nn.modules.batchnorm._BatchNorm, F.linear: nn.Linear,
+    F.conv1d: nn.Conv1d, F.conv2d: nn.Conv2d, F.batch_norm: nn.modules.batchnorm._BatchNorm, F.linear: nn.Linear,
     F.layer_norm: nn.LayerNorm, F.group_norm: nn.GroupNorm,
 }  # fmt: skip
 """The functions that layers consist of; a subclass with a forward of its own is traced into and calls them."""

@@ -21,6 +21,7 @@ from fx_passes.graph_edit import add_module, redirect, tidy
 from fx_passes.kinds import kind_of
 from fx_passes.operators import known_layer
 from fx_passes.plan import Plan
+from fx_passes.spatial_layers import CONVOLUTIONS, BatchNorm, Convolution
 
 __all__ = ["Moments", "insert_norms", "solved_without_norm"]
 
@@ -61,13 +62,13 @@ def solved_without_norm(linearized: fx.GraphModule, plan: Plan) -> dict[str, nn.
 def _without_norm(linearized: fx.GraphModule, plan: Plan) -> list[fx.Node]:
     graph = GraphFacts(linearized)
     nodes = (node for choice in plan for node in kind_of(choice).solved_nodes(graph, choice))
-    bare = [node for node in nodes if isinstance(graph.layer(node.name), nn.Conv2d)]
+    bare = [node for node in nodes if isinstance(graph.layer(node.name), CONVOLUTIONS)]
     return sorted(bare, key=lambda node: graph.order[node.name])
 
 
 def _insert(gm: fx.GraphModule, node: fx.Node, mean: Tensor, variance: Tensor) -> None:
     conv = known_layer(gm, node)
-    assert isinstance(conv, nn.Conv2d)  # `_without_norm` found it as one
+    assert isinstance(conv, CONVOLUTIONS)  # `_without_norm` found it as one
     with gm.graph.inserting_before(node):
         moved = gm.graph.node_copy(node)
     norm = _norm(conv, mean, variance)
@@ -75,8 +76,9 @@ def _insert(gm: fx.GraphModule, node: fx.Node, mean: Tensor, variance: Tensor) -
     redirect(node, target=add_module(gm, f"norm_{node.name}", norm), args=(moved,))
 
 
-def _norm(conv: nn.Conv2d, mean: Tensor, variance: Tensor) -> nn.BatchNorm2d:
-    norm = nn.BatchNorm2d(conv.out_channels, device=conv.weight.device, dtype=conv.weight.dtype)
+def _norm(conv: Convolution, mean: Tensor, variance: Tensor) -> BatchNorm:
+    kind = nn.BatchNorm1d if isinstance(conv, nn.Conv1d) else nn.BatchNorm2d
+    norm = kind(conv.out_channels, device=conv.weight.device, dtype=conv.weight.dtype)
     assert norm.running_mean is not None and norm.running_var is not None  # noqa: PT018 # it tracks them
     with torch.no_grad():
         norm.running_mean.copy_(mean if conv.bias is None else mean.double() - conv.bias.double())

@@ -20,6 +20,7 @@ from fx_passes.layer_pruning import UNPRUNED, LayerPruner, Prunings
 from fx_passes.limits import SpanLimits
 from fx_passes.module_paths import module_path
 from fx_passes.network_facts import NetworkFacts
+from fx_passes.operators import describe
 from fx_passes.output_nodes import is_output
 from fx_passes.refusals import holds_layers, is_boundary
 from fx_passes.span import NO_LAYERS, OneConvolution, Piece, Span
@@ -100,7 +101,8 @@ class SpanWalker:
             first = nodes[unit.nodes[0]]
             if first.op == "placeholder" or is_output(first):
                 return f"{module_path(first)} of the network is no layer"
-            return f"{module_path(first)} does not read a batch of images"
+            obstacle = describe(self._graph.gm, first) if holds_layers(self._graph, unit) else ""
+            return f"{module_path(first)}: {obstacle}" if obstacle else f"{module_path(first)} reads no batch of images"
         for name in (*unit.region, *unit.nodes):
             node = nodes[name]
             try:

@@ -15,11 +15,12 @@ from typing import Literal
 import torch
 from torch import fx, nn
 
-from fx_passes.affine import AffineConv, conv_padding
+from fx_passes.affine import AffineConv
 from fx_passes.body import Body
 from fx_passes.facts import GraphFacts
 from fx_passes.operators import NORMS, Role, affine_operator, image_shape, is_folded, known_layer, role
 from fx_passes.slot_layers import linear_at, operator_at
+from fx_passes.spatial_layers import AVG_POOLS, CONVOLUTIONS, holds_signals, on_both_axes
 
 __all__ = ["Operator", "Workload"]
 
@@ -49,6 +50,7 @@ class Operator:
         in_shape: (n, c, h, w) of what it reads; a linear layer reads these pixels with the channels last.
         epilogue: what is fused into it.
         dilation: of a convolution's kernel, (vertical, horizontal).
+        signals: whether it reads signals (n, c, w), given as images of height 1.
     """
 
     op: Literal["conv", "linear", "avg_pool", "scale"]
@@ -56,6 +58,7 @@ class Operator:
     in_shape: tuple[int, int, int, int]
     epilogue: Epilogue
     dilation: Pair = (1, 1)
+    signals: bool = False
 
     def without(self, read: int, made: int) -> Operator:
         """Return the operator with so many channels less that it reads, and that it makes."""
@@ -85,7 +88,7 @@ class Workload:
 
     def convolutions(self, names: tuple[str, ...]) -> int:
         """Return how many of these nodes call convolutions."""
-        return sum(isinstance(self._graph.layer(name), nn.Conv2d) for name in names)
+        return sum(isinstance(self._graph.layer(name), CONVOLUTIONS) for name in names)
 
     def of_body(self, body: Body) -> tuple[Operator, ...]:
         """Return the operators of a body at its place in the graph."""
@@ -104,7 +107,8 @@ class Workload:
             return Operator("linear", node.target, _pixels_read(source), self._epilogue(node, body, folds=False))
         shape = image_shape(source)
         assert shape is not None  # as `BodyBuilder` makes it
-        return Operator("conv", node.target, shape, self._epilogue(node, body))
+        signals = holds_signals(self._graph.nodes[node.name])  # its shape in a body is that of images
+        return Operator("conv", node.target, shape, self._epilogue(node, body), signals=signals)
 
     def _kept(self, node: fx.Node, body: Body | None = None) -> Operator | None:
         """Return the operator at an unchanged node, or None if it costs next to nothing."""
@@ -115,18 +119,17 @@ class Workload:
             return Operator("linear", operator_at(gm, node), _pixels_read(source), epilogue)
         if shape is None or role(gm, node) is not Role.AFFINE:
             return None
-        module = known_layer(gm, node)
-        if isinstance(module, nn.Conv2d):
-            stride, dilation = (module.stride[0], module.stride[1]), (module.dilation[0], module.dilation[1])
-            geometry = AffineConv(module.weight, module.weight, stride, conv_padding(module), module.groups)
-            return Operator("conv", geometry, shape, self._epilogue(node, body), dilation)
+        module, signals = known_layer(gm, node), holds_signals(node)
+        if isinstance(module, CONVOLUTIONS):
+            epilogue, dilation = self._epilogue(node, body), on_both_axes(module, "dilation")
+            return Operator("conv", operator_at(gm, node), shape, epilogue, dilation, signals)
         if is_folded(gm, node):
             return None
-        if not isinstance(module, (nn.AvgPool2d, *NORMS)):
+        if not isinstance(module, (*AVG_POOLS, *NORMS)):
             return None
         geometry = affine_operator(gm, node, shape[1], device="meta")
-        op: Literal["avg_pool", "scale"] = "avg_pool" if isinstance(module, nn.AvgPool2d) else "scale"
-        return Operator(op, geometry, shape, self._epilogue(node, body))
+        op: Literal["avg_pool", "scale"] = "avg_pool" if isinstance(module, AVG_POOLS) else "scale"
+        return Operator(op, geometry, shape, self._epilogue(node, body), signals=signals)
 
     def _epilogue(self, node: fx.Node, body: Body | None, *, folds: bool = True) -> Epilogue:
         """Return the epilogue of a node that norms are folded into, or not; behind a body, the network continues."""

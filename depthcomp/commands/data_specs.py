@@ -1,4 +1,4 @@
-"""Data by name, for the command line: a folder of classes, a data set of torchvision, or a user's function."""
+"""Data by name, for the command line: folders, data sets of torchvision, files of arrays, and users' functions."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from depthcomp.data.batches import Data, enough_images
 from depthcomp.data.images import decode, image_batches, image_files, in_turns, mode_of
 from depthcomp.data.pictures import normalization
+from depthcomp.data.saved_arrays import is_array_file, saved_inputs
 from depthcomp.errors import DataError, DepthCompError, MissingPackageError
 from depthcomp_errors.first_line import first_line
 
@@ -59,7 +60,8 @@ def load_data(
     Args:
         spec: `folder:PATH`, with a folder of images for each class, in the order of the network's classes;
             `torchvision:NAME`, `torchvision:NAME:SPLIT`; `package.module:function`, which returns a DataLoader, a
-            Dataset or batches; or the path of a folder of images without labels.
+            Dataset or batches; the path of a file of arrays, .npy or .pt, whose inputs are taken as they are; or the
+            path of a folder of images without labels.
         model: the model, whose `pretrained_cfg` or `default_cfg` is read.
         example: its example input, (n, c, h, w).
         training: whether to crop and mirror at random.
@@ -103,7 +105,7 @@ def calibration_data(
     """
     if spec is None:
         return None
-    if not repeated and not names_data(spec):
+    if not repeated and not names_data(spec) and not is_array_file(spec):
         return image_batches(spec, example, *normalization(model))
     found: Data = _named(spec, model, example, False, root, download)
     return _drawn(found, enough_images(example), seed) if _is_indexed(found) else found
@@ -134,6 +136,8 @@ def _named(spec: str, model: nn.Module, example: Tensor, training: bool, root: P
     source, _, name = spec.partition(":")
     if names_function(spec):
         return _made(spec)
+    if is_array_file(spec):
+        return saved_inputs(spec)
     transform = _transform(model, example, training=training)
     if not names_data(spec):
         return _Files(Path(spec), transform)

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 __all__ = ["app", "main"]
 
 DATA = (
-    "a folder of images, folder:PATH with a folder for each class, torchvision:FashionMNIST:train, or "
-    "package.module:function, which returns a DataLoader or Dataset"
+    "a folder of images, folder:PATH with a folder for each class, torchvision:FashionMNIST:train, a .npy or .pt file "
+    "of inputs as the network takes them, or package.module:function, which returns a DataLoader or Dataset"
 )
 DataRoot = Annotated[
     Path | None,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from depthcomp.data.input_kind import IMAGES, VECTORS, shape_words
 from depthcomp.errors import DataError, DepthCompError
 from depthcomp_errors.first_line import first_line
 
@@ -160,19 +161,19 @@ def in_batches(images: Tensor, largest: int = BATCH_SIZE) -> list[Tensor]:
     return list(torch.tensor_split(images, -(-len(images) // largest)))
 
 
-def first_images(data: Data, *, argument: str = "data") -> Tensor:
-    """Return the images of the first item with images, as a batch (n, c, h, w).
+def first_images(data: Data, rank: int = IMAGES, *, argument: str = "data") -> Tensor:
+    """Return the images of the first item with images, as a batch of `rank` dimensions; four of (n, c, h, w).
 
     Raises:
         DataError: there is no image, or the item holds something other than finite floating-point images.
     """
     for item in items_of(data, argument):
         images = images_of(item, argument)
-        images = images.unsqueeze(0) if images.ndim == 3 else images
-        if images.ndim != 4:
+        images = images.unsqueeze(0) if images.ndim == rank - 1 else images
+        if images.ndim != rank:
             raise DataError(
-                f"the first item of {argument} has shape {tuple(images.shape)}, but must be a batch of images "
-                "(n, c, h, w) or one image (c, h, w)"
+                f"the first item of {argument} has shape {tuple(images.shape)}, but must be a batch of "
+                f"{shape_words(rank)}, or one of these; give the model's input with example_inputs where it is another"
             )
         if len(images):
             require_values(images, argument)
@@ -184,19 +185,26 @@ def synthetic_batches(example: Tensor, count: int, seed: int) -> list[Tensor]:
     """Return `count` random images with the amplitude spectrum of natural ones (1/f), shaped like `example`.
 
     Each channel has mean 0 and standard deviation 1, like images normalised for a network. Source of the spectrum:
-    Field, Relations between the statistics of natural images, 1987.
+    Field, Relations between the statistics of natural images, 1987. Signals and volumes have it, too; vectors are white
+    noise.
     """
     generator = torch.Generator().manual_seed(seed)
-    channels, height, width = example.shape[1:]
-    rows, columns = torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)[None]
-    frequency = (rows.square() + columns.square()).sqrt()
-    frequency[0, 0] = torch.inf
-    noise = torch.randn(count, channels, height, width, generator=generator)
-    shared = torch.randn(count, 1, height, width, generator=generator)  # colour channels of natural images correlate
-    spectrum = torch.fft.rfft2(0.3 * noise + shared) / frequency.clamp_min(1 / max(height, width))
-    images = torch.fft.irfft2(spectrum, s=(height, width))
-    images = images / images.std(dim=(2, 3), keepdim=True).clamp_min(1e-12)
-    return in_batches(images.to(example.device, example.dtype))
+    noise = torch.randn(count, *example.shape[1:], generator=generator)
+    if noise.ndim > VECTORS:
+        shared = torch.randn(count, 1, *example.shape[2:], generator=generator)  # channels of natural images correlate
+        noise = _coloured(0.3 * noise + shared)
+    return in_batches(noise.to(example.device, example.dtype))
+
+
+def _coloured(noise: Tensor) -> Tensor:
+    """Return white noise (n, c, ...) with the amplitude spectrum 1/f over all but the first two dimensions."""
+    axes, size = tuple(range(2, noise.ndim)), noise.shape[2:]
+    along = [*map(torch.fft.fftfreq, size[:-1]), torch.fft.rfftfreq(size[-1])]
+    frequency = torch.stack(torch.meshgrid(*(each.square() for each in along), indexing="ij")).sum(0).sqrt()
+    frequency.view(-1)[0] = torch.inf
+    spectrum = torch.fft.rfftn(noise, dim=axes) / frequency.clamp_min(1 / max(size))
+    coloured: Tensor = torch.fft.irfftn(spectrum, s=size, dim=axes)
+    return coloured / coloured.std(dim=axes, keepdim=True).clamp_min(1e-12)
 
 
 def items_of(data: Data, argument: str, most: int = MAX_IMAGES) -> Iterator[Any]:
@@ -233,17 +241,25 @@ def images_of(item: Any, argument: str) -> Tensor:
         DataError: the item holds no tensor of images.
     """
     if isinstance(item, Mapping):
+        item = {name: _without_numpy(value) for name, value in item.items()}
         tensors = [value for value in item.values() if isinstance(value, Tensor) and value.ndim >= 3]
         named = [item[name] for name in IMAGE_NAMES if isinstance(item.get(name), Tensor)]
         item = max(named or tensors, key=Tensor.dim, default=item)  # masks may have one dimension less than images
     elif isinstance(item, Sequence) and not isinstance(item, str) and item:
         item = item[0]
+    item = _without_numpy(item)
     if not isinstance(item, Tensor):
         raise DataError(
             f"an item of {argument} holds a {type(item).__name__}, not a tensor of images; "
             "yield x, (x, y) or a dict with the images as a tensor (torchvision's ToTensor makes one)"
         )
     return item
+
+
+def _without_numpy(value: Any) -> Any:
+    """Return an array of real values as a tensor, and anything else as it is."""
+    real = isinstance(value, np.ndarray) and np.issubdtype(value.dtype, np.floating)
+    return torch.from_numpy(value) if real else value
 
 
 def _checked(batch: Tensor, example: Tensor, argument: str) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from depthcomp.data.batches import batch_size, in_batches
+from depthcomp.data.input_kind import IMAGES
 from depthcomp.data.output_loss import DEFAULT_LOSS, OutputLoss
 from depthcomp.fingerprint import fingerprint
 
@@ -33,10 +34,14 @@ class Layout:
 
 
 def layouts(images: Tensor) -> tuple[Layout, ...]:
-    """Return layouts for images (n, c, h, w), from the fastest to the one that every captured network takes."""
+    """Return layouts for images (n, c, h, w), from the fastest to the one that every captured network takes.
+
+    Only images have their channels last, not signals, volumes and vectors.
+    """
     largest = batch_size(images)
+    fastest = [Layout(largest, torch.channels_last)]  # convolutions on a CPU take half the time
     return (
-        Layout(largest, torch.channels_last),  # convolutions on a CPU take half the time
+        *(fastest if images.ndim == IMAGES else ()),
         Layout(largest, torch.contiguous_format),
         Layout(1, torch.contiguous_format),
     )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from depthcomp.data.batches import Data, first_images
+from depthcomp.data.input_kind import IMAGES, VECTORS, first_convolution, input_rank, shape_words
 from depthcomp.errors import CaptureError
 from fx_passes.preconditions import as_tensors
 
@@ -23,15 +24,15 @@ def infer_example(
     """Return the model's one example input, the complete data, and a warning where the shape is a guess.
 
     Raises:
-        CaptureError: the model is not in single precision or not on the CPU, `example_inputs` is no batch of images, or
-            the model has no Conv2d to guess their shape from.
+        CaptureError: the model is not in single precision or not on the CPU, `example_inputs` is no batch of what the
+            model's first convolution reads, or no convolution tells a shape to guess.
         DataError: the data hold no images.
     """
     _require_single_precision_on_cpu(model)
     if example_inputs is not None:
-        return _images(as_tensors(example_inputs)), data, ""
+        return _images(as_tensors(example_inputs), input_rank(model)), data, ""
     if data is not None:
-        images, data = _peek(data)
+        images, data = _peek(data, input_rank(model))
         return images.float(), data, ""
     size, warning = configured_size(model)
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
@@ -53,18 +54,18 @@ def _require_single_precision_on_cpu(model: nn.Module) -> None:
             )
 
 
-def _images(inputs: tuple[Tensor, ...]) -> Tensor:
-    """Return the inputs as one batch of images, or refuse them."""
+def _images(inputs: tuple[Tensor, ...], rank: int) -> Tensor:
+    """Return the inputs as one batch of so many dimensions, or of vectors; refuse others."""
     if len(inputs) != 1:
         raise CaptureError(
-            f"example_inputs holds {len(inputs)} inputs, but must be one batch of images (n, c, h, w); "
-            "wrap a model with more inputs in a module that takes only the images"
+            f"example_inputs holds {len(inputs)} inputs, but must be one batch of {shape_words(rank)}; "
+            "wrap a model with more inputs in a module that takes only that batch"
         )
     images = inputs[0]
-    if images.ndim != 4 or not len(images):
+    if images.ndim not in (rank, VECTORS) or not len(images):
         raise CaptureError(
-            f"example_inputs has shape {tuple(images.shape)}, but must be one batch of images (n, c, h, w); "
-            "x.unsqueeze(0) makes a batch of one image"
+            f"example_inputs has shape {tuple(images.shape)}, but must be one batch of {shape_words(rank)}; "
+            "x.unsqueeze(0) makes a batch of one"
         )
     if images.dtype != torch.float32 or not torch.isfinite(images).all():
         raise CaptureError(
@@ -74,27 +75,34 @@ def _images(inputs: tuple[Tensor, ...]) -> Tensor:
     return images
 
 
-def _peek(data: Data) -> tuple[Tensor, Data]:
-    """Return the first image and an iterable that still yields it."""
+def _peek(data: Data, rank: int) -> tuple[Tensor, Data]:
+    """Return the first image, as a batch of so many dimensions, and an iterable that still yields it."""
     if isinstance(data, Iterator):
         data, ahead = itertools.tee(data)
-        return first_images(ahead)[:1], data
-    return first_images(data)[:1], data
+        return first_images(ahead, rank)[:1], data
+    return first_images(data, rank)[:1], data
 
 
 def configured_size(model: nn.Module) -> tuple[tuple[int, ...], str]:
-    """Return channels, height and width that a model takes, and a warning where they are a guess.
+    """Return the shape of one input of a model, channels first, and a warning where it is a guess.
 
     Raises:
-        CaptureError: the model has no Conv2d to guess from.
+        CaptureError: the model's first convolution reads no images, so there is no usual size, or it has none.
     """
     for name in ("pretrained_cfg", "default_cfg"):
         size = (getattr(model, name, None) or {}).get("input_size")
         if size is not None:
             return tuple(size), ""
-    conv = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+    conv, rank = first_convolution(model), input_rank(model)
     if conv is None:
-        raise CaptureError(f"{type(model).__name__} has no Conv2d; depth compression is for convolutional networks")
+        raise CaptureError(
+            f"{type(model).__name__} has no convolution; depth compression is for convolutional networks"
+        )
+    if rank != IMAGES:
+        raise CaptureError(
+            f"{type(model).__name__} takes {shape_words(rank)}, whose size nothing tells; pass example_inputs or data, "
+            'or set model.pretrained_cfg = {"input_size": ...}, the shape of one input'
+        )
     size = (conv.in_channels, USUAL_SIZE, USUAL_SIZE)
     return size, (
         f"without example_inputs or data, one image of shape {size} is assumed; pass example_inputs to choose another"

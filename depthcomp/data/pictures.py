@@ -19,7 +19,9 @@ from torchvision.transforms import functional
 from depthcomp.data.batches import IMAGE_NAMES, Data, items_of
 from depthcomp.data.example import configured_size
 from depthcomp.data.images import decode, fitted, fitted_values, image_files, in_turns, mode_of
+from depthcomp.data.input_kind import IMAGES, input_rank
 from depthcomp.data.randomness import own_randomness
+from depthcomp.data.saved_arrays import is_array_file, saved_inputs
 from depthcomp.errors import DataError
 
 __all__ = ["normalization", "readable"]
@@ -46,7 +48,7 @@ def readable(data: Any, model: nn.Module, example_inputs: Any, argument: str = "
             model's channels.
     """
     if isinstance(data, str | os.PathLike):
-        data = _files(Path(data))
+        data = saved_inputs(data) if is_array_file(data) else _files(Path(data))
     if isinstance(data, np.ndarray) and np.issubdtype(data.dtype, np.str_):
         data = data.ravel().tolist()
     if isinstance(data, Image.Image | np.ndarray) or (isinstance(data, Tensor) and _is_picture(data)):
@@ -54,7 +56,7 @@ def readable(data: Any, model: nn.Module, example_inputs: Any, argument: str = "
     with own_randomness(torch.device("cpu")):  # a Dataset may draw random crops
         first, data = _peeked(data, argument)
     picture = _picture(first)
-    if picture is None:
+    if picture is None or (_holds_real_values(picture) and input_rank(model) != IMAGES):
         return data, ""
     reader = _Reader.of(model, example_inputs, picture)
     sentence = "" if _holds_real_values(picture) else reader.sentence

@@ -20,7 +20,7 @@ from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from depthcomp.data.calibration import CalibrationSet
 from depthcomp.data.output_loss import require_finite
@@ -33,6 +33,7 @@ from depthcomp.progress import Progress, silent
 from fx_passes import CapturedNetwork, Plan, SpanChoice, linearize
 from fx_passes.exclusion import freeze_excluded
 from fx_passes.operators import NORMS, known_layer
+from fx_passes.spatial_layers import BATCH_NORMS, CONVOLUTIONS, BatchNorm, Convolution
 
 __all__ = ["TrainingSettings", "entries_of", "finetuned", "layers_of", "losses_of"]
 
@@ -178,10 +179,10 @@ def _all_layers(captured: CapturedNetwork, candidates: Sequence[Candidate]) -> l
 def _convolution(gm: fx.GraphModule, node: fx.Node) -> fx.Node | None:
     """Return the convolution of a node: its own where no norm follows alone, else the one before a norm, else None."""
     layer, source = known_layer(gm, node), node.args[0] if node.args else None
-    if isinstance(layer, nn.Conv2d):
+    if isinstance(layer, CONVOLUTIONS):
         follower = next(iter(node.users), None) if len(node.users) == 1 else None
         return None if follower is not None and isinstance(known_layer(gm, follower), NORMS) else node
-    if isinstance(layer, NORMS) and isinstance(source, fx.Node) and isinstance(known_layer(gm, source), nn.Conv2d):
+    if isinstance(layer, NORMS) and isinstance(source, fx.Node) and isinstance(known_layer(gm, source), CONVOLUTIONS):
         return source
     return None
 
@@ -192,7 +193,7 @@ def _reinitialised(captured: fx.GraphModule, name: str) -> fx.GraphModule:
     node = next(node for node in copied.graph.nodes if node.name == name)
     for part in {node, _convolution(copied, node)}:
         layer = None if part is None else known_layer(copied, part)
-        if isinstance(layer, nn.Conv2d | nn.BatchNorm2d):
+        if isinstance(layer, Convolution | BatchNorm):
             layer.reset_parameters()
     return copied
 
@@ -265,7 +266,7 @@ class _Protocol:
         network.train().requires_grad_(True)
         freeze_excluded(network)
         if self._batch_size == 1:  # one image gives poor statistics, one pixel none
-            for norm in [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]:
+            for norm in [module for module in network.modules() if isinstance(module, BATCH_NORMS)]:
                 norm.eval()
         for chosen in self._batches(config.steps):
             loss = self._loss(network, chosen)

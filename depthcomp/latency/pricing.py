@@ -137,6 +137,7 @@ def signature_of(operator: Operator) -> OperatorSignature:
         padding=(max(top, 0), max(bottom, 0), max(left, 0), max(right, 0)), dilation=operator.dilation,
         groups=geometry.groups if operator.op == "conv" else 1,
         activation=None if activation is None else _activation_name(activation), residual=residual,
+        signals=operator.signals,
     )  # fmt: skip
 
 

@@ -135,13 +135,19 @@ class LatencyPredictor:
         return self.calibration.invert(target_ms)
 
     @property
+    def _unpriced_share(self) -> float:
+        """Share of the original's latency that its operators with a price leave open, as attention has none."""
+        return max(1 - self.original_sum_ms / self.original.median_ms, 0.0)
+
+    @property
     def calibration(self) -> Calibration:
         """The line through the networks measured so far, from sums in ms to ms at the speed of `original`.
 
         It is fitted in shares of the original, then scaled. So with too few networks for a slope, saving a share of
         the sum predicts saving that share of the whole.
         """
-        line, whole_ms = fit_affine(self._sum_shares, self._measured_shares), self.original.median_ms
+        whole_ms = self.original.median_ms
+        line = fit_affine(self._sum_shares, self._measured_shares, unpriced_ms=self._unpriced_share)
         return Calibration(
             intercept_ms=line.intercept_ms * whole_ms,
             slope=line.slope * whole_ms / self.original_sum_ms,

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import nn
-
 from depthcomp.latency.pricing import Candidate
 from depthcomp.methods.method import Method
 from depthcomp.methods.registry import register
 from fx_passes import CapturedNetwork, SpanLimits
 from fx_passes.operators import Role
+from fx_passes.spatial_layers import CONVOLUTIONS
 
 
 def _leaves_a_layer_or_prunes_all(network: CapturedNetwork, candidate: Candidate) -> bool:
@@ -25,7 +24,7 @@ def _leaves_a_layer_or_prunes_all(network: CapturedNetwork, candidate: Candidate
 
 
 def _all_prunable(network: CapturedNetwork, names: Sequence[str]) -> bool:
-    convolutions = [name for name in names if isinstance(network.layer(name), nn.Conv2d)]
+    convolutions = [name for name in names if isinstance(network.layer(name), CONVOLUTIONS)]
     sources = [network.nodes[name].all_input_nodes[0].name for name in convolutions]
     same = [*map(network.shape, convolutions)] == [*map(network.shape, sources)]
     return same and not any(network.roles[name] in (Role.ADD, Role.CONCAT) for name in names)

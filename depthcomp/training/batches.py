@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset
 
 from depthcomp.data.batches import images_of, labels_of, require_values
+from depthcomp.data.input_kind import IMAGES, VECTORS, shape_words
 from depthcomp.data.randomness import entered, seed_everything
 from depthcomp.data.unlabelled import IGNORED
 from depthcomp.errors import DataError
@@ -47,17 +48,17 @@ class Batch:
         return int((self.labels != IGNORED).sum())
 
     @classmethod
-    def of(cls, item: Any, argument: str) -> Batch:
-        """Return an item of the data as a batch.
+    def of(cls, item: Any, argument: str, rank: int = IMAGES) -> Batch:
+        """Return an item of the data as a batch of so many dimensions, or of vectors.
 
         Raises:
             DataError: the item holds no batch of finite floating-point images.
         """
         images = images_of(item, argument)
-        if images.ndim != 4:
+        if images.ndim not in (rank, VECTORS):
             raise DataError(
-                f"an item of {argument} has shape {tuple(images.shape)}, but fine-tuning needs batches of images "
-                "(n, c, h, w); make them with torch.utils.data.DataLoader(..., batch_size=64)"
+                f"an item of {argument} has shape {tuple(images.shape)}, but fine-tuning needs batches of "
+                f"{shape_words(rank)}; make them with torch.utils.data.DataLoader(..., batch_size=64)"
             )
         require_values(images, argument)
         return cls(images, _labels_of(item), item)
@@ -91,13 +92,17 @@ class Source:
         processes: the processes that share the batches.
         least: batches with fewer images are skipped.
         seed: seed of each epoch's order, where it is random.
+        rank: number of dimensions of a batch.
     """
 
-    def __init__(self, data: Iterable[Any], argument: str, processes: Processes, least: int, seed: int) -> None:
+    def __init__(
+        self, data: Iterable[Any], argument: str, processes: Processes, least: int, seed: int, rank: int = IMAGES
+    ) -> None:
         self._argument = argument
         self._processes = processes
         self._least = least
         self._seed = seed
+        self._rank = rank
         self._data = _shared_out(data, argument, processes, least)
         self._shape: torch.Size | None = None
         self._length: int | None = None
@@ -188,7 +193,7 @@ class Source:
                 yield self._checked(item)
 
     def _checked(self, item: Any) -> Batch | None:
-        batch = Batch.of(item, self._argument)
+        batch = Batch.of(item, self._argument, self._rank)
         shape = batch.images.shape[1:]
         self._shape = self._shape or shape
         if shape != self._shape:
@@ -200,7 +205,7 @@ class Source:
             return batch
         if len(batch) < self._least:
             return None
-        return Batch.of(self._processes.share(item, len(batch)), self._argument)
+        return Batch.of(self._processes.share(item, len(batch)), self._argument, self._rank)
 
     def _empty(self) -> DataError:
         few = f" of {self._least} images or more" if self._least > 1 else ""

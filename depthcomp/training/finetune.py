@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from depthcomp.data.input_kind import input_rank
 from depthcomp.data.label_check import foreign_labels
 from depthcomp.data.randomness import own_randomness
 from depthcomp.errors import TrainingError
@@ -121,7 +122,7 @@ def finetune(
     config = config or FinetuneConfig()
     require_timm()
     with joined_processes(config.device) as processes, own_randomness(processes.device):
-        batches, judging = sources(train, val, config, processes, normed=_has_norms(student))
+        batches, judging = sources(train, val, config, processes, normed=_has_norms(student), rank=input_rank(student))
         compared = bool(config.features) and teacher is not None and config.loss is None
         pair = [
             with_feature_outputs(network, features) if compared and network else copy.deepcopy(network)
@@ -164,7 +165,7 @@ def rehearse(network: nn.Module, train: Any, val: Any, config: FinetuneConfig | 
         normed = config.fit_norms or _has_norms(network)
         training, judging = (
             source.first(1)[0].to(weights, torch.contiguous_format)
-            for source in sources(train, val, config, processes, normed=normed)
+            for source in sources(train, val, config, processes, normed=normed, rank=input_rank(network))
         )
         with torch.no_grad():
             objective.judge(student, [judging], objective.metric_name(judging), processes)

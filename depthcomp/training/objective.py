@@ -67,7 +67,7 @@ def difference(
             return (
                 outputs == "scores" or labels is None or not labels.is_floating_point() or _are_classes_of(part, labels)
             )
-        if labels is None or labels.is_floating_point() or part.ndim != 4:
+        if labels is None or labels.is_floating_point() or part.ndim < 3:
             return False
         return _are_classes_of(part, labels)
 

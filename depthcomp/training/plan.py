@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from depthcomp.data.input_kind import input_rank
 from depthcomp.data.randomness import own_randomness
 from depthcomp.errors import DataError, TrainingError
 from depthcomp.progress import Progress
@@ -78,7 +79,7 @@ def finetune_plan(
         TrainingError: as for `finetune`, or the merged network differs from the trained one.
     """
     config = config or FinetuneConfig()
-    calibration = _first_images(train, val, config) if calibration is None else calibration
+    calibration = _first_images(trainable, train, val, config) if calibration is None else calibration
     student = with_norms_for_fits(trainable, plan, calibration) if config.fit_norms else trainable
     ends = [choice.exit for choice in plan]
     tuned = finetune(student, teacher, train, val, config, features=ends, folder=folder, anew=anew, progress=progress)
@@ -90,11 +91,14 @@ def finetune_plan(
     return FinetunedPlan(merged, tuned.network, tuned.record)
 
 
-def _first_images(train: Iterable[Any], val: Iterable[Any] | None, config: FinetuneConfig) -> list[Tensor]:
+def _first_images(
+    network: nn.Module, train: Iterable[Any], val: Iterable[Any] | None, config: FinetuneConfig
+) -> list[Tensor]:
     """Return the first batches to train on, equal in each run and process."""
     here = Processes(0, 1, torch.device("cpu"))
     with own_randomness(here.device):
-        return [batch.images for batch in sources(train, val, config, here)[0].first(CALIBRATION_BATCHES)]
+        source, _ = sources(train, val, config, here, rank=input_rank(network))
+        return [batch.images for batch in source.first(CALIBRATION_BATCHES)]
 
 
 @torch.no_grad()
@@ -137,7 +141,8 @@ def _summing(sums: dict[str, list[Tensor]], name: str) -> Any:
 
     def add(module: nn.Module, inputs: Any, output: Tensor) -> None:
         values = output.double()
-        found = [torch.tensor(values.numel() / values.shape[1]), values.sum((0, 2, 3)), values.square().sum((0, 2, 3))]
+        others = tuple(axis for axis in range(values.ndim) if axis != 1)
+        found = [torch.tensor(values.numel() / values.shape[1]), values.sum(others), values.square().sum(others)]
         sums[name] = [a + b for a, b in zip(sums[name], found, strict=True)] if name in sums else found
 
     return add

@@ -19,6 +19,7 @@ from torch.utils.data import (
     TensorDataset,
 )
 
+from depthcomp.data.input_kind import IMAGES
 from depthcomp.errors import DataError
 from depthcomp.training.batches import Source, loader_like, told_length
 from depthcomp.training.config import FinetuneConfig
@@ -45,9 +46,9 @@ def require_repeatable(data: object, argument: str) -> None:
 
 
 def sources(
-    train: Any, val: Any, config: FinetuneConfig, processes: Processes, *, normed: bool = True
+    train: Any, val: Any, config: FinetuneConfig, processes: Processes, *, normed: bool = True, rank: int = IMAGES
 ) -> tuple[Source, Source]:
-    """Return the sources to train and to validate on.
+    """Return the sources to train and to validate on, in batches of `rank` dimensions.
 
     With batch norms (`normed`), batches of one image are skipped. Without validation data, a part of the training data
     validates. From a Dataset, a tensor, or a DataLoader in order or shuffled, the seed draws images. From other data,
@@ -66,8 +67,8 @@ def sources(
         judging = _loader(val, config, shuffled=False)
     least = processes.count * (2 if normed else 1)  # a norm needs two values to normalise
     return (
-        Source(loader, "data", processes, least, config.seed),
-        Source(judging, "data" if val is None else "val_data", processes, 1, config.seed),
+        Source(loader, "data", processes, least, config.seed, rank),
+        Source(judging, "data" if val is None else "val_data", processes, 1, config.seed, rank),
     )
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 from fx_passes.channels.adapters import ADAPTERS, Kept
 from fx_passes.channels.layout import Layout, Layouts
 from fx_passes.channels.makers import Mask, maker_of, sliced
+from fx_passes.operators import NORMS
 
 __all__ = ["describe_without", "narrow_node", "without"]
 
@@ -37,7 +38,7 @@ def narrow_node(root: nn.Module, node: fx.Node, read: Layouts, made: Layouts, ke
         before, after = (kept(each) if isinstance(each, Layout) else None for each in (read, made))
         along = isinstance(read, Layout) and isinstance(made, Layout) and read.axis == made.axis
         maker.narrow(layer, before if along else None, after)  # channels along another axis all stay
-    elif layer is not None and isinstance(read, Layout):
+    elif layer is not None and isinstance(read, Layout) and not (isinstance(layer, NORMS) and read.axis != 1):
         _narrow_channels(layer, kept(read))
     elif isinstance(read, Layout) and node.target in ADAPTERS:
         ADAPTERS[node.target](node, read, made, kept)

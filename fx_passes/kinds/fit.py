@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from torch import fx, nn
+from torch import fx
 
 from fx_passes.affine import crop_kernel
 from fx_passes.body import Body
@@ -27,6 +27,7 @@ from fx_passes.kinds.single_convolution import (
     limit_obstacle,
     merge_into_one,
     odd,
+    odd_sides,
     one_layer,
     size_text,
 )
@@ -35,6 +36,7 @@ from fx_passes.module_paths import cover_places, module_path
 from fx_passes.operators import before_norms, known_layer
 from fx_passes.slots import Slot
 from fx_passes.span import Piece
+from fx_passes.spatial_layers import CONVOLUTIONS
 
 __all__ = ["Fit"]
 
@@ -110,7 +112,7 @@ class FitKind(Kind[Fit]):
         conv = before_norms(gm, last)
         padded = [conv, *conv.all_input_nodes]
         reads_entry = any(entry in node.all_input_nodes for node in padded)
-        if not isinstance(known_layer(gm, conv), nn.Conv2d) or not reads_entry:
+        if not isinstance(known_layer(gm, conv), CONVOLUTIONS) or not reads_entry:
             raise not_linearized(choice, f"{module_path(last)} is no convolution of {module_path(entry)}")
         return (last,)
 
@@ -128,8 +130,7 @@ class FitKind(Kind[Fit]):
 def _sizes(piece: Piece, limits: SpanLimits) -> list[Kernel]:
     """Return the odd kernels inside the kernel of a piece's collapse, the smallest first."""
     height, width = piece.operator.kernel
-    squares = range(1, min(max(height, width), limits.largest_kernel) + 1, 2)
-    return [(min(size, odd(height)), min(size, odd(width))) for size in squares]
+    return [(min(side, odd(height)), min(side, odd(width))) for side in odd_sides(piece, limits)]
 
 
 def _obstacle(piece: Piece, size: Kernel, limits: SpanLimits) -> str:

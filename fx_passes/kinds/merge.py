@@ -39,6 +39,7 @@ from fx_passes.limits import SpanLimits
 from fx_passes.module_paths import module_path
 from fx_passes.operators import Role, before_norms, known_layer, role
 from fx_passes.span import Piece
+from fx_passes.spatial_layers import CONVOLUTIONS, on_both_axes
 
 __all__ = ["Merge"]
 
@@ -168,7 +169,7 @@ def _words(graph: GraphFacts, name: str) -> str:
 
 def _is_prunable(graph: GraphFacts, node: fx.Node) -> bool:
     conv = known_layer(graph.gm, node)
-    if not isinstance(conv, nn.Conv2d) or conv.stride != (1, 1):
+    if not isinstance(conv, CONVOLUTIONS) or on_both_axes(conv, "stride") != (1, 1):
         return False
     return graph.shape(node.name) == graph.shape(node.all_input_nodes[0].name)
 

@@ -22,9 +22,11 @@ from fx_passes.limits import SpanLimits
 from fx_passes.module_paths import copy_places, cover_places, module_path
 from fx_passes.operators import Role, image_shape, role
 from fx_passes.span import Piece
+from fx_passes.spatial_layers import holds_signals
 
 __all__ = [
-    "body_of", "end_obstacle", "ends", "inner_of", "limit_obstacle", "merge_into_one", "odd", "one_layer", "size_text",
+    "body_of", "end_obstacle", "ends", "inner_of", "limit_obstacle", "merge_into_one", "odd", "odd_sides",
+    "one_layer", "size_text",
 ]  # fmt: skip
 
 
@@ -38,6 +40,25 @@ def odd(size: int) -> int:
     return size - 1 + size % 2
 
 
+def odd_sides(piece: Piece, limits: SpanLimits) -> list[int]:
+    """Return the odd sides of kernels to try in a piece's place, the shortest first.
+
+    Kernels over signals may have as many taps as kernels over images.
+    """
+    longest = odd(max(piece.operator.kernel))
+    sides = range(1, min(longest, limits.largest_kernel) + 1, 2)
+    more = (side**2 for side in sides) if _reads_signals(piece) else ()
+    return sorted({min(side, longest) for side in (*sides, *more)})
+
+
+def _longest_side(piece: Piece, limits: SpanLimits) -> int:
+    return limits.largest_kernel**2 if _reads_signals(piece) else limits.largest_kernel
+
+
+def _reads_signals(piece: Piece) -> bool:
+    return holds_signals(piece.graph.nodes[piece.entry])
+
+
 def one_layer(piece: Piece) -> str:
     """Return the clause that refuses a convolution in the place of a single layer of equal size."""
     return f"it is one {size_text(piece.operator.kernel)} layer already"
@@ -45,8 +66,8 @@ def one_layer(piece: Piece) -> str:
 
 def limit_obstacle(piece: Piece, kernel: Kernel, limits: SpanLimits) -> str:
     """Return why limits rule out a convolution of this size in a piece's place; empty where they allow it."""
-    if max(kernel) > limits.largest_kernel:
-        return f"one convolution needs a kernel larger than {limits.largest_kernel} pixels a side"
+    if max(kernel) > _longest_side(piece, limits):
+        return f"one convolution needs a kernel larger than {_longest_side(piece, limits)} pixels a side"
     sides = zip(kernel, piece.operator.stride, piece.operator.kernel, strict=True)
     if not limits.skips_pixels and any(size < min(stride, odd(full)) for size, stride, full in sides):
         return "a smaller kernel would leave pixels unread"
@@ -146,8 +167,9 @@ def _inner(gm: fx.GraphModule, choice: SpanChoice, entry: fx.Node, last: fx.Node
 
 def _with_ones(gm: fx.GraphModule, before: fx.Node, source: fx.Node) -> fx.Node:
     """Return a new node, placed before another, that gives the tensor at `source` a last channel of ones."""
+    pixels = (0, 0) if holds_signals(source) else (0, 0, 0, 0)
     with gm.graph.inserting_before(before):
-        ones = gm.graph.call_function(F.pad, (source, (0, 0, 0, 0, 0, 1), "constant", 1.0))
+        ones = gm.graph.call_function(F.pad, (source, (*pixels, 0, 1), "constant", 1.0))
     copy_places(before, ones)
     return ones
 

@@ -1,8 +1,9 @@
-"""Layers for arithmetic of an image with one constant per channel."""
+"""Layers for arithmetic of an image or signal with one constant per channel."""
 
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,8 @@ from fx_passes.channel_affine import ChannelAffine
 from fx_passes.constants import Constants
 from fx_passes.graph_edit import add_module, device_and_dtype, redirect
 from fx_passes.module_paths import cover_places
-from fx_passes.operators import called_module, image_shape
+from fx_passes.operators import ACTIVATIONS, PASSED, called_module, image_shape
+from fx_passes.spatial_layers import holds_signals
 
 __all__ = ["ChannelArithmetic"]
 
@@ -26,15 +28,16 @@ _SYMBOLS: dict[Any, str] = {
         (operator.truediv, operator.itruediv, torch.div, torch.divide, torch.true_divide, "div", "div_"), "/"
     ),
 }
+_SIGNAL_LAYERS = (nn.Conv1d, nn.ConvTranspose1d, nn.BatchNorm1d, nn.AvgPool1d, nn.MaxPool1d)
 _NEUTRAL = (("+", 0), ("-", 0), ("*", 1), ("/", 1))
 
 
 class ChannelArithmetic(PassBase):
     """Turn `x * c`, `x + c`, `x - c`, `c - x` and `x / c` into calls of `ChannelAffine`, and neighbours into one.
 
-    `x` is an image, `c` a number or a constant with one value, or with one per channel. A constant that is computed
-    from trained parameters stays trained, with one value per channel. Arithmetic that changes nothing (`x + 0`) is
-    removed. Shapes must be known at the nodes.
+    `x` is an image or signal, `c` a number or a constant with one value, or with one per channel. A constant that is
+    computed from trained parameters stays trained, with one value per channel. Arithmetic that changes nothing
+    (`x + 0`) is removed. Shapes must be known at the nodes.
     """
 
     def call(self, graph_module: fx.GraphModule) -> PassResult:
@@ -43,7 +46,7 @@ class ChannelArithmetic(PassBase):
         modified = False
         for node in list(graph_module.graph.nodes):
             arithmetic = _read(constants, node)
-            if arithmetic is not None:
+            if arithmetic is not None and _is_spatial(graph_module, arithmetic.image):
                 _replace(graph_module, node, arithmetic)
                 modified = True
         return PassResult(graph_module, modified)
@@ -98,7 +101,7 @@ def _read(constants: Constants, node: fx.Node) -> _Arithmetic | None:
     if not _is_image(constants, image) or not _keeps_kind(image, node) or (swapped and symbol == "/"):
         return None
     value = constants.value(other) if other in constants else other
-    if not _fits(value, shape[1]):
+    if not _fits(value, shape[1], 3 if holds_signals(image) else 4):
         return None
     if isinstance(value, int | float) and (symbol, value) in _NEUTRAL and not (swapped and symbol == "-"):
         return _Arithmetic(image, None)
@@ -127,18 +130,42 @@ def _is_image(constants: Constants, operand: Any) -> bool:
     return isinstance(operand, fx.Node) and operand not in constants and image_shape(operand) is not None
 
 
+def _is_spatial(gm: fx.GraphModule, node: fx.Node) -> bool:
+    """Say whether a node holds images, or signals; (n, tokens, features) of transformers have their shape, too.
+
+    Signals are made or read by a layer of signals, with nothing but activations and arithmetic between.
+    """
+    if not holds_signals(node):
+        return True
+    return _meets_signals(gm, [node], "all_input_nodes") or _meets_signals(gm, node.users, "users")
+
+
+def _meets_signals(gm: fx.GraphModule, nodes: Iterable[fx.Node], onward: str) -> bool:
+    """Say whether one of the nodes, or of those that follow in a direction, calls a layer of signals."""
+    pending, seen = list(nodes), set[fx.Node]()
+    while pending:
+        node = pending.pop()
+        layer = called_module(gm, node)
+        if isinstance(layer, _SIGNAL_LAYERS):
+            return True
+        if node not in seen and (isinstance(layer, (*ACTIVATIONS, *PASSED, ChannelAffine)) or node.target in _SYMBOLS):
+            pending.extend(getattr(node, onward))
+        seen.add(node)
+    return False
+
+
 def _keeps_kind(image: fx.Node, node: fx.Node) -> bool:
     """Say whether a node's tensor has the shape and type of the image that it reads."""
     before, after = image.meta["tensor_meta"], node.meta["tensor_meta"]
     return bool(before.shape == after.shape and before.dtype == after.dtype and before.dtype.is_floating_point)
 
 
-def _fits(value: Any, channels: int) -> bool:
-    """Say whether a value is one number, or one per channel of an image."""
+def _fits(value: Any, channels: int, rank: int) -> bool:
+    """Say whether a value is one number, or one per channel of a batch of images or signals of a rank."""
     if not isinstance(value, Tensor):
         return isinstance(value, int | float) and not isinstance(value, bool)
-    shape = (1,) * (4 - value.dim()) + tuple(value.shape)
-    return shape in ((1, 1, 1, 1), (1, channels, 1, 1)) and not value.is_complex()
+    shape, pixel = (1,) * (rank - value.dim()) + tuple(value.shape), (1,) * (rank - 2)
+    return shape in ((1, 1, *pixel), (1, channels, *pixel)) and not value.is_complex()
 
 
 def _per_channel(value: float | Tensor, channels: int) -> Tensor:

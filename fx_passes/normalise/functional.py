@@ -23,11 +23,14 @@ _ELEMENTWISE: dict[Any, type[nn.Module]] = {
     F.leaky_relu: nn.LeakyReLU, F.softplus: nn.Softplus, F.softsign: nn.Softsign, F.logsigmoid: nn.LogSigmoid,
     F.sigmoid: nn.Sigmoid, torch.sigmoid: nn.Sigmoid, "sigmoid": nn.Sigmoid, "sigmoid_": nn.Sigmoid,
     F.tanh: nn.Tanh, torch.tanh: nn.Tanh, "tanh": nn.Tanh, "tanh_": nn.Tanh,
-    F.dropout: nn.Dropout, F.dropout2d: nn.Dropout2d,
+    F.dropout: nn.Dropout, F.dropout1d: nn.Dropout1d, F.dropout2d: nn.Dropout2d,
 }  # fmt: skip
 _BUILTIN_PARAMETERS: dict[Any, tuple[str, ...]] = {  # of functions that carry no Python signature
-    F.conv2d: ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
+    **dict.fromkeys(
+        (F.conv1d, F.conv2d), ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+    ),
     F.linear: ("input", "weight", "bias"),
+    F.avg_pool1d: ("input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad"),
     F.avg_pool2d: (
         "input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override",
     ),
@@ -98,10 +101,12 @@ def _build(gm: fx.GraphModule, node: fx.Node) -> tuple[nn.Module, fx.Node] | Non
     module: nn.Module | None = None
     if node.target in _ELEMENTWISE:
         module = _elementwise(_ELEMENTWISE[node.target], arguments)
-    elif node.target is F.conv2d:
+    elif node.target in (F.conv1d, F.conv2d):
         module = _conv(gm, arguments)
     elif node.target is F.linear:
         module = _linear(gm, arguments)
+    elif node.target is F.avg_pool1d:
+        module = nn.AvgPool1d(**arguments)
     elif node.target is F.avg_pool2d:
         module = nn.AvgPool2d(**arguments)
     elif node.target is torch.prelu:
@@ -165,7 +170,8 @@ def _conv(gm: fx.GraphModule, arguments: Arguments) -> nn.Module | None:
         return None
     groups = arguments.get("groups", 1)
     options = {key: arguments[key] for key in ("stride", "padding", "dilation") if key in arguments}
-    module = nn.Conv2d(
+    kind = nn.Conv1d if weight.dim() == 3 else nn.Conv2d
+    module = kind(
         weight.shape[1] * groups, weight.shape[0], tuple(weight.shape[2:]),  # type: ignore[arg-type]
         groups=groups, bias=bias is not None, device="meta", **options,
     )  # fmt: skip

@@ -10,7 +10,7 @@ from fx_passes.constants import Constants
 
 __all__ = ["FoldLayerConstants"]
 
-_LAYERS = (F.conv2d, F.batch_norm)
+_LAYERS = (F.conv1d, F.conv2d, F.batch_norm)
 
 
 class FoldLayerConstants(PassBase):

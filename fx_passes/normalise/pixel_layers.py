@@ -1,4 +1,4 @@
-"""1x1 convolutions in place of linear layers that read a flattened one-pixel image."""
+"""1x1 convolutions in place of linear layers that read a flattened one-pixel image or signal."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
-from torch.nn.utils import skip_init
 
 from fx_passes.graph_edit import add_module, redirect
 from fx_passes.module_paths import copy_places
-from fx_passes.operators import ACTIVATIONS, NORMS, called_module, image_shape
+from fx_passes.operators import ACTIVATIONS, NORMS, PASSED, called_module, image_shape
+from fx_passes.spatial_layers import CONVOLUTIONS, Convolution, holds_signals, new_convolution
 
 __all__ = ["PixelLinears"]
 
@@ -28,10 +28,10 @@ _LEAST_LAYERS = 2  # a lone classifier behind pooling has no neighbour to merge 
 class PixelLinears(PassBase):
     """Turn the linear layers of global heads and gates into 1x1 convolutions, so that spans may hold them.
 
-    A network may flatten an image (n, c, 1, 1) to (n, c) for linear layers, norms, activations and dropout. The image
-    now stays one until after the last of them. A reshape back to an image, as in gates, disappears. The pass applies
-    where at least two affine layers follow one another; a convolution before the flattening counts. Shapes must be
-    known at the nodes.
+    A network may flatten an image (n, c, 1, 1), or a signal (n, c, 1), to (n, c) for linear layers, norms, activations
+    and dropout. The image now stays one until after the last of them. A reshape back to an image, as in gates,
+    disappears. The pass applies where at least two affine layers follow one another; a convolution before the
+    flattening counts. Shapes must be known at the nodes.
     """
 
     def call(self, graph_module: fx.GraphModule) -> PassResult:
@@ -53,7 +53,7 @@ def _flattens_pixel(gm: fx.GraphModule, node: fx.Node) -> bool:
 
 
 def _before_reshapes(gm: fx.GraphModule, node: fx.Node) -> fx.Node:
-    """Return the image that a row of reshapes begins with, or the node before the first reshape."""
+    """Return the image or signal that a row of reshapes begins with, or the node before the first reshape."""
     while _is_reshape(gm, node) and len(_shape(node)) < 4:
         node = node.args[0]  # type: ignore[assignment]  # a reshape reads a tensor
     return node
@@ -73,19 +73,20 @@ def _vector_layers(gm: fx.GraphModule, flat: fx.Node) -> Iterator[fx.Node]:
 def _follows_convolution(gm: fx.GraphModule, flat: fx.Node) -> bool:
     """Say whether the flattened image comes from a convolution, norms and activations between them aside."""
     node = _before_reshapes(gm, flat)
-    while isinstance(called_module(gm, node), (*_FOLLOWERS, *NORMS, nn.Dropout2d)):
+    while isinstance(called_module(gm, node), (*_FOLLOWERS, *NORMS, *PASSED)):
         node = node.all_input_nodes[0]
-    return isinstance(called_module(gm, node), nn.Conv2d)
+    return isinstance(called_module(gm, node), CONVOLUTIONS)
 
 
 def _rewrite(gm: fx.GraphModule, flat: fx.Node, chain: list[fx.Node]) -> None:
-    chain[0].replace_input_with(flat, _before_reshapes(gm, flat))
+    image = _before_reshapes(gm, flat)
+    chain[0].replace_input_with(flat, image)
     for node in chain:
-        layer = _on_images(called_module(gm, node))
+        layer = _on_pixels(called_module(gm, node), signals=holds_signals(image))
         if layer is not None:
             redirect(node, target=add_module(gm, str(node.target), layer), args=node.args)
     last = chain[-1]
-    back = _back_to_image(gm, last)
+    back = _back_to_pixels(gm, last, len(_shape(image)) - 2)
     if back is not None:
         back.replace_all_uses_with(last)
         return
@@ -95,9 +96,12 @@ def _rewrite(gm: fx.GraphModule, flat: fx.Node, chain: list[fx.Node]) -> None:
     last.replace_all_uses_with(moved, delete_user_cb=lambda user: user is not moved)
 
 
-def _back_to_image(gm: fx.GraphModule, node: fx.Node) -> fx.Node | None:
-    """Return the reshape of the vectors (n, c) at `node` to (n, c, 1, 1), or None where something else reads them."""
-    wanted = (*_shape(node), 1, 1)
+def _back_to_pixels(gm: fx.GraphModule, node: fx.Node, axes: int) -> fx.Node | None:
+    """Return the reshape of the vectors (n, c) at `node` to pixels of so many axes; None where something else follows.
+
+    Pixels of two axes have the shape (n, c, 1, 1).
+    """
+    wanted = (*_shape(node), *[1] * axes)
     while len(_consumers(node)) == 1:
         (node,) = _consumers(node)
         if not _is_reshape(gm, node):
@@ -119,18 +123,21 @@ def _asks_leading_size(node: fx.Node) -> bool:
     return bool(asks and all(user.target is operator.getitem and user.args[1] in (0, 1) for user in node.users))
 
 
-def _on_images(module: nn.Module | None) -> nn.Module | None:
-    """Return the layer that does to (n, c, 1, 1) what `module` does to (n, c); None where that is `module` itself."""
+def _on_pixels(module: nn.Module | None, *, signals: bool) -> nn.Module | None:
+    """Return the layer that does to (n, c, 1, 1) what `module` does to (n, c); None where that is `module` itself.
+
+    With `signals`, it takes (n, c, 1).
+    """
     if isinstance(module, nn.Linear):
-        return _convolution(module)
-    return _batch_norm(module) if isinstance(module, nn.BatchNorm1d) else None
+        return _convolution(module, signals)
+    return _batch_norm(module) if isinstance(module, nn.BatchNorm1d) and not signals else None
 
 
-def _convolution(linear: nn.Linear) -> nn.Conv2d:
-    conv: nn.Conv2d = skip_init(  # type: ignore[no-untyped-call]  # draws no random numbers, unlike nn.Conv2d
-        nn.Conv2d, linear.in_features, linear.out_features, 1, bias=linear.bias is not None, device="meta"
-    )
-    conv.weight = nn.Parameter(linear.weight.detach()[:, :, None, None], linear.weight.requires_grad)
+def _convolution(linear: nn.Linear, signals: bool) -> Convolution:
+    channels, has_bias = (linear.in_features, linear.out_features), linear.bias is not None
+    conv = new_convolution(channels, (1, 1), signals=signals, bias=has_bias, device="meta")
+    weight = linear.weight.detach()[:, :, None, None]
+    conv.weight = nn.Parameter(weight[..., 0] if signals else weight, linear.weight.requires_grad)
     conv.bias = linear.bias
     return conv
 

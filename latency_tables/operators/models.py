@@ -71,7 +71,8 @@ def operator_weights(signature: OperatorSignature, *, seed: int = 0) -> Weights:
     """Return the weights of an operator by name, drawn from `seed`; those of its activation are no random ones."""
     rng, channels = np.random.default_rng(seed), (signature.out_channels,)
     if signature.op == "conv":
-        shape = (signature.out_channels, signature.in_channels // signature.groups, *signature.kernel)
+        kernel = signature.along_axes(signature.kernel)
+        shape = (signature.out_channels, signature.in_channels // signature.groups, *kernel)
         he_scale = np.sqrt(2 / prod(shape[1:]))
         return {"weight": _normal(rng, shape, he_scale), "bias": _normal(rng, channels, 0.1)}
     if signature.op == "linear":
@@ -93,7 +94,8 @@ def _stages(signature: OperatorSignature, weights: Weights) -> list[Stage]:
         stages.append(_add_residual)
     if signature.activation is not None:
         activation = ACTIVATIONS[signature.activation]
-        slopes = (signature.out_channels,) if signature.op == "linear" else (signature.out_channels, 1, 1)
+        pixel = () if signature.op == "linear" else signature.along_axes((1, 1))
+        slopes = (signature.out_channels, *pixel)
         stages.append(lambda x, y: activation(x, y, slopes))
     return stages
 
@@ -112,10 +114,10 @@ def _conv(signature: OperatorSignature, weights: list[TensorProto], x: str, y: s
         "Conv",
         [x, *(tensor.name for tensor in weights)],
         [y],
-        kernel_shape=signature.kernel,
-        strides=signature.stride,
+        kernel_shape=signature.along_axes(signature.kernel),
+        strides=signature.along_axes(signature.stride),
         pads=_onnx_pads(signature),
-        dilations=signature.dilation,
+        dilations=signature.along_axes(signature.dilation),
         group=signature.groups,
     )
     return Fragment([node], weights)
@@ -134,8 +136,8 @@ def _avg_pool(signature: OperatorSignature, weights: list[TensorProto], x: str, 
         "AveragePool",
         [x],
         [y],
-        kernel_shape=signature.kernel,
-        strides=signature.stride,
+        kernel_shape=signature.along_axes(signature.kernel),
+        strides=signature.along_axes(signature.stride),
         pads=_onnx_pads(signature),
         count_include_pad=1,
     )
@@ -161,12 +163,12 @@ def _normal(
 
 def _onnx_pads(signature: OperatorSignature) -> list[int]:
     top, bottom, left, right = signature.padding
-    return [top, left, bottom, right]  # ONNX: all beginnings, then all ends
+    return [*signature.along_axes((top, left)), *signature.along_axes((bottom, right))]  # all beginnings, then all ends
 
 
 def _shape(signature: OperatorSignature, channels: int, size: tuple[int, int]) -> tuple[int, ...]:
     if signature.op != "linear":
-        return signature.batch, channels, *size
+        return signature.batch, channels, *signature.along_axes(size)
     return (signature.batch, *(() if size == (1, 1) else size), channels)
 
 

@@ -91,15 +91,16 @@ def _layers(signature: OperatorSignature, weights: Weights) -> Iterator[tuple[st
     padding = (top, left)
     most = [length // 2 for length in signature.kernel] if signature.op == "avg_pool" else padding
     if (top, left) != (bottom, right) or top > most[0] or left > most[1]:
-        yield "pad", nn.ZeroPad2d((left, right, top, bottom))
+        yield "pad", nn.ZeroPad1d((left, right)) if signature.signals else nn.ZeroPad2d((left, right, top, bottom))
         padding = (0, 0)
     yield "operator", _OPERATORS[signature.op](signature, padding, weights)
 
 
 def _conv(signature: OperatorSignature, padding: tuple[int, int], weights: Weights) -> nn.Module:
+    options = map(signature.along_axes, (signature.kernel, signature.stride, padding, signature.dilation))
     conv: nn.Module = skip_init(  # type: ignore[no-untyped-call]  # draws no random numbers, unlike nn.Conv2d
-        nn.Conv2d, signature.in_channels, signature.out_channels, signature.kernel, signature.stride, padding,
-        signature.dilation, signature.groups, device="cpu", dtype=torch.float32,
+        nn.Conv1d if signature.signals else nn.Conv2d, signature.in_channels, signature.out_channels, *options,
+        signature.groups, device="cpu", dtype=torch.float32,
     )  # fmt: skip
     return _loaded(conv, {"weight": weights["weight"], "bias": weights["bias"]})
 
@@ -112,12 +113,14 @@ def _linear(signature: OperatorSignature, padding: tuple[int, int], weights: Wei
 
 
 def _avg_pool(signature: OperatorSignature, padding: tuple[int, int], weights: Weights) -> nn.Module:
-    return nn.AvgPool2d(signature.kernel, signature.stride, padding)
+    pool: Callable[..., nn.Module] = nn.AvgPool1d if signature.signals else nn.AvgPool2d
+    return pool(*map(signature.along_axes, (signature.kernel, signature.stride, padding)))
 
 
 def _scale(signature: OperatorSignature, padding: tuple[int, int], weights: Weights) -> nn.Module:
     names = {"weight": "gain", "bias": "shift", "running_mean": "mean", "running_var": "variance"}
-    norm = nn.BatchNorm2d(signature.in_channels, device="cpu", dtype=torch.float32)
+    kind = nn.BatchNorm1d if signature.signals else nn.BatchNorm2d
+    norm = kind(signature.in_channels, device="cpu", dtype=torch.float32)
     return _loaded(norm, {ours: weights[onnx] for ours, onnx in names.items()})
 
 

@@ -14,8 +14,9 @@ Op = Literal["conv", "linear", "avg_pool", "scale"]
 Dtype = Literal["fp32"]
 
 _KEY = re.compile(
-    r"(?P<op>\w+) (?P<batch>\d+)x(?P<in_channels>\d+)x(?P<in_size>\d+x\d+) -> (?P<out_channels>\d+)"
-    r" k(?P<kernel>\d+x\d+) s(?P<stride>\d+x\d+) p(?P<padding>\d+,\d+,\d+,\d+) d(?P<dilation>\d+x\d+)"
+    r"(?P<op>\w+) (?P<batch>\d+)x(?P<in_channels>\d+)x(?P<in_size>\d+(?:x\d+)?) -> (?P<out_channels>\d+)"
+    r" k(?P<kernel>\d+(?:x\d+)?) s(?P<stride>\d+(?:x\d+)?) p(?P<padding>\d+,\d+(?:,\d+,\d+)?)"
+    r" d(?P<dilation>\d+(?:x\d+)?)"
     r" g(?P<groups>\d+)(?P<residual> \+add)?(?: (?P<activation>\w+))? (?P<dtype>\w+)",
     re.ASCII,
 )
@@ -28,7 +29,8 @@ class OperatorSignature:
 
     Batch normalisation is folded into a convolution, which always has a bias; `scale` is a batch
     normalisation that has no convolution to fold into. An average pooling counts its padding as zeros. Pairs
-    are (height, width). A linear layer reads channels along the last axis: of one vector for each image where its
+    are (height, width). An operator on signals (batch, channels, width) leaves the height of 1 as it is, and its key
+    tells the width alone. A linear layer reads channels along the last axis: of one vector for each image where its
     `in_size` is (1, 1), else of each of its pixels.
 
     Attributes:
@@ -46,6 +48,7 @@ class OperatorSignature:
         activation: a name in `latency_tables.operators.activations.ACTIVATIONS`, or None.
         residual: whether a second input of the output's shape is added before the activation.
         dtype: type of weights and activations.
+        signals: whether the operator, not "linear", is one-dimensional and reads signals.
 
     Raises:
         TableError: a field is out of its range, or the fields do not fit each other.
@@ -59,6 +62,8 @@ class OperatorSignature:
         True
         >>> stem.out_size
         (112, 112)
+        >>> OperatorSignature.parse("conv 1x1x4000 -> 16 k9 s4 p4,4 d1 g1 relu fp32").out_size
+        (1, 1000)
     """
 
     op: Op
@@ -74,6 +79,7 @@ class OperatorSignature:
     activation: str | None = None
     residual: bool = False
     dtype: Dtype = "fp32"
+    signals: bool = False
 
     def __post_init__(self) -> None:
         self._check_names()
@@ -91,10 +97,14 @@ class OperatorSignature:
     @property
     def key(self) -> str:
         """The canonical text of this signature, the same in every version of the table format."""
+        size, kernel, stride, dilation = (
+            "x".join(map(str, self.along_axes(pair)))
+            for pair in (self.in_size, self.kernel, self.stride, self.dilation)
+        )
         pieces = [
-            f"{self.op} {self.batch}x{self.in_channels}x{_pair(self.in_size)} -> {self.out_channels}",
-            f"k{_pair(self.kernel)} s{_pair(self.stride)} p{','.join(map(str, self.padding))}",
-            f"d{_pair(self.dilation)} g{self.groups}",
+            f"{self.op} {self.batch}x{self.in_channels}x{size} -> {self.out_channels}",
+            f"k{kernel} s{stride} p{','.join(map(str, self.padding[2:] if self.signals else self.padding))}",
+            f"d{dilation} g{self.groups}",
             *(["+add"] if self.residual else []),
             *([self.activation] if self.activation else []),
             self.dtype,
@@ -106,6 +116,10 @@ class OperatorSignature:
         """(height, width) of the output."""
         top, bottom, left, right = self.padding
         return self._out_length(0, top + bottom), self._out_length(1, left + right)
+
+    def along_axes(self, pair: tuple[int, int]) -> tuple[int, ...]:
+        """Return the numbers of a (height, width) along the axes that the operator's tensors have."""
+        return pair[1:] if self.signals else pair
 
     @classmethod
     def parse(cls, key: str) -> "OperatorSignature":
@@ -144,6 +158,8 @@ class OperatorSignature:
         _check_tuple("padding", self.padding, length=4, least=0)
 
     def _check_operator(self) -> None:
+        if self.signals:
+            self._check_signals()
         if self.op == "conv":
             self._check_groups()
             return
@@ -157,6 +173,15 @@ class OperatorSignature:
             self._require("kernel", (1, 1))
             self._require("stride", (1, 1))
             self._require("padding", (0, 0, 0, 0))
+
+    def _check_signals(self) -> None:
+        along_height = (self.in_size[0], self.kernel[0], self.stride[0], self.dilation[0], *self.padding[:2])
+        if self.op == "linear" or along_height != (1, 1, 1, 1, 0, 0):
+            raise TableError(
+                f"signals (=True) needs a height of 1 that {self.op!r} leaves as it is, not in_size (={self.in_size}), "
+                f"kernel (={self.kernel}), stride (={self.stride}), dilation (={self.dilation}) and padding "
+                f"(={self.padding}); 'linear' takes none."
+            )
 
     def _check_groups(self) -> None:
         if self.in_channels % self.groups or self.out_channels % self.groups:
@@ -181,19 +206,18 @@ class OperatorSignature:
 _EXAMPLE_KEY = "conv 1x32x112x112 -> 64 k3x3 s1x1 p1,1,1,1 d1x1 g1 +add relu6 fp32"
 
 
-def _pair(values: tuple[int, int]) -> str:
-    return f"{values[0]}x{values[1]}"
-
-
 def _fields(texts: dict[str, str | None]) -> dict[str, Any]:
     """The constructor's arguments from the named pieces of a key."""
     numbers = ("batch", "in_channels", "out_channels", "groups")
-    tuples = ("in_size", "kernel", "stride", "padding", "dilation")
+    along_height = {"in_size": (1,), "kernel": (1,), "stride": (1,), "padding": (0, 0), "dilation": (1,)}
+    found = {name: tuple(map(int, re.split("[x,]", cast(str, texts[name])))) for name in along_height}
+    signals = len(found["in_size"]) == 1
     return {
         **texts,
         **{name: int(cast(str, texts[name])) for name in numbers},
-        **{name: tuple(map(int, re.split("[x,]", cast(str, texts[name])))) for name in tuples},
+        **{name: (*along_height[name], *values) if signals else values for name, values in found.items()},
         "residual": texts["residual"] is not None,
+        "signals": signals,
     }
 
 

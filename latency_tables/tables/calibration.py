@@ -45,18 +45,24 @@ class Calibration:
 
 
 def fit_affine(
-    sums_ms: Sequence[float], measured_ms: Sequence[float], *, intercept_share: float = INTERCEPT
+    sums_ms: Sequence[float],
+    measured_ms: Sequence[float],
+    *,
+    intercept_share: float = INTERCEPT,
+    unpriced_ms: float = 0.0,
 ) -> Calibration:
     """Return the line through measured networks, robust against single bad measurements.
 
-    Least squares of relative errors under a prior: a network is about its parts, so the intercept is 0 give or take
-    20 % of a network. Measurements that are further off the line than noise count less and less (Huber's weights). A
-    single network thus gives the line through the origin, and so do networks that all but fall.
+    Least squares of relative errors under a prior: a network is about its parts and what has no price, so the intercept
+    is from 0 to `unpriced_ms`, give or take 20 % of a network. Measurements that are further off the line than noise
+    count less and less (Huber's weights). A single network whose operators all have a price thus gives the line through
+    the origin, and so do networks that all but fall.
 
     Args:
         sums_ms: sum of table entries of each network, in ms, 0 or above; a plan may leave nothing that a table prices.
         measured_ms: measured latency of the same networks, in ms, above 0.
-        intercept_share: how far the intercept is from 0, as a share of the median network; `math.inf` for no prior.
+        intercept_share: how far the intercept is from that, as a share of the median network; `math.inf` for no prior.
+        unpriced_ms: what the networks take at most beyond their sums, in ms, as operators without a price are in none.
 
     Raises:
         TableError: there is no point, the lengths differ, a number is not finite, all sums are 0, or a latency is not
@@ -70,19 +76,22 @@ def fit_affine(
         3.0
     """
     sums, measured = _checked(sums_ms, measured_ms)
-    intercept, slope = _line(sums, measured, intercept_share)
+    intercept, slope = _line(sums, measured, intercept_share, unpriced_ms)
     residuals = measured - (intercept + slope * sums)
     return Calibration(intercept, slope, float(np.sqrt(np.mean(residuals**2))), len(sums))
 
 
-def _line(sums: NDArray[np.float64], measured: NDArray[np.float64], intercept_share: float) -> tuple[float, float]:
+def _line(
+    sums: NDArray[np.float64], measured: NDArray[np.float64], intercept_share: float, unpriced_ms: float
+) -> tuple[float, float]:
     """Return intercept and slope."""
-    prior = np.array([NOISE / (intercept_share * np.median(measured)), 0.0])
+    usual_ms = intercept_share * np.median(measured)
+    prior, expected_ms = np.array([NOISE / usual_ms, 0.0]), max(unpriced_ms - usual_ms, 0.0)
     columns = np.stack([1 / measured, sums / measured], axis=1)
     weights = np.ones(len(sums))
     for _ in range(REWEIGHTINGS):
         rows = np.vstack([columns * weights[:, None], prior])
-        intercept, slope = np.linalg.lstsq(rows, np.append(weights, 0.0))[0]
+        intercept, slope = np.linalg.lstsq(rows, np.append(weights, prior[0] * expected_ms))[0]
         errors = np.abs(intercept / measured + slope * sums / measured - 1)
         weights = np.sqrt(NOISE / np.maximum(NOISE, errors))
     priced = sums > 0

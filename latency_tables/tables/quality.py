@@ -131,7 +131,7 @@ def _families(entries: Mapping[OperatorSignature, Entry]) -> dict[tuple[object, 
     for s in entries:
         depthwise = s.groups > 1 and s.groups == s.in_channels == s.out_channels
         groups = "depthwise" if depthwise else s.groups
-        rest = (s.op, s.kernel, s.stride, s.padding, s.dilation, groups, s.activation, s.residual, s.dtype)
+        rest = (s.op, s.kernel, s.stride, s.padding, s.dilation, groups, s.activation, s.residual, s.dtype, s.signals)
         families.setdefault(rest, []).append(s)
     return families
 

@@ -21,6 +21,7 @@ from toy_nets import (
     is_unchanged,
     largest_error,
     outputs,
+    toy_input,
 )
 
 from fx_passes import capture
@@ -112,13 +113,13 @@ class Custom(nn.Module):
 NETS = {name: build for name, (build, channels) in TOYS.items()} | {
     "gated": lambda: Sandwich(SqueezeExcite()), "widths": Widths, "shuffle": Shuffle, "custom": Custom,
 }  # fmt: skip
-NO_FREE = ("depthwise", "squeeze_excite", "shuffle")  # channels of the images, or mixed ones
+NO_FREE = ("depthwise", "squeeze_excite", "signal_squeeze_excite", "shuffle")  # channels of the images, or mixed ones
 
 
 def captured_net(name):
     """Return the float64 graph of a net, and images for it."""
     torch.manual_seed(0)
-    x = image(TOYS.get(name, (None, 3))[1], height=12)
+    x = toy_input(name, height=12) if name in TOYS else image(3, height=12)
     return captured(NETS[name](), x), x
 
 

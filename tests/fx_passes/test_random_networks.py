@@ -1,5 +1,6 @@
 """Random networks: any plan merges exactly, and what counts as a span agrees with an independent judge."""
 
+import copy
 import itertools
 
 import networkx as nx
@@ -10,6 +11,7 @@ from convolution_judge import is_convolution, is_convolution_to_the_border
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from random_nets import is_activation, networks
+from signal_nets import as_signals, signals_of
 from torch import fx, nn
 from toy_nets import largest_error, outputs
 
@@ -76,6 +78,40 @@ def test_free_merges_of_a_thousand_networks_change_nothing(drawn):
 @given(networks(), SEEDS)
 @examples(200)
 def test_any_plan_for_any_network_merges_exactly(drawn, seed):
+    merges_exactly(drawn, seed)
+
+
+def signals(drawn):
+    net, x = drawn
+    return as_signals(copy.deepcopy(net)).double().eval(), signals_of(x)
+
+
+@given(networks().map(signals))
+@examples(15)
+def test_free_merges_of_any_network_of_signals_change_nothing(drawn):
+    free_merges_change_nothing(drawn)
+
+
+@given(networks().map(signals), SEEDS)
+@examples(60)
+def test_any_plan_for_any_network_of_signals_merges_exactly(drawn, seed):
+    merges_exactly(drawn, seed)
+
+
+@given(networks())
+@examples(20)
+def test_the_spans_of_a_network_are_spans_of_its_twin_for_signals_too(drawn):
+    usable = [
+        {(span.entry, span.exit) for span in every_span(capture(*network)) if span.piece is not None}
+        for network in (drawn, signals(drawn))
+    ]
+    assert usable[0] <= usable[1]
+
+
+@pytest.mark.slow
+@given(networks().map(signals), SEEDS)
+@examples(1000)
+def test_any_plan_for_any_of_a_thousand_networks_of_signals_merges_exactly(drawn, seed):
     merges_exactly(drawn, seed)
 
 

@@ -4,6 +4,7 @@ import copy
 import math
 
 import torch
+from signal_nets import as_signals, signals_of
 from torch import nn
 
 from fx_passes import Drop, Fit, Merge, Plan, capture
@@ -18,7 +19,7 @@ def randomise(model, seed=0):
 
     with torch.no_grad():
         for norm in model.modules():
-            if isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None:
+            if isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d) and norm.running_mean is not None:
                 norm.running_mean.copy_(uniform(norm.running_mean, -0.5, 0.5))
                 norm.running_var.copy_(uniform(norm.running_var, 0.5, 2.0))
                 if norm.affine:
@@ -67,7 +68,7 @@ def is_unchanged(gm, before):
 def convolutions(gm):
     """Return the convolutions that the graph calls, in order."""
     called = [gm.get_submodule(node.target) for node in gm.graph.nodes if node.op == "call_module"]
-    return [module for module in called if isinstance(module, nn.Conv2d)]
+    return [module for module in called if isinstance(module, nn.Conv1d | nn.Conv2d)]
 
 
 class Sandwich(nn.Module):
@@ -334,6 +335,19 @@ class EvenSkip(nn.Module):
         return x + self.conv2(self.act(self.conv1(self.pad(x))))
 
 
+class Chomped(nn.Module):
+    """A causal residual block: padding on both sides, then an index that cuts off what looks ahead."""
+
+    def __init__(self, channels=5):
+        super().__init__()
+        self.conv1, self.act1 = nn.Conv2d(channels, 7, 3, padding=(1, 2)), nn.ReLU()
+        self.conv2, self.act2 = nn.Conv2d(7, channels, 3, padding=(1, 4), dilation=(1, 2)), nn.ReLU()
+
+    def forward(self, x):
+        y = self.act1(self.conv1(x)[..., :-2].contiguous())
+        return self.act2(self.conv2(y)[..., :-4] + x)
+
+
 def straight(depth, channels=5):
     """Return `depth` convolutions with activations in a row."""
     layers = [[nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU()] for _ in range(depth)]
@@ -356,15 +370,28 @@ TOYS = {
     "inverted": (Inverted, 5),
     "same_padded": (SamePadded, 3),
     "even_skip": (EvenSkip, 3),
+    "chomped": (Chomped, 5),
+    "signal_backbone": (lambda: as_signals(Backbone()), 3),
+    "signal_branches": (lambda: as_signals(Branches()), 5),
+    "signal_chomped": (lambda: as_signals(Chomped()), 5),
+    "signal_even_skip": (lambda: as_signals(EvenSkip()), 3),
+    "signal_inverted": (lambda: as_signals(Inverted()), 5),
+    "signal_nested": (lambda: as_signals(NestedResidual()), 5),
+    "signal_squeeze_excite": (lambda: as_signals(SqueezeExcite()), 5),
 }
 
 
 def toy(name, **options):
-    """Return the float64 graph of a toy net and an image for it."""
-    build, channels = TOYS[name]
-    x = image(channels, **options)
+    """Return the float64 graph of a toy net and an image, or a signal, for it."""
+    x = toy_input(name, **options)
     torch.manual_seed(0)
-    return captured(build(), x), x
+    return captured(TOYS[name][0](), x), x
+
+
+def toy_input(name, **options):
+    """Return an image, or a signal, for a toy net."""
+    x = image(TOYS[name][1], **options)
+    return signals_of(x) if name.startswith("signal_") else x
 
 
 def outputs(gm, *inputs):

@@ -48,6 +48,14 @@ def test_the_line_is_the_least_squares_of_relative_errors_where_the_prior_is_wea
     assert (line.slope, line.intercept_ms) == pytest.approx((slope, intercept), rel=0.01)
 
 
+def test_what_has_no_price_is_expected_in_the_intercept_beyond_what_is_usual() -> None:
+    sums, measured = [1.0, 0.8], [5.0, 4.8]
+    known = fit_affine(sums, measured, unpriced_ms=4.0)
+    assert known.predict(0.2) == pytest.approx(4.2, rel=0.1)
+    assert fit_affine(sums, measured).predict(0.2) < 2.5
+    assert fit_affine(sums, measured, unpriced_ms=0.9) == fit_affine(sums, measured)
+
+
 def test_one_bad_measurement_does_not_tilt_the_line() -> None:
     sums = np.linspace(1, 5, 7)
     measured = 0.1 + 0.9 * sums

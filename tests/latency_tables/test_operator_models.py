@@ -53,11 +53,16 @@ def run_both(signature: OperatorSignature) -> tuple[NDArray[np.float32], NDArray
 def reference(signature: OperatorSignature, feeds: Arrays, weights: Arrays) -> torch.Tensor:
     x, w = torch.from_numpy(feeds["x"]), {name: torch.tensor(value) for name, value in weights.items()}
     top, bottom, left, right = signature.padding
-    padded = F.pad(x, (left, right, top, bottom))
-    if signature.op == "conv":
+    padded = F.pad(x, (left, right) if signature.signals else (left, right, top, bottom))
+    if signature.op == "conv" and signature.signals:
+        stride, dilation = signature.stride[1], signature.dilation[1]
+        y = F.conv1d(padded, w["weight"], w["bias"], stride, 0, dilation, signature.groups)
+    elif signature.op == "conv":
         y = F.conv2d(padded, w["weight"], w["bias"], signature.stride, 0, signature.dilation, signature.groups)
     elif signature.op == "linear":
         y = x @ w["weight"] + w["bias"]
+    elif signature.op == "avg_pool" and signature.signals:
+        y = F.avg_pool1d(padded, signature.kernel[1], signature.stride[1])
     elif signature.op == "avg_pool":
         y = F.avg_pool2d(padded, signature.kernel, signature.stride)
     else:
@@ -98,6 +103,16 @@ SIGNATURES = [
     linear((7, 1), activation="gelu"),
     linear((5, 3), residual=True),
     linear((5, 3), activation="prelu"),
+    *map(
+        OperatorSignature.parse,
+        [
+            "conv 2x3x41 -> 5 k9 s4 p4,4 d1 g1 relu fp32",
+            "conv 1x6x41 -> 9 k3 s1 p8,0 d4 g3 +add prelu fp32",
+            "avg_pool 2x5x13 -> 5 k4 s2 p1,1 d1 g1 fp32",
+            "avg_pool 1x5x13 -> 5 k3 s1 p2,0 d1 g1 fp32",
+            "scale 2x5x13 -> 5 k1 s1 p0,0 d1 g1 silu fp32",
+        ],
+    ),
 ]
 
 

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -20,20 +21,25 @@ tails = {"activation": st.none() | st.sampled_from(sorted(ACTIVATIONS)), "residu
 @st.composite
 def signatures(draw: st.DrawFn) -> OperatorSignature:
     op = draw(st.sampled_from(["conv", "linear", "avg_pool", "scale"]))
-    groups = draw(small) if op == "conv" else 1
+    groups, signals = draw(small) if op == "conv" else 1, op != "linear" and draw(st.booleans())
     in_channels = groups * draw(small)
     fields = {name: draw(strategy) for name, strategy in tails.items()}
     if op == "conv":
         fields |= {"padding": draw(pads), "dilation": draw(pairs), "groups": groups}
     if op not in ("linear", "scale"):
         fields |= {"kernel": draw(pairs), "stride": draw(pairs)}
+    if signals:
+        fields |= {name: (1, fields[name][1]) for name in ("kernel", "stride", "dilation") if name in fields}
+        fields |= {"padding": (0, 0, *fields["padding"][2:])} if "padding" in fields else {}
+    height, width = draw(sizes)
     out_channels = groups * draw(small) if op in ("conv", "linear") else in_channels
     return OperatorSignature(
         op=op,
         batch=draw(small),
         in_channels=in_channels,
         out_channels=out_channels,
-        in_size=draw(sizes),
+        in_size=(1 if signals else height, width),
+        signals=signals,
         **fields,
     )
 
@@ -52,6 +58,12 @@ def test_signatures_sort_and_equal_ones_share_a_key(several: list[OperatorSignat
 def test_the_key_is_readable() -> None:
     signature = conv(32, 64, in_size=(112, 112), padding=(1, 1, 1, 1), activation="relu6", residual=True)
     assert signature.key == "conv 1x32x112x112 -> 64 k3x3 s1x1 p1,1,1,1 d1x1 g1 +add relu6 fp32"
+
+
+def test_the_key_of_a_convolution_of_signals_tells_its_one_axis() -> None:
+    signature = conv(1, 16, in_size=(1, 4000), kernel=(1, 9), stride=(1, 4), padding=(0, 0, 4, 4), signals=True)
+    assert signature.key == "conv 1x1x4000 -> 16 k9 s4 p4,4 d1 g1 fp32"
+    assert replace(signature, signals=False).key == "conv 1x1x1x4000 -> 16 k1x9 s1x4 p0,0,4,4 d1x1 g1 fp32"
 
 
 def test_out_size_follows_the_convolution_formula() -> None:
@@ -84,6 +96,8 @@ def test_no_activation_sorts_before_one() -> None:
             r"padding .* smaller than its kernel",
         ),
         ({"op": "scale", "out_channels": 3}, r"kernel \(=\(3, 3\)\) of 'scale' must be \(1, 1\)"),
+        ({"signals": True}, r"signals \(=True\) needs a height of 1 .*in_size \(=\(11, 7\)\)"),
+        ({"op": "linear", "kernel": (1, 1), "in_size": (1, 7), "signals": True}, "'linear' takes none"),
         ({"op": "max_pool"}, r"op \(='max_pool'\) is unknown; choose one of avg_pool, conv, linear, scale"),
     ],
 )
@@ -97,6 +111,7 @@ def test_what_cannot_be_measured_is_refused(fields: dict[str, Any], sentence: st
     [
         ("conv 3x3", "'conv 3x3' is not an operator key; a key reads like 'conv 1x32"),
         (conv().key.replace("g1", "g01"), "is not in canonical form; write 'conv 1x3x11x7"),
+        ("conv 1x3x41 -> 5 k3x3 s1 p0,0 d1 g1 fp32", r"kernel \(=\(1, 3, 3\)\) must be a tuple of 2 integers"),
         (conv().key + " ", "is not an operator key"),
         (conv().key.replace("fp32", "gone fp32"), r"activation \(='gone'\) is unknown"),
     ],

@@ -181,7 +181,7 @@ def test_wrong_shape(batch):
 @pytest.mark.parametrize(
     ("data", "what"),
     [
-        ([np.zeros((2, 3, 7, 11))], "ndarray"),
+        ([np.zeros((2, 3, 7, 11), int)], "ndarray"),
         (["a.png"], "str"),
         ([("a.png", 3)], "str"),
         ([{"path": "a.png"}], "dict"),
@@ -241,7 +241,8 @@ def test_empty_batches_before_the_first_image_are_passed_over():
 
 @pytest.mark.parametrize("item", [torch.zeros(4, 3), torch.zeros(1, 1, 3, 7, 11)])
 def test_a_first_item_of_another_shape(item):
-    with pytest.raises(DataError, match=r"the first item of data has shape .* one image \(c, h, w\)"):
+    sentence = r"the first item of data has shape .* a batch of images \(n, c, h, w\), or one of these"
+    with pytest.raises(DataError, match=sentence):
         first_images([item])
 
 

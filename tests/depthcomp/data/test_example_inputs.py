@@ -136,5 +136,7 @@ def test_a_model_of_torchvision_is_guessed_right():
 
 
 def test_a_model_without_convolutions_is_refused():
-    with pytest.raises(CaptureError, match="Linear has no Conv2d; depth compression is for convolutional networks"):
+    with pytest.raises(
+        CaptureError, match="Linear has no convolution; depth compression is for convolutional networks"
+    ):
         infer_example(nn.Linear(3, 5), None, None)
