@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol, runtime_checkable
 
+from depthcomp.errors import DepthCompError
+
 __all__ = ["Foretells", "Progress", "Stages", "silent"]
 
 Progress = Callable[[str, int, int], None]
@@ -32,6 +34,9 @@ class Stages:
         progress: called with the progress; None for silence.
         seconds: wall time of earlier stages; new times are added to this dictionary.
 
+    Raises:
+        DepthCompError: `progress` is no function.
+
     Attributes:
         report: `progress`, always callable.
         seconds: wall time of each finished stage, over all its runs.
@@ -48,6 +53,8 @@ class Stages:
     """
 
     def __init__(self, progress: Progress | None, seconds: dict[str, float] | None = None) -> None:
+        if progress is not None and not callable(progress):
+            raise DepthCompError(f"progress (={progress!r}) must be a function (stage, done, total) -> None, or None")
         self.report: Progress = progress or silent
         self._listener: object = progress
         self.seconds = {} if seconds is None else seconds

@@ -36,12 +36,13 @@ def require_writable_folder(directory: str | os.PathLike[str], *, error: type[De
     Raises:
         DepthCompError: it cannot be created, is a file, or cannot be written to; of kind `error`.
     """
-    folder = Path(directory)
     try:
+        folder = Path(directory)
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as cause:
+    except (OSError, TypeError, ValueError) as cause:  # ValueError: a null byte
+        reason = getattr(cause, "strerror", None) or cause
         raise error(
-            f"cannot create the folder {folder}: {cause.strerror}; choose a path that is not a file, in a folder"
+            f"cannot create the folder {directory!s:.200}: {reason}; choose a path that is not a file, in a folder"
             " that is writable."
         ) from cause
     if not _writable(folder):

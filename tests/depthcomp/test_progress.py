@@ -2,6 +2,7 @@
 
 import pytest
 
+from depthcomp.errors import DepthCompError
 from depthcomp.progress import Stages
 
 
@@ -59,3 +60,8 @@ def test_a_plain_function_need_not_know_the_future():
     stages = Stages(lambda stage, done, total: None)
     stages.foretell(45.0)
     assert stages.foretold_seconds == pytest.approx(45.0, abs=1.0)
+
+
+def test_a_progress_that_is_no_function_is_refused():
+    with pytest.raises(DepthCompError, match=r"progress \(='rich'\) must be a function \(stage, done, total\)"):
+        Stages("rich")

@@ -38,3 +38,9 @@ def test_a_file_that_cannot_be_there_is_refused(tmp_path: Path, path: str, sente
         require_writable_file(tmp_path / path, "notes", "choose another", error=DataError)
     require_writable_file(tmp_path / "notes", "notes", "choose another")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("folder", "reason"), [("a\0b", "embedded null byte"), (3, "expected str, bytes")])
+def test_what_is_no_path_is_refused(folder: object, reason: str) -> None:
+    with pytest.raises(ArtifactError, match=f"cannot create the folder .*: {reason}.*; choose a path"):
+        require_writable_folder(folder)  # type: ignore[arg-type]
