@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 
-from depthcomp.search.learned_losses import COMMON, NOISE, OF_EXIT, OWN, LearnedLosses
+from depthcomp.search.learned_losses import COMMON, NOISE, OF_EXIT, OF_KIND, OWN, LearnedLosses
 from fx_passes import Drop, Fit, Plan
 
 ONE, TWO, THREE = Drop("a", "b"), Drop("b", "c"), Drop("c", "d")
 OTHER = Fit("a", "b", (3, 3))  # ends where ONE does
+FAR = Fit("c", "d2", (3, 3))  # ends where none does
 ALONE = {ONE: 0.2, OTHER: 0.1, TWO: 0.3, THREE: 0.4}
 
 
@@ -31,18 +32,21 @@ PLANS = {Plan((ONE, TWO)): 0.9, Plan((TWO, THREE)): 0.6}
 def posterior():
     """Return the mean and covariance of the losses in ALONE, given PLANS, from the textbook's formulas."""
     alone, lost = np.array([*ALONE.values()]), np.array([*PLANS.values()])
-    one_exit = np.eye(4)
+    one_exit, kinds = np.eye(4), np.array([choice.kind for choice in ALONE])
     one_exit[0, 1] = one_exit[1, 0] = 1
-    prior = np.outer(alone, alone) * (COMMON**2 + OF_EXIT**2 * one_exit + OWN**2 * np.eye(4))
+    one_kind = kinds[:, None] == kinds
+    shared = COMMON**2 + OF_KIND**2 * one_kind + OF_EXIT**2 * one_exit
+    prior = np.outer(alone, alone) * (shared + OWN**2 * np.eye(4))
     design = np.array([[1, 0, 1, 0], [0, 0, 1, 1]])
     gain = prior @ design.T @ np.linalg.inv(design @ prior @ design.T + np.diag((NOISE * lost) ** 2))
     return alone + gain @ (lost - design @ alone), prior - gain @ design @ prior
 
 
-def test_a_costly_plan_blames_its_choices_most_then_those_of_their_exits():
-    found = LearnedLosses(ALONE, seed=0).posterior_mean({Plan((ONE, TWO)): 1.0})
-    factors = {choice: found[choice] / loss for choice, loss in ALONE.items()}
-    assert factors[ONE] > factors[OTHER] > factors[THREE] > 1
+def test_a_costly_plan_blames_its_choices_most_then_those_of_their_kinds_and_exits():
+    found = LearnedLosses(ALONE | {FAR: 0.1}, seed=0).posterior_mean({Plan((ONE, TWO)): 1.0})
+    factors = {choice: found[choice] / loss for choice, loss in (ALONE | {FAR: 0.1}).items()}
+    assert factors[ONE] > factors[THREE] > factors[FAR] > 1  # of the kind that was tried, and of another
+    assert factors[OTHER] > factors[FAR]
     assert factors[TWO] > factors[ONE]  # it is the larger part of the sum
 
 
