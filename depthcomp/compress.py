@@ -47,6 +47,7 @@ def compress_depth(
     example_inputs: Any = None,
     data: Data | None = None,
     val_data: Data | None = None,
+    inputs: Sequence[str] | None = None,
     backend: str | AnyBackend = "auto",
     table: LatencyTable | str | os.PathLike[str] | None = None,
     precision: str = "fp32",
@@ -69,13 +70,18 @@ def compress_depth(
             the whole feeds it on the data, and put back into a copy of the whole, `result.whole`. Budget, latencies and
             loss are those of the part. `example_inputs` and `data` are then what the whole takes, lists of images too.
         example_inputs: a batch of images (n, c, h, w); latency is measured at this shape. None takes it from the data,
-            or else from the model's own configuration.
+            or else from the model's own configuration. Several inputs are a tuple in the order of the forward's
+            arguments, or a dict of these.
         data: calibration images, normalised as for training: a DataLoader, a Dataset or an iterable of x, (x, y)
             or dicts; integer classes y are used. A folder, paths, PIL images, NumPy arrays and bytes are read and
             normalised as the model's `pretrained_cfg` says. At most 512 images are read, more if small; see
             `CalibratedImportance`. None takes synthetic images with the spectrum of natural ones, and warns.
+            Items with several inputs are (x1, x2), (x1, x2, y), ((x1, x2), y) or dicts by the forward's arguments.
         val_data: other images to estimate the loss on; nothing is fitted to them. None judges on each third of `data`
             in turn, with fits on the other two.
+        inputs: names of the forward's arguments that example and data give, such as ("image", "mask"), in the forward's
+            order; all others keep their defaults. None takes those of a dict in `example_inputs`, as many as a tuple
+            has, or else all that have no default. Not with `module`.
         backend: one of `latency_tables.backends.BACKEND_NAMES`, for example "onnxruntime", "openvino", "torch" or
             "torch_compile"; "auto"; or an instance like `create_backend("onnxruntime", threads=4)`.
         table: a latency table of this machine, or its path. Missing entries are measured and, given a path, added to
@@ -109,8 +115,8 @@ def compress_depth(
             `best_ms` is the measured latency of the fastest.
         CaptureError: the model or its example inputs are unusable.
         DataError: the data are empty, do not fit the model, or cannot be read twice to fine-tune.
-        DepthCompError: `method`, `kinds`, `importance`, `outputs` or `precision` is unknown, `seed` is out of range, or
-            `loss` is no function, or fails.
+        DepthCompError: `method`, `kinds`, `importance`, `outputs` or `precision` is unknown, `seed` is out of range,
+            `loss` is no function, or fails, or `inputs` is given with `module`.
         BackendUnavailableError: `backend` is unknown, or not a backend.
         MissingPackageError: the backend's library is not installed.
         TableMismatchError: the table was measured in another environment.
@@ -132,6 +138,8 @@ def compress_depth(
     wanted = Budget.parse(budget)
     if isinstance(model, str | os.PathLike):
         model, example_inputs = read_onnx(model, example_inputs)
+    if module is not None and inputs is not None:
+        raise DepthCompError(f"inputs (={inputs!r}) names arguments of the whole model; leave it out where module is given")
     part = None if module is None else PartOfWhole(model, module)
     if part is not None:
         model, example_inputs = part.module, part.example(example_inputs)
@@ -139,6 +147,7 @@ def compress_depth(
     task = CompressionTask.of(
         model, method, importance,
         kinds=kinds, example_inputs=example_inputs, data=data, val_data=val_data, seed=seed, outputs=outputs, loss=loss,
+        inputs=inputs,
     )  # fmt: skip
     _require_supported(precision)
     require_tunable(finetune, data, val_data)
@@ -156,7 +165,7 @@ def compress_depth(
         prepared = replace(prepared, notes=(*part.notes, *prepared.notes))
     for note in prepared.notes:
         warn_caller(note)
-    timer = NetworkTimer(prepared.original, (prepared.example,), runtime, seed=seed, progress=stages.report)
+    timer = NetworkTimer(prepared.original, prepared.example.tensors, runtime, seed=seed, progress=stages.report)
     pipeline = Pipeline(task, wanted, prepared, store, runtime, timer, folder, stages)
     result = _compressed(pipeline, to_be_tuned=finetune is not None)
     if finetune is not None:

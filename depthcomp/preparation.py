@@ -12,7 +12,9 @@ from torch import Tensor, fx, nn
 from depthcomp.data.batches import Data
 from depthcomp.data.calibration import CalibrationSet
 from depthcomp.data.calibration_images import calibration_of
-from depthcomp.data.example import infer_example
+from depthcomp.data.example import ExampleInputs, infer_example
+from depthcomp.data.input_names import InputNames
+from depthcomp.data.inputs import Inputs
 from depthcomp.data.output_loss import DEFAULT_LOSS, OutputLoss
 from depthcomp.data.randomness import entered, own_randomness
 from depthcomp.errors import CaptureError, TableError
@@ -29,11 +31,12 @@ from fx_passes import (
     free_merges,
     linearize,
 )
+from fx_passes.examples import Examples
 from fx_passes.kinds import kinds
 from fx_passes.module_paths import module_path
 from fx_passes.norm_statistics import norm_statistics
 from fx_passes.output_nodes import add_floats_behind, is_output
-from fx_passes.preconditions import require_capturable
+from fx_passes.preconditions import as_tensors, require_capturable
 from latency_tables import OperatorSignature
 
 __all__ = ["DEFAULT_LIMITS", "Prepared", "Refusal", "measurable", "needed_operators", "prepare"]
@@ -77,7 +80,7 @@ class Prepared:
         free: the free merges, which change only the latency.
         captured: the canonical graph after the free merges.
         network: `captured` with its norms folded.
-        example: the example input (n, c, h, w); latency is measured at its shape.
+        example: the example inputs; latency is measured at their shapes.
         calibration: the images to fit and to judge on.
         pricing: the signatures of the operators of `network`.
         candidates: the rewrites that can be tried.
@@ -91,7 +94,7 @@ class Prepared:
     free: Plan
     captured: CapturedNetwork
     network: CapturedNetwork
-    example: Tensor
+    example: Inputs
     calibration: CalibrationSet
     pricing: Pricing
     candidates: list[Candidate]
@@ -102,7 +105,7 @@ class Prepared:
 
 def prepare(
     model: nn.Module,
-    example_inputs: Tensor | Sequence[Tensor] | None,
+    example_inputs: ExampleInputs | None,
     data: Data | None,
     val_data: Data | None,
     seed: int,
@@ -110,32 +113,35 @@ def prepare(
     most: int | None = None,
     limits: SpanLimits = DEFAULT_LIMITS,
     loss: OutputLoss = DEFAULT_LOSS,
+    inputs: Sequence[str] | None = None,
 ) -> Prepared:
     """Prepare a model for measurement and compression; the model is not changed.
 
     Args:
         model: the model.
-        example_inputs: a batch of images; None to take one from the data or guess.
+        example_inputs: a batch of images, or of several inputs; None to take one from the data or guess.
         data: calibration images.
         val_data: images to judge on; None to let parts of the calibration images judge in turn.
         seed: seed of the images' order, for a shuffled loader too.
         most: most images to read from each source; None to choose by their size.
         limits: limits of the candidates' choices.
         loss: what the user says about the loss of outputs.
+        inputs: the names of the forward's arguments that example and data give; None to tell them by its signature.
 
     Raises:
         CaptureError: the model or its example inputs are unusable.
         DataError: the data are empty or do not fit the model.
     """
     require_capturable(model)  # before its data are read
+    names = InputNames.of(model, example_inputs, inputs)
     with own_randomness(torch.device("cpu")), entered(data, seed, 0):
-        example, data, guess = infer_example(model, example_inputs, data)
-    original, free, captured = _networks(model, example, guess)
+        example, data, guess = infer_example(model, example_inputs, data, names)
+    original, free, captured = _networks(model, names.given(example), guess)
     judged = _folded(captured.gm)
     behind = add_floats_behind(judged)
     network = CapturedNetwork(judged, norm_statistics(captured.gm))
     calibration, judged_by, notes = calibration_of(
-        network.gm, example, data, val_data, seed, most=most, loss=replace(loss, behind=behind)
+        network.gm, example, data, val_data, seed, most=most, loss=replace(loss, behind=behind), names=names
     )
     pricing = Pricing(network)
     candidates, refusals = _rewrites(network, pricing, limits)
@@ -176,7 +182,7 @@ def measurable(prepared: Prepared, failures: Mapping[str, str]) -> Prepared:
 
 
 def needed_operators(
-    model: nn.Module, example: Tensor, *, limits: SpanLimits = DEFAULT_LIMITS
+    model: nn.Module, example: Tensor | Examples, *, limits: SpanLimits = DEFAULT_LIMITS
 ) -> dict[OperatorSignature, list[str]]:
     """Return every operator that a compression of `model` measures, with its places.
 
@@ -185,7 +191,7 @@ def needed_operators(
 
     Args:
         model: the model.
-        example: a batch of images (n, c, h, w); latency will be measured at its shape.
+        example: a batch of images (n, c, h, w), or of several inputs; latency will be measured at its shape.
         limits: limits of the rewrites' choices.
 
     Raises:
@@ -205,7 +211,9 @@ def needed_operators(
     return {signature: sorted(places[signature]) for signature in sorted(places)}
 
 
-def _networks(model: nn.Module, example: Tensor, guess: str = "") -> tuple[CapturedNetwork, Plan, CapturedNetwork]:
+def _networks(
+    model: nn.Module, example: Tensor | Examples, guess: str = ""
+) -> tuple[CapturedNetwork, Plan, CapturedNetwork]:
     """Return the network as runtimes run it, the free merges, and the captured network after them."""
     captured = CapturedNetwork(_captured(model, example, guess))
     original, free = CapturedNetwork(_folded(captured.gm)), free_merges(captured)
@@ -220,14 +228,15 @@ def _rewrites(
     return pricing.candidates(spans), (*_refusals(network, spans), *_left_out(network, limits))
 
 
-def _captured(model: nn.Module, example: Tensor, guess: str) -> fx.GraphModule:
+def _captured(model: nn.Module, example: Tensor | Examples, guess: str) -> fx.GraphModule:
     try:
         return capture(model, example)
     except CaptureError as error:
         if not guess:
             raise
+        (image,) = as_tensors(example)
         raise CaptureError(
-            f"{type(model).__name__} does not take images of shape {tuple(example.shape)}, which were tried without "
+            f"{type(model).__name__} does not take images of shape {tuple(image.shape)}, which were tried without "
             "example_inputs or data; pass example_inputs of the right shape"
         ) from error
 

@@ -22,9 +22,10 @@ from fx_passes.facts import GraphFacts
 from fx_passes.operators import NORMS, Role
 from fx_passes.regions import cut_chains
 
-__all__ = ["Level", "Unit", "require_captured", "structure_tree"]
+__all__ = ["INPUTS", "Level", "Unit", "require_captured", "structure_tree"]
 
 INPUTS = "<inputs>"
+"""The cut before the inputs of a network that has several: no tensor, so no span of one entry begins there."""
 
 
 @dataclass(frozen=True, slots=True)

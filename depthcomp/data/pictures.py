@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision.transforms import functional
 
-from depthcomp.data.batches import IMAGE_NAMES, Data, items_of
+from depthcomp.data.batches import Data, items_of
 from depthcomp.data.example import configured_size
 from depthcomp.data.images import decode, fitted, fitted_values, image_files, in_turns, mode_of
+from depthcomp.data.items import IMAGE_NAMES
 from depthcomp.data.randomness import own_randomness
 from depthcomp.errors import DataError
 

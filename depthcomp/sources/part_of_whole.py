@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from depthcomp.data.batches import MAX_IMAGES, Data, images_of, items_of
+from depthcomp.data.batches import MAX_IMAGES, Data, items_of
+from depthcomp.data.items import images_of
 from depthcomp.errors import CaptureError, DataError
 from depthcomp_errors.first_line import first_line
 

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from depthcomp.data.input_names import InputNames
+from depthcomp.data.inputs import Inputs
 from depthcomp.data.randomness import own_randomness
 from depthcomp.errors import DataError, TrainingError
 from depthcomp.progress import Progress
@@ -51,7 +53,7 @@ def finetune_plan(
     val: Iterable[Any] | None = None,
     config: FinetuneConfig | None = None,
     *,
-    calibration: Sequence[Tensor] | None = None,
+    calibration: Sequence[Inputs] | None = None,
     folder: str | os.PathLike[str] | None = None,
     anew: bool = False,
     progress: Progress | None = None,
@@ -78,7 +80,7 @@ def finetune_plan(
         TrainingError: as for `finetune`, or the merged network differs from the trained one.
     """
     config = config or FinetuneConfig()
-    calibration = _first_images(train, val, config) if calibration is None else calibration
+    calibration = _first_images(train, val, config, InputNames.of(trainable)) if calibration is None else calibration
     student = with_norms_for_fits(trainable, plan, calibration) if config.fit_norms else trainable
     ends = [choice.exit for choice in plan]
     tuned = finetune(student, teacher, train, val, config, features=ends, folder=folder, anew=anew, progress=progress)
@@ -90,15 +92,17 @@ def finetune_plan(
     return FinetunedPlan(merged, tuned.network, tuned.record)
 
 
-def _first_images(train: Iterable[Any], val: Iterable[Any] | None, config: FinetuneConfig) -> list[Tensor]:
+def _first_images(
+    train: Iterable[Any], val: Iterable[Any] | None, config: FinetuneConfig, names: InputNames
+) -> list[Inputs]:
     """Return the first batches to train on, equal in each run and process."""
     here = Processes(0, 1, torch.device("cpu"))
     with own_randomness(here.device):
-        return [batch.images for batch in sources(train, val, config, here)[0].first(CALIBRATION_BATCHES)]
+        return [batch.images for batch in sources(train, val, config, here, names=names)[0].first(CALIBRATION_BATCHES)]
 
 
 @torch.no_grad()
-def with_norms_for_fits(trainable: fx.GraphModule, plan: Plan, batches: Sequence[Tensor]) -> fx.GraphModule:
+def with_norms_for_fits(trainable: fx.GraphModule, plan: Plan, batches: Sequence[Inputs]) -> fx.GraphModule:
     """Return a copy of a linearized graph in which a batch norm follows each fitted convolution.
 
     The new norms change nothing at first. Norms from an earlier fine-tuning stay as they are.
@@ -121,13 +125,13 @@ def with_norms_for_fits(trainable: fx.GraphModule, plan: Plan, batches: Sequence
     return insert_norms(trainable, plan, moments)
 
 
-def _run(network: nn.Module, images: Tensor) -> None:
+def _run(network: nn.Module, images: Inputs) -> None:
     try:
-        network(images)
+        images.through(network)
     except Exception as error:  # layers raise errors of many types
         reason = first_line(error)
         raise DataError(
-            f"the network cannot run on images {tuple(images.shape)} of {images.dtype} ({reason}); give images of the "
+            f"the network cannot run on images {images} ({reason}); give images of the "
             "shape and type that it was compressed with"
         ) from error
 
@@ -144,9 +148,9 @@ def _summing(sums: dict[str, list[Tensor]], name: str) -> Any:
 
 
 @torch.no_grad()
-def _require_same(trained: nn.Module, merged: nn.Module, images: Tensor) -> None:
+def _require_same(trained: nn.Module, merged: nn.Module, images: Inputs) -> None:
     """Refuse a merged network that differs from the trained one."""
-    for wanted, found in zip(tensors_of(trained(images)), tensors_of(merged(images)), strict=True):
+    for wanted, found in zip(*(tensors_of(images.through(each)) for each in (trained, merged)), strict=True):
         if wanted.is_floating_point():
             error, scale = float((wanted - found).abs().max()), float(wanted.abs().max())
             if not error <= TOLERANCE * max(scale, 1e-6):
