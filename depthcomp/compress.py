@@ -139,7 +139,7 @@ def compress_depth(
     if isinstance(model, str | os.PathLike):
         model, example_inputs = read_onnx(model, example_inputs)
     if module is not None and inputs is not None:
-        raise DepthCompError(f"inputs (={inputs!r}) names arguments of the whole model; leave it out where module is given")
+        raise DepthCompError(f"inputs (={inputs!r}) names arguments of the whole model; leave it out beside module")
     part = None if module is None else PartOfWhole(model, module)
     if part is not None:
         model, example_inputs = part.module, part.example(example_inputs)

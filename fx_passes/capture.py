@@ -7,6 +7,7 @@ example's shapes, or on the example itself if the model does not take random inp
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -29,6 +30,7 @@ from fx_passes.normalise.inplace import DropInplace
 from fx_passes.normalise.layer_constants import FoldLayerConstants
 from fx_passes.normalise.modules import CloneSharedModules, CloneSharedTensors, DropIdentities, PlainNorms
 from fx_passes.normalise.pixel_layers import PixelLinears
+from fx_passes.normalise.shared_branches import BatchSharedBranches
 from fx_passes.normalise.written_activations import WrittenActivations
 from fx_passes.outputs import noise_like, require_comparable, require_equal, tensors_of
 from fx_passes.parametrizations import remove_parametrizations
@@ -48,7 +50,6 @@ _PASSES = (
     UnifyAdditions(),
     FoldLayerConstants(),
     FunctionalToModules(),
-    CloneSharedModules(),
 )
 _SHAPED_PASSES = (
     WrittenActivations(),
@@ -88,20 +89,27 @@ def capture(model: nn.Module, example_inputs: Tensor | Examples) -> fx.GraphModu
     if isinstance(example_inputs, Mapping):
         inputs = like(example_inputs, in_order(inputs))
     failures: list[CaptureError] = []
-    for road in ROADS:
+    for road, together in itertools.product(ROADS, (True, False)):
         try:
-            return _captured(_copy(model).eval(), inputs, road)
+            return _captured(_copy(model).eval(), inputs, road, together=together)
         except CaptureError as error:
             failures.append(error)
     raise next((error for error in failures if not isinstance(error, TraceError)), failures[-1]) from failures[0]
 
 
-def _captured(model: nn.Module, inputs: Examples, road: Road) -> fx.GraphModule:
-    """Return the canonical graph of a model that may be changed, traced by a road."""
+def _captured(model: nn.Module, inputs: Examples, road: Road, *, together: bool) -> fx.GraphModule:
+    """Return the canonical graph of a model that may be changed, traced by a road.
+
+    Where `together` is set, shared branches run as one; operators in them that mix examples make this fail.
+    """
     remove_parametrizations(model)
     checked, expected = _reference(model, inputs)
     gm = trace(model, inputs, road)
     _normalise(gm, _PASSES)
+    if together:
+        propagate_shapes(tidy(gm).eval(), in_order(inputs))
+        _normalise(gm, (BatchSharedBranches(),))
+    _normalise(gm, (CloneSharedModules(),))
     preserve_attributes(model, gm)
     propagate_shapes(tidy(gm).eval(), in_order(inputs))
     _normalise(gm, _SHAPED_PASSES)

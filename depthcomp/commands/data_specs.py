@@ -45,7 +45,7 @@ def names_function(spec: str) -> bool:
 def load_data(
     spec: str,
     model: nn.Module,
-    example: Inputs,
+    example: Tensor | Inputs,
     *,
     training: bool,
     batch_size: int = 64,
@@ -84,7 +84,7 @@ def load_data(
 def calibration_data(
     spec: str | None,
     model: nn.Module,
-    example: Inputs | None,
+    example: Tensor | Inputs | None,
     *,
     repeated: bool = False,
     root: Path | None = None,
@@ -111,11 +111,11 @@ def calibration_data(
         return None
     if not repeated and not names_data(spec) and not names_arrays(spec):
         return image_batches(spec, _one_image(spec, example), *normalization(model))
-    found = _named(spec, model, example, False, root, download)
-    if not _is_indexed(found):
-        return found
-    example = first_images(found, names=names)[:1] if example is None else example
-    return _drawn(found, enough_images(example), seed)
+    found: Data = _named(spec, model, example, False, root, download)
+    if _is_indexed(found):
+        example = first_images(found, names=names)[:1] if example is None else example
+        found = _drawn(found, enough_images(example), seed)
+    return found
 
 
 def _drawn(dataset: Any, count: int, seed: int) -> Any:
@@ -139,7 +139,7 @@ def _interleaved(indices: Sequence[int], classes: Sequence[Hashable]) -> list[in
 
 
 def _named(
-    spec: str, model: nn.Module, example: Inputs | None, training: bool, root: Path | None, download: bool
+    spec: str, model: nn.Module, example: Tensor | Inputs | None, training: bool, root: Path | None, download: bool
 ) -> Any:
     """Return the Dataset that a spec names, or the result of a user's function."""
     source, _, name = spec.partition(":")
@@ -155,18 +155,19 @@ def _named(
     return _folder(Path(name), transform)
 
 
-def _one_image(spec: str, example: Inputs | None) -> Tensor:
+def _one_image(spec: str, example: Tensor | Inputs | None) -> Tensor:
     """Return the example of a model of one input, which images can be read for.
 
     Raises:
         DataError: the model has several inputs.
     """
-    if example is None or len(example.tensors) > 1:
+    given = () if example is None else Inputs.of(example).tensors
+    if len(given) != 1:
         raise DataError(
             f"data {spec} holds images alone, and the model takes several inputs; give package.module:function, or an "
             ".npz, .pt or .safetensors file with an array for each"
         )
-    return example.tensors[0]
+    return given[0]
 
 
 def _made(spec: str) -> Iterable[Any]:

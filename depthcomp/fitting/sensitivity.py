@@ -72,7 +72,7 @@ class Sensitivity:
             probes = list(judging.probes(output, len(images), draws, generator))
             if labels is not None:
                 probes.append(F.cross_entropy(output, labels.to(output.device), reduction="sum"))
-        self._draws, self._flattens = draws, judging.flattens(output)
+        self._images, self._draws, self._flattens = len(images), draws, judging.flattens(output)
         self._gradients = _pulled_back(probes, forward.wanted)
         self.tail = Tail(gm, images, recorded={node: _detached(value) for node, value in forward.env.items()})
 
@@ -84,10 +84,15 @@ class Sensitivity:
         """
         if name not in self._gradients:
             return math.nan
-        products = _products(self._gradients[name], changed - self.tail.value(name))
+        products = self._by_image(_products(self._gradients[name], changed - self.tail.value(name)))
         quadratic = products[: self._draws].square().mean(0)  # of each image
         slope = products[self._draws :].sum(0) / 2  # of the task loss; none without labels
         return float(((quadratic + slope) * (_flattening(quadratic) if self._flattens else 1.0)).mean())
+
+    def _by_image(self, products: Tensor) -> Tensor:
+        """Return products (probes, rows) summed over the rows of each image: shared branches have one for each branch."""
+        several = products.shape[1] > self._images and not products.shape[1] % self._images
+        return products.unflatten(1, (-1, self._images)).sum(1) if several else products
 
 
 class _Differentiable(fx.Interpreter):

@@ -53,7 +53,7 @@ def finetune_plan(
     val: Iterable[Any] | None = None,
     config: FinetuneConfig | None = None,
     *,
-    calibration: Sequence[Inputs] | None = None,
+    calibration: Sequence[Tensor | Inputs] | None = None,
     folder: str | os.PathLike[str] | None = None,
     anew: bool = False,
     progress: Progress | None = None,
@@ -81,6 +81,7 @@ def finetune_plan(
     """
     config = config or FinetuneConfig()
     calibration = _first_images(train, val, config, InputNames.of(trainable)) if calibration is None else calibration
+    calibration = list(map(Inputs.of, calibration))
     student = with_norms_for_fits(trainable, plan, calibration) if config.fit_norms else trainable
     ends = [choice.exit for choice in plan]
     tuned = finetune(student, teacher, train, val, config, features=ends, folder=folder, anew=anew, progress=progress)

@@ -44,9 +44,9 @@ def test_labels_go_with_their_images(model):
     assert prepared.notes == ()
     calibration = prepared.calibration
     for batch, labels in zip(calibration.batches, calibration.labels, strict=True):
-        assert torch.equal(right(model, batch), labels)
+        assert torch.equal(right(model, batch.held), labels)
     for (_, batch), labels in zip(calibration.judging(), calibration.judging_labels(), strict=True):
-        assert torch.equal(right(model, batch), labels)
+        assert torch.equal(right(model, batch.held), labels)
 
 
 @pytest.mark.parametrize("empty", [[], [torch.zeros(0, 3, 32, 32)], iter(())])

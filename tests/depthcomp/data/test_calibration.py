@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from depthcomp.data.calibration import CalibrationSet, Layout, cross_validated, separate
+from depthcomp.data.inputs import Inputs
 
 
 def images(count, first=0):
@@ -13,7 +14,7 @@ def images(count, first=0):
 
 
 def numbers(batches):
-    return [int(image[0, 0, 0]) for batch in batches for image in batch]
+    return [int(image[0, 0, 0]) for batch in batches for image in Inputs.of(batch).held]
 
 
 EIGHTS = Layout(8, torch.channels_last)
@@ -34,8 +35,8 @@ def test_folds_are_contiguous_parts_that_hold_every_image_once(count):
 def test_an_image_is_what_it_was(count):
     given = images(count)
     for batch in cross_validated(given, 0, EIGHTS).batches:
-        assert torch.equal(batch, given[numbers([batch])])
-        assert batch.is_contiguous(memory_format=torch.channels_last)
+        assert torch.equal(batch.held, given[numbers([batch])])
+        assert batch.held.is_contiguous(memory_format=torch.channels_last)
         assert 1 <= len(batch) <= 8
 
 

@@ -72,7 +72,7 @@ def test_a_model_on_another_device_is_refused():
 def test_data_in_another_floating_point_type_give_an_example_in_the_models(dtype):
     example, _, _ = infer_example(net(), None, [X.to(dtype)])
     assert example.dtype == torch.float32
-    assert torch.equal(example, X[:1].to(dtype).float())
+    assert torch.equal(example.held, X[:1].to(dtype).float())
 
 
 @pytest.mark.parametrize(
@@ -90,14 +90,14 @@ def test_data_without_usable_values_give_no_example(data, sentence):
 @pytest.mark.parametrize("data", [[X], X, [(X, 1)], [{"x": X}], list(X)])
 def test_the_first_image_of_the_data(data):
     example, untouched, warning = infer_example(net(), None, data)
-    assert torch.equal(example, X[:1])
+    assert torch.equal(example.held, X[:1])
     assert untouched is data
     assert warning == ""
 
 
 def test_a_one_shot_generator_still_yields_its_first_item():
     example, data, _ = infer_example(net(), None, (image for image in X))
-    assert torch.equal(example, X[:1])
+    assert torch.equal(example.held, X[:1])
     assert torch.equal(torch.stack(list(data)), X)
 
 
