@@ -74,8 +74,7 @@ def _images(inputs: tuple[Tensor, ...]) -> Tensor:
     """Return the inputs as one batch of images, or refuse them."""
     if len(inputs) != 1:
         raise CaptureError(
-            f"example_inputs holds {len(inputs)} inputs, but must be one batch of images (n, c, h, w); "
-            "wrap a model with more inputs in a module that takes only the images"
+            f"example_inputs holds {len(inputs)} inputs, but must be one batch of images (n, c, h, w); pass one tensor"
         )
     images = inputs[0]
     if images.ndim != 4 or not len(images):

@@ -23,12 +23,14 @@ class ForwardArguments:
     Attributes:
         forward: the forward.
         named: those with a name of their own.
+        most: how many can be given by position; None for any number.
         required: those of them without a default.
         open: whether it takes any other name, by `**kwargs`.
     """
 
     forward: Callable[..., Any]
     named: tuple[str, ...]
+    most: int | None
     required: tuple[str, ...]
     open: bool
 
@@ -38,18 +40,30 @@ class ForwardArguments:
         if isinstance(model, fx.GraphModule):
             found = model.graph.find_nodes(op="placeholder")
             names = tuple(str(node.target) for node in found)
-            return cls(type(model).forward, names, tuple(str(node.target) for node in found if not node.args), False)
+            needed = tuple(str(node.target) for node in found if not node.args)
+            return cls(type(model).forward, names, len(names), needed, False)
         parameters = list(inspect.signature(type(model).forward).parameters.values())[1:]
+        kinds = [each.kind for each in parameters]
         named = [each for each in parameters if each.kind not in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)]
         return cls(
             type(model).forward,
             tuple(each.name for each in named),
+            None if Parameter.VAR_POSITIONAL in kinds else sum(kind < Parameter.VAR_POSITIONAL for kind in kinds),
             tuple(each.name for each in named if each.default is Parameter.empty),
-            any(each.kind is Parameter.VAR_KEYWORD for each in parameters),
+            Parameter.VAR_KEYWORD in kinds,
         )
 
     def first(self, count: int) -> tuple[str, ...]:
-        """Return the names of the first arguments."""
+        """Return the names of the first arguments, which an example gives by position.
+
+        Raises:
+            CaptureError: the forward takes fewer.
+        """
+        if self.most is not None and count > self.most:
+            raise CaptureError(
+                f"example_inputs holds {count} inputs, but the network takes {', '.join(self.named) or 'none'} and no "
+                "more by position; give a tensor for each, or a dict"
+            )
         return tuple(argument_names(self.forward, count))
 
     def ordered(self, model: str, names: Sequence[str]) -> tuple[str, ...]:

@@ -90,9 +90,9 @@ class Sensitivity:
         return float(((quadratic + slope) * (_flattening(quadratic) if self._flattens else 1.0)).mean())
 
     def _by_image(self, products: Tensor) -> Tensor:
-        """Return products (probes, rows) summed over the rows of each image: shared branches have one for each branch."""
+        """Return products (probes, rows) summed over the rows of each image, one for each shared branch."""
         several = products.shape[1] > self._images and not products.shape[1] % self._images
-        return products.unflatten(1, (-1, self._images)).sum(1) if several else products
+        return torch.unflatten(products, 1, (-1, self._images)).sum(1) if several else products
 
 
 class _Differentiable(fx.Interpreter):

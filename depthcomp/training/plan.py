@@ -80,16 +80,16 @@ def finetune_plan(
         TrainingError: as for `finetune`, or the merged network differs from the trained one.
     """
     config = config or FinetuneConfig()
-    calibration = _first_images(train, val, config, InputNames.of(trainable)) if calibration is None else calibration
-    calibration = list(map(Inputs.of, calibration))
-    student = with_norms_for_fits(trainable, plan, calibration) if config.fit_norms else trainable
+    names = InputNames.of(trainable)
+    some = _first_images(train, val, config, names) if calibration is None else list(map(Inputs.of, calibration))
+    student = with_norms_for_fits(trainable, plan, some) if config.fit_norms else trainable
     ends = [choice.exit for choice in plan]
     tuned = finetune(student, teacher, train, val, config, features=ends, folder=folder, anew=anew, progress=progress)
     assert isinstance(tuned.network, fx.GraphModule)  # as the student is
     if tuned.record.best == "untrained":
         return FinetunedPlan(merge(trainable, plan), trainable, tuned.record)
     merged = merge(tuned.network, plan)
-    _require_same(tuned.network, merged, calibration[0])
+    _require_same(tuned.network, merged, some[0])
     return FinetunedPlan(merged, tuned.network, tuned.record)
 
 

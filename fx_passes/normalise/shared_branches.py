@@ -97,7 +97,7 @@ def _grow(graph: fx.Graph, branches: _Branches) -> None:
         read = [branches.rows[source] for source in node.all_input_nodes if source in branches.rows]
         if node not in branches.rows and read and node.op != "output":
             twins = _consumers_like(node, read[0], branches)
-            if twins is not None and _twins(branches, twins):
+            if twins is not None and not _is_scalar(node) and _twins(branches, twins):
                 branches.add(twins)
 
 
@@ -146,6 +146,12 @@ def _alike(nodes: Sequence[fx.Node]) -> bool:
     """Say whether nodes hold tensors of one shape and type with a dimension for the batch."""
     shapes = {_shape(node) for node in nodes}
     return len(shapes) == 1 and None not in shapes and bool(next(iter(shapes))[0])
+
+
+def _is_scalar(node: fx.Node) -> bool:
+    """Say whether a node makes a tensor without dimensions, of all examples together."""
+    shape = _shape(node)
+    return shape is not None and not shape[0]
 
 
 def _shape(node: fx.Node) -> Any:

@@ -97,7 +97,7 @@ def test_labels_that_are_too_few(model):
 def test_labels_in_every_form(item):
     x, y = images(4), torch.tensor([3, 1, 4, 1])
     found, labels, _ = labelled_images([item(x, y)], EXAMPLE)
-    assert torch.equal(found, x)
+    assert torch.equal(found.held, x)
     assert torch.equal(labels, y)
 
 

@@ -59,7 +59,7 @@ def test_one_image_judges_what_was_fitted_to_it():
     assert (calibration.count, calibration.judges) == (1, ())
     ((fold, batch),) = calibration.judging()
     assert fold == 0
-    assert torch.equal(batch, images(1))
+    assert torch.equal(batch.held, images(1))
 
 
 @pytest.mark.parametrize(("count", "judging"), [(1, 1), (20, 3), (3, 20)])
@@ -82,7 +82,7 @@ def test_the_seed_decides_the_order_within_folds():
 def test_mixing_leaves_the_input_and_the_users_random_numbers_alone():
     given, kept, state = images(20), images(20), torch.get_rng_state()
     for batch in (*cross_validated(given, seed=0).batches, *separate(given, given, seed=0).batches):
-        batch.zero_()
+        batch.held.zero_()
     assert torch.equal(given, kept)
     assert torch.equal(torch.get_rng_state(), state)
 

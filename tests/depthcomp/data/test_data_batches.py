@@ -38,6 +38,7 @@ LABELS = torch.arange(5)
     "data",
     [
         X,
+        {"images": X, "label": LABELS},
         [X],
         (X,),
         [X[:2], X[2:]],
@@ -188,7 +189,6 @@ def test_wrong_shape(batch):
         ([{"path": "a.png"}], "dict"),
         ([None], "NoneType"),
         ([()], "tuple"),
-        ({"images": X}, "str"),
     ],
 )
 def test_items_that_hold_no_tensor(data, what):
@@ -222,8 +222,8 @@ def test_images_of_integers(dtype):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_images_of_another_floating_point_type_are_cast(dtype):
     (batch,) = calibration_batches([X.to(dtype)], EXAMPLE)
-    assert batch.dtype == torch.float32
-    assert torch.equal(batch, X.to(dtype).float())
+    assert batch.held.dtype == torch.float32
+    assert torch.equal(batch.held, X.to(dtype).float())
 
 
 def test_first_images():
