@@ -223,7 +223,7 @@ def _tuned(result: CompressionResult, pipeline: Pipeline, config: FinetuneConfig
     checkpoints = None if folder is None else folder / CHECKPOINTS
     try:
         result = trained(
-            result, prepared.network.gm, task.data, task.val_data, config, stages,
+            result, prepared.teacher, task.data, task.val_data, config, stages,
             checkpoints=checkpoints, calibration=prepared.calibration.batches, anew=True,
         )  # fmt: skip
         return completed(result, pipeline.timer, stages, checkpoints=checkpoints, out=folder)

@@ -102,6 +102,11 @@ class Prepared:
     notes: tuple[str, ...]
     judged_by: str
 
+    @property
+    def teacher(self) -> fx.GraphModule:
+        """The network for fine-tuning to learn from, which returns what the original returns."""
+        return _folded(self.captured.gm) if self.calibration.loss.behind else self.network.gm
+
 
 def prepare(
     model: nn.Module,
