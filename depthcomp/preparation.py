@@ -35,6 +35,7 @@ from fx_passes.examples import Examples
 from fx_passes.kinds import kinds
 from fx_passes.module_paths import module_path
 from fx_passes.norm_statistics import norm_statistics
+from fx_passes.normalise.modules import cloned_layers
 from fx_passes.output_nodes import add_floats_behind, is_output
 from fx_passes.preconditions import as_tensors, require_capturable
 from latency_tables import OperatorSignature
@@ -152,8 +153,21 @@ def prepare(
     candidates, refusals = _rewrites(network, pricing, limits)
     return Prepared(
         original.gm, Pricing(original), free, captured, network, example, calibration, pricing, candidates,
-        refusals, notes=tuple(filter(None, (guess, _FLOATS_BEHIND if behind else "", *notes))), judged_by=judged_by,
+        refusals, judged_by=judged_by,
+        notes=tuple(filter(None, (guess, _FLOATS_BEHIND if behind else "", _unshared(captured.gm), *notes))),
     )  # fmt: skip
+
+
+def _unshared(gm: fx.GraphModule) -> str:
+    """Return a note on weights that calls no longer share; empty where there are none."""
+    layers = cloned_layers(gm)
+    if not layers:
+        return ""
+    more = f" and {len(layers) - 1} more layers are" if len(layers) > 1 else " is"
+    return (
+        f"{layers[0]}{more} called several times, and not on tensors of one shape that could be one batch; in the "
+        "result each call has weights of its own"
+    )
 
 
 def measurable(prepared: Prepared, failures: Mapping[str, str]) -> Prepared:

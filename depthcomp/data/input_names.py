@@ -24,11 +24,14 @@ class InputNames:
     and labels as `label`, `labels`, `target`, `targets` or `y`.
 
     Attributes:
-        names: the names; none for a network of one input, which is then told as an image.
+        names: the names; none for a network of one input without a name. Of one input an item of data need not have
+            the name: what is the image is then told by its looks.
+        by_name: whether the forward takes them by name only, as arguments before them keep their defaults.
         undecided: other arguments, with defaults, of which nobody has said whether data give them.
     """
 
     names: tuple[str, ...] = ()
+    by_name: bool = False
     undecided: frozenset[str] = frozenset()
 
     @classmethod
@@ -50,15 +53,16 @@ class InputNames:
             inputs = list(example_inputs)
         if inputs is not None:
             names = taken.ordered(type(model).__name__, inputs)
-            _require_count(names, example_inputs)
-            return cls(names)
+            _require_given(names, example_inputs)
+            return cls(names, by_name=names != taken.named[: len(names)])
         count = len(example_inputs) if isinstance(example_inputs, tuple | list) else 1
         if count > 1:
             return cls(taken.first(count))
         if len(taken.required) > 1:
-            _require_count(taken.required, example_inputs)
-            return cls(taken.required)
-        return cls((), frozenset(taken.named[1:]) - {*LABEL_NAMES, *IMAGE_NAMES})
+            _require_given(taken.required, example_inputs)
+            return cls(taken.required, by_name=taken.required != taken.named[: len(taken.required)])
+        others = frozenset(taken.named[1:]) - {*LABEL_NAMES, *IMAGE_NAMES}
+        return cls(taken.required, undecided=others)
 
     @property
     def several(self) -> bool:
@@ -70,8 +74,8 @@ class InputNames:
         return tuple(example_inputs[n] for n in self.names) if isinstance(example_inputs, Mapping) else example_inputs
 
     def given(self, inputs: Inputs) -> Any:
-        """Return inputs as `fx_passes.capture` takes them: by name, or by position where arguments have no names."""
-        return dict(zip(self.names, inputs.tensors, strict=True)) if self.names else inputs.tensors
+        """Return inputs as `fx_passes.capture` takes them, by position or by name."""
+        return dict(zip(self.names, inputs.tensors, strict=True)) if self.by_name else inputs.tensors
 
     def parts(self, item: Any, argument: str) -> tuple[tuple[Any, ...], Any]:
         """Return the inputs of an item of data as it holds them, and its labels; None where it has none.
@@ -125,13 +129,15 @@ ONE_IMAGE = InputNames()
 """The names for a network of one input."""
 
 
-def _require_count(names: Sequence[str], example_inputs: Any) -> None:
-    """Refuse an example with more or fewer tensors than the network has inputs."""
-    if example_inputs is None:
+def _require_given(names: Sequence[str], example_inputs: Any) -> None:
+    """Refuse an example with other tensors than the network's inputs."""
+    if example_inputs is None or (isinstance(example_inputs, Mapping) and set(example_inputs) == set(names)):
         return
-    count = len(example_inputs) if isinstance(example_inputs, tuple | list | Mapping) else 1
-    if count != len(names):
+    count = len(example_inputs) if isinstance(example_inputs, tuple | list) else 1
+    if isinstance(example_inputs, Mapping) or count != len(names):
+        by_name = isinstance(example_inputs, Mapping)
+        found = ", ".join(example_inputs) if by_name else f"{count} input{'s' if count > 1 else ''}"
         raise CaptureError(
-            f"example_inputs holds {count} input{'s' if count > 1 else ''}, but the network takes {', '.join(names)}; "
-            "give a tuple in this order, or a dict"
+            f"example_inputs holds {found}, but the network takes {', '.join(names)}; give a tuple in this order, or a "
+            "dict"
         )

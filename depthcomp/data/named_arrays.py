@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from depthcomp.errors import DataError
+from depthcomp_errors.first_line import first_line
 
 __all__ = ["NamedArrays"]
 
@@ -21,11 +22,11 @@ class NamedArrays(Dataset[dict[str, Tensor]]):
         arrays: arrays or tensors by name.
 
     Raises:
-        DataError: there is no array, or they have different numbers of rows.
+        DataError: there is no array, one holds no numbers, or they have different numbers of rows.
     """
 
     def __init__(self, arrays: Mapping[str, Any]) -> None:
-        self._tensors = {name: torch.as_tensor(array) for name, array in arrays.items()}
+        self._tensors = {name: _tensor(name, array) for name, array in arrays.items()}
         counts = {name: len(tensor) if tensor.ndim else 0 for name, tensor in self._tensors.items()}
         if not counts or len(set(counts.values())) > 1 or 0 in counts.values():
             rows = ", ".join(f"{name} {count}" for name, count in counts.items())
@@ -38,3 +39,13 @@ class NamedArrays(Dataset[dict[str, Tensor]]):
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         return {name: tensor[index] for name, tensor in self._tensors.items()}
+
+
+def _tensor(name: str, array: Any) -> Tensor:
+    try:
+        return torch.as_tensor(array)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(
+            f"the data hold a {type(array).__name__} as {name}, which is no array of numbers ({first_line(error)}); give "
+            "a dict of arrays with one row for each example, or an iterable of items"
+        ) from error

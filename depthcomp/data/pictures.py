@@ -20,6 +20,7 @@ from depthcomp.data.batches import Data, items_of
 from depthcomp.data.example import configured_size
 from depthcomp.data.images import decode, fitted, fitted_values, image_files, in_turns, mode_of
 from depthcomp.data.items import IMAGE_NAMES
+from depthcomp.data.named_arrays import NamedArrays
 from depthcomp.data.randomness import own_randomness
 from depthcomp.errors import DataError
 
@@ -48,6 +49,8 @@ def readable(data: Any, model: nn.Module, example_inputs: Any, argument: str = "
     """
     if isinstance(data, str | os.PathLike):
         data = _files(Path(data))
+    if isinstance(data, Mapping):
+        data = NamedArrays(data)
     if isinstance(data, np.ndarray) and np.issubdtype(data.dtype, np.str_):
         data = data.ravel().tolist()
     if isinstance(data, Image.Image | np.ndarray) or (isinstance(data, Tensor) and _is_picture(data)):
