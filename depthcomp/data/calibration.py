@@ -176,5 +176,4 @@ def _in_folds(
 def calibration_hash(calibration: CalibrationSet) -> str:
     """Return a hash of images in their folds, with their labels if any, and of the loss."""
     roles = json.dumps([calibration.folds, calibration.judges, calibration.withheld])
-    tensors = [batch.tensors for batch in calibration.batches]
-    return fingerprint(roles, tensors, calibration.labels or (), *calibration.loss.rules())
+    return fingerprint(roles, calibration.batches, calibration.labels or (), *calibration.loss.rules())

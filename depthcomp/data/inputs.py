@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import register_pytree_node
 
 __all__ = ["Inputs"]
 
@@ -77,3 +78,6 @@ class Inputs:
     def laid_out(self, memory: torch.memory_format) -> Inputs:
         """Return the inputs with the dimensions of images in another order in memory."""
         return self.each(lambda tensor: tensor.to(memory_format=memory) if tensor.ndim == 4 else tensor.contiguous())
+
+
+register_pytree_node(Inputs, lambda inputs: (list(inputs.tensors), None), lambda tensors, _: Inputs(tuple(tensors)))

@@ -46,6 +46,6 @@ def _tensor(name: str, array: Any) -> Tensor:
         return torch.as_tensor(array)
     except (TypeError, ValueError, RuntimeError) as error:
         raise DataError(
-            f"the data hold a {type(array).__name__} as {name}, which is no array of numbers ({first_line(error)}); give "
+            f"the data hold a {type(array).__name__} as {name}, which holds no numbers ({first_line(error)}); give "
             "a dict of arrays with one row for each example, or an iterable of items"
         ) from error

@@ -57,8 +57,8 @@ class Batch:
         Raises:
             DataError: the item holds no batch of finite floating-point images.
         """
-        parts, labels = names.parts(item, argument)
-        images = Inputs.of([as_tensor(part, argument) for part in parts])
+        batch = cls._taken(item, argument, names)
+        images = batch.images
         if not any(tensor.ndim == 4 for tensor in images.tensors):
             shapes = ", ".join(str(tuple(tensor.shape)) for tensor in images.tensors)
             raise DataError(
@@ -67,7 +67,13 @@ class Batch:
             )
         require_examples(images, names, argument)
         require_values(images, argument)
-        return cls(images, _as_labels(labels), item, names)
+        return batch
+
+    @classmethod
+    def _taken(cls, item: Any, argument: str, names: InputNames) -> Batch:
+        """Return an item as a batch, unchecked."""
+        parts, labels = names.parts(item, argument)
+        return cls(Inputs.of([as_tensor(part, argument) for part in parts]), _as_labels(labels), item, names)
 
     def to(self, weights: Tensor, memory: torch.memory_format) -> Batch:
         """Return the batch on the device of a network's weights, its images in their type and a memory format."""
@@ -79,7 +85,7 @@ class Batch:
             leaf = leaf.to(weights.device, weights.dtype if is_input else leaf.dtype, non_blocking=True)
             return leaf.contiguous(memory_format=memory) if leaf.ndim == 4 else leaf
 
-        return Batch.of(tree_map(moved, self.item), "data", self.names)
+        return self._taken(tree_map(moved, self.item), "data", self.names)
 
 
 def _as_labels(found: Any) -> Tensor | None:
