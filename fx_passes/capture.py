@@ -7,7 +7,6 @@ example's shapes, or on the example itself if the model does not take random inp
 from __future__ import annotations
 
 import copy
-import itertools
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -30,7 +29,7 @@ from fx_passes.normalise.inplace import DropInplace
 from fx_passes.normalise.layer_constants import FoldLayerConstants
 from fx_passes.normalise.modules import CloneSharedModules, CloneSharedTensors, DropIdentities, PlainNorms
 from fx_passes.normalise.pixel_layers import PixelLinears
-from fx_passes.normalise.shared_branches import BatchSharedBranches
+from fx_passes.normalise.shared_branches import BatchSharedBranches, shares_layers
 from fx_passes.normalise.written_activations import WrittenActivations
 from fx_passes.outputs import noise_like, require_comparable, require_equal, tensors_of
 from fx_passes.parametrizations import remove_parametrizations
@@ -89,12 +88,22 @@ def capture(model: nn.Module, example_inputs: Tensor | Examples) -> fx.GraphModu
     if isinstance(example_inputs, Mapping):
         inputs = like(example_inputs, in_order(inputs))
     failures: list[CaptureError] = []
-    for road, together in itertools.product(ROADS, (True, False)):
+    for road in ROADS:
         try:
-            return _captured(_copy(model).eval(), inputs, road, together=together)
+            return _captured_by(road, model, inputs)
         except CaptureError as error:
             failures.append(error)
     raise next((error for error in failures if not isinstance(error, TraceError)), failures[-1]) from failures[0]
+
+
+def _captured_by(road: Road, model: nn.Module, inputs: Examples) -> fx.GraphModule:
+    """Return the canonical graph of a model, traced by a road; shared branches run as one where that is possible."""
+    try:
+        return _captured(_copy(model).eval(), inputs, road, together=True)
+    except TraceError:
+        raise
+    except CaptureError:
+        return _captured(_copy(model).eval(), inputs, road, together=False)
 
 
 def _captured(model: nn.Module, inputs: Examples, road: Road, *, together: bool) -> fx.GraphModule:
@@ -106,7 +115,7 @@ def _captured(model: nn.Module, inputs: Examples, road: Road, *, together: bool)
     checked, expected = _reference(model, inputs)
     gm = trace(model, inputs, road)
     _normalise(gm, _PASSES)
-    if together:
+    if together and shares_layers(gm):
         propagate_shapes(tidy(gm).eval(), in_order(inputs))
         _normalise(gm, (BatchSharedBranches(),))
     _normalise(gm, (CloneSharedModules(),))

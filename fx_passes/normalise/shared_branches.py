@@ -5,12 +5,14 @@ A Siamese network calls one trunk on two images:
     f(a), f(b)    becomes    f(cat([a, b])), in two parts
 
 The trunk's modules are then called once. So a rewrite of them holds for all branches, and their weights stay shared.
-Every operator in the branches must treat the examples of a batch apart, which the caller checks on numbers.
+Every operator in the branches must treat the examples of a batch apart, which the caller checks on numbers. Batch norms
+that train take their statistics over all branches.
 """
 
 from __future__ import annotations
 
 import operator
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,7 +24,7 @@ from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from fx_passes.operators import called_module
 
-__all__ = ["BatchSharedBranches"]
+__all__ = ["BatchSharedBranches", "shares_layers"]
 
 Row = tuple[fx.Node, ...]
 """Nodes that compute the same in each branch."""
@@ -39,6 +41,12 @@ class BatchSharedBranches(PassBase):
             graph_module.recompile()
             modified = True
         return PassResult(graph_module, modified)
+
+
+def shares_layers(gm: fx.GraphModule) -> bool:
+    """Say whether a layer with weights is called more than once."""
+    calls = Counter(node.target for node in gm.graph.find_nodes(op="call_module"))
+    return any(count > 1 and any(True for _ in gm.get_submodule(path).parameters()) for path, count in calls.items())
 
 
 @dataclass(frozen=True)

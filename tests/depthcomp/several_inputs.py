@@ -4,12 +4,12 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-COUNT, SIZE = 24, 10
+COUNT, SIZE, WIDTH = 24, 10, 12
 
 
 def trunk(channels=3):
     layers = []
-    for inner, outer in ((channels, 8), (8, 8), (8, 8)):
+    for inner, outer in ((channels, WIDTH), (WIDTH, WIDTH), (WIDTH, WIDTH)):
         layers += [nn.Conv2d(inner, outer, 3, padding=1), nn.BatchNorm2d(outer), nn.ReLU()]
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
@@ -19,7 +19,7 @@ class Siamese(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.trunk, self.head = trunk(), nn.Linear(8, 3)
+        self.trunk, self.head = trunk(), nn.Linear(WIDTH, 3)
 
     def forward(self, left, right):
         return self.head((self.trunk(left) - self.trunk(right)).abs())
@@ -30,7 +30,7 @@ class WithVector(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.trunk, self.head = trunk(), nn.Linear(8 + 5, 3)
+        self.trunk, self.head = trunk(), nn.Linear(WIDTH + 5, 3)
 
     def forward(self, image, vector):
         return self.head(torch.cat([self.trunk(image), vector], 1))
@@ -41,7 +41,7 @@ class WithMask(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.trunk, self.head = trunk(4), nn.Linear(8, 3)
+        self.trunk, self.head = trunk(4), nn.Linear(WIDTH, 3)
 
     def forward(self, image, mask):
         mask = mask.float().unsqueeze(1)
@@ -53,7 +53,7 @@ class ByKeyword(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.trunk, self.head = trunk(), nn.Linear(8, 3)
+        self.trunk, self.head = trunk(), nn.Linear(WIDTH, 3)
 
     def forward(self, pixel_values=None, labels=None, mask=None):
         if mask is not None:
