@@ -35,26 +35,32 @@ def as_batch(parts: Sequence[Any], example: Inputs, argument: str, names: InputN
         )
     pairs = list(zip(tensors, example.tensors, strict=True))
     batch = Inputs.of([t.unsqueeze(0) if t.ndim == like.ndim - 1 else t for t, like in pairs])
-    for index, (tensor, like) in enumerate(zip(batch.tensors, example.tensors, strict=True)):
-        what = names.names[index] if names.several else "images"
-        if tensor.ndim != like.ndim or tensor.shape[1:] != like.shape[1:]:
-            raise DataError(
-                f"{argument} holds {what} of shape {tuple(tensor.shape[1:])}, but the model was captured for "
-                f"{tuple(like.shape[1:])}; resize the data, or give the model their shape with example_inputs or with "
-                "input_size in its pretrained_cfg"
-            )
-        if (
-            names.several
-            and tensor.dtype != like.dtype
-            and not (tensor.is_floating_point() and like.is_floating_point())
-        ):
-            raise DataError(
-                f"{argument} holds {what} of {tensor.dtype}, but the model was captured for {like.dtype}; convert one "
-                "of them"
-            )
+    for name, tensor, like in zip(names.names or ("",), batch.tensors, example.tensors, strict=False):
+        _require_shape(tensor, like, name if names.several else "images", argument)
+        if names.several:
+            _require_type(tensor, like, name, argument)
     require_examples(batch, names, argument)
     require_values(batch, argument)
     return Inputs.of([t.to(like.device, like.dtype) for t, like in zip(batch.tensors, example.tensors, strict=True)])
+
+
+def _require_shape(tensor: Tensor, like: Tensor, what: str, argument: str) -> None:
+    """Refuse an input of another shape than the example's."""
+    if tensor.ndim != like.ndim or tensor.shape[1:] != like.shape[1:]:
+        raise DataError(
+            f"{argument} holds {what} of shape {tuple(tensor.shape[1:])}, but the model was captured for "
+            f"{tuple(like.shape[1:])}; resize the data, or give the model their shape with example_inputs or with "
+            "input_size in its pretrained_cfg"
+        )
+
+
+def _require_type(tensor: Tensor, like: Tensor, what: str, argument: str) -> None:
+    """Refuse an input of another type than the example's; real numbers of any precision are alike."""
+    if tensor.dtype != like.dtype and not (tensor.is_floating_point() and like.is_floating_point()):
+        raise DataError(
+            f"{argument} holds {what} of {tensor.dtype}, but the model was captured for {like.dtype}; convert one of "
+            "them"
+        )
 
 
 def as_tensor(part: Any, argument: str) -> Tensor:
@@ -81,7 +87,7 @@ def require_examples(batch: Inputs, names: InputNames, argument: str) -> None:
     """
     counts = [len(tensor) if tensor.ndim else None for tensor in batch.tensors]
     if len(set(counts)) > 1 or None in counts:
-        found = ", ".join(f"{name} {count}" for name, count in zip(names.names, counts, strict=True))
+        found = ", ".join(f"{name} {count}" for name, count in zip(names.names, counts, strict=False))
         raise DataError(
             f"the inputs of an item of {argument} are of different numbers of examples ({found}); give each input the "
             "batch as its first dimension"
