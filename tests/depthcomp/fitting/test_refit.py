@@ -132,7 +132,7 @@ def value_at(gm, batch, name):
             return found[node.name]
 
     with torch.no_grad():
-        Recorder(gm).run(batch)
+        Recorder(gm).run(*Inputs.of(batch).tensors)
     return found[name]
 
 

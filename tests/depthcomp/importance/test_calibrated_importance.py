@@ -100,7 +100,7 @@ def true_loss(network, choice, weights, judging):
     """Return the mean divergence of networks really rewritten, each on images that its weights have not seen."""
     with torch.no_grad():
         found = [
-            divergence(network.gm(batch), rewritten(network, choice, weights[choice][fold])(batch))
+            divergence(batch.through(network.gm), batch.through(rewritten(network, choice, weights[choice][fold])))
             for fold, batch in judging
         ]
     return float(np.mean(found))
