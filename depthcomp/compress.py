@@ -50,6 +50,7 @@ def compress_depth(
     example_inputs: Any = None,
     data: Data | None = None,
     val_data: Data | None = None,
+    inputs: Sequence[str] | None = None,
     backend: str | AnyBackend = "auto",
     table: LatencyTable | str | os.PathLike[str] | None = None,
     precision: str = "fp32",
@@ -79,13 +80,18 @@ def compress_depth(
             Norms among them are not folded into convolutions; most runtimes fold them when they load the network.
         example_inputs: a batch of images (n, c, h, w) or signals (n, c, length), or whatever else the model takes;
             latency is measured at this shape. None takes it from the data, or else from the model's own configuration.
+            Several inputs are a tuple in the order of the forward's arguments, or a dict of these.
         data: calibration images, normalised as for training: a DataLoader, a Dataset or an iterable of x, (x, y)
             or dicts; integer classes y are used. A folder, paths, PIL images, NumPy arrays and bytes are read and
             normalised as the model's `pretrained_cfg` says; a .npy or .pt file of arrays and arrays of signals are
             taken as they are. At most 512 images are read, more if small; see
             `CalibratedImportance`. None takes synthetic images with the spectrum of natural ones, and warns.
+            Items with several inputs are (x1, x2), (x1, x2, y), ((x1, x2), y) or dicts by the forward's arguments.
         val_data: other images to estimate the loss on; nothing is fitted to them. None judges on each third of `data`
             in turn, with fits on the other two.
+        inputs: names of the forward's arguments that example and data give, such as ("image", "mask"), in the forward's
+            order; all others keep their defaults. None takes those of a dict in `example_inputs`, as many as a tuple
+            has, or else all that have no default. Not with `module`.
         backend: one of `latency_tables.backends.BACKEND_NAMES`, for example "onnxruntime", "openvino", "torch" or
             "torch_compile"; "auto"; or an instance like `create_backend("onnxruntime", threads=4)`.
         table: a latency table of this machine, or its path. Missing entries are measured and, given a path, added to
@@ -119,8 +125,8 @@ def compress_depth(
             `best_ms` is the measured latency of the fastest.
         CaptureError: the model or its example inputs are unusable, or `module` or `exclude` names no part of it.
         DataError: the data are empty, do not fit the model, or cannot be read twice to fine-tune.
-        DepthCompError: `method`, `kinds`, `importance`, `outputs` or `precision` is unknown, `seed` is out of range, or
-            `loss` is no function, or fails.
+        DepthCompError: `method`, `kinds`, `importance`, `outputs` or `precision` is unknown, `seed` is out of range,
+            `loss` is no function, or fails, or `inputs` is given with `module`.
         BackendUnavailableError: `backend` is unknown, or not a backend.
         MissingPackageError: the backend's library is not installed.
         TableMismatchError: the table was measured in another environment.
@@ -142,10 +148,12 @@ def compress_depth(
     wanted = Budget.parse(budget)
     if isinstance(model, str | os.PathLike):
         model, example_inputs = read_onnx(model, example_inputs)
+    if module is not None and inputs is not None:
+        raise DepthCompError(f"inputs (={inputs!r}) names arguments of the whole model; leave it out beside module")
     task = CompressionTask.of(
         model, method, importance,
         kinds=kinds, example_inputs=example_inputs, data=data, val_data=val_data, seed=seed, outputs=outputs, loss=loss,
-        exclude=exclude,
+        inputs=inputs, exclude=exclude,
     )  # fmt: skip
     _require_supported(precision)
     part = None if module is None else PartTask.of(task, PartOfWhole(model, module))
@@ -166,7 +174,7 @@ def compress_depth(
         prepared = part.told(prepared)
     for note in prepared.notes:
         warn_caller(note)
-    timer = NetworkTimer(prepared.original, (prepared.example,), runtime, seed=seed, progress=stages.report)
+    timer = NetworkTimer(prepared.original, prepared.example.tensors, runtime, seed=seed, progress=stages.report)
     pipeline = Pipeline(task, wanted, prepared, store, runtime, timer, folder, stages)
     result = _compressed(pipeline, part, to_be_tuned=finetune is not None)
     if finetune is not None:
@@ -237,7 +245,7 @@ def _tuned(
     checkpoints = None if folder is None else folder / CHECKPOINTS
     try:
         result = trained(
-            result, prepared.measured(prepared.network.gm), task.data, task.val_data, config, stages,
+            result, prepared.measured(prepared.teacher), task.data, task.val_data, config, stages,
             checkpoints=checkpoints, calibration=batches, anew=True,
         )  # fmt: skip
         return completed(result, pipeline.timer, stages, checkpoints=checkpoints, out=folder)

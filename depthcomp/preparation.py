@@ -12,7 +12,9 @@ from torch import Tensor, fx, nn
 from depthcomp.data.batches import Data
 from depthcomp.data.calibration import CalibrationSet
 from depthcomp.data.calibration_images import calibration_of
-from depthcomp.data.example import infer_example
+from depthcomp.data.example import ExampleInputs, infer_example
+from depthcomp.data.input_names import InputNames
+from depthcomp.data.inputs import Inputs
 from depthcomp.data.output_loss import DEFAULT_LOSS, OutputLoss
 from depthcomp.data.randomness import entered, own_randomness
 from depthcomp.errors import CaptureError, TableError
@@ -31,13 +33,15 @@ from fx_passes import (
     free_merges,
     linearize,
 )
+from fx_passes.examples import Examples
 from fx_passes.exclusion import exclude as mark_excluded
 from fx_passes.graph_part import GraphPart, find_part
 from fx_passes.kinds import kinds
 from fx_passes.module_paths import module_path
 from fx_passes.norm_statistics import norm_statistics
+from fx_passes.normalise.modules import cloned_layers
 from fx_passes.output_nodes import add_floats_behind, is_output
-from fx_passes.preconditions import require_capturable
+from fx_passes.preconditions import as_tensors, require_capturable
 from latency_tables import OperatorSignature
 
 __all__ = ["DEFAULT_LIMITS", "Prepared", "Refusal", "measurable", "needed_operators", "prepare"]
@@ -83,7 +87,7 @@ class Prepared:
         free: the free merges, which change only the latency.
         captured: the canonical graph of the model after the free merges.
         network: `captured` with its norms folded.
-        example: the example input (n, c, h, w) of what is measured; latency is measured at its shape.
+        example: the example inputs of what is measured; latency is measured at their shapes.
         calibration: the images to fit and to judge on.
         pricing: the signatures of the operators of `network`.
         candidates: the rewrites that can be tried.
@@ -99,7 +103,7 @@ class Prepared:
     free: Plan
     captured: CapturedNetwork
     network: CapturedNetwork
-    example: Tensor
+    example: Inputs
     calibration: CalibrationSet
     pricing: Pricing
     candidates: list[Candidate]
@@ -113,10 +117,15 @@ class Prepared:
         """Return what is measured and returned of a graph made from `captured` or `network`."""
         return gm if self.part is None else self.part.of(gm)
 
+    @property
+    def teacher(self) -> fx.GraphModule:
+        """The network for fine-tuning to learn from, which returns what the original returns."""
+        return _folded(self.captured.gm) if self.calibration.loss.behind else self.network.gm
+
 
 def prepare(
     model: nn.Module,
-    example_inputs: Tensor | Sequence[Tensor] | None,
+    example_inputs: ExampleInputs | None,
     data: Data | None,
     val_data: Data | None,
     seed: int,
@@ -124,6 +133,7 @@ def prepare(
     most: int | None = None,
     limits: SpanLimits = DEFAULT_LIMITS,
     loss: OutputLoss = DEFAULT_LOSS,
+    inputs: Sequence[str] | None = None,
     exclude: Modules = (),
     part: str = "",
 ) -> Prepared:
@@ -131,13 +141,14 @@ def prepare(
 
     Args:
         model: the model.
-        example_inputs: a batch of images; None to take one from the data or guess.
+        example_inputs: a batch of images, or of several inputs; None to take one from the data or guess.
         data: calibration images.
         val_data: images to judge on; None to let parts of the calibration images judge in turn.
         seed: seed of the images' order, for a shuffled loader too.
         most: most images to read from each source; None to choose by their size.
         limits: limits of the candidates' choices.
         loss: what the user says about the loss of outputs.
+        inputs: the names of the forward's arguments that example and data give; None to tell them by its signature.
         exclude: names or patterns of modules that stay as they are.
         part: path of the one module to compress; empty for the whole model.
 
@@ -147,28 +158,41 @@ def prepare(
         DataError: the data are empty or do not fit the model.
     """
     require_capturable(model)  # before its data are read
-    excluded = matched_modules(model, exclude, "exclude")
+    excluded, names = matched_modules(model, exclude, "exclude"), InputNames.of(model, example_inputs, inputs)
     with own_randomness(torch.device("cpu")), entered(data, seed, 0):
-        example, data, guess = infer_example(model, example_inputs, data)
-    scope, (original, free, captured) = _networks(model, example, guess, excluded, part)
+        example, data, guess = infer_example(model, example_inputs, data, names)
+    scope, (original, free, captured) = _networks(model, names.given(example), guess, excluded, part)
     judged = _folded(captured.gm)
     behind = add_floats_behind(judged)
     network = CapturedNetwork(judged, norm_statistics(captured.gm))
     calibration, judged_by, notes = calibration_of(
-        network.gm, example, data, val_data, seed, most=most, loss=replace(loss, behind=behind)
+        network.gm, example, data, val_data, seed, most=most, loss=replace(loss, behind=behind), names=names
     )
-    names = None if scope is None else scope.names(network.gm)
-    pricing = Pricing(network, names)
+    inside = None if scope is None else scope.names(network.gm)
+    pricing = Pricing(network, inside)
     candidates, refusals = _rewrites(network, pricing, limits)
-    if scope is not None and names is not None:
-        refusals = tuple(refusal for refusal in refusals if refusal.exit in names)
-        original, example = CapturedNetwork(scope.of(original.gm)), PartOfWhole(model, part).read(example)
+    if scope is not None and inside is not None:
+        refusals = tuple(refusal for refusal in refusals if refusal.exit in inside)
+        read = PartOfWhole(model, part).read(names.given(example))
+        original, example = CapturedNetwork(scope.of(original.gm)), Inputs.of(read)
         judged_by = f"{judged_by}, of the whole {type(model).__name__}"
     return Prepared(
         original.gm, Pricing(original), free, captured, network, example, calibration, pricing, candidates,
-        refusals, notes=tuple(filter(None, (guess, _FLOATS_BEHIND if behind else "", *notes))), judged_by=judged_by,
-        excluded=excluded, part=scope,
+        refusals, judged_by=judged_by, excluded=excluded, part=scope,
+        notes=tuple(filter(None, (guess, _FLOATS_BEHIND if behind else "", _unshared(captured.gm), *notes))),
     )  # fmt: skip
+
+
+def _unshared(gm: fx.GraphModule) -> str:
+    """Return a note on weights that calls no longer share; empty where there are none."""
+    layers = cloned_layers(gm)
+    if not layers:
+        return ""
+    more = f" and {len(layers) - 1} more layers are" if len(layers) > 1 else " is"
+    return (
+        f"{layers[0]}{more} called several times, and not on tensors of one shape that could be one batch; in the "
+        "result each call has weights of its own"
+    )
 
 
 def measurable(prepared: Prepared, failures: Mapping[str, str]) -> Prepared:
@@ -202,7 +226,7 @@ def measurable(prepared: Prepared, failures: Mapping[str, str]) -> Prepared:
 
 
 def needed_operators(
-    model: nn.Module, example: Tensor, *, limits: SpanLimits = DEFAULT_LIMITS
+    model: nn.Module, example: Tensor | Examples, *, limits: SpanLimits = DEFAULT_LIMITS
 ) -> dict[OperatorSignature, list[str]]:
     """Return every operator that a compression of `model` measures, with its places.
 
@@ -211,7 +235,7 @@ def needed_operators(
 
     Args:
         model: the model.
-        example: a batch of images (n, c, h, w); latency will be measured at its shape.
+        example: a batch of images (n, c, h, w), or of several inputs; latency will be measured at its shape.
         limits: limits of the rewrites' choices.
 
     Raises:
@@ -232,7 +256,7 @@ def needed_operators(
 
 
 def _networks(
-    model: nn.Module, example: Tensor, guess: str = "", excluded: Sequence[str] = (), part: str = ""
+    model: nn.Module, example: Tensor | Examples, guess: str = "", excluded: Sequence[str] = (), part: str = ""
 ) -> tuple[GraphPart | None, tuple[CapturedNetwork, Plan, CapturedNetwork]]:
     """Return the part to compress, if any, the network as runtimes run it, the free merges, and the network after them.
 
@@ -250,7 +274,7 @@ def _networks(
     return scope, (original, free, CapturedNetwork(collapse_spans(linearize(captured, free), free)))
 
 
-def _part_of(captured: fx.GraphModule, model: nn.Module, path: str, example: Tensor) -> GraphPart:
+def _part_of(captured: fx.GraphModule, model: nn.Module, path: str, example: Tensor | Examples) -> GraphPart:
     """Return the part of a captured graph that a module of its model computes; the rest is marked to stay."""
     whole = PartOfWhole(model, path)
     part = find_part(captured, path, capture(whole.module, whole.read(example)))
@@ -266,14 +290,15 @@ def _rewrites(
     return pricing.candidates(spans), (*_refusals(network, spans), *_left_out(network, limits))
 
 
-def _captured(model: nn.Module, example: Tensor, guess: str) -> fx.GraphModule:
+def _captured(model: nn.Module, example: Tensor | Examples, guess: str) -> fx.GraphModule:
     try:
         return capture(model, example)
     except CaptureError as error:
         if not guess:
             raise
+        (image,) = as_tensors(example)
         raise CaptureError(
-            f"{type(model).__name__} does not take images of shape {tuple(example.shape)}, which were tried without "
+            f"{type(model).__name__} does not take images of shape {tuple(image.shape)}, which were tried without "
             "example_inputs or data; pass example_inputs of the right shape"
         ) from error
 

@@ -7,7 +7,7 @@ example's shapes, or on the example itself if the model does not take random inp
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, fx, nn
@@ -15,6 +15,7 @@ from torch.fx.passes.infra.pass_base import PassBase
 
 from depthcomp_errors import CaptureError
 from depthcomp_errors.first_line import first_line
+from fx_passes.examples import Examples, called, in_order, like
 from fx_passes.exported import plain
 from fx_passes.graph_edit import preserve_attributes, tidy
 from fx_passes.normalise.additions import UnifyAdditions
@@ -28,6 +29,7 @@ from fx_passes.normalise.inplace import DropInplace
 from fx_passes.normalise.layer_constants import FoldLayerConstants
 from fx_passes.normalise.modules import CloneSharedModules, CloneSharedTensors, DropIdentities, PlainNorms
 from fx_passes.normalise.pixel_layers import PixelLinears
+from fx_passes.normalise.shared_branches import BatchSharedBranches, shares_layers
 from fx_passes.normalise.written_activations import WrittenActivations
 from fx_passes.outputs import noise_like, require_comparable, require_equal, tensors_of
 from fx_passes.parametrizations import remove_parametrizations
@@ -47,7 +49,6 @@ _PASSES = (
     UnifyAdditions(),
     FoldLayerConstants(),
     FunctionalToModules(),
-    CloneSharedModules(),
 )
 _SHAPED_PASSES = (
     WrittenActivations(),
@@ -64,12 +65,13 @@ _LARGEST_ROUNDING = 1e-3  # of single precision in a deep network; autocast roun
 _ROUNDINGS = 8  # in eps of the type: layers that changed kind round differently, in half precision by 1.3 eps
 
 
-def capture(model: nn.Module, example_inputs: Tensor | Sequence[Tensor]) -> fx.GraphModule:
+def capture(model: nn.Module, example_inputs: Tensor | Examples) -> fx.GraphModule:
     """Return the canonical graph of `model` in evaluation mode; the model itself is not changed.
 
     Args:
         model: any network whose forward proxies can follow, or a run on the example can record.
-        example_inputs: one input tensor, or a tuple with one tensor per argument of the model's forward.
+        example_inputs: one input tensor, a tuple with one tensor per argument of the model's forward, or a dict of
+            arguments. All other arguments keep their defaults. The graph takes its inputs in this order.
 
     Raises:
         CaptureError: the model is a wrapper or has no finite weights, the example inputs do not fit, the model
@@ -82,26 +84,45 @@ def capture(model: nn.Module, example_inputs: Tensor | Sequence[Tensor]) -> fx.G
     """
     model = plain(model)
     require_capturable(model)
-    inputs = as_tensors(example_inputs)
+    inputs: Examples = as_tensors(example_inputs)
+    if isinstance(example_inputs, Mapping):
+        inputs = like(example_inputs, in_order(inputs))
     failures: list[CaptureError] = []
     for road in ROADS:
         try:
-            return _captured(_copy(model).eval(), inputs, road)
+            return _captured_by(road, model, inputs)
         except CaptureError as error:
             failures.append(error)
     raise next((error for error in failures if not isinstance(error, TraceError)), failures[-1]) from failures[0]
 
 
-def _captured(model: nn.Module, inputs: Sequence[Tensor], road: Road) -> fx.GraphModule:
-    """Return the canonical graph of a model that may be changed, traced by a road."""
+def _captured_by(road: Road, model: nn.Module, inputs: Examples) -> fx.GraphModule:
+    """Return the canonical graph of a model, traced by a road; shared branches run as one where that is possible."""
+    try:
+        return _captured(_copy(model).eval(), inputs, road, together=True)
+    except TraceError:
+        raise
+    except CaptureError:
+        return _captured(_copy(model).eval(), inputs, road, together=False)
+
+
+def _captured(model: nn.Module, inputs: Examples, road: Road, *, together: bool) -> fx.GraphModule:
+    """Return the canonical graph of a model that may be changed, traced by a road.
+
+    Where `together` is set, shared branches run as one; operators in them that mix examples make this fail.
+    """
     remove_parametrizations(model)
     checked, expected = _reference(model, inputs)
     gm = trace(model, inputs, road)
     _normalise(gm, _PASSES)
+    if together and shares_layers(gm):
+        propagate_shapes(tidy(gm).eval(), in_order(inputs))
+        _normalise(gm, (BatchSharedBranches(),))
+    _normalise(gm, (CloneSharedModules(),))
     preserve_attributes(model, gm)
-    propagate_shapes(tidy(gm).eval(), inputs)
+    propagate_shapes(tidy(gm).eval(), in_order(inputs))
     _normalise(gm, _SHAPED_PASSES)
-    found, name = run_with_shapes(tidy(gm), checked), type(model).__name__
+    found, name = run_with_shapes(tidy(gm), in_order(checked)), type(model).__name__
     try:
         require_equal(name, expected, found, _tolerance(gm))
     except CaptureError:
@@ -111,30 +132,31 @@ def _captured(model: nn.Module, inputs: Sequence[Tensor], road: Road) -> fx.Grap
     return gm
 
 
-def _agree_in_double(model: nn.Module, gm: fx.GraphModule, inputs: Sequence[Tensor]) -> bool:
+def _agree_in_double(model: nn.Module, gm: fx.GraphModule, inputs: Examples) -> bool:
     """Say whether a graph computes what its model does but for rounding, which grows in deep networks."""
-    doubles = [x.double() if x.is_floating_point() else x for x in inputs]
+    doubles = [x.double() if x.is_floating_point() else x for x in in_order(inputs)]
     try:
-        expected, found = (tensors_of(copy.deepcopy(each).double()(*doubles)) for each in (model, gm))
+        expected = tensors_of(called(copy.deepcopy(model).double(), like(inputs, doubles)))
+        found = tensors_of(copy.deepcopy(gm).double()(*doubles))
         require_equal(type(model).__name__, expected, found, _TOLERANCE)
     except Exception:  # a forward may cast, or a type may be missing
         return False
     return True
 
 
-def _reference(model: nn.Module, inputs: Sequence[Tensor]) -> tuple[Sequence[Tensor], list[Tensor]]:
+def _reference(model: nn.Module, inputs: Examples) -> tuple[Examples, list[Tensor]]:
     """Return inputs to compare the graph on, and the model's outputs for them.
 
     The inputs are random if the model takes random ones, because an example of zeros would agree with any graph.
     """
-    noise = noise_like(inputs)
+    noise = like(inputs, noise_like(in_order(inputs)))
     try:
         return noise, _comparable_outputs(model, noise)
     except CaptureError:
         return inputs, _comparable_outputs(model, inputs)
 
 
-def _comparable_outputs(model: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
+def _comparable_outputs(model: nn.Module, inputs: Examples) -> list[Tensor]:
     outputs = _run(model, inputs)
     require_comparable(type(model).__name__, outputs)
     return outputs
@@ -167,13 +189,13 @@ def _normalise(gm: fx.GraphModule, passes: Sequence[PassBase]) -> None:
             ) from error
 
 
-def _run(module: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
+def _run(module: nn.Module, inputs: Examples) -> list[Tensor]:
     try:
-        with torch.no_grad():
-            output = module(*(x.clone() for x in inputs))  # a forward may overwrite what it is given
+        with torch.no_grad():  # a forward may overwrite what it is given
+            output = called(module, like(inputs, [x.clone() for x in in_order(inputs)]))
     except Exception as error:
-        _require_tensors_taken(module, inputs)
-        shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
+        _require_tensors_taken(module, in_order(inputs))
+        shapes = ", ".join(str(tuple(x.shape)) for x in in_order(inputs))
         raise CaptureError(
             f"example_inputs of shape {shapes} do not fit {type(module).__name__}: its forward raised "
             f"{type(error).__name__} ({first_line(error, empty='no message')}); "

@@ -20,7 +20,7 @@ from fx_passes.channels.makers import maker_of
 from fx_passes.facts import GraphFacts
 from fx_passes.operators import Role, called_module
 from fx_passes.slot_layers import can_be_solved, operator_at
-from fx_passes.structure import Level
+from fx_passes.structure import INPUTS, Level
 
 __all__ = ["InnerChannels", "InnerFamily", "families_apart", "inner_channels", "read_power"]
 
@@ -83,7 +83,7 @@ def inner_channels(families: Iterable[InnerFamily], levels: Iterable[Level]) -> 
     waiting, found = list(families), list[InnerChannels]()
     for level in reversed(list(levels)):  # inner levels first
         units = {name: number for number, unit in enumerate(level.units) for name in (*unit.region, *unit.nodes)}
-        own = [(hull, family) for family in waiting if (hull := _hull(units, family)) is not None]
+        own = [(hull, family) for family in waiting if (hull := _hull(level, units, family)) is not None]
         waiting = [family for family in waiting if all(family is not one for _, one in own)]
         for start, stop in _rows({hull for hull, _ in own}):
             inside = tuple(family for (one, other), family in own if start <= one and other <= stop)
@@ -155,10 +155,14 @@ def _is_stream(graph: GraphFacts, flow: nx.DiGraph[str], family: InnerFamily) ->
     return not behind.isdisjoint(sums)
 
 
-def _hull(units: Mapping[str, int], family: InnerFamily) -> _Hull | None:
-    """Return the cuts of a level around a family and its readers; None where some of them are in none of its units."""
+def _hull(level: Level, units: Mapping[str, int], family: InnerFamily) -> _Hull | None:
+    """Return the cuts of a level around a family and its readers.
+
+    None where some of them are in none of its units, or where the first cut stands for several inputs.
+    """
     numbers = [units.get(name, -1) for name in (*family.nodes, *family.readers)]
-    return (min(numbers), max(numbers) + 1) if min(numbers) >= 0 else None
+    first = min(numbers)
+    return (first, max(numbers) + 1) if first >= 0 and level.cuts[first] != INPUTS else None
 
 
 def _rows(hulls: Collection[_Hull]) -> Iterator[_Hull]:

@@ -20,6 +20,8 @@ __all__ = ["NetworkFacts"]
 
 _UNKNOWN: Mapping[str, ChannelMoments] = MappingProxyType({})
 
+_SEVERAL_INPUTS = "the smallest part around them has several inputs of the network"
+
 
 class NetworkFacts(GraphFacts):
     """A captured graph with its structure, workload and channels; the graph must not change any more.
@@ -70,10 +72,13 @@ class NetworkFacts(GraphFacts):
         found = inner_channels(self._families_apart[0], self.levels)
         return {(each.level.cuts[each.start], each.level.cuts[each.stop]): each for each in found}
 
-    @property
+    @cached_property
     def staying_channels(self) -> dict[int, str]:
         """Why channels cannot be removed inside any span, as a clause, by id."""
-        return self._families_apart[1]
+        families, staying = self._families_apart
+        placed = {family.tensor for inner in self.inner_channels.values() for family in inner.families}
+        apart = (family for family in families if family.tensor not in placed)
+        return staying | {label: _SEVERAL_INPUTS for family in apart for label in family.ids if label >= 0}
 
     @cached_property
     def _families_apart(self) -> tuple[list[InnerFamily], dict[int, str]]:

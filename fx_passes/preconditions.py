@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -52,11 +52,13 @@ def require_capturable(model: object) -> None:
 
 
 def as_tensors(example_inputs: object) -> tuple[Tensor, ...]:
-    """Return example inputs as a tuple with one tensor per argument of the model's forward.
+    """Return example inputs as a tuple with one tensor per argument of the model's forward; a dict's are its values.
 
     Raises:
         CaptureError: they hold something that is no tensor; the message says how to convert it.
     """
+    if isinstance(example_inputs, Mapping):
+        example_inputs = tuple(example_inputs.values())
     several = isinstance(example_inputs, Sequence) and not isinstance(example_inputs, str)
     items: tuple[Any, ...] = tuple(example_inputs) if several else (example_inputs,)  # type: ignore[arg-type]
     if len(items) > 1 and all(isinstance(item, int) for item in items):

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import itertools
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from fx_passes.examples import Examples, in_order, like
 from fx_passes.recording import ReadsValuesError, Recorder
 
 __all__ = ["recorded"]
@@ -25,7 +26,7 @@ class _DifferError(Exception):
     """Two recordings are not one graph for all batch sizes."""
 
 
-def recorded(model: nn.Module, example_inputs: Sequence[Tensor]) -> fx.GraphModule:
+def recorded(model: nn.Module, example_inputs: Examples) -> fx.GraphModule:
     """Return the graph that a run of `model` records; its modules are shared with the model.
 
     The graph takes batches of any size where the forward does the same calls for batches of three and of two images;
@@ -35,7 +36,8 @@ def recorded(model: nn.Module, example_inputs: Sequence[Tensor]) -> fx.GraphModu
         ReadsValuesError: Python reads values that depend on the images.
         Exception: whatever the forward raises.
     """
-    share_a_batch = len({x.shape[:1] for x in example_inputs}) == 1 and example_inputs[0].dim() > 0
+    tensors = in_order(example_inputs)
+    share_a_batch = len({x.shape[:1] for x in tensors}) == 1 and tensors[0].dim() > 0
     ways = (_for_any_batch, _record) if share_a_batch else (_record,)
     failures: list[Exception] = []
     for way, record_constants in itertools.product(ways, (False, True)):
@@ -48,7 +50,7 @@ def recorded(model: nn.Module, example_inputs: Sequence[Tensor]) -> fx.GraphModu
     raise failures[-2]  # the shorter graph tells more
 
 
-def _record(model: nn.Module, inputs: Sequence[Tensor], record_constants: bool) -> Recorder:
+def _record(model: nn.Module, inputs: Examples, record_constants: bool) -> Recorder:
     recorder = Recorder(inputs, record_constants=record_constants)
     recorder.trace(model)
     return recorder
@@ -60,9 +62,10 @@ def _graph_module(model: nn.Module, recorder: Recorder) -> fx.GraphModule:
     return fx.GraphModule(model, recorder.graph, type(model).__name__)
 
 
-def _for_any_batch(model: nn.Module, inputs: Sequence[Tensor], record_constants: bool) -> Recorder:
+def _for_any_batch(model: nn.Module, inputs: Examples, record_constants: bool) -> Recorder:
     """Return a recording in which multiples of the batch size are computed from sizes of tensors."""
-    first, second = (_record(model, [_batch_of(x, n) for x in inputs], record_constants) for n in _BATCHES)
+    batches = (like(inputs, [_batch_of(x, n) for x in in_order(inputs)]) for n in _BATCHES)
+    first, second = (_record(model, batch, record_constants) for batch in batches)
     ours, theirs = first.constants, second.constants
     if ours.keys() != theirs.keys() or not all(torch.equal(ours[name], theirs[name]) for name in ours):
         raise _DifferError

@@ -21,10 +21,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from depthcomp_errors import CaptureError
+from fx_passes.examples import Examples, given_by, in_order
 from fx_passes.module_paths import module_path
 from fx_passes.recorded_calls import RecordedCall, called, tensors_in
 from fx_passes.spatial_layers import CONVOLUTIONS
-from fx_passes.symbolic import SymbolicTracer, argument_names
+from fx_passes.symbolic import SymbolicTracer
 from fx_passes.written_index import write_index
 
 __all__ = ["ReadsValuesError", "Recorder"]
@@ -59,7 +60,7 @@ class Recorder(SymbolicTracer):
     A module without convolutions that reads values of its inputs stays one call.
 
     Args:
-        example_inputs: one tensor for each input.
+        example_inputs: one tensor for each input, in the order of the forward's first arguments or by name.
         record_constants: record calls that depend on no input or parameter too; otherwise their results are stored.
 
     Attributes:
@@ -67,11 +68,11 @@ class Recorder(SymbolicTracer):
         rows: the first size of the tensor at each node, where it has one.
     """
 
-    def __init__(self, example_inputs: Sequence[Tensor], *, record_constants: bool) -> None:
-        super().__init__(len(example_inputs))
+    def __init__(self, example_inputs: Examples, *, record_constants: bool) -> None:
+        super().__init__(given_by(example_inputs))
         self.constants: dict[str, Tensor] = {}
         self.rows: dict[fx.Node, int] = {}
-        self._examples = [example.detach().clone() for example in example_inputs]
+        self._examples = [example.detach().clone() for example in in_order(example_inputs)]
         self._record_constants = record_constants
         self._known: Any = WeakTensorKeyDictionary()
         self._views: Any = WeakTensorKeyDictionary()  # the calls that return a tensor with another's memory
@@ -90,12 +91,14 @@ class Recorder(SymbolicTracer):
         """Return the forward, which records when it is called, and its arguments: the network and the example."""
         tensors = [*self.root.named_parameters(), *self.root.named_buffers()]
         self._own = {id(tensor): path for path, tensor in tensors}
-        for name, example in zip(argument_names(root_fn, len(self._examples)), self._examples, strict=True):
+        for name, example in zip(self.names_for(root_fn), self._examples, strict=True):
             self._know(example, self.create_node("placeholder", name, (), {}), from_images=True)
+
+        forward = self.called_with_names(root_fn)
 
         def recorded(*args: Any) -> Any:
             with torch.no_grad(), _Mode(self.call), self._wrapped_as_calls():
-                return root_fn(*args)
+                return forward(*args)
 
         return recorded, [self.root, *self._examples]
 

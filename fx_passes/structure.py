@@ -24,9 +24,10 @@ from fx_passes.operators import NORMS, Role
 from fx_passes.regions import cut_chains
 from fx_passes.spatial_layers import AVG_POOLS, CONVOLUTIONS
 
-__all__ = ["Level", "Unit", "require_captured", "structure_tree"]
+__all__ = ["INPUTS", "Level", "Unit", "require_captured", "structure_tree"]
 
 INPUTS = "<inputs>"
+"""The cut before the inputs of a network that has several: no tensor, so no span of one entry begins there."""
 
 
 @dataclass(frozen=True, slots=True)

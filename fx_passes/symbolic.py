@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import is_dataclass
 from functools import cached_property
 from inspect import Parameter
@@ -29,11 +29,14 @@ class SymbolicTracer(fx.Tracer):
     """A tracer that calls the forward with one placeholder for each example input.
 
     All other arguments keep their defaults. A forward may branch on these constants: `if mask is not None`.
+
+    Args:
+        given: the number of arguments that the example fills, the first ones; or their names.
     """
 
-    def __init__(self, given: int) -> None:
+    def __init__(self, given: int | Sequence[str]) -> None:
         super().__init__()
-        self._given = given  # the number of arguments that the example fills
+        self._given = given
 
     def trace(self, *args: Any, **kwargs: Any) -> fx.Graph:
         """Return the graph; a network with it can be unpickled, as users' own `torch.save` needs."""
@@ -43,8 +46,19 @@ class SymbolicTracer(fx.Tracer):
 
     def create_args_for_root(self, root_fn: Any, *rest: Any, **options: Any) -> tuple[Any, list[Any]]:
         """Return the forward and its arguments: the network, then placeholders."""
-        names = argument_names(root_fn, self._given)
-        return root_fn, [self.root, *(self.create_proxy("placeholder", name, (), {}) for name in names)]
+        proxies = [self.create_proxy("placeholder", name, (), {}) for name in self.names_for(root_fn)]
+        return self.called_with_names(root_fn), [self.root, *proxies]
+
+    def names_for(self, forward: Callable[..., Any]) -> Sequence[str]:
+        """Return the names of the arguments that the example fills."""
+        return argument_names(forward, self._given) if isinstance(self._given, int) else self._given
+
+    def called_with_names(self, forward: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a function of the network and its inputs that passes these by name where they have been named."""
+        if isinstance(self._given, int):
+            return forward
+        names = self._given
+        return lambda root, *inputs: forward(root, **dict(zip(names, inputs, strict=True)))
 
     def create_arg(self, a: Any) -> Any:
         """Return an argument of a node.

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from depthcomp_errors import CaptureError
+from fx_passes.examples import Examples, given_by
 from fx_passes.parts import suggest_part
 from fx_passes.recorded_batches import recorded
 from fx_passes.recording import ReadsValuesError
@@ -22,11 +23,11 @@ class TraceError(CaptureError):
     """A road does not lead to a graph."""
 
 
-Road = Callable[[nn.Module, Sequence[Tensor]], fx.GraphModule]
+Road = Callable[[nn.Module, Examples], fx.GraphModule]
 
 
-def _symbolic(model: nn.Module, example_inputs: Sequence[Tensor]) -> fx.GraphModule:
-    return fx.GraphModule(model, SymbolicTracer(len(example_inputs)).trace(model), type(model).__name__)
+def _symbolic(model: nn.Module, example_inputs: Examples) -> fx.GraphModule:
+    return fx.GraphModule(model, SymbolicTracer(given_by(example_inputs)).trace(model), type(model).__name__)
 
 
 ROADS: tuple[Road, ...] = (_symbolic, recorded)
@@ -36,7 +37,7 @@ Proxies come first, as they keep every size symbolic. A recorded run takes what 
 """
 
 
-def trace(model: nn.Module, example_inputs: Sequence[Tensor], road: Road = _symbolic) -> fx.GraphModule:
+def trace(model: nn.Module, example_inputs: Examples, road: Road = _symbolic) -> fx.GraphModule:
     """Return the fx graph of `model`, its modules shared with the model.
 
     Raises:

@@ -207,7 +207,8 @@ def _in_file(name: str, source: str, model: Any, file: Path, batch: int | None) 
 def _model(name: str, spec: str, batch: int | None) -> BenchEntry:
     import onnx
 
-    from depthcomp.commands.models import load_model
+    from depthcomp.commands.models import input_names, load_model, require_example
+    from depthcomp.data.inputs import Inputs
     from depthcomp.export.engine import with_batch
     from depthcomp.latency.timing import Network
     from fx_passes import capture
@@ -215,8 +216,10 @@ def _model(name: str, spec: str, batch: int | None) -> BenchEntry:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*random weights")  # latencies do not depend on them
         model, example = load_model(spec)
-    inputs = with_batch((example,), batch or len(example))
-    network = Network(capture(model, *inputs), inputs)
+    one = require_example(spec, example)
+    inputs = with_batch(one.tensors, batch or len(one))
+    given = input_names(model).given(Inputs.of(inputs))
+    network = Network(capture(model, given), inputs)
     return replace(_entry(name, spec, onnx.load_from_string(network.onnx())), network=lambda: network)
 
 

@@ -16,10 +16,12 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from depthcomp.data.batches import Data, enough_images
+from depthcomp.data.batches import Data, enough_images, first_images
 from depthcomp.data.images import decode, image_batches, image_files, in_turns, mode_of
+from depthcomp.data.input_names import ONE_IMAGE, InputNames
+from depthcomp.data.inputs import Inputs
 from depthcomp.data.pictures import normalization
-from depthcomp.data.saved_arrays import is_array_file, saved_inputs
+from depthcomp.data.saved_arrays import is_array_file, read_arrays
 from depthcomp.errors import DataError, DepthCompError, MissingPackageError
 from depthcomp_errors.first_line import first_line
 
@@ -43,7 +45,7 @@ def names_function(spec: str) -> bool:
 def load_data(
     spec: str,
     model: nn.Module,
-    example: Tensor,
+    example: Tensor | Inputs,
     *,
     training: bool,
     batch_size: int = 64,
@@ -60,10 +62,11 @@ def load_data(
     Args:
         spec: `folder:PATH`, with a folder of images for each class, in the order of the network's classes;
             `torchvision:NAME`, `torchvision:NAME:SPLIT`; `package.module:function`, which returns a DataLoader, a
-            Dataset or batches; the path of a file of arrays, .npy or .pt, whose inputs are taken as they are; or the
-            path of a folder of images without labels.
+            Dataset or batches; the path of a folder of images without labels; or a file of arrays (.npy, .npz, .pt,
+            .safetensors) with an example in each row, by name of the forward's arguments and `label` where there are
+            several. No code in it is run.
         model: the model, whose `pretrained_cfg` or `default_cfg` is read.
-        example: its example input, (n, c, h, w).
+        example: its example input, (n, c, h, w), or its example inputs.
         training: whether to crop and mirror at random.
         batch_size: images in a batch, where the spec names no function.
         workers: processes that load images.
@@ -82,12 +85,13 @@ def load_data(
 def calibration_data(
     spec: str | None,
     model: nn.Module,
-    example: Tensor,
+    example: Tensor | Inputs | None,
     *,
     repeated: bool = False,
     root: Path | None = None,
     download: bool = False,
     seed: int = 0,
+    names: InputNames = ONE_IMAGE,
 ) -> Data | None:
     """Return the calibration data that a spec names; None for None.
 
@@ -97,18 +101,22 @@ def calibration_data(
     Args:
         spec: as for `load_data`, which also lists the errors.
         model: as for `load_data`.
-        example: as for `load_data`.
+        example: as for `load_data`; None where the data are to tell the shapes of several inputs.
         repeated: whether the data are read again for training.
         root: as for `load_data`.
         download: as for `load_data`.
         seed: seed of the drawn images.
+        names: names of the model's inputs.
     """
     if spec is None:
         return None
     if not repeated and not names_data(spec) and not is_array_file(spec):
-        return image_batches(spec, example, *normalization(model))
+        return image_batches(spec, _one_image(spec, example), *normalization(model))
     found: Data = _named(spec, model, example, False, root, download)
-    return _drawn(found, enough_images(example), seed) if _is_indexed(found) else found
+    if _is_indexed(found):
+        example = first_images(found, names=names)[:1] if example is None else example
+        found = _drawn(found, enough_images(example), seed)
+    return found
 
 
 def _drawn(dataset: Any, count: int, seed: int) -> Any:
@@ -131,19 +139,36 @@ def _interleaved(indices: Sequence[int], classes: Sequence[Hashable]) -> list[in
     return [index for _, index in sorted(places)]
 
 
-def _named(spec: str, model: nn.Module, example: Tensor, training: bool, root: Path | None, download: bool) -> Any:
+def _named(
+    spec: str, model: nn.Module, example: Tensor | Inputs | None, training: bool, root: Path | None, download: bool
+) -> Any:
     """Return the Dataset that a spec names, or the result of a user's function."""
     source, _, name = spec.partition(":")
     if names_function(spec):
         return _made(spec)
     if is_array_file(spec):
-        return saved_inputs(spec)
-    transform = _transform(model, example, training=training)
+        return read_arrays(spec)
+    transform = _transform(model, _one_image(spec, example), training=training)
     if not names_data(spec):
         return _Files(Path(spec), transform)
     if source == "torchvision":
         return _torchvision(spec, name, root or Path("data"), download, transform)
     return _folder(Path(name), transform)
+
+
+def _one_image(spec: str, example: Tensor | Inputs | None) -> Tensor:
+    """Return the example of a model of one input, which images can be read for.
+
+    Raises:
+        DataError: the model has several inputs.
+    """
+    given = () if example is None else Inputs.of(example).tensors
+    if len(given) != 1:
+        raise DataError(
+            f"data {spec} holds images alone, and the model takes several inputs; give package.module:function, or an "
+            ".npz, .pt or .safetensors file with an array for each"
+        )
+    return given[0]
 
 
 def _made(spec: str) -> Iterable[Any]:

@@ -12,6 +12,8 @@ from torch import nn
 
 from depthcomp.commands.data_specs import load_data, names_function, pretrained_cfg
 from depthcomp.commands.models import load_model
+from depthcomp.data.inputs import Inputs
+from depthcomp.data.saved_arrays import is_array_file
 from depthcomp.errors import ArtifactError, BackendUnavailableError, DataError, DepthCompError
 from depthcomp.latency.timing import NetworkTimer
 from depthcomp.progress import Progress, Stages
@@ -187,7 +189,7 @@ def _train_and_val(request: TuningRequest, result: CompressionResult) -> tuple[I
     train = _data(request, request.data, result)
     if request.val_data is not None:
         return train, _data(request, request.val_data, result, judging=True)
-    if not request.augment or names_function(request.data):
+    if not request.augment or names_function(request.data) or is_array_file(request.data):
         return train, None
     plain = _data(request, request.data, result, judging=True)
     return set_apart(train, request.config, plain=plain)
@@ -195,7 +197,7 @@ def _train_and_val(request: TuningRequest, result: CompressionResult) -> tuple[I
 
 def _data(request: TuningRequest, spec: str, result: CompressionResult, *, judging: bool = False) -> Iterable[Any]:
     return load_data(
-        spec, result.trainable, result.example_inputs[0],
+        spec, result.trainable, Inputs.of(result.example_inputs),
         training=request.augment and not judging, batch_size=request.config.batch_size, workers=request.config.workers,
         root=request.data_root, download=request.download, seed=request.config.seed,
     )  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +14,7 @@ import typer
 from depthcomp.commands.backend_help import IMPORTANCE_NAMES, METHOD_NAMES
 from depthcomp.commands.error_reporting import reported_errors
 from depthcomp.commands.exclude_option import Exclude
+from depthcomp.commands.inputs_option import InputsOption
 from depthcomp.commands.kinds_option import Kinds, listed
 from depthcomp.importance.default import DEFAULT_IMPORTANCE
 
@@ -43,6 +45,7 @@ def importance(
         Path | None, typer.Option(envvar="DEPTHCOMP_DATA_ROOT", help="Where torchvision keeps its data sets.")
     ] = None,
     download: Annotated[bool, typer.Option("--download", help="Let torchvision download or unpack its data.")] = False,
+    inputs: InputsOption = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
@@ -57,7 +60,7 @@ def importance(
 
         from depthcomp.commands.console import Progress
         from depthcomp.commands.data_specs import calibration_data
-        from depthcomp.commands.models import load_model
+        from depthcomp.commands.models import input_names, load_model
         from depthcomp.importance.context import JOURNAL
         from depthcomp.runs.shard import score_shard
         from latency_tables import LatencyTable
@@ -65,7 +68,12 @@ def importance(
 
         part, known = Shard.parse(shard), LatencyTable.load(table)
         torch.manual_seed(seed)
-        network, example = load_model(model, weights)
+        network, example = load_model(model, weights, listed(inputs))
+        names = input_names(network, listed(inputs))
+        images = partial(
+            calibration_data, model=network, example=example, root=data_root, download=download, seed=seed,
+            names=names,
+        )  # fmt: skip
         with Progress() as progress, redirect_stdout(sys.stderr):
             count = score_shard(
                 network,
@@ -76,9 +84,10 @@ def importance(
                 kinds=listed(kinds),
                 exclude=exclude or (),
                 importance=scored_by,
-                example_inputs=example,
-                data=calibration_data(data, network, example, root=data_root, download=download, seed=seed),
-                val_data=calibration_data(val_data, network, example, root=data_root, download=download, seed=seed),
+                example_inputs=None if example is None else example.held,
+                inputs=names.names or None,
+                data=images(data),
+                val_data=images(val_data),
                 seed=seed,
                 progress=progress,
             )

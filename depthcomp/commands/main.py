@@ -21,6 +21,7 @@ from depthcomp.commands.backend_help import BACKENDS, IMPORTANCE_NAMES, METHOD_N
 from depthcomp.commands.error_reporting import reported_errors
 from depthcomp.commands.exclude_option import Exclude
 from depthcomp.commands.importance import importance as score
+from depthcomp.commands.inputs_option import InputsOption
 from depthcomp.commands.kinds_option import Kinds, listed
 from depthcomp.commands.printed_result import print_result, stamps, written_since
 from depthcomp.commands.tables import tables
@@ -33,8 +34,9 @@ if TYPE_CHECKING:
 __all__ = ["app", "main"]
 
 DATA = (
-    "a folder of images, folder:PATH with a folder for each class, torchvision:FashionMNIST:train, a .npy or .pt file "
-    "of inputs as the network takes them, or package.module:function, which returns a DataLoader or Dataset"
+    "a folder of images, folder:PATH with a folder for each class, torchvision:FashionMNIST:train, "
+    "package.module:function, which returns a DataLoader or Dataset, or a file of arrays (.npy, .npz, .pt, "
+    ".safetensors): inputs as the network takes them, or arrays named after its inputs, and label"
 )
 DataRoot = Annotated[
     Path | None,
@@ -95,6 +97,7 @@ def compress(
     val_data: Annotated[
         str | None, typer.Option(help="Images to estimate the loss on; by default each third of --data in turn.")
     ] = None,
+    inputs: InputsOption = None,
     data_root: DataRoot = None,
     download: Download = False,
     workers: Annotated[int, typer.Option(min=0, help="Processes that load images for fine-tuning.")] = 0,
@@ -135,7 +138,7 @@ def compress(
         from depthcomp import compress_depth
         from depthcomp.commands.console import Progress
         from depthcomp.commands.data_specs import calibration_data
-        from depthcomp.commands.models import load_model
+        from depthcomp.commands.models import input_names, load_model
         from depthcomp.compress import NOT_SAVED
         from depthcomp.latency.table_store import TableStore
         from depthcomp.methods.registry import find_method
@@ -147,19 +150,22 @@ def compress(
         TableStore.open(table, runtime.environment())  # refuse an unusable table before the model is loaded
         before = stamps(out, table)
         torch.manual_seed(seed)
-        network, example = load_model(model, weights)
+        network, example = load_model(model, weights, listed(inputs))
+        names = input_names(network, listed(inputs))
         images = partial(
             calibration_data, model=network, example=example,
             repeated=tuning is not None, root=data_root, download=download, seed=seed,
+            names=names,
         )  # fmt: skip
         with Progress() as progress, redirect_stdout(sys.stderr):
             result = compress_depth(
                 network,
                 wanted,
                 module=module,
-                example_inputs=example,
+                example_inputs=None if example is None else example.held,
                 data=images(data),
                 val_data=images(val_data),
+                inputs=listed(inputs) if module else names.names or None,
                 backend=runtime,
                 table=table,
                 method=method,

@@ -8,7 +8,7 @@ import inspect
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,27 +17,34 @@ import torch
 from torch import Tensor, nn
 
 from depthcomp.data.example import USUAL_SIZE, infer_example
+from depthcomp.data.input_names import InputNames
+from depthcomp.data.inputs import Inputs
 from depthcomp.errors import CaptureError, DepthCompError, MissingPackageError
 from depthcomp.sources.onnx_file import read_onnx
 
-__all__ = ["load_model", "load_weights"]
+__all__ = ["input_names", "load_model", "load_weights", "require_example"]
 
 _SPELLING = "torchvision:NAME, timm:NAME, package.module:factory or FILE.onnx"
 _NESTS = ("state_dict", "model")  # keys of the weights in checkpoints of training scripts
 _PREFIXES = ("module.", "_orig_mod.")  # from DistributedDataParallel and torch.compile
+_EXAMPLES = "example_inputs"  # the attribute with which a factory tells the shapes of several inputs
 _NAMED_KEYS = 3  # a message names this many; the rest is counted
 
 
-def load_model(spec: str, weights: Path | None = None) -> tuple[nn.Module, Tensor]:
+def load_model(
+    spec: str, weights: Path | None = None, inputs: Sequence[str] | None = None
+) -> tuple[nn.Module, Inputs | None]:
     """Return a model in evaluation mode and an example input for it, (1, c, h, w).
 
     Nothing is downloaded. The input's size comes from the model's `pretrained_cfg` or `default_cfg`. For torchvision
-    it is the smallest size at which the published weights are evaluated. Else it is 224.
+    it is the smallest size at which the published weights are evaluated. Else it is 224. The examples of several inputs
+    are the model's attribute `example_inputs`, a tuple or a dict; without it there is None.
 
     Args:
         spec: `torchvision:NAME`, `timm:NAME`, `package.module:factory`, a callable without arguments that returns an
             nn.Module, or the path of an .onnx file; modules are also looked for in the current directory.
         weights: a .safetensors file or a torch file of tensors, for `load_weights`.
+        inputs: names of the forward's arguments that are inputs; None to tell them by its signature.
 
     Raises:
         CaptureError: the spec is malformed or unknown, the model cannot be built, or the weights do not fit.
@@ -48,14 +55,15 @@ def load_model(spec: str, weights: Path | None = None) -> tuple[nn.Module, Tenso
 
     Example:
         >>> model, example = load_model("torchvision:resnet18")  # doctest: +SKIP
-        >>> example.shape                                        # doctest: +SKIP
+        >>> example.held.shape                                   # doctest: +SKIP
         torch.Size([1, 3, 224, 224])
     """
     source, colon, name = spec.partition(":")
     if spec.endswith(".onnx"):
         if weights is not None:
             raise CaptureError(f"model {spec} holds its weights; leave out --weights")
-        return read_onnx(spec)
+        network, image = read_onnx(spec)
+        return network, Inputs.of(image)
     if not (source and colon and name):
         raise CaptureError(f"model (={spec!r}) must be {_SPELLING}")
     model = _LIBRARIES.get(source, _from_factory)(spec)
@@ -66,7 +74,7 @@ def load_model(spec: str, weights: Path | None = None) -> tuple[nn.Module, Tenso
             f"{spec} has random weights, so its loss means nothing; give trained weights with --weights",
             stacklevel=2,
         )
-    return model.eval(), _example(model, source, name)
+    return model.eval(), _example(model, source, name, inputs)
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
@@ -179,15 +187,37 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
-def _example(model: nn.Module, source: str, name: str) -> Tensor:
+def input_names(model: nn.Module, inputs: Sequence[str] | None = None) -> InputNames:
+    """Return the names of a model's inputs, by the user's words, its attribute `example_inputs` or its forward."""
+    return InputNames.of(model, getattr(model, _EXAMPLES, None), inputs)
+
+
+def require_example(spec: str, example: Inputs | None) -> Inputs:
+    """Return an example, or refuse a model without one.
+
+    Raises:
+        CaptureError: the model has several inputs, and does not tell their shapes.
+    """
+    if example is None:
+        raise CaptureError(
+            f"model {spec} takes several inputs, whose shapes are not known; let the factory set model.example_inputs, "
+            "a tuple or a dict of tensors"
+        )
+    return example
+
+
+def _example(model: nn.Module, source: str, name: str, inputs: Sequence[str] | None) -> Inputs | None:
+    given, names = getattr(model, _EXAMPLES, None), input_names(model, inputs)
+    if given is not None or names.several:
+        return None if given is None else infer_example(model, given, None, names)[0]
     if source == "torchvision":
         size = _published_size(name)
-        return torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
+        return Inputs.of(torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0)))
     example, _, guess = infer_example(model, None, None)
     if guess:
         warnings.warn(
-            f"{source}:{name} does not give its input size, so {tuple(example.shape[1:])} is assumed; let the factory "
-            'set model.pretrained_cfg = {"input_size": (channels, height, width)}',
+            f"{source}:{name} does not give its input size, so {tuple(example.held.shape[1:])} is assumed; let the "
+            'factory set model.pretrained_cfg = {"input_size": (channels, height, width)}',
             stacklevel=3,
         )
     return example

@@ -85,7 +85,8 @@ def plan(
 
 
 def _planned(spec: str, batch: int, method: str, kinds: list[str] | None) -> Work:
-    from depthcomp.commands.models import load_model
+    from depthcomp.commands.models import input_names, load_model, require_example
+    from depthcomp.data.inputs import Inputs
     from depthcomp.export.engine import with_batch
     from depthcomp.methods.registry import find_method
     from depthcomp.preparation import needed_operators
@@ -96,7 +97,9 @@ def _planned(spec: str, batch: int, method: str, kinds: list[str] | None) -> Wor
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*random weights")  # operators do not depend on them
         model, example = load_model(spec)
-    needed = needed_operators(model, *with_batch((example,), batch), limits=limits)
+    inputs = Inputs.of(with_batch(require_example(spec, example).tensors, batch))
+    given = input_names(model).given(inputs)
+    needed = needed_operators(model, given, limits=limits)
     return Work({signature.key: (Origin(spec, batch, tuple(places)),) for signature, places in needed.items()})
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from depthcomp.data.batches import batch_size, in_batches
 from depthcomp.data.input_kind import IMAGES
+from depthcomp.data.inputs import Inputs
 from depthcomp.data.output_loss import DEFAULT_LOSS, OutputLoss
 from depthcomp.fingerprint import fingerprint
 
@@ -33,7 +34,7 @@ class Layout:
     memory: torch.memory_format
 
 
-def layouts(images: Tensor) -> tuple[Layout, ...]:
+def layouts(images: Inputs) -> tuple[Layout, ...]:
     """Return layouts for images (n, c, h, w), from the fastest to the one that every captured network takes.
 
     Only images have their channels last, not signals, volumes and vectors.
@@ -41,7 +42,7 @@ def layouts(images: Tensor) -> tuple[Layout, ...]:
     largest = batch_size(images)
     fastest = [Layout(largest, torch.channels_last)]  # convolutions on a CPU take half the time
     return (
-        *(fastest if images.ndim == IMAGES else ()),
+        *(fastest if any(tensor.ndim == IMAGES for tensor in images.tensors) else ()),
         Layout(largest, torch.contiguous_format),
         Layout(1, torch.contiguous_format),
     )
@@ -52,7 +53,7 @@ class CalibrationSet:
     """Batches of images in folds.
 
     Attributes:
-        batches: batches of images (n, c, h, w), in random order within a fold.
+        batches: batches of images, or of several inputs, in random order within a fold.
         folds: the fold of each batch.
         judges: folds that judge fits on all other folds; empty for a single image, which judges fits on itself.
         withheld: a fold that no fit sees, not even the last one.
@@ -60,7 +61,7 @@ class CalibrationSet:
         loss: the loss of a changed network's outputs.
     """
 
-    batches: tuple[Tensor, ...]
+    batches: tuple[Inputs, ...]
     folds: tuple[int, ...]
     judges: tuple[int, ...]
     withheld: int | None = None
@@ -70,7 +71,7 @@ class CalibrationSet:
     @property
     def precision(self) -> torch.dtype:
         """Precision of the images, in which the network computes."""
-        return self.batches[0].dtype
+        return self.batches[0].real.dtype
 
     @property
     def count(self) -> int:
@@ -82,7 +83,7 @@ class CalibrationSet:
         """Number of batches that a fit without a judging fold sees at least."""
         return len(self.batches) - max((self.folds.count(fold) for fold in self.judges), default=0)
 
-    def judging(self) -> Iterator[tuple[int, Tensor]]:
+    def judging(self) -> Iterator[tuple[int, Inputs]]:
         """Yield the fold and the images of each judging batch, the folds in turns."""
         return ((fold, self.batches[index]) for fold, index in self._turns())
 
@@ -98,7 +99,7 @@ class CalibrationSet:
                 if index is not None:
                     yield fold, index
 
-    def fold(self, fold: int) -> list[Tensor]:
+    def fold(self, fold: int) -> list[Inputs]:
         """Return the batches of one fold."""
         return [self.batches[index] for index in self._indices(fold)]
 
@@ -123,13 +124,14 @@ class CalibrationSet:
 
 
 def cross_validated(
-    images: Tensor, seed: int, layout: Layout | None = None, labels: Tensor | None = None
+    images: Tensor | Inputs, seed: int, layout: Layout | None = None, labels: Tensor | None = None
 ) -> CalibrationSet:
-    """Return images (n, c, h, w) in up to three folds, which judge in turn.
+    """Return images in up to three folds, which judge in turn.
 
     A fold is a contiguous part, so neighbours stay together except at its borders: they may be crops of one photo or
     frames of one film.
     """
+    images = Inputs.of(images)
     count = min(FOLDS, len(images))
     borders = [part * len(images) // count for part in range(count + 1)]
     parts = [images[start:stop] for start, stop in itertools.pairwise(borders)]
@@ -138,18 +140,20 @@ def cross_validated(
 
 
 def separate(
-    images: Tensor,
-    judging: Tensor,
+    images: Tensor | Inputs,
+    judging: Tensor | Inputs,
     seed: int,
     layout: Layout | None = None,
     labels: tuple[Tensor, Tensor] | None = None,
 ) -> CalibrationSet:
-    """Return a set that fits on `images` and judges on `judging`, (n, c, h, w) both; labels for both or neither."""
-    return _in_folds([images, judging], None if labels is None else [*labels], (1,), 1, seed, layout)
+    """Return a set that fits on `images` and judges on `judging`; labels for both or neither."""
+    return _in_folds(
+        [Inputs.of(images), Inputs.of(judging)], None if labels is None else [*labels], (1,), 1, seed, layout
+    )
 
 
 def _in_folds(
-    parts: list[Tensor],
+    parts: list[Inputs],
     labels: list[Tensor] | None,
     judges: tuple[int, ...],
     withheld: int | None,
@@ -158,16 +162,18 @@ def _in_folds(
 ) -> CalibrationSet:
     layout = layouts(parts[0])[0] if layout is None else layout
     generator = torch.Generator().manual_seed(seed)
-    orders = [torch.randperm(len(part), generator=generator).to(part.device) for part in parts]
+    orders = [torch.randperm(len(part), generator=generator).to(part.real.device) for part in parts]
     mixed = [
-        in_batches(part[order].to(memory_format=layout.memory), layout.largest)
+        in_batches(part[order].laid_out(layout.memory), layout.largest)
         for part, order in zip(parts, orders, strict=True)
     ]
     batches = tuple(batch for part in mixed for batch in part)
     classes = None
     if labels is not None:
         pairs = zip(labels, orders, strict=True)
-        classes = tuple(batch for part, order in pairs for batch in in_batches(part[order], layout.largest))
+        classes = tuple(
+            batch for part, order in pairs for batch in torch.tensor_split(part[order], -(-len(part) // layout.largest))
+        )
     folds = tuple(fold for fold, part in enumerate(mixed) for _ in part)
     return CalibrationSet(batches, folds, judges, withheld, classes)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +13,8 @@ from torch import Tensor, fx
 
 from depthcomp.data.batches import Data, LabelledImages, enough_images, labelled_images, synthetic_batches
 from depthcomp.data.calibration import CalibrationSet, Layout, cross_validated, layouts, separate
+from depthcomp.data.input_names import ONE_IMAGE, InputNames
+from depthcomp.data.inputs import Inputs
 from depthcomp.data.label_check import foreign_labels
 from depthcomp.data.output_loss import OutputLoss
 from depthcomp.data.output_spreads import floats_of, spreads_of
@@ -40,31 +43,34 @@ _ONE_IMAGE = "the loss is estimated on the one image that was also fitted to; pa
 
 def calibration_of(
     network: fx.GraphModule,
-    example: Tensor,
+    example: Inputs,
     data: Data | None,
     val_data: Data | None,
     seed: int,
     *,
     most: int | None,
     loss: OutputLoss,
+    names: InputNames = ONE_IMAGE,
 ) -> tuple[CalibrationSet, str, tuple[str, ...]]:
     """Return the images to work with, what a loss on them is in words, and notes for the user.
 
     Args:
         network: the captured network, in evaluation mode; it is not changed.
-        example: a batch of images (n, c, h, w).
+        example: a batch of images, or of several inputs.
         data: calibration images; None for synthetic ones.
         val_data: images to judge on; None to let parts of the calibration images judge in turn.
         seed: seed of the images' order, for a shuffled loader too.
         most: most images to read from each source; None to choose by their size.
         loss: what the user says about the loss of outputs.
+        names: names of the inputs.
 
     Raises:
         CaptureError: the network takes only batches of the size that it was captured for.
         DataError: the data are empty, or do not fit the network or what the user says of it.
     """
     most = enough_images(example) if most is None else most
-    images, targets, note = _read_in_folds(network, data, val_data, example, seed, most)
+    read = functools.partial(_read, example=example, most=most, seed=seed, names=names)
+    images, targets, note = _read_in_folds(network, data, val_data, example, seed, read)
     judged, judged_by = _with_loss(network, images, loss, targets)
     calibration, foreign = _with_known_classes(network, judged)
     few = "" if data is None else few_scenes(_scores(network, calibration))
@@ -75,24 +81,24 @@ def _read_in_folds(
     network: fx.GraphModule,
     data: Data | None,
     val_data: Data | None,
-    example: Tensor,
+    example: Inputs,
     seed: int,
-    most: int,
+    read: Callable[[Data, str], LabelledImages],
 ) -> tuple[CalibrationSet, tuple[int, ...] | None, str]:
     """Return the images in folds, synthetic where there are none, the shape of targets, and a note for the user."""
     labels: Tensor | None = None
     targets: tuple[int, ...] | None = None
     if data is None:
-        images, note = torch.cat(synthetic_batches(example, SYNTHETIC_IMAGES, seed)), _NO_DATA
+        images, note = Inputs.joined(synthetic_batches(example.real, SYNTHETIC_IMAGES, seed)), _NO_DATA
     else:
-        read = _read(data, example, "data", most, seed)
-        images, labels, note = labelled_alone(read.images, read.labels, "data")
-        targets = read.targets
+        found = read(data, "data")
+        images, labels, note = labelled_alone(found.images, found.labels, "data")
+        targets = found.targets
     layout = _layout(network, images)
     if layout.largest < min(layouts(images)[0].largest, len(images)):
         note = "; ".join(filter(None, (note, _FIXED_BATCH)))
     if val_data is not None:
-        found = _read(val_data, example, "val_data", most, seed)
+        found = read(val_data, "val_data")
         judging, classes, other = labelled_alone(found.images, found.labels, "val_data")
         pair = None if labels is None or classes is None else (labels, classes)
         calibration, note = separate(images, judging, seed, layout, pair), "; ".join(filter(None, (note, other)))
@@ -116,7 +122,7 @@ def _with_loss(
         DataError: the user says that outputs are scores, and their shape is another.
     """
     with torch.no_grad():
-        output = network(calibration.batches[0])
+        output = calibration.batches[0].through(network)
     if loss.outputs is None and [tuple(part.shape[1:]) for part in floats_of(output)] == [targets]:
         loss = replace(loss, outputs="values")
     if loss.outputs == "scores" and not loss.flattens(output):
@@ -130,18 +136,18 @@ def _with_loss(
     return replace(calibration, loss=loss), loss.describe(output)
 
 
-def _some_outputs(network: fx.GraphModule, batches: Sequence[Tensor]) -> Iterator[Any]:
+def _some_outputs(network: fx.GraphModule, batches: Sequence[Inputs]) -> Iterator[Any]:
     """Yield the outputs for about LOOKED_AT images."""
     step = math.ceil(sum(map(len, batches)) / LOOKED_AT)
     for batch in batches[::step]:
         with torch.no_grad():
-            yield network(batch)
+            yield batch.through(network)
 
 
-def _read(data: Data, example: Tensor, argument: str, most: int, seed: int) -> LabelledImages:
+def _read(data: Data, argument: str, *, example: Inputs, most: int, seed: int, names: InputNames) -> LabelledImages:
     """Return images and classes; a seed fixes the draws of random data."""
     with own_randomness(_CPU), entered(data, seed, 0):
-        return labelled_images(data, example, argument=argument, most=most)
+        return labelled_images(data, example, argument=argument, most=most, names=names)
 
 
 def _with_known_classes(network: fx.GraphModule, calibration: CalibrationSet) -> tuple[CalibrationSet, str]:
@@ -153,7 +159,7 @@ def _with_known_classes(network: fx.GraphModule, calibration: CalibrationSet) ->
     if calibration.labels is None:
         return calibration, ""
     with torch.no_grad():
-        outputs = [network(batch) for batch in calibration.batches]
+        outputs = [batch.through(network) for batch in calibration.batches]
     if not all(map(calibration.loss.are_scores, outputs)):
         return replace(calibration, labels=None), ""
     scores, labels = torch.cat(outputs).cpu(), torch.cat(calibration.labels)
@@ -175,7 +181,7 @@ def _scores(network: fx.GraphModule, calibration: CalibrationSet) -> Tensor:
     return torch.cat(outputs) if all(isinstance(scores, Tensor) for scores in outputs) else torch.zeros(0)
 
 
-def _layout(network: fx.GraphModule, images: Tensor) -> Layout:
+def _layout(network: fx.GraphModule, images: Inputs) -> Layout:
     """Return the fastest layout that a network takes: `view` needs contiguous images, a fixed size batches of one.
 
     With a fixed size a reshape may also pass without an error, and join several images in one row; or a loop, and
@@ -187,7 +193,7 @@ def _layout(network: fx.GraphModule, images: Tensor) -> Layout:
     for layout in layouts(images):
         count = min(layout.largest, len(images))
         try:
-            one, several = (_shapes(network, images[:size].to(memory_format=layout.memory)) for size in (1, count))
+            one, several = (_shapes(network, images[:size].laid_out(layout.memory)) for size in (1, count))
         except RuntimeError as error:
             reason = error
         else:
@@ -201,7 +207,7 @@ def _layout(network: fx.GraphModule, images: Tensor) -> Layout:
     ) from reason
 
 
-def _shapes(network: fx.GraphModule, images: Tensor) -> list[tuple[int, ...]]:
+def _shapes(network: fx.GraphModule, images: Inputs) -> list[tuple[int, ...]]:
     with torch.no_grad():
-        output = fx.Interpreter(network).run(images)  # it prints no traceback
+        output = images.through(fx.Interpreter(network).run)  # it prints no traceback
     return [tuple(part.shape) for part in tensors_of(output)]

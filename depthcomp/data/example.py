@@ -3,41 +3,59 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from depthcomp.data.batches import Data, first_images
 from depthcomp.data.input_kind import IMAGES, VECTORS, first_convolution, input_rank, shape_words
+from depthcomp.data.input_names import ONE_IMAGE, InputNames
+from depthcomp.data.inputs import Inputs
 from depthcomp.errors import CaptureError
 from fx_passes.preconditions import as_tensors
 
-__all__ = ["configured_size", "infer_example"]
+__all__ = ["ExampleInputs", "configured_size", "infer_example"]
+
+ExampleInputs = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
+"""One tensor, a tuple of tensors in the order of the forward's arguments, or a dict of arguments."""
 
 USUAL_SIZE = 224  # height and width that most ImageNet networks take
 
 
 def infer_example(
-    model: nn.Module, example_inputs: Tensor | Sequence[Tensor] | None, data: Data | None
-) -> tuple[Tensor, Data | None, str]:
-    """Return the model's one example input, the complete data, and a warning where the shape is a guess.
+    model: nn.Module, example_inputs: ExampleInputs | None, data: Data | None, names: InputNames = ONE_IMAGE
+) -> tuple[Inputs, Data | None, str]:
+    """Return the model's example inputs, the complete data, and a warning where the shape is a guess.
+
+    Args:
+        model: the model.
+        example_inputs: the user's; None to take one from the data, or to guess.
+        data: the data; None for none.
+        names: names of the model's inputs.
 
     Raises:
         CaptureError: the model is not in single precision or not on the CPU, `example_inputs` is no batch of what the
-            model's first convolution reads, or no convolution tells a shape to guess.
+            model's first convolution reads, no convolution tells a shape to guess, or several inputs would be guessed.
         DataError: the data hold no images.
     """
     _require_single_precision_on_cpu(model)
     if example_inputs is not None:
-        return _images(as_tensors(example_inputs), input_rank(model)), data, ""
+        tensors = as_tensors(names.example(example_inputs))
+        found = _several(tensors, names) if names.several else Inputs.of(_images(tensors, names.rank))
+        return found, data, ""
     if data is not None:
-        images, data = _peek(data, input_rank(model))
-        return images.float(), data, ""
+        images, data = _peek(data, names)
+        return images.each(lambda tensor: tensor.float() if tensor.is_floating_point() else tensor), data, ""
+    if names.several:
+        raise CaptureError(
+            f"{type(model).__name__} takes {', '.join(names.names)}, and no synthetic data can stand for several "
+            "inputs; pass data="
+        )
     size, warning = configured_size(model)
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(1, *size, generator=generator).to(like), None, warning
+    return Inputs.of(torch.randn(1, *size, generator=generator).to(like)), None, warning
 
 
 def _require_single_precision_on_cpu(model: nn.Module) -> None:
@@ -58,8 +76,7 @@ def _images(inputs: tuple[Tensor, ...], rank: int) -> Tensor:
     """Return the inputs as one batch of so many dimensions, or of vectors; refuse others."""
     if len(inputs) != 1:
         raise CaptureError(
-            f"example_inputs holds {len(inputs)} inputs, but must be one batch of {shape_words(rank)}; "
-            "wrap a model with more inputs in a module that takes only that batch"
+            f"example_inputs holds {len(inputs)} inputs, but must be one batch of {shape_words(rank)}; pass one tensor"
         )
     images = inputs[0]
     if images.ndim not in (rank, VECTORS) or not len(images):
@@ -75,12 +92,29 @@ def _images(inputs: tuple[Tensor, ...], rank: int) -> Tensor:
     return images
 
 
-def _peek(data: Data, rank: int) -> tuple[Tensor, Data]:
-    """Return the first image, as a batch of so many dimensions, and an iterable that still yields it."""
+def _several(tensors: tuple[Tensor, ...], names: InputNames) -> Inputs:
+    """Return several inputs as a batch, or refuse them."""
+    counts = [len(tensor) if tensor.ndim else 0 for tensor in tensors]
+    if len(set(counts)) > 1 or not counts[0]:
+        shapes = ", ".join(f"{n} {tuple(t.shape)}" for n, t in zip(names.names, tensors, strict=True))
+        raise CaptureError(
+            f"example_inputs has the shapes {shapes}, but the first dimension of each must be the batch; give one "
+            "batch of all inputs"
+        )
+    for name, tensor in zip(names.names, tensors, strict=True):
+        if tensor.is_floating_point() and (tensor.dtype != torch.float32 or not torch.isfinite(tensor).all()):
+            raise CaptureError(
+                f"{name} in example_inputs is of {tensor.dtype}, but must hold finite torch.float32 values; convert it"
+            )
+    return Inputs.of(tensors)
+
+
+def _peek(data: Data, names: InputNames) -> tuple[Inputs, Data]:
+    """Return the first image and an iterable that still yields it."""
     if isinstance(data, Iterator):
         data, ahead = itertools.tee(data)
-        return first_images(ahead, rank)[:1], data
-    return first_images(data, rank)[:1], data
+        return first_images(ahead, names=names)[:1], data
+    return first_images(data, names=names)[:1], data
 
 
 def configured_size(model: nn.Module) -> tuple[tuple[int, ...], str]:

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from depthcomp.data.inputs import Inputs
 from depthcomp.data.output_spreads import floats_of, spread_of
 from depthcomp.errors import DataError, DepthCompError
 from depthcomp_errors.first_line import first_line
@@ -28,7 +29,10 @@ __all__ = [
 
 OutputKind = Literal["scores", "values"]
 OwnLoss = Callable[[Any, Any, Any], float]
-"""A function (original_outputs, outputs, batch) -> loss; a batch is images, or (images, labels)."""
+"""A function (original_outputs, outputs, batch) -> loss; a batch is images, or (images, labels).
+
+In the place of images several inputs are a tuple.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +92,7 @@ class OutputLoss:
             return [spread_of(part) for part in parts]
         return [spread.to(part) for spread, part in zip(self.spreads, parts, strict=True)]
 
-    def rise(self, original: Any, changed: Any, images: Tensor, labels: Tensor | None) -> float:
+    def rise(self, original: Any, changed: Any, images: Tensor | Inputs, labels: Tensor | None) -> float:
         """Return the rise of the loss from the original's outputs to the changed network's on the same images.
 
         Without labels it is the divergence. With labels (n,) of class scores it is the mean of the divergence and the
@@ -99,7 +103,8 @@ class OutputLoss:
             DepthCompError: the user's function fails, or returns no number.
         """
         if self.own is not None:
-            batch = images if labels is None else (images, labels)
+            held = Inputs.of(images).held
+            batch = held if labels is None else (held, labels)
             original, changed = (outputs[0] if self.behind else outputs for outputs in (original, changed))
             before, after = (_called(self.own, original, outputs, batch) for outputs in (original, changed))
             return after - before

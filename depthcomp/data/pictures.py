@@ -16,12 +16,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision.transforms import functional
 
-from depthcomp.data.batches import IMAGE_NAMES, Data, items_of
+from depthcomp.data.batches import Data, items_of
 from depthcomp.data.example import configured_size
 from depthcomp.data.images import decode, fitted, fitted_values, image_files, in_turns, mode_of
 from depthcomp.data.input_kind import IMAGES, input_rank
+from depthcomp.data.items import IMAGE_NAMES
+from depthcomp.data.named_arrays import NamedArrays
 from depthcomp.data.randomness import own_randomness
-from depthcomp.data.saved_arrays import is_array_file, saved_inputs
+from depthcomp.data.saved_arrays import is_array_file, read_arrays
 from depthcomp.errors import DataError
 
 __all__ = ["normalization", "readable"]
@@ -48,7 +50,9 @@ def readable(data: Any, model: nn.Module, example_inputs: Any, argument: str = "
             model's channels.
     """
     if isinstance(data, str | os.PathLike):
-        data = saved_inputs(data) if is_array_file(data) else _files(Path(data))
+        data = read_arrays(data) if is_array_file(data) else _files(Path(data))
+    if isinstance(data, Mapping):
+        data = NamedArrays(data)
     if isinstance(data, np.ndarray) and np.issubdtype(data.dtype, np.str_):
         data = data.ravel().tolist()
     if isinstance(data, Image.Image | np.ndarray) or (isinstance(data, Tensor) and _is_picture(data)):

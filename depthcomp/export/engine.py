@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from depthcomp.data.batches import calibration_batches
+from depthcomp.data.input_names import InputNames
+from depthcomp.data.inputs import Inputs
 from depthcomp.errors import EngineError
 from depthcomp.export.onnx_model import relative_error
 from depthcomp.export.precision import onnx_in_precision, random_inputs
@@ -84,13 +86,16 @@ def export_engine(
         raise EngineError(f"timing_cache (={timing_cache!s}) goes with tensorrt only: {to} times nothing; leave it out")
     require_buildable(spec)  # report a missing package before the network is exported
     example = with_batch(example_inputs, batch) if isinstance(batch, int) else example_inputs
-    images = None if data is None else calibration_batches(data, example[0])
+    names = InputNames.of(gm, example)
+    images = None if data is None else calibration_batches(data, Inputs.of(example), names=names)
     report(_EXPORTING, 0, 1)
     model = onnx_in_precision(gm, example, precision, batch=spec.batch, data=images)
     report(_EXPORTING, 1, 1)
     cache = None if timing_cache is None else Path(timing_cache)
     engine = build_engine(model, spec, lambda done, total, _: report(_BUILDING, done, total), timing_cache=cache)
-    judged = random_inputs(example, len(example[0])) if images is None else with_batch((images[0],), len(example[0]))
+    judged = (
+        random_inputs(example, len(example[0])) if images is None else with_batch(images[0].tensors, len(example[0]))
+    )
     judge = "random inputs" if images is None else "calibration images"
     content = {
         **_sidecar(engine, path),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from depthcomp.data.batches import calibration_batches
+from depthcomp.data.input_names import ONE_IMAGE, InputNames
+from depthcomp.data.inputs import Inputs
 from depthcomp.errors import ArtifactError, DataError
 from depthcomp.export.onnx_model import require_sound, to_onnx
 from fx_passes import fold_batch_norms
@@ -62,7 +64,9 @@ def onnx_in_precision(
     model = to_onnx(network, inputs, dynamic_batch=batch is not None)
     sizes = sorted({batch[0], batch[1]}) if batch is not None else [len(inputs[0])]
     require_sound(model, network, [random_inputs(inputs, size) for size in sizes])
-    return quantized(model, example_inputs[0], data) if precision == "int8" and data is not None else model
+    if precision != "int8" or data is None:
+        return model
+    return quantized(model, Inputs.of(example_inputs), data, InputNames.of(gm, example_inputs))
 
 
 def in_half(gm: nn.Module) -> nn.Module:
@@ -85,15 +89,16 @@ def in_half(gm: nn.Module) -> nn.Module:
     return network
 
 
-def quantized(model: bytes, example: Tensor, data: Iterable[Any]) -> bytes:
+def quantized(model: bytes, example: Tensor | Inputs, data: Iterable[Any], names: InputNames = ONE_IMAGE) -> bytes:
     """Return a float32 model with QuantizeLinear and DequantizeLinear around the inputs of its heavy operators.
 
     Scales are symmetric, per channel for weights and per tensor for activations; TensorRT takes no other form.
 
     Args:
         model: the model; its first dimension may be dynamic.
-        example: a tensor with the shape of the model's one input.
+        example: tensors with the shapes of the model's inputs.
         data: images; the range of a tensor is its largest magnitude on them.
+        names: names of the inputs in the data.
 
     Raises:
         DataError: the data are empty or do not fit the model.
@@ -101,13 +106,13 @@ def quantized(model: bytes, example: Tensor, data: Iterable[Any]) -> bytes:
     import onnx
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
-    batches = calibration_batches(data, example)
-    name = onnx.load_from_string(model).graph.input[0].name
+    batches = calibration_batches(data, example, names=names)
+    inputs = [value.name for value in onnx.load_from_string(model).graph.input]
     with tempfile.TemporaryDirectory() as folder, _quiet():
         source, target = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
         source.write_bytes(model)
         quantize_static(
-            source, target, _Reader(name, _of_size(torch.cat(batches), len(example))),
+            source, target, _Reader(inputs, _of_size(Inputs.joined(batches), len(Inputs.of(example)))),
             quant_format=QuantFormat.QDQ, op_types_to_quantize=_QUANTIZED, per_channel=True,
             activation_type=QuantType.QInt8, weight_type=QuantType.QInt8,
             extra_options={
@@ -132,15 +137,17 @@ def random_inputs(inputs: tuple[Tensor, ...], batch: int) -> tuple[Tensor, ...]:
 class _Reader:
     """Source of batches for quantize_static."""
 
-    def __init__(self, name: str, batches: Iterable[Tensor]) -> None:
-        self._name, self._batches = name, iter(batches)
+    def __init__(self, names: Sequence[str], batches: Iterable[Inputs]) -> None:
+        self._names, self._batches = names, iter(batches)
 
     def get_next(self) -> dict[str, Any] | None:
         batch = next(self._batches, None)
-        return None if batch is None else {self._name: batch.detach().cpu().numpy()}
+        if batch is None:
+            return None
+        return {name: t.detach().cpu().numpy() for name, t in zip(self._names, batch.tensors, strict=True)}
 
 
-def _of_size(images: Tensor, size: int) -> Iterator[Tensor]:
+def _of_size(images: Inputs, size: int) -> Iterator[Inputs]:
     """Yield the images in batches of exactly `size`, the last one filled with the first images."""
     count = -(-len(images) // size)
     order = torch.arange(count * size) % len(images)

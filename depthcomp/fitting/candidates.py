@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from depthcomp.data.calibration import CalibrationSet
+from depthcomp.data.inputs import Inputs
 from depthcomp.fitting.channel_orders import ChannelOrders
 from depthcomp.fitting.execution import Replacements, Tail, record
 from depthcomp.fitting.expectation import expectation_of
@@ -146,7 +147,7 @@ class _Solver:
         for done, (system, fits) in enumerate(together):
             found = (self._of_some_inputs if fits[0].slot.widths else self._of_all_inputs)(system, fits)
             for number, fit in enumerate(fits):
-                like, padding = batches[0], fit.slot.operator.padding
+                like, padding = batches[0].real, fit.slot.operator.padding
                 self._solved[fit.key] = {
                     fold: replace(solved[number], padding=padding).to(like) for fold, solved in found.items()
                 }
@@ -247,7 +248,7 @@ def shared_systems(candidates: Sequence[Candidate], memory: FitMemory) -> list[S
 
 
 def _accumulate(
-    network: CapturedNetwork, several: Sequence[SharedSystem], batch: Tensor, batches: int, seed: int, fold: int
+    network: CapturedNetwork, several: Sequence[SharedSystem], batch: Inputs, batches: int, seed: int, fold: int
 ) -> None:
     """Add a batch to the sums of all systems; a fit sees at least `batches` batches."""
     wanted = {name for shared in several for name in (shared.system.design.entry, *shared.targets)}

@@ -95,7 +95,7 @@ def refit_consumers(
             progress(f"refitting consumers, {_without(unseen)}", next(done), total)
         for consumer in several:
             for fold in consumer.unseen if consumer.system.is_finite else ():
-                operator = _solved(network, consumer, fold, calibration.precision).to(calibration.batches[0])
+                operator = _solved(network, consumer, fold, calibration.precision).to(calibration.batches[0].real)
                 found[consumer.candidate.choice, fold][consumer.slot.node] = operator
         several.clear()  # frees their sums for the next pass
     return found

@@ -9,15 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from depthcomp.data.inputs import Inputs
 from fx_passes.graph_edit import nodes_by_name
 
-__all__ = ["Replacements", "Stream", "Tail", "record", "run_node"]
+__all__ = ["Replacements", "Stream", "Tail", "inputs_by_node", "record", "run_node"]
 
 Environment = dict[fx.Node, Any]
 Replacements = Mapping[str, Callable[[Tensor], Tensor]]
 """Functions by node name; each takes the one tensor that its node reads, and returns the node's tensor."""
 
 _NOTHING: Replacements = MappingProxyType({})
+_NO_INPUTS: Mapping[fx.Node, Tensor] = MappingProxyType({})
 
 
 class Stream:
@@ -27,7 +29,7 @@ class Stream:
     graph's order. Modules may change between two advances; nodes that have run do not run again.
     """
 
-    def __init__(self, gm: fx.GraphModule, batches: Sequence[Tensor]) -> None:
+    def __init__(self, gm: fx.GraphModule, batches: Sequence[Tensor | Inputs]) -> None:
         self._interpreter = fx.Interpreter(gm, garbage_collect_values=False)
         self._nodes = list(gm.graph.nodes)
         self._positions = {node.name: index for index, node in enumerate(self._nodes)}
@@ -35,7 +37,7 @@ class Stream:
         self._dead_after: dict[fx.Node, list[fx.Node]] = {}
         for source, user in last_use.items():
             self._dead_after.setdefault(user, []).append(source)
-        self._batches = batches
+        self._batches = [inputs_by_node(gm, batch) for batch in batches]
         self._environments: list[Environment] = [{} for _ in batches]
         self._done = 0
 
@@ -61,20 +63,21 @@ class Tail:
 
     Args:
         gm: the network, in evaluation mode; it is not changed.
-        batch: images (n, c, h, w).
+        batch: images (n, c, h, w), or several inputs.
         recorded: the tensor of each node, where the forward has run already; None to run it.
 
     Attributes:
         gm: the network.
     """
 
-    def __init__(self, gm: fx.GraphModule, batch: Tensor, *, recorded: Environment | None = None) -> None:
+    def __init__(self, gm: fx.GraphModule, batch: Tensor | Inputs, *, recorded: Environment | None = None) -> None:
         self.gm = gm
         self._interpreter = fx.Interpreter(gm, garbage_collect_values=False)
         self._nodes = nodes_by_name(gm)
         self._recorded: Environment = {} if recorded is None else recorded
+        inputs = inputs_by_node(gm, batch)
         for node in gm.graph.nodes if recorded is None else ():
-            self._recorded[node] = _run_node(self._interpreter, node, self._recorded, batch)
+            self._recorded[node] = _run_node(self._interpreter, node, self._recorded, inputs)
 
     def value(self, name: str) -> Tensor:
         """Return the recorded tensor at the node called `name`."""
@@ -116,13 +119,13 @@ class Tail:
                     (tensor,) = environment.values()
                     changed[node] = replaced[node.name](tensor)
                 else:
-                    changed[node] = _run_node(self._interpreter, node, environment, value)
+                    changed[node] = _run_node(self._interpreter, node, environment)
                 yield node, changed[node]
             if node is last:
                 return
 
 
-def record(gm: fx.GraphModule, batch: Tensor, names: Collection[str]) -> dict[str, Tensor]:
+def record(gm: fx.GraphModule, batch: Tensor | Inputs, names: Collection[str]) -> dict[str, Tensor]:
     """Return the tensors at the nodes called `names` in a forward of `gm`, stopping after the last of them."""
     remaining = set(names)
     recorded: dict[str, Tensor] = {}
@@ -134,10 +137,18 @@ def record(gm: fx.GraphModule, batch: Tensor, names: Collection[str]) -> dict[st
     return recorded
 
 
-def run_node(interpreter: fx.Interpreter, node: fx.Node, environment: Environment, batch: Tensor) -> Any:
-    """Return the value of a node in a forward of `batch`, given the values of the nodes before it."""
+def inputs_by_node(gm: fx.GraphModule, batch: Tensor | Inputs) -> Environment:
+    """Return the tensor that each placeholder of a graph stands for."""
+    placeholders = gm.graph.find_nodes(op="placeholder")
+    return dict(zip(placeholders, Inputs.of(batch).tensors, strict=True))
+
+
+def run_node(
+    interpreter: fx.Interpreter, node: fx.Node, environment: Environment, inputs: Mapping[fx.Node, Tensor] = _NO_INPUTS
+) -> Any:
+    """Return the value of a node in a forward of `inputs`, given the values of the nodes before it."""
     if node.op == "placeholder":
-        return batch
+        return inputs[node]
     if node.op == "output":
         return fx.map_arg(node.args[0], lambda source: environment[source])
     interpreter.env = environment

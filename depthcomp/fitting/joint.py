@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from depthcomp.data.calibration import CalibrationSet
+from depthcomp.data.inputs import Inputs
 from depthcomp.fitting.candidates import Weights, fit_candidates
 from depthcomp.fitting.channel_orders import ChannelOrders
 from depthcomp.fitting.consumers import Refits, refit_consumers
@@ -100,7 +101,7 @@ class JointLosses:
                 load_operator(trial, name, operator)
             with torch.no_grad():
                 for batch, wanted, classes in batches:
-                    total += judging.rise(wanted, trial.gm(batch), batch, classes) * len(batch)
+                    total += judging.rise(wanted, batch.through(trial.gm), batch, classes) * len(batch)
                     images += len(batch)
         return math.inf if math.isnan(total) else total / images
 
@@ -126,11 +127,11 @@ class JointLosses:
         return replace(operator, weight=operator.weight[made][:, read], bias=operator.bias[made])
 
     @functools.cached_property
-    def _judging(self) -> dict[int, list[tuple[Tensor, Any, Tensor | None]]]:
+    def _judging(self) -> dict[int, list[tuple[Inputs, Any, Tensor | None]]]:
         """The images, original outputs and labels of each judging batch, by fold."""
         turns = zip(self._calibration.judging(), self._calibration.judging_labels(), strict=True)
-        found: dict[int, list[tuple[Tensor, Any, Tensor | None]]] = {}
+        found: dict[int, list[tuple[Inputs, Any, Tensor | None]]] = {}
         with torch.no_grad():
             for (fold, batch), classes in itertools.islice(turns, JUDGING):
-                found.setdefault(fold, []).append((batch, self._network.gm(batch), classes))
+                found.setdefault(fold, []).append((batch, batch.through(self._network.gm), classes))
         return found

@@ -187,7 +187,7 @@ class Refitter:
             with torch.no_grad():
                 for (own, batch), wanted, classes in batches:
                     if own == fold:
-                        total += judging.rise(wanted, network(batch), batch, classes) * len(batch)
+                        total += judging.rise(wanted, batch.through(network), batch, classes) * len(batch)
                         images += len(batch)
             self._judged[plan, kept, fold] = total, images
         return self._judged[plan, kept, fold]
@@ -196,7 +196,7 @@ class Refitter:
     def _outputs(self) -> list[Any]:
         """The original network's outputs on the judging batches."""
         with torch.no_grad():
-            return [self._network.gm(batch) for _, batch in self._calibration.judging()]
+            return [batch.through(self._network.gm) for _, batch in self._calibration.judging()]
 
     def _new(self, linearized: GraphFacts, plan: Plan) -> list[Slot]:
         """Return the slots of a plan's choices; kept layers are left out where memory cannot solve them whole."""

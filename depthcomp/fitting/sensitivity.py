@@ -23,8 +23,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
+from depthcomp.data.inputs import Inputs
 from depthcomp.data.output_loss import DEFAULT_LOSS, OutputLoss, require_finite
-from depthcomp.fitting.execution import Tail, run_node
+from depthcomp.fitting.execution import Tail, inputs_by_node, run_node
 
 __all__ = ["Sensitivity"]
 
@@ -38,7 +39,7 @@ class Sensitivity:
 
     Args:
         gm: the network, in evaluation mode; it is not changed.
-        images: images (n, c, h, w).
+        images: images (n, c, h, w), or several inputs.
         names: names of the nodes whose tensors get gradients.
         draws: number of probes.
         generator: draws the probes, on the CPU.
@@ -55,7 +56,7 @@ class Sensitivity:
     def __init__(
         self,
         gm: fx.GraphModule,
-        images: Tensor,
+        images: Tensor | Inputs,
         names: Collection[str],
         *,
         draws: int,
@@ -63,14 +64,15 @@ class Sensitivity:
         labels: Tensor | None = None,
         judging: OutputLoss = DEFAULT_LOSS,
     ) -> None:
-        forward = _Differentiable(gm, images.detach(), names)
+        images = Inputs.of(images)
+        forward = _Differentiable(gm, images.each(Tensor.detach), names)
         with torch.enable_grad():
             output = forward.run()
             require_finite(output)
             probes = list(judging.probes(output, len(images), draws, generator))
             if labels is not None:
                 probes.append(F.cross_entropy(output, labels.to(output.device), reduction="sum"))
-        self._draws, self._flattens = draws, judging.flattens(output)
+        self._images, self._draws, self._flattens = len(images), draws, judging.flattens(output)
         self._gradients = _pulled_back(probes, forward.wanted)
         self.tail = Tail(gm, images, recorded={node: _detached(value) for node, value in forward.env.items()})
 
@@ -82,23 +84,28 @@ class Sensitivity:
         """
         if name not in self._gradients:
             return math.nan
-        products = _products(self._gradients[name], changed - self.tail.value(name))
+        products = self._by_image(_products(self._gradients[name], changed - self.tail.value(name)))
         quadratic = products[: self._draws].square().mean(0)  # of each image
         slope = products[self._draws :].sum(0) / 2  # of the task loss; none without labels
         return float(((quadratic + slope) * (_flattening(quadratic) if self._flattens else 1.0)).mean())
+
+    def _by_image(self, products: Tensor) -> Tensor:
+        """Return products (probes, rows) summed over the rows of each image, one for each shared branch."""
+        several = products.shape[1] > self._images and not products.shape[1] % self._images
+        return torch.unflatten(products, 1, (-1, self._images)).sum(1) if several else products
 
 
 class _Differentiable(fx.Interpreter):
     """A forward that keeps all tensors, and tracks gradients from the wanted ones on."""
 
-    def __init__(self, gm: fx.GraphModule, images: Tensor, names: Collection[str]) -> None:
+    def __init__(self, gm: fx.GraphModule, images: Inputs, names: Collection[str]) -> None:
         super().__init__(gm, garbage_collect_values=False)
-        self._images, self._names = images, frozenset(names)
+        self._inputs, self._names = inputs_by_node(gm, images), frozenset(names)
         self.wanted: dict[str, Tensor] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         """Return the value of a node, and keep it where it is wanted."""
-        value = run_node(self, n, self.env, self._images)
+        value = run_node(self, n, self.env, self._inputs)
         if n.name in self._names and isinstance(value, Tensor) and value.is_floating_point():
             self.wanted[n.name] = value if value.requires_grad else value.requires_grad_()
         return value

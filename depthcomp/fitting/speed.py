@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from depthcomp.data.calibration import CalibrationSet
 from depthcomp.fitting.candidates import shared_systems
@@ -58,7 +58,7 @@ def speed_of(network: CapturedNetwork, calibration: CalibrationSet) -> Speed:
     batch = calibration.batches[0]
     patches = torch.randn(SAMPLES, UNKNOWNS, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        forward, product = _fastest(lambda: network.gm(batch)), _fastest(lambda: patches.T @ patches)
+        forward, product = _fastest(lambda: batch.through(network.gm)), _fastest(lambda: patches.T @ patches)
     return Speed(forward, SAMPLES * UNKNOWNS**2 / product)
 
 
@@ -73,7 +73,7 @@ def fit_work(candidates: Sequence[Candidate], calibration: CalibrationSet, memor
     return FitWork(len(passes), total)
 
 
-def _fastest(run: Callable[[], Tensor]) -> float:
+def _fastest(run: Callable[[], Any]) -> float:
     """Return the time of the fastest of a few runs, in seconds."""
     found = []
     for _ in range(TRIALS):

@@ -14,6 +14,7 @@ from typing import Protocol
 import networkx as nx
 from torch import Tensor
 
+from depthcomp.data.inputs import Inputs
 from depthcomp.fitting.candidates import Weights, design_of_slot
 from depthcomp.fitting.consumers import restores_its_exit
 from depthcomp.importance.fitted_candidates import FittedCandidates
@@ -34,13 +35,13 @@ class JudgingBatch:
     Attributes:
         name: name of the batch in the journal.
         fold: the fold of its images.
-        images: the images (n, c, h, w).
+        images: n images, or examples of several inputs.
         labels: their classes (n,); None where there are none.
     """
 
     name: str
     fold: int
-    images: Tensor
+    images: Inputs
     labels: Tensor | None
 
 

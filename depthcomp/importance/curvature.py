@@ -316,7 +316,7 @@ def _parts(batch: JudgingBatch, largest: int) -> Iterator[JudgingBatch]:
     labels: Sequence[Tensor | None] = (
         [None] * count if batch.labels is None else torch.tensor_split(batch.labels, count)
     )
-    for number, (images, classes) in enumerate(zip(torch.tensor_split(batch.images, count), labels, strict=True)):
+    for number, (images, classes) in enumerate(zip(batch.images.split(count), labels, strict=True)):
         yield JudgingBatch(f"part {number + 1} of {count} of {batch.name}, by curvature", batch.fold, images, classes)
 
 

@@ -116,7 +116,7 @@ class FittedCandidates:
 
     def _foretold_bytes(self, candidate: Candidate, folds: int) -> int:
         """Return about how many bytes a candidate's weights and consumers will have."""
-        solved, single = {slot.node for slot in candidate.slots}, self._calibration.batches[0].element_size()
+        solved, single = {slot.node for slot in candidate.slots}, self._calibration.batches[0].real.element_size()
         sizes = [  # of weights that follow from the network's, in float64, and of solved ones
             operator.weight.numel() * (single if name in solved else 8)
             for name, operator in candidate.body.operators.items()

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from depthcomp.data.calibration import CalibrationSet
+from depthcomp.data.inputs import Inputs
 from depthcomp.data.output_loss import require_finite
 from depthcomp.errors import DepthCompError
 from depthcomp.fingerprint import seed_of
@@ -222,7 +223,7 @@ class _Protocol:
         judged = [index for index, fold in enumerate(folds) if held_out in (fold, None)]
         self._config, self._judging_loss = config, calibration.loss
         self._original = copy.deepcopy(captured).eval()
-        self._images = torch.cat([calibration.batches[index] for index in chosen])
+        self._images = Inputs.joined(calibration.batches[index] for index in chosen)
         self._labels = _joined(calibration.labels, chosen)
         self._judging = [calibration.batches[index] for index in judged]
         self._wanted = [self._teacher(batch) for batch in self._judging]
@@ -237,11 +238,11 @@ class _Protocol:
         self._train(network)
         network.eval()
         with torch.no_grad():
-            return self._score([network(batch) for batch in self._judging]) - self._base
+            return self._score([batch.through(network) for batch in self._judging]) - self._base
 
-    def _teacher(self, images: Tensor) -> Any:
+    def _teacher(self, images: Inputs) -> Any:
         with torch.no_grad():
-            return self._original(images)
+            return images.through(self._original)
 
     def _score(self, outputs: Sequence[Any]) -> float:
         """Return the accuracy, or the negative divergence where outputs are no class scores."""
@@ -285,8 +286,8 @@ class _Protocol:
             drawn = drawn[self._batch_size :]
 
     def _loss(self, network: fx.GraphModule, chosen: Tensor) -> Tensor:
-        images = self._images[chosen.to(self._images.device)]
-        outputs = network(images)
+        images = self._images[chosen.to(self._images.real.device)]
+        outputs = images.through(network)
         if self._labels is not None:
             return F.cross_entropy(outputs, self._labels[chosen].to(outputs.device))
         return self._judging_loss.divergence(self._teacher(images), outputs)

@@ -82,7 +82,7 @@ def load_result(directory: str | os.PathLike[str]) -> CompressionResult:
 
 
 def saved_inputs(directory: Path) -> tuple[Tensor, ...]:
-    """Return random inputs with the shapes and types that a saved network was compressed with.
+    """Return random inputs with the shapes and types that a saved network was compressed with; integers are 0.
 
     Raises:
         ArtifactError: result.json is missing or does not hold them.
@@ -91,12 +91,20 @@ def saved_inputs(directory: Path) -> tuple[Tensor, ...]:
     try:
         stored = json.loads(path.read_bytes())["example_inputs"]
         generator = torch.Generator().manual_seed(_SEED)
-        return tuple(torch.randn(each["shape"], generator=generator).to(_dtype(each["dtype"])) for each in stored)
+        return tuple(_drawn(each["shape"], _dtype(each["dtype"]), generator) for each in stored)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise ArtifactError(
             f"{path} does not hold the shapes of the inputs ({type(error).__name__}: {error}); give the folder that "
             "CompressionResult.save wrote"
         ) from error
+
+
+def _drawn(shape: list[int], dtype: torch.dtype, generator: torch.Generator) -> Tensor:
+    """Return values that any network takes: an integer may be an index."""
+    if dtype.is_floating_point or dtype == torch.bool:
+        drawn = torch.randn(shape, generator=generator)
+        return drawn > 0 if dtype == torch.bool else drawn.to(dtype)
+    return torch.zeros(shape, dtype=dtype)
 
 
 def _dtype(name: str) -> torch.dtype:

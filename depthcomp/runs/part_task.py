@@ -11,10 +11,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from depthcomp.data.batches import MAX_SMALL_IMAGES
 from depthcomp.data.example import infer_example
+from depthcomp.data.input_names import ONE_IMAGE, InputNames
+from depthcomp.data.inputs import Inputs
 from depthcomp.errors import DataError, DepthCompError
 from depthcomp.latency.timing import NetworkTimer
 from depthcomp.preparation import Prepared
@@ -38,12 +40,14 @@ class PartTask:
         task: the task to carry out: on the whole, or on the part alone.
         example: the whole's example input; None where the whole cannot be captured.
         obstacle: why the whole's outputs cannot judge; empty where they do.
+        names: names of the whole's inputs.
     """
 
     part: PartOfWhole
     task: CompressionTask
-    example: Tensor | None
+    example: Inputs | None
     obstacle: str
+    names: InputNames = ONE_IMAGE
 
     @classmethod
     def of(cls, task: CompressionTask, part: PartOfWhole) -> PartTask:
@@ -55,14 +59,15 @@ class PartTask:
         """
         inside = part.inside(task.exclude)  # refuses the part itself
         task = replace(task, data=_listed(task.data), val_data=_listed(task.val_data))
-        example, obstacle = _obstacle(task, part)
+        names = InputNames.of(part.whole, task.example_inputs)
+        example, obstacle = _obstacle(task, part, names)
         if not obstacle:
-            return cls(part, replace(task, model=part.whole, part=part.name), example, "")
+            return cls(part, replace(task, model=part.whole, part=part.name), example, "", names)
         alone = replace(
             task, model=part.module, example_inputs=part.example(task.example_inputs),
             data=part.data(task.data, "data"), val_data=part.data(task.val_data, "val_data"), exclude=inside,
         )  # fmt: skip
-        return cls(part, alone, example, obstacle)
+        return cls(part, alone, example, obstacle, names)
 
     def told(self, prepared: Prepared) -> Prepared:
         """Return what is prepared with the notes on the part's data, and with what judges it."""
@@ -95,33 +100,33 @@ class PartTask:
         if self.example is None:
             return replace(record, unmeasured=self.obstacle)
         try:
-            before, after = (capture(each, self.example) for each in (self.part.whole, whole))
+            before, after = (capture(each, self.names.given(self.example)) for each in (self.part.whole, whole))
             for each in (before, after):
                 fold_batch_norms(each)
-            first, second = NetworkTimer(before, (self.example,), backend, seed=seed).compare(after)
+            first, second = NetworkTimer(before, self.example.tensors, backend, seed=seed).compare(after)
         except DepthCompError as error:
             return replace(record, unmeasured=first_line(error))
         return replace(record, original_timing=first, measured_timing=second)
 
 
-def _obstacle(task: CompressionTask, part: PartOfWhole) -> tuple[Tensor | None, str]:
+def _obstacle(task: CompressionTask, part: PartOfWhole, names: InputNames) -> tuple[Inputs | None, str]:
     """Return the whole's example where it can be captured, and why its outputs cannot judge; empty where they can."""
     try:
-        captured, example = _captured(task, part.whole)
+        captured, example = _captured(task, part.whole, names)
     except DepthCompError as error:
         reason = "its data hold no batches (n, c, h, w)" if isinstance(error, DataError) else first_line(error)
         return None, f"{type(part.whole).__name__} cannot be captured: {reason}"
     try:
-        find_part(captured, part.name, capture(part.module, part.read(example)))
+        find_part(captured, part.name, capture(part.module, part.read(names.given(example))))
     except DepthCompError as error:
         return example, first_line(error)
     return example, ""
 
 
-def _captured(task: CompressionTask, whole: nn.Module) -> tuple[fx.GraphModule, Tensor]:
+def _captured(task: CompressionTask, whole: nn.Module, names: InputNames) -> tuple[fx.GraphModule, Inputs]:
     readable = replace(task, model=whole).with_readable_data()
-    example, _, _ = infer_example(whole, task.example_inputs, readable.data)
-    return capture(whole, example), example
+    example, _, _ = infer_example(whole, task.example_inputs, readable.data, names)
+    return capture(whole, names.given(example)), example
 
 
 def _listed(data: Any) -> Any:

@@ -169,7 +169,7 @@ class Pipeline:
             warnings=(*prepared.notes, *scored.notes),
             environment=self.store.environment,
             table=priced.table,
-            example_inputs=(prepared.example,),
+            example_inputs=prepared.example.tensors,
             seed=self.task.seed,
             seconds=dict(self.stages.seconds),
             free_merges=prepared.free,

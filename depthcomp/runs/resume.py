@@ -39,8 +39,9 @@ def settings_hash(
     Latencies are left out: measurements never repeat exactly.
     """
     limits = replace(method.limits, kinds=tuple(each.name for each in kinds(method.limits.kinds)))
+    shapes = ", ".join(str(tuple(tensor.shape)) for tensor in prepared.example.tensors)
     return fingerprint(
-        network_hash(prepared.captured.gm), calibration_hash(prepared.calibration), str(tuple(prepared.example.shape)),
+        network_hash(prepared.captured.gm), calibration_hash(prepared.calibration), shapes,
         repr(budget), method.name, repr(limits), repr(importance), str(seed), environment.fingerprint(),
         importance.rules(refit_kept=True), *map(str, excluded_nodes(prepared.captured.gm).items()),
     )  # fmt: skip
@@ -99,6 +100,6 @@ class SavedCompression:
             return None
         warn_caller(f"{self.folder} holds this compression with unfinished fine-tuning; the run resumes from there")
         return replace(
-            found, trainable=trainable, original=prepared.original, example_inputs=(prepared.example,),
+            found, trainable=trainable, original=prepared.original, example_inputs=prepared.example.tensors,
             finetuned=None, tuned_before=(),
         )  # fmt: skip

@@ -12,9 +12,10 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from torch import Tensor, nn
+from torch import nn
 
 from depthcomp.data.batches import Data
+from depthcomp.data.example import ExampleInputs
 from depthcomp.errors import DepthCompError, TableError
 from depthcomp.importance.default import DEFAULT_IMPORTANCE
 from depthcomp.importance.registry import PRESETS
@@ -42,7 +43,8 @@ def score_shard(
     kinds: Sequence[str] | None = None,
     exclude: Modules = (),
     importance: ImportanceLike = DEFAULT_IMPORTANCE,
-    example_inputs: Tensor | Sequence[Tensor] | None = None,
+    example_inputs: ExampleInputs | None = None,
+    inputs: Sequence[str] | None = None,
     data: Data | None = None,
     val_data: Data | None = None,
     seed: int = 0,
@@ -71,6 +73,7 @@ def score_shard(
         exclude: as for `compress_depth`.
         importance: how losses are found; not a table of scores.
         example_inputs: as for `compress_depth`.
+        inputs: as for `compress_depth`.
         data: calibration images, as for `compress_depth`.
         val_data: images to score on, as for `compress_depth`.
         seed: seed of everything random.
@@ -84,6 +87,7 @@ def score_shard(
     task = CompressionTask.of(
         model, method, importance,
         kinds=kinds, exclude=exclude, example_inputs=example_inputs, data=data, val_data=val_data, seed=seed,
+        inputs=inputs,
     )  # fmt: skip
     part = shard if isinstance(shard, Shard) else Shard.parse(shard)
     _require_shareable(task, importance)

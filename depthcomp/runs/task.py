@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import nn
 
 from depthcomp.data.batches import Data
+from depthcomp.data.example import ExampleInputs
+from depthcomp.data.input_names import InputNames
 from depthcomp.data.output_loss import DEFAULT_LOSS, OutputKind, OutputLoss, OwnLoss
 from depthcomp.data.pictures import readable
 from depthcomp.errors import DepthCompError
@@ -36,11 +38,12 @@ class CompressionTask:
         model: a trained CNN; it is not changed.
         method: the method that chooses the plan.
         importance: the importance that finds the losses of choices.
-        example_inputs: a batch of images; None to take one from the data or guess.
+        example_inputs: a batch of images, or of several inputs; None to take one from the data or guess.
         data: calibration images; None for synthetic ones.
         val_data: images to judge on; None to let parts of the calibration images judge in turn.
         seed: seed of everything random.
         loss: what the user says about the loss of outputs.
+        inputs: the names of the forward's arguments that example and data give; None to tell them by its signature.
         assumed: sentences on how pictures in the data were read.
         exclude: names or patterns of modules that stay as they are.
         part: path of the one module to compress; empty for the whole model.
@@ -49,11 +52,12 @@ class CompressionTask:
     model: nn.Module
     method: Method
     importance: Importance
-    example_inputs: Tensor | Sequence[Tensor] | None
+    example_inputs: ExampleInputs | None
     data: Data | None
     val_data: Data | None
     seed: int
     loss: OutputLoss = DEFAULT_LOSS
+    inputs: Sequence[str] | None = None
     assumed: tuple[str, ...] = ()
     exclude: Modules = ()
     part: str = ""
@@ -65,13 +69,14 @@ class CompressionTask:
         method: str,
         importance: ImportanceLike,
         *,
-        example_inputs: Tensor | Sequence[Tensor] | None = None,
+        example_inputs: ExampleInputs | None = None,
         data: Data | None = None,
         val_data: Data | None = None,
         seed: int = 0,
         kinds: Sequence[str] | None = None,
         outputs: OutputKind | None = None,
         loss: OwnLoss | None = None,
+        inputs: Sequence[str] | None = None,
         exclude: Modules = (),
     ) -> CompressionTask:
         """Return the task for a user's arguments.
@@ -87,7 +92,7 @@ class CompressionTask:
         known = parse_importance(importance)
         asked = OutputLoss.asked(outputs, loss)
         scorer = known if chosen.scored else Unscored()
-        return cls(model, chosen, scorer, example_inputs, data, val_data, seed, asked, exclude=exclude)
+        return cls(model, chosen, scorer, example_inputs, data, val_data, seed, asked, inputs, exclude=exclude)
 
     @property
     def refit_kept(self) -> bool:
@@ -95,13 +100,15 @@ class CompressionTask:
         return self.data is not None and self.method.fits
 
     def with_readable_data(self) -> CompressionTask:
-        """Return the task with tensors in place of pictures in its data.
+        """Return the task with tensors in place of pictures in its data; several inputs are tensors already.
 
         Raises:
             CaptureError: the model is unusable.
             DataError: the data are pictures that cannot be read for the model.
         """
         require_capturable(self.model)  # before its data are read
+        if InputNames.of(self.model, self.example_inputs, self.inputs).several:
+            return self
         data, said = readable(self.data, self.model, self.example_inputs, "data")
         val_data, also_said = readable(self.val_data, self.model, self.example_inputs, "val_data")
         assumed = tuple(dict.fromkeys(filter(None, (said, also_said))))
@@ -119,7 +126,7 @@ class CompressionTask:
         """
         found = prepare(
             self.model, self.example_inputs, self.data, self.val_data, self.seed,
-            most=self.importance.most_images, limits=self.method.limits, loss=self.loss,
+            most=self.importance.most_images, limits=self.method.limits, loss=self.loss, inputs=self.inputs,
             exclude=self.exclude, part=self.part,
         )  # fmt: skip
         found = measurable(found, failures)

@@ -9,8 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
+from depthcomp.data.inputs import Inputs
 from depthcomp.errors import DataError, DepthCompError
 from depthcomp.latency.timing import NetworkTimer
 from depthcomp.progress import Stages
@@ -107,7 +108,7 @@ def trained(
     stages: Stages,
     *,
     checkpoints: Path | None,
-    calibration: Sequence[Tensor] | None = None,
+    calibration: Sequence[Inputs] | None = None,
     anew: bool = False,
 ) -> CompressionResult:
     """Fine-tune a result's network, and return the result with its old latencies.

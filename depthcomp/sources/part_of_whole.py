@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from depthcomp.data.batches import MAX_IMAGES, Data, images_of, items_of
+from depthcomp.data.batches import MAX_IMAGES, Data, items_of
+from depthcomp.data.items import images_of
 from depthcomp.errors import CaptureError, DataError
 from depthcomp.sources.module_names import Modules, matched_modules
 from depthcomp_errors.first_line import first_line
@@ -62,6 +63,8 @@ class PartOfWhole:
 
     def read(self, inputs: Any) -> Tensor:
         """Return the input of the part when the whole runs on its example inputs; errors are those of `example`."""
+        if isinstance(inputs, Mapping):
+            return self._fed((), inputs, "example_inputs")
         return self._fed(inputs if isinstance(inputs, tuple) else (inputs,), {}, "example_inputs")
 
     def inside(self, names: Modules) -> tuple[str, ...]:

@@ -12,8 +12,10 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset
 
-from depthcomp.data.batches import images_of, labels_of, require_values
-from depthcomp.data.input_kind import IMAGES, VECTORS, shape_words
+from depthcomp.data.input_checks import as_tensor, require_examples, require_values
+from depthcomp.data.input_kind import VECTORS, shape_words
+from depthcomp.data.input_names import ONE_IMAGE, InputNames
+from depthcomp.data.inputs import Inputs
 from depthcomp.data.randomness import entered, seed_everything
 from depthcomp.data.unlabelled import IGNORED
 from depthcomp.errors import DataError
@@ -28,14 +30,16 @@ class Batch:
     """One batch, or one process's rows of it.
 
     Attributes:
-        images: the images (n, c, h, w).
+        images: n images, or examples of several inputs.
         labels: their labels; None where there are none.
         item: the whole batch, as the data gave it.
+        names: names of the inputs.
     """
 
-    images: Tensor
+    images: Inputs
     labels: Tensor | None
     item: Any
+    names: InputNames = ONE_IMAGE
 
     def __len__(self) -> int:
         return len(self.images)
@@ -48,20 +52,29 @@ class Batch:
         return int((self.labels != IGNORED).sum())
 
     @classmethod
-    def of(cls, item: Any, argument: str, rank: int = IMAGES) -> Batch:
-        """Return an item of the data as a batch of so many dimensions, or of vectors.
+    def of(cls, item: Any, argument: str, names: InputNames = ONE_IMAGE) -> Batch:
+        """Return an item of the data as a batch of `names.rank` dimensions, or of vectors.
 
         Raises:
             DataError: the item holds no batch of finite floating-point images.
         """
-        images = images_of(item, argument)
-        if images.ndim not in (rank, VECTORS):
+        batch = cls._taken(item, argument, names)
+        images = batch.images
+        if not any(tensor.ndim in (names.rank, VECTORS) for tensor in images.tensors):
+            shapes = ", ".join(str(tuple(tensor.shape)) for tensor in images.tensors)
             raise DataError(
-                f"an item of {argument} has shape {tuple(images.shape)}, but fine-tuning needs batches of "
-                f"{shape_words(rank)}; make them with torch.utils.data.DataLoader(..., batch_size=64)"
+                f"an item of {argument} has shape {shapes}, but fine-tuning needs batches of "
+                f"{shape_words(names.rank)}; make them with torch.utils.data.DataLoader(..., batch_size=64)"
             )
+        require_examples(images, names, argument)
         require_values(images, argument)
-        return cls(images, _labels_of(item), item)
+        return batch
+
+    @classmethod
+    def _taken(cls, item: Any, argument: str, names: InputNames) -> Batch:
+        """Return an item as a batch, unchecked."""
+        parts, labels = names.parts(item, argument)
+        return cls(Inputs.of([as_tensor(part, argument) for part in parts]), _as_labels(labels), item, names)
 
     def to(self, weights: Tensor, memory: torch.memory_format) -> Batch:
         """Return the batch on the device of a network's weights, its images in their type and a memory format."""
@@ -69,15 +82,14 @@ class Batch:
         def moved(leaf: Any) -> Any:
             if not isinstance(leaf, Tensor):
                 return leaf
-            leaf = leaf.to(weights.device, weights.dtype if leaf is self.images else leaf.dtype, non_blocking=True)
+            is_input = leaf.is_floating_point() and any(leaf is tensor for tensor in self.images.tensors)
+            leaf = leaf.to(weights.device, weights.dtype if is_input else leaf.dtype, non_blocking=True)
             return leaf.contiguous(memory_format=memory) if leaf.ndim == 4 else leaf
 
-        item = tree_map(moved, self.item)
-        return Batch(images_of(item, "data"), _labels_of(item), item)
+        return self._taken(tree_map(moved, self.item), "data", self.names)
 
 
-def _labels_of(item: Any) -> Tensor | None:
-    found = labels_of(item)
+def _as_labels(found: Any) -> Tensor | None:
     if not isinstance(found, Tensor):
         return None
     return found if found.is_floating_point() else found.long()
@@ -92,19 +104,25 @@ class Source:
         processes: the processes that share the batches.
         least: batches with fewer images are skipped.
         seed: seed of each epoch's order, where it is random.
-        rank: number of dimensions of a batch.
+        names: names of the network's inputs.
     """
 
     def __init__(
-        self, data: Iterable[Any], argument: str, processes: Processes, least: int, seed: int, rank: int = IMAGES
+        self,
+        data: Iterable[Any],
+        argument: str,
+        processes: Processes,
+        least: int,
+        seed: int,
+        names: InputNames = ONE_IMAGE,
     ) -> None:
+        self._names = names
         self._argument = argument
         self._processes = processes
         self._least = least
         self._seed = seed
-        self._rank = rank
         self._data = _shared_out(data, argument, processes, least)
-        self._shape: torch.Size | None = None
+        self._shapes: list[torch.Size] | None = None
         self._length: int | None = None
 
     def __len__(self) -> int:
@@ -193,19 +211,21 @@ class Source:
                 yield self._checked(item)
 
     def _checked(self, item: Any) -> Batch | None:
-        batch = Batch.of(item, self._argument, self._rank)
-        shape = batch.images.shape[1:]
-        self._shape = self._shape or shape
-        if shape != self._shape:
+        batch = Batch.of(item, self._argument, self._names)
+        shapes = [tensor.shape[1:] for tensor in batch.images.tensors]
+        self._shapes = self._shapes or shapes
+        for shape, before in zip(shapes, self._shapes, strict=True):
+            if shape == before:
+                continue
             raise DataError(
-                f"{self._argument} holds images of shape {tuple(shape)} after images of {tuple(self._shape)}; "
+                f"{self._argument} holds images of shape {tuple(shape)} after images of {tuple(before)}; "
                 "resize them to one shape, for example with torchvision's Resize"
             )
         if isinstance(self._data, DataLoader) and isinstance(self._data.batch_sampler, _Shares):
             return batch
         if len(batch) < self._least:
             return None
-        return Batch.of(self._processes.share(item, len(batch)), self._argument, self._rank)
+        return Batch.of(self._processes.share(item, len(batch)), self._argument, self._names)
 
     def _empty(self) -> DataError:
         few = f" of {self._least} images or more" if self._least > 1 else ""

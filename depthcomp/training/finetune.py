@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from depthcomp.data.input_kind import input_rank
+from depthcomp.data.input_names import InputNames
 from depthcomp.data.label_check import foreign_labels
 from depthcomp.data.randomness import own_randomness
 from depthcomp.errors import TrainingError
@@ -122,7 +122,9 @@ def finetune(
     config = config or FinetuneConfig()
     require_timm()
     with joined_processes(config.device) as processes, own_randomness(processes.device):
-        batches, judging = sources(train, val, config, processes, normed=_has_norms(student), rank=input_rank(student))
+        batches, judging = sources(
+            train, val, config, processes, normed=_has_norms(student), names=InputNames.of(student)
+        )
         compared = bool(config.features) and teacher is not None and config.loss is None
         pair = [
             with_feature_outputs(network, features) if compared and network else copy.deepcopy(network)
@@ -165,7 +167,7 @@ def rehearse(network: nn.Module, train: Any, val: Any, config: FinetuneConfig | 
         normed = config.fit_norms or _has_norms(network)
         training, judging = (
             source.first(1)[0].to(weights, torch.contiguous_format)
-            for source in sources(train, val, config, processes, normed=normed, rank=input_rank(network))
+            for source in sources(train, val, config, processes, normed=normed, names=InputNames.of(network))
         )
         with torch.no_grad():
             objective.judge(student, [judging], objective.metric_name(judging), processes)
@@ -195,7 +197,7 @@ def _with_known_labels(
     accuracy = objective.judge(teacher, batches, "accuracy", processes).metric
     if math.isnan(accuracy):
         return config  # none of them has a label that counts
-    outputs = teacher(batches[0].images)
+    outputs = batches[0].images.through(teacher)
     note = foreign_labels(accuracy, (outputs[0] if returns_features else outputs).shape[1])
     if not note:
         return config

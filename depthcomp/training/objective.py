@@ -202,14 +202,14 @@ class Objective:
         return by_label, rest, 0.0
 
     def _outputs(self, network: nn.Module, batch: Batch) -> Any:
-        return network(batch.images)
+        return batch.images.through(network)
 
     def _teacher_outputs(self, batch: Batch) -> Any:
         wanted = self._config.distillation or self._config.features
         if self.teacher is None or not wanted:
             return None
         with torch.no_grad():
-            return self.teacher(batch.images)
+            return batch.images.through(self.teacher)
 
     def _terms(self, found: Any, wanted: Any, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the labels' part of the loss, a mean over counted labels, and the rest, a mean over images."""
@@ -266,10 +266,10 @@ def _explained(batch: Batch) -> Iterator[None]:
     except Exception as error:
         reason = first_line(error, empty="no message")
         raise TrainingError(
-            f"loss or metric cannot be computed for a batch of images {tuple(batch.images.shape)} of "
-            f"{batch.images.dtype} ({type(error).__name__}: {reason}); student, teacher and functions must take such "
-            "images, and both networks return outputs of one shape; a loss or metric of your own is given the two "
-            "networks, not their outputs, and the batch"
+            f"loss or metric cannot be computed for a batch of images {batch.images} "
+            f"({type(error).__name__}: {reason}); student, teacher and functions must take such images, and both "
+            "networks return outputs of one shape; a loss or metric of your own is given the two networks, not their "
+            "outputs, and the batch"
         ) from error
 
 

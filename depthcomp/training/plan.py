@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from depthcomp.data.input_kind import input_rank
+from depthcomp.data.input_names import InputNames
+from depthcomp.data.inputs import Inputs
 from depthcomp.data.randomness import own_randomness
 from depthcomp.errors import DataError, TrainingError
 from depthcomp.progress import Progress
@@ -52,7 +53,7 @@ def finetune_plan(
     val: Iterable[Any] | None = None,
     config: FinetuneConfig | None = None,
     *,
-    calibration: Sequence[Tensor] | None = None,
+    calibration: Sequence[Tensor | Inputs] | None = None,
     folder: str | os.PathLike[str] | None = None,
     anew: bool = False,
     progress: Progress | None = None,
@@ -79,30 +80,30 @@ def finetune_plan(
         TrainingError: as for `finetune`, or the merged network differs from the trained one.
     """
     config = config or FinetuneConfig()
-    calibration = _first_images(trainable, train, val, config) if calibration is None else calibration
-    student = with_norms_for_fits(trainable, plan, calibration) if config.fit_norms else trainable
+    names = InputNames.of(trainable)
+    some = _first_images(train, val, config, names) if calibration is None else list(map(Inputs.of, calibration))
+    student = with_norms_for_fits(trainable, plan, some) if config.fit_norms else trainable
     ends = [choice.exit for choice in plan]
     tuned = finetune(student, teacher, train, val, config, features=ends, folder=folder, anew=anew, progress=progress)
     assert isinstance(tuned.network, fx.GraphModule)  # as the student is
     if tuned.record.best == "untrained":
         return FinetunedPlan(merge(trainable, plan), trainable, tuned.record)
     merged = merge(tuned.network, plan)
-    _require_same(tuned.network, merged, calibration[0])
+    _require_same(tuned.network, merged, some[0])
     return FinetunedPlan(merged, tuned.network, tuned.record)
 
 
 def _first_images(
-    network: nn.Module, train: Iterable[Any], val: Iterable[Any] | None, config: FinetuneConfig
-) -> list[Tensor]:
+    train: Iterable[Any], val: Iterable[Any] | None, config: FinetuneConfig, names: InputNames
+) -> list[Inputs]:
     """Return the first batches to train on, equal in each run and process."""
     here = Processes(0, 1, torch.device("cpu"))
     with own_randomness(here.device):
-        source, _ = sources(train, val, config, here, rank=input_rank(network))
-        return [batch.images for batch in source.first(CALIBRATION_BATCHES)]
+        return [batch.images for batch in sources(train, val, config, here, names=names)[0].first(CALIBRATION_BATCHES)]
 
 
 @torch.no_grad()
-def with_norms_for_fits(trainable: fx.GraphModule, plan: Plan, batches: Sequence[Tensor]) -> fx.GraphModule:
+def with_norms_for_fits(trainable: fx.GraphModule, plan: Plan, batches: Sequence[Inputs]) -> fx.GraphModule:
     """Return a copy of a linearized graph in which a batch norm follows each fitted convolution.
 
     The new norms change nothing at first. Norms from an earlier fine-tuning stay as they are.
@@ -125,13 +126,13 @@ def with_norms_for_fits(trainable: fx.GraphModule, plan: Plan, batches: Sequence
     return insert_norms(trainable, plan, moments)
 
 
-def _run(network: nn.Module, images: Tensor) -> None:
+def _run(network: nn.Module, images: Inputs) -> None:
     try:
-        network(images)
+        images.through(network)
     except Exception as error:  # layers raise errors of many types
         reason = first_line(error)
         raise DataError(
-            f"the network cannot run on images {tuple(images.shape)} of {images.dtype} ({reason}); give images of the "
+            f"the network cannot run on images {images} ({reason}); give images of the "
             "shape and type that it was compressed with"
         ) from error
 
@@ -149,9 +150,9 @@ def _summing(sums: dict[str, list[Tensor]], name: str) -> Any:
 
 
 @torch.no_grad()
-def _require_same(trained: nn.Module, merged: nn.Module, images: Tensor) -> None:
+def _require_same(trained: nn.Module, merged: nn.Module, images: Inputs) -> None:
     """Refuse a merged network that differs from the trained one."""
-    for wanted, found in zip(tensors_of(trained(images)), tensors_of(merged(images)), strict=True):
+    for wanted, found in zip(*(tensors_of(images.through(each)) for each in (trained, merged)), strict=True):
         if wanted.is_floating_point():
             error, scale = float((wanted - found).abs().max()), float(wanted.abs().max())
             if not error <= TOLERANCE * max(scale, 1e-6):

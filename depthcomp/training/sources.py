@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeGuard
 
 import torch
@@ -19,7 +19,8 @@ from torch.utils.data import (
     TensorDataset,
 )
 
-from depthcomp.data.input_kind import IMAGES
+from depthcomp.data.input_names import ONE_IMAGE, InputNames
+from depthcomp.data.named_arrays import NamedArrays
 from depthcomp.errors import DataError
 from depthcomp.training.batches import Source, loader_like, told_length
 from depthcomp.training.config import FinetuneConfig
@@ -46,14 +47,20 @@ def require_repeatable(data: object, argument: str) -> None:
 
 
 def sources(
-    train: Any, val: Any, config: FinetuneConfig, processes: Processes, *, normed: bool = True, rank: int = IMAGES
+    train: Any,
+    val: Any,
+    config: FinetuneConfig,
+    processes: Processes,
+    *,
+    normed: bool = True,
+    names: InputNames = ONE_IMAGE,
 ) -> tuple[Source, Source]:
-    """Return the sources to train and to validate on, in batches of `rank` dimensions.
+    """Return the sources to train and to validate on, in batches of `names.rank` dimensions.
 
     With batch norms (`normed`), batches of one image are skipped. Without validation data, a part of the training data
     validates. From a Dataset, a tensor, or a DataLoader in order or shuffled, the seed draws images. From other data,
     every n-th batch is taken, so their order must be equal each time. Neighbours may be separated: pass validation data
-    where they are alike, for example frames of one film.
+    where they are alike, for example frames of one film. `names` are those of the network's inputs.
 
     Raises:
         DataError: the data cannot be read twice, or cannot be split.
@@ -67,8 +74,8 @@ def sources(
         judging = _loader(val, config, shuffled=False)
     least = processes.count * (2 if normed else 1)  # a norm needs two values to normalise
     return (
-        Source(loader, "data", processes, least, config.seed, rank),
-        Source(judging, "data" if val is None else "val_data", processes, 1, config.seed, rank),
+        Source(loader, "data", processes, least, config.seed, names),
+        Source(judging, "data" if val is None else "val_data", processes, 1, config.seed, names),
     )
 
 
@@ -79,6 +86,8 @@ def _loader(data: Any, config: FinetuneConfig, *, shuffled: bool) -> Iterable[An
     """
     if isinstance(data, Tensor):
         data = TensorDataset(data)
+    if isinstance(data, Mapping):
+        data = NamedArrays(data)
     if not isinstance(data, Dataset) or isinstance(data, IterableDataset):
         if isinstance(data, DataLoader) and data.persistent_workers:
             data = copy.copy(data)

@@ -10,11 +10,13 @@ from torch.fx.passes.infra.pass_base import PassBase, PassResult
 from fx_passes.graph_edit import add_module
 from fx_passes.normalise.functional import NORMS_BY_RANK
 
-__all__ = ["CloneSharedModules", "CloneSharedTensors", "DropIdentities", "PlainNorms"]
+__all__ = ["CloneSharedModules", "CloneSharedTensors", "DropIdentities", "PlainNorms", "cloned_layers"]
+
+_CLONE_OF = "clone_of"  # in a node's meta: the path of the module that its own is a copy of
 
 
 class CloneSharedModules(PassBase):
-    """Give each call of a module that is called more than once a copy of its own."""
+    """Give each call of a module that is called more than once a copy of its own; `cloned_layers` tells which."""
 
     def call(self, graph_module: fx.GraphModule) -> PassResult:
         """Rewrite `graph_module` in place."""
@@ -24,9 +26,17 @@ class CloneSharedModules(PassBase):
             calls[node.target] += 1
             if calls[node.target] > 1:
                 clone = copy.deepcopy(graph_module.get_submodule(node.target))
+                node.meta[_CLONE_OF] = node.target
                 node.target = add_module(graph_module, f"{node.target}_call{calls[node.target]}", clone)
                 modified = True
         return PassResult(graph_module, modified)
+
+
+def cloned_layers(gm: fx.GraphModule) -> list[str]:
+    """Return the paths of the layers with weights that a forward calls several times, each time with its own copy."""
+    nodes = [node for node in gm.graph.find_nodes(op="call_module") if _CLONE_OF in node.meta]
+    weighted = [node for node in nodes if any(True for _ in gm.get_submodule(node.target).parameters())]
+    return list(dict.fromkeys(node.meta[_CLONE_OF] for node in weighted))
 
 
 class CloneSharedTensors(PassBase):

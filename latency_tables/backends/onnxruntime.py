@@ -15,7 +15,7 @@ from depthcomp_errors import BackendUnavailableError, MissingPackageError, Table
 from latency_tables.backends.gpu import cuda, gpu_driver, gpu_name
 from latency_tables.backends.layout_share import Profile, profiled_runs, share_of_changes
 from latency_tables.backends.part import PartRunner
-from latency_tables.backends.tensors import FLOAT32, require_measurable
+from latency_tables.backends.tensors import FLOAT32, Measurable, require_measurable
 from latency_tables.operators.models import call_overhead_model
 from latency_tables.tables.environment import Environment, cpu_name
 
@@ -111,13 +111,13 @@ class OnnxRuntimeBackend:
         )
 
     def build(self, onnx_model: bytes) -> "OnnxRuntimeRunner":
-        """Return a runner for a serialised ONNX model with static float32 inputs and outputs.
+        """Return a runner for a serialised ONNX model with static inputs and outputs, float32 or integers.
 
         Raises:
             MissingPackageError: onnxruntime is not installed.
             BackendUnavailableError: this build of onnxruntime lacks the provider, or the provider did not take the
                 model.
-            TableError: onnxruntime refuses the model, or a shape is not static float32.
+            TableError: onnxruntime refuses the model, or a shape or type cannot be measured.
         """
         return OnnxRuntimeRunner(self._session(onnx_model), self._flavour.device)
 
@@ -206,8 +206,8 @@ class OnnxRuntimeRunner:
 
     def __init__(self, session: "onnxruntime.InferenceSession", device: str) -> None:
         rng = np.random.default_rng(_INPUT_SEED)
-        self.inputs = [rng.standard_normal(_static_shape(t), dtype=np.float32) for t in session.get_inputs()]
-        self.outputs = [np.zeros(_static_shape(t), np.float32) for t in session.get_outputs()]
+        self.inputs = [_measurable(tensor).drawn(rng) for tensor in session.get_inputs()]
+        self.outputs = [_measurable(tensor).empty() for tensor in session.get_outputs()]
         self._session = session
         self._binding = session.io_binding()
         bind = _library().OrtValue.ortvalue_from_numpy
@@ -240,6 +240,6 @@ def _library() -> Any:
     return onnxruntime
 
 
-def _static_shape(tensor: Any) -> tuple[int, ...]:
-    kind = FLOAT32 if tensor.type == "tensor(float)" else tensor.type
-    return require_measurable(tensor.name, kind, tensor.shape)
+def _measurable(tensor: Any) -> Measurable:
+    kind = tensor.type.removeprefix("tensor(").removesuffix(")")
+    return require_measurable(tensor.name, FLOAT32 if kind == "float" else kind, tensor.shape)

@@ -13,7 +13,7 @@ from depthcomp_errors import BackendUnavailableError, MissingPackageError, Table
 from latency_tables.backends.layout_share import Profile, profiled_runs, share_of_changes
 from latency_tables.backends.part import PartRunner
 from latency_tables.backends.protocol import Runner
-from latency_tables.backends.tensors import FLOAT32, require_measurable
+from latency_tables.backends.tensors import Measurable, require_measurable
 from latency_tables.operators.models import call_overhead_model
 from latency_tables.tables.environment import Environment, cpu_name
 
@@ -57,7 +57,7 @@ class OpenVinoBackend:
         )
 
     def build(self, onnx_model: bytes) -> "OpenVinoRunner":
-        """Return a runner for a serialised ONNX model with static float32 inputs and outputs.
+        """Return a runner for a serialised ONNX model with static inputs and outputs, float32 or integers.
 
         Raises:
             MissingPackageError: openvino is not installed.
@@ -94,7 +94,7 @@ class OpenVinoBackend:
         try:
             model = core.read_model(onnx_model)
             for port in (*model.inputs, *model.outputs):
-                _static_shape(port)
+                _measurable(port)
             compiled = core.compile_model(prepared(model), DEVICE, config)
         except RuntimeError as error:
             raise TableError(f"openvino {_version(library)} refuses the model: {_words(error)}") from error
@@ -115,8 +115,8 @@ class OpenVinoRunner:
 
     def __init__(self, library: Any, compiled: Any) -> None:
         rng = np.random.default_rng(_INPUT_SEED)
-        self.inputs = [rng.standard_normal(_static_shape(port), dtype=np.float32) for port in compiled.inputs]
-        self.outputs = [np.zeros(_static_shape(port), np.float32) for port in compiled.outputs]
+        self.inputs = [_measurable(port).drawn(rng) for port in compiled.inputs]
+        self.outputs = [_measurable(port).empty() for port in compiled.outputs]
         self._request = compiled.create_infer_request()
         for index, values in enumerate(self.inputs):
             self._request.set_input_tensor(index, library.Tensor(values, shared_memory=True))
@@ -199,11 +199,11 @@ def _version(library: Any) -> str:
     return str(library.__version__).partition("-")[0]  # the rest names the build
 
 
-def _static_shape(port: Any) -> tuple[int, ...]:
+def _measurable(port: Any) -> Measurable:
     kind = port.get_element_type()
     shape = [length.get_length() if length.is_static else str(length) for length in port.get_partial_shape()]
     name = port.get_any_name() if port.get_names() else port.get_node().get_friendly_name()
-    return require_measurable(name, FLOAT32 if kind.get_type_name() == PRECISION else kind.get_type_name(), shape)
+    return require_measurable(name, kind.to_dtype().name, shape)
 
 
 def _require_precision(compiled: Any, version: str) -> None:

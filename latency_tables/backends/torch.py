@@ -10,12 +10,13 @@ from contextlib import ExitStack, contextmanager
 from operator import attrgetter
 from time import perf_counter_ns
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from depthcomp_errors import BackendUnavailableError, TableError
 from latency_tables.backends.gpu import gpu_driver, gpu_name
-from latency_tables.backends.tensors import require_measurable
+from latency_tables.backends.tensors import Measurable, require_measurable
 from latency_tables.tables.environment import Environment, cpu_name
 
 __all__ = ["TorchBackend", "TorchRunner"]
@@ -87,17 +88,18 @@ class TorchBackend:
 
         Args:
             module: what to run; torch.compile must take it in one graph.
-            example_inputs: tell the shapes, static and float32; the values are random.
+            example_inputs: tell the shapes and types; the values are random, integers 0.
 
         Raises:
-            TableError: an input is not float32, or torch cannot compile or run the module.
+            TableError: an input is a floating-point tensor of another type than float32, or torch cannot compile or run
+                the module.
         """
-        shapes = [
+        inputs = [
             require_measurable(f"input {index}", str(tensor.dtype).removeprefix("torch."), tensor.shape)
             for index, tensor in enumerate(example_inputs)
         ]
         try:
-            runner = TorchRunner(self._callable(module), shapes, self.device, self.threads)
+            runner = TorchRunner(self._callable(module), inputs, self.device, self.threads)
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")  # they are off on purpose
                 runner.time_ms(1)  # compiles
@@ -124,14 +126,14 @@ class TorchRunner:
 
     Args:
         run: the module.
-        shapes: of its inputs.
+        inputs: shapes and types of its inputs.
         device: "cpu" or "cuda".
         threads: threads that one inference may use on a CPU.
     """
 
-    def __init__(self, run: Callable[..., object], shapes: list[tuple[int, ...]], device: str, threads: int) -> None:
-        generator = torch.Generator(device=device).manual_seed(_INPUT_SEED)
-        self._inputs = [torch.randn(shape, generator=generator, dtype=torch.float32, device=device) for shape in shapes]
+    def __init__(self, run: Callable[..., object], inputs: list[Measurable], device: str, threads: int) -> None:
+        rng = np.random.default_rng(_INPUT_SEED)
+        self._inputs = [torch.from_numpy(each.drawn(rng)).to(device) for each in inputs]
         self._run = run
         self._device = device
         self._threads = threads

@@ -5,7 +5,7 @@ import torch
 from tiny_network import images, short_chain
 from torch import nn
 
-from depthcomp import compress_depth
+from depthcomp import FinetuneConfig, compress_depth
 from depthcomp.errors import DataError, DepthCompError
 from depthcomp.results.loading import load_result
 
@@ -85,6 +85,19 @@ def test_a_function_of_the_user_sees_what_the_network_returns(compressed):
     assert 0 <= result.loss <= 1
     with pytest.raises(DepthCompError, match="this importance trains networks by their outputs, and the network ret"):
         compressed(lambda features, scores: scores.argmax(1), importance="kim23")
+
+
+@pytest.mark.filterwarnings("ignore:the network returns no real values")
+def test_the_teacher_returns_what_the_network_returns(compressed):
+    kinds = set()
+
+    def loss(student, teacher, batch):
+        kinds.update(type(network(batch)) for network in (student, teacher))
+        return sum(parameter.square().sum() for parameter in student.parameters())
+
+    config = FinetuneConfig(epochs=1, batch_size=16, loss=loss)
+    compressed(lambda features, scores: scores.argmax(1), data=list(images().split(8)), finetune=config)
+    assert kinds == {torch.Tensor}
 
 
 def test_scores_of_another_shape_are_refused(compressed):

@@ -76,7 +76,7 @@ def test_the_network_computes_what_the_file_does(tmp_path, pad, opset):
     assert sum(parameter.numel() for parameter in network.parameters()) > 800
     given = torch.zeros(2, 3, 11, 9)
     assert read_onnx(path, (given,))[1] is given
-    assert load_model(str(path))[1].shape == (1, 3, 11, 9)
+    assert load_model(str(path))[1].held.shape == (1, 3, 11, 9)
 
 
 def test_a_compressed_file_keeps_its_names_and_its_free_batch(tmp_path, arithmetic_backend):

@@ -6,6 +6,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from depthcomp.data.calibration import calibration_hash, cross_validated, separate
+from depthcomp.data.inputs import Inputs
 from depthcomp.errors import CaptureError, TableError
 from depthcomp.preparation import measurable, prepare
 
@@ -24,7 +25,7 @@ def images(count, seed=0):
 
 def in_order(batches):
     """Return the images of batches in an order that does not depend on how they were mixed."""
-    together = torch.cat(list(batches))
+    together = torch.cat([Inputs.of(batch).held for batch in batches])
     return together[together[:, 0, 0, 0].argsort()]
 
 
@@ -57,7 +58,7 @@ def test_candidates_and_refusals():
     assert all(refusal.at == "4" and refusal.reason == f"4: {refusal.why}" for refusal in refused.values())
     assert all(modules == "4" or modules.endswith(" to 4") for modules in refused)
     assert prepared.notes == ()
-    assert prepared.example.shape == (1, 3, 7, 11)
+    assert prepared.example.held.shape == (1, 3, 7, 11)
 
 
 def test_a_rewrite_whose_operator_failed_before_is_refused_with_the_reason():
@@ -117,7 +118,7 @@ def test_a_fit_is_offered_however_large_it_is():
 
 def is_same(found, wanted):
     return (found.folds, found.judges) == (wanted.folds, wanted.judges) and all(
-        torch.equal(one, other) for one, other in zip(found.batches, wanted.batches, strict=True)
+        torch.equal(one.held, other.held) for one, other in zip(found.batches, wanted.batches, strict=True)
     )
 
 
@@ -186,7 +187,7 @@ def test_no_data_are_synthetic_images_and_that_is_said(val_data):
 
 def test_a_guessed_shape_is_said_first():
     prepared = prepare(net(), None, None, None, seed=0)
-    assert prepared.example.shape == (1, 3, 224, 224)
+    assert prepared.example.held.shape == (1, 3, 224, 224)
     assert [note[:12] for note in prepared.notes] == ["without exam", "without data"]
 
 
@@ -208,7 +209,7 @@ def test_a_shuffled_loader_gives_the_images_that_the_seed_draws_and_the_callers_
         before = torch.get_rng_state()
         prepared = prepare(net(), None, data, loader(caller), seed, most=8)
         assert own is not None or torch.equal(before, torch.get_rng_state())
-        return calibration_hash(prepared.calibration), prepared.example
+        return calibration_hash(prepared.calibration), prepared.example.held
 
     (hashed, example), (again, same) = read(1, 0), read(2, 0)
     assert hashed == again

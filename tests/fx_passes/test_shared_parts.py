@@ -6,6 +6,7 @@ from torch import nn
 from toy_nets import relative_error
 
 from fx_passes import capture
+from fx_passes.normalise.modules import cloned_layers
 
 
 def test_shared_modules_are_cloned_with_equal_weights():
@@ -18,6 +19,7 @@ def test_shared_modules_are_cloned_with_equal_weights():
     assert len(convs) == 2
     assert convs[0].weight.data_ptr() != convs[1].weight.data_ptr()
     assert torch.equal(convs[0].weight, convs[1].weight)
+    assert cloned_layers(gm) == ["0"]
 
 
 class Tied(nn.Module):

@@ -9,7 +9,7 @@ import onnxruntime
 import openvino
 import pytest
 from fake_backend import conv
-from onnx import TensorProto
+from onnx import TensorProto, helper
 from test_onnxruntime_backend import relu_model
 
 from depthcomp_errors import BackendUnavailableError, MissingPackageError, TableError
@@ -93,9 +93,21 @@ def test_a_refused_model_is_answered_in_one_line(operator: bytes) -> None:
 @pytest.mark.parametrize(
     "model", [relu_model(shape=("batch", 3)), relu_model(dtype=TensorProto.DOUBLE)], ids=["dynamic", "double"]
 )
-def test_only_static_float32_is_measured(model: bytes) -> None:
-    with pytest.raises(TableError, match=r"tensor 'x' of the model is .* needs float32 with a static shape"):
+def test_dynamic_shapes_and_doubles_are_not_measured(model: bytes) -> None:
+    with pytest.raises(TableError, match=r"tensor 'x' of the model is .* needs float32, integers or booleans"):
         create_backend("openvino").build(model)
+
+
+def test_integers_and_booleans_are_inputs_and_outputs() -> None:
+    nodes = [helper.make_node("Gather", ["rows", "index"], ["y"]), helper.make_node("Not", ["mask"], ["other"])]
+    inputs = [("index", TensorProto.INT64), ("mask", TensorProto.BOOL)]
+    outputs = [("y", TensorProto.INT64), ("other", TensorProto.BOOL)]
+    values = [[helper.make_tensor_value_info(name, kind, [2]) for name, kind in each] for each in (inputs, outputs)]
+    rows = helper.make_tensor("rows", TensorProto.INT64, [3], [1, 2, 3])
+    model = helper.make_model(
+        helper.make_graph(nodes, "g", *values, [rows]), opset_imports=[helper.make_opsetid("", 20)], ir_version=10
+    )
+    assert create_backend("openvino").build(model.SerializeToString()).time_ms(2) > 0
 
 
 def test_no_threads_are_refused() -> None:

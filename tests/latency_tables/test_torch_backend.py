@@ -122,10 +122,27 @@ def test_inputs_are_random_and_not_the_examples(backend: TorchBackend) -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.int64])
-def test_only_float32_is_measured(backend: TorchBackend, dtype: torch.dtype) -> None:
-    with pytest.raises(TableError, match=r"tensor 'input 0' of the model is .* needs float32 with a static shape"):
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_other_floating_point_types_are_not_measured(backend: TorchBackend, dtype: torch.dtype) -> None:
+    with pytest.raises(TableError, match=r"tensor 'input 0' of the model is .* needs float32, integers or booleans"):
         backend.build_module(nn.ReLU(), (torch.zeros(2, 3, dtype=dtype),))
+
+
+class Looks(nn.Module):
+    """Multiplies images by a mask and by rows that integers look up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows = nn.Embedding(3, 4)
+
+    def forward(self, images: torch.Tensor, mask: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = images * mask * self.rows(index)
+        return found
+
+
+def test_integers_and_booleans_are_inputs(backend: TorchBackend) -> None:
+    inputs = (torch.randn(2, 4), torch.ones(2, 4, dtype=torch.bool), torch.ones(2, dtype=torch.long))
+    assert backend.build_module(Looks(), inputs).time_ms(2) > 0
 
 
 def test_the_environment_tells_the_backend_the_device_and_the_version() -> None:

@@ -63,7 +63,7 @@ def test_a_part_that_is_set_apart_is_judged_uncropped(tmp_path, folder, given):
     with pytest.raises(DataError, match="far enough"):
         finetune.run(finetune.TuningRequest(directory=tmp_path, data=f"folder:{folder}", val_data=None, config=config))
     parts = sources(*given[0], config, Processes(0, 1, torch.device("cpu")))
-    train, val = (torch.cat([batch.images for batch in part.epoch(0)]) for part in parts)
+    train, val = (torch.cat([batch.images.held for batch in part.epoch(0)]) for part in parts)
     plain = load_data(f"folder:{folder}", nn.Conv2d(3, 2, 3), EXAMPLE, training=False)
     whole = torch.cat([images for images, _ in plain])
     assert [sum(torch.equal(image, other) for other in whole) for image in val] == [1] * 8

@@ -62,7 +62,7 @@ def test_shards_of_one_folder_are_all_that_a_compression_needs(here, arithmetic_
     model, example = load_model(SPEC, None)
     stages = []
     compress_depth(
-        model, "80%", example_inputs=example, data=calibration_data("photos", model, example), table="table.json",
+        model, "80%", example_inputs=example.held, data=calibration_data("photos", model, example), table="table.json",
         backend=arithmetic_backend(), importance="calibrated", output_dir="out",
         progress=lambda what, done, total: stages.append(what),
     )  # fmt: skip

@@ -62,7 +62,7 @@ def test_a_library_net_is_in_eval_mode_and_says_that_its_weights_are_random(spec
     with pytest.warns(UserWarning, match=f"{spec} has random weights"):
         model, example = load_model(spec)
     assert not model.training
-    assert example.shape == shape
+    assert example.held.shape == shape
 
 
 def test_a_segmentation_net_is_built_without_a_download(monkeypatch):
@@ -73,14 +73,14 @@ def test_a_segmentation_net_is_built_without_a_download(monkeypatch):
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", refuse)
     with pytest.warns(UserWarning, match="random weights"):
         _, example = load_model("torchvision:lraspp_mobilenet_v3_large")
-    assert example.shape == (1, 3, 224, 224)
+    assert example.held.shape == (1, 3, 224, 224)
 
 
 @pytest.mark.usefixtures("user_module")
 def test_a_factory_in_the_current_directory():
     model, example = load_model("some_nets:net")
     assert not model.training
-    assert example.shape == (1, 2, 11, 13)
+    assert example.held.shape == (1, 2, 11, 13)
     assert normalization(model) == ((0.1, 0.2), (0.3, 0.4))
 
 
@@ -88,7 +88,7 @@ def test_a_factory_in_the_current_directory():
 def test_a_model_that_tells_no_size_gets_the_usual_one_and_a_warning():
     with pytest.warns(UserWarning, match=r"some_nets:silent does not give its input size, so \(2, 224, 224\)"):
         _, example = load_model("some_nets:silent")
-    assert example.shape == (1, 2, 224, 224)
+    assert example.held.shape == (1, 2, 224, 224)
 
 
 @pytest.mark.usefixtures("user_module")

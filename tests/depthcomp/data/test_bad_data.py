@@ -44,9 +44,9 @@ def test_labels_go_with_their_images(model):
     assert prepared.notes == ()
     calibration = prepared.calibration
     for batch, labels in zip(calibration.batches, calibration.labels, strict=True):
-        assert torch.equal(right(model, batch), labels)
+        assert torch.equal(right(model, batch.held), labels)
     for (_, batch), labels in zip(calibration.judging(), calibration.judging_labels(), strict=True):
-        assert torch.equal(right(model, batch), labels)
+        assert torch.equal(right(model, batch.held), labels)
 
 
 @pytest.mark.parametrize("empty", [[], [torch.zeros(0, 3, 32, 32)], iter(())])
@@ -97,7 +97,7 @@ def test_labels_that_are_too_few(model):
 def test_labels_in_every_form(item):
     x, y = images(4), torch.tensor([3, 1, 4, 1])
     found, labels, _ = labelled_images([item(x, y)], EXAMPLE)
-    assert torch.equal(found, x)
+    assert torch.equal(found.held, x)
     assert torch.equal(labels, y)
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from depthcomp.data.calibration import CalibrationSet, Layout, cross_validated, separate
+from depthcomp.data.inputs import Inputs
 
 
 def images(count, first=0):
@@ -13,7 +14,7 @@ def images(count, first=0):
 
 
 def numbers(batches):
-    return [int(image[0, 0, 0]) for batch in batches for image in batch]
+    return [int(image[0, 0, 0]) for batch in batches for image in Inputs.of(batch).held]
 
 
 EIGHTS = Layout(8, torch.channels_last)
@@ -34,8 +35,8 @@ def test_folds_are_contiguous_parts_that_hold_every_image_once(count):
 def test_an_image_is_what_it_was(count):
     given = images(count)
     for batch in cross_validated(given, 0, EIGHTS).batches:
-        assert torch.equal(batch, given[numbers([batch])])
-        assert batch.is_contiguous(memory_format=torch.channels_last)
+        assert torch.equal(batch.held, given[numbers([batch])])
+        assert batch.held.is_contiguous(memory_format=torch.channels_last)
         assert 1 <= len(batch) <= 8
 
 
@@ -58,7 +59,7 @@ def test_one_image_judges_what_was_fitted_to_it():
     assert (calibration.count, calibration.judges) == (1, ())
     ((fold, batch),) = calibration.judging()
     assert fold == 0
-    assert torch.equal(batch, images(1))
+    assert torch.equal(batch.held, images(1))
 
 
 @pytest.mark.parametrize(("count", "judging"), [(1, 1), (20, 3), (3, 20)])
@@ -81,7 +82,7 @@ def test_the_seed_decides_the_order_within_folds():
 def test_mixing_leaves_the_input_and_the_users_random_numbers_alone():
     given, kept, state = images(20), images(20), torch.get_rng_state()
     for batch in (*cross_validated(given, seed=0).batches, *separate(given, given, seed=0).batches):
-        batch.zero_()
+        batch.held.zero_()
     assert torch.equal(given, kept)
     assert torch.equal(torch.get_rng_state(), state)
 

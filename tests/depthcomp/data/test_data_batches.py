@@ -16,6 +16,7 @@ from depthcomp.data.batches import (
     labelled_images,
     synthetic_batches,
 )
+from depthcomp.data.inputs import Inputs
 from depthcomp.errors import DataError
 
 EXAMPLE = torch.zeros(1, 3, 7, 11)
@@ -26,7 +27,7 @@ def images(count=5, seed=0):
 
 
 def found(data):
-    return torch.cat(calibration_batches(data, EXAMPLE))
+    return Inputs.joined(calibration_batches(data, EXAMPLE)).held
 
 
 X = images()
@@ -37,6 +38,7 @@ LABELS = torch.arange(5)
     "data",
     [
         X,
+        {"images": X, "label": LABELS},
         [X],
         (X,),
         [X[:2], X[2:]],
@@ -70,7 +72,7 @@ def test_generators():
 def test_batches_are_like_the_example():
     batches = calibration_batches([X] * 9, EXAMPLE.double())
     assert [len(batch) for batch in batches] == [8, 8, 8, 7, 7, 7]
-    assert all(batch.dtype == torch.float64 for batch in batches)
+    assert all(batch.held.dtype == torch.float64 for batch in batches)
 
 
 def test_an_endless_generator_stops_at_512_images():
@@ -107,7 +109,7 @@ def test_of_a_large_data_set_only_what_is_needed_is_read(batch_size, read, shuff
     loaded = labelled_images(DataLoader(data, batch_size, shuffle=shuffle), EXAMPLE)
     assert data.read == read
     assert [len(part) for part in loaded[:2]] == [512, 512]
-    assert (loaded[0][:, 0, 0, 0].long() % 5).equal(loaded[1])
+    assert (loaded[0].held[:, 0, 0, 0].long() % 5).equal(loaded[1])
 
 
 class Endless(IterableDataset):
@@ -117,7 +119,7 @@ class Endless(IterableDataset):
 
 def test_an_endless_stream_of_dicts_in_a_loader():
     loaded, labels, _ = labelled_images(DataLoader(Endless(), 16), EXAMPLE)
-    assert torch.equal(loaded, X[:1].expand(512, -1, -1, -1))
+    assert torch.equal(loaded.held, X[:1].expand(512, -1, -1, -1))
     assert labels.unique().tolist() == [3]
 
 
@@ -187,7 +189,6 @@ def test_wrong_shape(batch):
         ([{"path": "a.png"}], "dict"),
         ([None], "NoneType"),
         ([()], "tuple"),
-        ({"images": X}, "str"),
     ],
 )
 def test_items_that_hold_no_tensor(data, what):
@@ -221,20 +222,20 @@ def test_images_of_integers(dtype):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_images_of_another_floating_point_type_are_cast(dtype):
     (batch,) = calibration_batches([X.to(dtype)], EXAMPLE)
-    assert batch.dtype == torch.float32
-    assert torch.equal(batch, X.to(dtype).float())
+    assert batch.held.dtype == torch.float32
+    assert torch.equal(batch.held, X.to(dtype).float())
 
 
 def test_first_images():
-    assert torch.equal(first_images([(X[:2], 0), (X[2:], 1)]), X[:2])
-    assert torch.equal(first_images(list(X)), X[:1])
+    assert torch.equal(first_images([(X[:2], 0), (X[2:], 1)]).held, X[:2])
+    assert torch.equal(first_images(list(X)).held, X[:1])
     with pytest.raises(DataError, match="data holds no images"):
         first_images([])
 
 
 def test_empty_batches_before_the_first_image_are_passed_over():
     empty = torch.empty(0, 3, 7, 11)
-    assert torch.equal(first_images([empty, X[:2]]), X[:2])
+    assert torch.equal(first_images([empty, X[:2]]).held, X[:2])
     with pytest.raises(DataError, match="data holds no images"):
         first_images([empty])
 
@@ -249,19 +250,19 @@ def test_a_first_item_of_another_shape(item):
 @pytest.mark.parametrize(("size", "enough", "batch"), [(512, 512, 8), (224, 512, 8), (112, 2048, 32), (28, 4096, 64)])
 def test_of_smaller_images_more_are_read_and_computed_at_once(size, enough, batch):
     example = torch.empty(1, 3, size, size, device="meta")
-    assert (enough_images(example), batch_size(example)) == (enough, batch)
+    assert (enough_images(example), batch_size(Inputs.of(example))) == (enough, batch)
 
 
 def test_in_batches_keeps_the_order():
     large = images(35)
-    batches = in_batches(large)
+    batches = in_batches(Inputs.of(large))
     assert [len(batch) for batch in batches] == [7, 7, 7, 7, 7]
-    assert torch.equal(torch.cat(batches), large)
+    assert torch.equal(Inputs.joined(batches).held, large)
 
 
 def test_synthetic_images_are_deterministic():
     state = torch.get_rng_state()
-    one, same, other = (torch.cat(synthetic_batches(EXAMPLE, 20, seed)) for seed in (7, 7, 8))
+    one, same, other = (Inputs.joined(synthetic_batches(EXAMPLE, 20, seed)).held for seed in (7, 7, 8))
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
     assert torch.equal(torch.get_rng_state(), state)  # the user's own stream of random numbers goes on undisturbed
@@ -271,12 +272,13 @@ def test_synthetic_images_are_deterministic():
 def test_synthetic_images_are_like_the_example(example):
     batches = synthetic_batches(example, 20, 0)
     assert [len(batch) for batch in batches] == [7, 7, 6]
-    assert all(batch.shape[1:] == example.shape[1:] and batch.dtype == example.dtype for batch in batches)
-    assert all(torch.isfinite(batch).all() for batch in batches)
+    images = Inputs.joined(batches).held
+    assert (images.shape[1:], images.dtype) == (example.shape[1:], example.dtype)
+    assert torch.isfinite(images).all()
 
 
 def test_synthetic_images_have_mean_0_and_deviation_1_in_each_channel():
-    batch = torch.cat(synthetic_batches(torch.zeros(1, 3, 37, 41), 8, 0))
+    batch = Inputs.joined(synthetic_batches(torch.zeros(1, 3, 37, 41), 8, 0)).held
     assert torch.allclose(batch.mean(dim=(2, 3)), torch.zeros(8, 3), atol=1e-5)
     assert torch.allclose(batch.std(dim=(2, 3)), torch.ones(8, 3), atol=1e-4)
 
@@ -284,7 +286,7 @@ def test_synthetic_images_have_mean_0_and_deviation_1_in_each_channel():
 def test_synthetic_images_have_the_spectrum_of_natural_ones():
     """Amplitude falls as 1/f: slope -1 of log amplitude over log frequency, on rings below the corners."""
     size = 64
-    batch = torch.cat(synthetic_batches(torch.zeros(1, 3, size, size), 64, 0)).double()
+    batch = Inputs.joined(synthetic_batches(torch.zeros(1, 3, size, size), 64, 0)).held.double()
     amplitude = torch.fft.fft2(batch).abs().mean(dim=(0, 1)).numpy()
     frequency = np.hypot(*np.meshgrid(np.fft.fftfreq(size), np.fft.fftfreq(size), indexing="ij"))
     inside = (frequency > 1.5 / size) & (frequency < 0.5)
@@ -293,7 +295,7 @@ def test_synthetic_images_have_the_spectrum_of_natural_ones():
 
 
 def test_synthetic_colour_channels_go_together():
-    batch = torch.cat(synthetic_batches(torch.zeros(1, 3, 32, 32), 64, 0))
+    batch = Inputs.joined(synthetic_batches(torch.zeros(1, 3, 32, 32), 64, 0)).held
     together = [float(torch.corrcoef(image.flatten(1))[0, 1]) for image in batch]
     assert float(np.mean(together)) > 0.7
 

@@ -19,14 +19,14 @@ def net(channels=3):
 def test_the_users_own_comes_first(given):
     data = [torch.zeros(1, 3, 5, 5)]
     example, untouched, warning = infer_example(net(), given, data)
-    assert example is X
+    assert example.held is X
     assert untouched is data
     assert warning == ""
 
 
 @pytest.mark.parametrize("given", [(X, X), ()])
 def test_another_number_of_inputs_is_refused(given):
-    with pytest.raises(CaptureError, match=r"must be one batch of images .n, c, h, w.; wrap a model with more inputs"):
+    with pytest.raises(CaptureError, match=r"must be one batch of images .n, c, h, w.; pass one tensor"):
         infer_example(net(), given, None)
 
 
@@ -71,8 +71,8 @@ def test_a_model_on_another_device_is_refused():
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
 def test_data_in_another_floating_point_type_give_an_example_in_the_models(dtype):
     example, _, _ = infer_example(net(), None, [X.to(dtype)])
-    assert example.dtype == torch.float32
-    assert torch.equal(example, X[:1].to(dtype).float())
+    assert example.held.dtype == torch.float32
+    assert torch.equal(example.held, X[:1].to(dtype).float())
 
 
 @pytest.mark.parametrize(
@@ -90,14 +90,14 @@ def test_data_without_usable_values_give_no_example(data, sentence):
 @pytest.mark.parametrize("data", [[X], X, [(X, 1)], [{"x": X}], list(X)])
 def test_the_first_image_of_the_data(data):
     example, untouched, warning = infer_example(net(), None, data)
-    assert torch.equal(example, X[:1])
+    assert torch.equal(example.held, X[:1])
     assert untouched is data
     assert warning == ""
 
 
 def test_a_one_shot_generator_still_yields_its_first_item():
     example, data, _ = infer_example(net(), None, (image for image in X))
-    assert torch.equal(example, X[:1])
+    assert torch.equal(example.held, X[:1])
     assert torch.equal(torch.stack(list(data)), X)
 
 
@@ -111,7 +111,7 @@ def test_the_models_own_configuration(name):
     model = net()
     setattr(model, name, {"input_size": (3, 17, 19)})
     example, data, warning = infer_example(model, None, None)
-    assert example.shape == (1, 3, 17, 19)
+    assert example.held.shape == (1, 3, 17, 19)
     assert data is None
     assert warning == ""
 
@@ -121,18 +121,18 @@ def test_a_guess_is_said_aloud(configuration):
     model = net(channels=2)
     model.pretrained_cfg = configuration
     example, _, warning = infer_example(model, None, None)
-    assert example.shape == (1, 2, 224, 224)
+    assert example.held.shape == (1, 2, 224, 224)
     assert warning.startswith("without example_inputs or data, one image of shape (2, 224, 224) is assumed; pass")
 
 
 def test_a_guess_is_always_the_same():
     first, again = (infer_example(net(), None, None)[0] for _ in range(2))
-    assert torch.equal(first, again)
+    assert torch.equal(first.held, again.held)
 
 
 def test_a_model_of_torchvision_is_guessed_right():
     example, _, _ = infer_example(torchvision.models.resnet18(), None, None)
-    assert example.shape == (1, 3, 224, 224)
+    assert example.held.shape == (1, 3, 224, 224)
 
 
 def test_a_model_without_convolutions_is_refused():

@@ -67,14 +67,14 @@ HELD = {
 @pytest.mark.parametrize("held", HELD)
 def test_images_as_people_hold_them(held, folder):
     data, sentence = readable(HELD[held](folder), model(), None)
-    assert torch.allclose(labelled_images(data, EXAMPLE).images, WANTED, atol=1e-6)
+    assert torch.allclose(labelled_images(data, EXAMPLE).images.held, WANTED, atol=1e-6)
     assert "resized and cropped to 10x12" in sentence
     assert f"normalised with the model's mean {MEAN} and std {STD}" in sentence
 
 
 def test_arrays_of_real_numbers_count_as_normalised():
     data, sentence = readable(list(WANTED.double().numpy()), model(), None)
-    assert torch.equal(labelled_images(data, EXAMPLE).images, WANTED)
+    assert torch.equal(labelled_images(data, EXAMPLE).images.held, WANTED)
     assert sentence == ""
 
 
@@ -89,7 +89,7 @@ def test_arrays_of_real_numbers_count_as_normalised():
 )
 def test_one_picture_is_one_image(one):
     data, _ = readable(one, model(), None)
-    assert torch.allclose(labelled_images(data, EXAMPLE).images, WANTED[:1], atol=1e-6)
+    assert torch.allclose(labelled_images(data, EXAMPLE).images.held, WANTED[:1], atol=1e-6)
 
 
 def test_grey_arrays_need_no_dimension_for_their_channel():
@@ -97,7 +97,7 @@ def test_grey_arrays_need_no_dimension_for_their_channel():
     grey.pretrained_cfg = {"mean": (0.5,), "std": (0.2,), "input_size": (1, 10, 12)}
     wanted = (torch.from_numpy(PIXELS[..., 0]) / 255 - 0.5)[:, None] / 0.2
     for held in (list(PIXELS[..., 0]), PIXELS[..., 0], PIXELS[..., :1]):
-        found = labelled_images(readable(held, grey, None)[0], EXAMPLE[:, :1]).images
+        found = labelled_images(readable(held, grey, None)[0], EXAMPLE[:, :1]).images.held
         assert torch.allclose(found, wanted, atol=1e-6)
 
 

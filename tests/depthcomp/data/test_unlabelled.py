@@ -25,7 +25,7 @@ def test_images_without_a_label_are_left_out_and_that_is_said(val_data):
     assert sum(map(len, calibration.batches)) == (10 if val_data is None else 21)
     for batch, labels in zip(calibration.batches, calibration.labels, strict=True):
         with torch.no_grad():
-            assert torch.equal(tiny_net()(batch).argmax(1), labels)
+            assert torch.equal(batch.through(tiny_net()).argmax(1), labels)
 
 
 def test_where_no_image_has_one_all_serve_without():

@@ -122,6 +122,24 @@ def test_calibration_fills_up_the_last_batch_of_a_static_model(network):
     quantized(to_onnx(network, (images(3),)), images(3), images(4))
 
 
+class WithMask(nn.Module):
+    """A convolution on images with a mask."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, image, mask):
+        return self.conv(image * mask)
+
+
+def test_int8_takes_the_ranges_of_all_inputs():
+    pair = images(2), (images(2, seed=2)[:, :1] > 0).float()
+    gm = capture(WithMask().eval(), pair)
+    data = onnx_in_precision(gm, pair, "int8", data=[{"mask": pair[1], "image": pair[0]}])
+    assert relative_error(data, gm, pair) < 0.1
+
+
 def test_another_precision_is_refused(network):
     with pytest.raises(ArtifactError, match=r"precision \(='bf16'\) must be one of fp32, fp16, int8"):
         onnx_in_precision(network, (EXAMPLE,), "bf16")

@@ -94,7 +94,10 @@ def test_the_fold_that_is_left_out_does_not_show(network, candidates, weights, c
     monkeypatch.setattr(leaning, "KEPT_STRENGTHS", (0.1,))  # what that fold judges is then decided
     found = {}
     for fold in (0, 1):
-        batches = [3 * b + 1 if f == fold else b for f, b in zip(calibration.folds, calibration.batches, strict=True)]
+        batches = [
+            b.each(lambda t: 3 * t + 1) if f == fold else b
+            for f, b in zip(calibration.folds, calibration.batches, strict=True)
+        ]
         found[fold] = refitted(network, candidates, weights, replace(calibration, batches=tuple(batches)))
     wanted = refitted(network, candidates, weights, calibration)
     pairs = [(choice, name) for choice, by_node in wanted.items() for name in by_node]

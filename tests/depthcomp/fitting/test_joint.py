@@ -96,7 +96,7 @@ def test_a_plan_of_two_choices_runs_both(network, candidates, calibration, joint
                 for name in (slot.node for slot in candidate.slots):
                     load_operator(linearized, name, weights[candidate.choice][fold][name])
             with torch.no_grad():
-                losses.append(divergence(network.gm(batch), merge(linearized.gm, plan)(batch)))
+                losses.append(divergence(*(batch.through(gm) for gm in (network.gm, merge(linearized.gm, plan)))))
         assert joint.loss(plan, refitted=False) == pytest.approx(sum(losses) / len(losses), rel=1e-9)
 
 

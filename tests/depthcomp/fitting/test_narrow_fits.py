@@ -154,7 +154,7 @@ def test_whole_groups_stay(calibration):
 def test_what_was_not_seen_decides_nothing(calibration):
     fold = calibration.judges[1]
     batches = [
-        torch.randn_like(batch) * 3 if own == fold else batch
+        batch.each(lambda images: torch.randn_like(images) * 3) if own == fold else batch
         for batch, own in zip(calibration.batches, calibration.folds, strict=True)
     ]
     captured, both = network(), (calibration, replace(calibration, batches=tuple(batches)))
@@ -183,7 +183,7 @@ def test_a_score_is_that_of_the_narrow_network(calibration):
     for candidate in some:
         found = judge.loss(candidate, weights[candidate.choice][fold], {})
         assert found >= 0
-        joint._judging = {fold: [(batch, captured.gm(batch), None)]}
+        joint._judging = {fold: [(batch, batch.through(captured.gm), None)]}
         assert joint.loss(Plan((candidate.choice,)), refitted=False) == pytest.approx(found, rel=1e-7, abs=1e-12)
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import fx, nn
 
 from depthcomp.data.calibration import Layout, cross_validated, separate
+from depthcomp.data.inputs import Inputs
 from depthcomp.data.output_loss import divergence
 from depthcomp.fitting import leaning, ridge
 from depthcomp.fitting.candidates import fit_candidates, whole_states
@@ -131,7 +132,7 @@ def value_at(gm, batch, name):
             return found[node.name]
 
     with torch.no_grad():
-        Recorder(gm).run(batch)
+        Recorder(gm).run(*Inputs.of(batch).tensors)
     return found[name]
 
 
@@ -271,7 +272,7 @@ def test_later_fits_make_up_for_earlier_ones(network, candidates, calibration, i
         for choice in in_a_row:
             for name, operator in scored[choice][unseen].items():
                 load_operator(GraphFacts(alone), name, operator)
-        seen = torch.cat([batch for fold in {0, 1, 2} - {unseen} for batch in calibration.fold(fold)])
+        seen = Inputs.joined(batch for fold in {0, 1, 2} - {unseen} for batch in calibration.fold(fold))
         wanted, *found = (value_at(gm, seen, exit_) for gm in (network.gm, together, alone))
         assert (found[0] - wanted).square().mean() < 0.95 * (found[1] - wanted).square().mean()
 
@@ -281,7 +282,7 @@ def test_later_fits_make_up_for_earlier_ones(network, candidates, calibration, i
 @pytest.mark.parametrize("unseen", [0, 1, 2])
 def test_images_do_not_show_in_a_refit_that_has_not_seen_them(network, calibration, request, unseen, name):
     plan = request.getfixturevalue(name)
-    batches = [3 * b + 1 if fold == unseen else b for fold, b in enumerate(calibration.batches)]
+    batches = [b.each(lambda t: 3 * t + 1) if fold == unseen else b for fold, b in enumerate(calibration.batches)]
     one, other = Refitter(network, calibration), Refitter(network, replace(calibration, batches=tuple(batches)))
     for fold in calibration.judges:
         pair = [operators(refitter.carry_out(plan, unseen=fold).linearized, plan) for refitter in (one, other)]
@@ -296,7 +297,7 @@ def test_the_loss_is_taken_on_each_fold_after_a_refit_without_it(network, in_a_r
     for fold in range(min(3, count)):
         changed = merge(Refitter(network, calibration).carry_out(in_a_row, unseen=fold).linearized, in_a_row)
         with torch.no_grad():
-            for image in torch.cat(calibration.fold(fold)).split(1):
+            for image in Inputs.joined(calibration.fold(fold)).held.split(1):
                 total += divergence(network.gm(image), changed(image))
     assert Refitter(network, calibration).loss(in_a_row) == pytest.approx(total / count, rel=1e-9)
 
@@ -347,11 +348,11 @@ def test_what_is_not_fitted_stays(network, candidates, calibration):
 
 def test_the_network_and_the_images_are_not_changed(network, calibration, in_a_row):
     text, state = str(network.gm.graph), copy.deepcopy(network.gm.state_dict())
-    batches = [batch.clone() for batch in calibration.batches]
+    batches = [batch.held.clone() for batch in calibration.batches]
     Refitter(network, calibration).loss(in_a_row)
     assert str(network.gm.graph) == text
     assert all(torch.equal(value, network.gm.state_dict()[name]) for name, value in state.items())
-    assert all(torch.equal(kept, batch) for kept, batch in zip(batches, calibration.batches, strict=True))
+    assert all(torch.equal(kept, batch.held) for kept, batch in zip(batches, calibration.batches, strict=True))
 
 
 def test_progress_is_reported_to_the_end(network, calibration, in_a_row):

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from depthcomp.data.inputs import Inputs
 from depthcomp.data.output_loss import DEFAULT_LOSS, divergence
 from depthcomp.errors import DataError
 from depthcomp.fitting.execution import Tail
@@ -69,6 +70,30 @@ def test_a_small_change_costs_what_curvature_predicts(kind, name):
     value, change = tail.value(name), small_change(tail, name)
     true = divergence(tail.output, tail.rerun(name, value + change))
     assert sensitivity(gm, [name]).rise(name, value + change) == pytest.approx(true, rel=0.1)
+
+
+class Pairs(nn.Module):
+    """One convolution on two images, which a changed tensor holds in one batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.act, self.second = nn.Conv2d(3, 5, 3), nn.Tanh(), nn.Linear(5, 4)
+
+    def forward(self, left, right):
+        left, right = (self.act(self.first(x)).mean((2, 3)) for x in (left, right))
+        return 4 * self.second(left - 2 * right)
+
+
+def test_a_change_of_both_branches_costs_what_they_do_together():
+    torch.manual_seed(0)
+    pair = Inputs.of((images(), images().flip(0)))
+    gm = capture(Pairs().double().eval(), pair[:1].tensors)
+    tail, generator = Tail(gm, pair), torch.Generator().manual_seed(3)
+    value, change = tail.value("first"), small_change(tail)
+    true = divergence(tail.output, tail.rerun("first", value + change))
+    found = Sensitivity(gm, pair, ["first"], draws=DRAWS, generator=generator).rise("first", value + change)
+    assert len(value) == 4
+    assert found == pytest.approx(true, rel=0.1)
 
 
 def test_labels_add_the_first_order_term_of_the_task_loss():

@@ -13,6 +13,7 @@ from torch import nn
 from two_consumers import TwoConsumers
 
 from depthcomp.data.calibration import CalibrationSet, Layout, cross_validated, separate
+from depthcomp.data.inputs import Inputs
 from depthcomp.data.output_loss import divergence
 from depthcomp.fitting import leaning, ridge
 from depthcomp.fitting.candidates import fit_candidates
@@ -100,7 +101,7 @@ def true_loss(network, choice, weights, judging):
     """Return the mean divergence of networks really rewritten, each on images that its weights have not seen."""
     with torch.no_grad():
         found = [
-            divergence(network.gm(batch), rewritten(network, choice, weights[choice][fold])(batch))
+            divergence(batch.through(network.gm), batch.through(rewritten(network, choice, weights[choice][fold])))
             for fold, batch in judging
         ]
     return float(np.mean(found))
@@ -259,7 +260,7 @@ def test_one_image_judges_what_was_fitted_to_it(network, candidates):
     assert {c.choice.kind for c in some} == {"merge", "fit", "drop"}
     weights = fit_candidates(network, some, calibration, seed=0)
     for choice, loss in calibrated(network, some, calibration, EQUAL_SAVINGS, seed=0).losses.items():
-        wanted = true_loss(network, choice, weights, [(0, images(1))])
+        wanted = true_loss(network, choice, weights, [(0, Inputs.of(images(1)))])
         assert loss == pytest.approx(wanted, rel=1e-6, abs=1e-9), choice
 
 
@@ -279,7 +280,7 @@ def same(one, other, atol=0.0):
 @pytest.mark.usefixtures("one_strength")
 @pytest.mark.parametrize("unseen", [0, 1, 2])
 def test_images_do_not_show_in_fits_that_have_not_seen_them(network, candidates, calibration, unseen):
-    batches = [3 * b + 1 if fold == unseen else b for fold, b in enumerate(calibration.batches)]
+    batches = [b.each(lambda t: 3 * t + 1) if fold == unseen else b for fold, b in enumerate(calibration.batches)]
     changed = replace(calibration, batches=tuple(batches))
     one, other = (fitted(fit_candidates(network, candidates, c, seed=0)) for c in (calibration, changed))
     for choice, by_fold in one.items():
@@ -350,11 +351,11 @@ def test_the_same_seed_gives_the_same_losses(network, candidates, calibration):
 
 def test_the_network_and_the_images_are_not_changed(network, candidates, calibration):
     text, state = str(network.gm.graph), copy.deepcopy(network.gm.state_dict())
-    batches = [batch.clone() for batch in calibration.batches]
+    batches = [batch.held.clone() for batch in calibration.batches]
     calibrated(network, candidates[::5], calibration, EQUAL_SAVINGS)
     assert str(network.gm.graph) == text
     assert all(torch.equal(value, network.gm.state_dict()[name]) for name, value in state.items())
-    assert all(torch.equal(kept, batch) for kept, batch in zip(batches, calibration.batches, strict=True))
+    assert all(torch.equal(kept, batch.held) for kept, batch in zip(batches, calibration.batches, strict=True))
 
 
 def passes_of(calls):

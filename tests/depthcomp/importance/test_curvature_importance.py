@@ -10,6 +10,7 @@ from scipy.stats import spearmanr
 from tiny_network import EXAMPLE, images, tiny_net
 from torch import nn
 
+from depthcomp.data.inputs import Inputs
 from depthcomp.errors import DepthCompError
 from depthcomp.fitting.memory import FitMemory
 from depthcomp.importance import contenders, fitted_candidates
@@ -145,7 +146,7 @@ def test_parts_of_batches_stay_within_the_memory_and_hold_every_image(prepared, 
         whole, parts = judges.within(batches, 1536), judges.within(batches, 1)
         assert [len(part.images) for part in whole] == [len(batch.images) for batch in batches]
         assert len(whole) < len(parts) == len({part.name for part in parts})
-        assert torch.equal(torch.cat([p.images for p in parts]), torch.cat([b.images for b in batches]))
+        assert torch.equal(*(Inputs.joined(each.images for each in several).held for several in (parts, batches)))
         labels = [[p.labels for p in several] for several in (parts, batches)]
         assert labels[0][0] is None or torch.equal(*map(torch.cat, labels))
 

@@ -57,8 +57,8 @@ def test_calibrated_scores_the_merged_network(network, merged, images):
     final = merge(linearize(network, plan), plan)
     calibration = cross_validated(images, seed=0)
     with torch.no_grad():
-        losses = [divergence(network.gm(batch), final(batch)) for _, batch in calibration.judging()]
-        inside = [divergence(network.gm(b), identity_inside(network, b)) for _, b in calibration.judging()]
+        losses = [divergence(batch.through(network.gm), batch.through(final)) for _, batch in calibration.judging()]
+        inside = [divergence(b.through(network.gm), identity_inside(network, b.held)) for _, b in calibration.judging()]
     found = calibrated(network, [merged], calibration, defaultdict(lambda: 1.0), refit_kept=False).losses[merged.choice]
     assert found == pytest.approx(sum(losses) / len(losses), rel=1e-9)
     assert abs(found - sum(inside) / len(inside)) > 0.01 * found

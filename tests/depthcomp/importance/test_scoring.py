@@ -87,7 +87,7 @@ def test_what_the_scores_depend_on_is_not_mixed_up(prepared, some, tmp_path):
     losses(prepared, some, QUICK, folder=tmp_path)
     assert (tmp_path / "importance.jsonl").read_text() == first
     data = prepared.calibration
-    moved = replace(data, batches=tuple(batch + 1e-6 for batch in data.batches))
+    moved = replace(data, batches=tuple(batch.each(lambda t: t + 1e-6) for batch in data.batches))
     for other, method, seed in [
         (prepared, replace(QUICK, lr=0.02), 0), (prepared, QUICK, 1), (replace(prepared, calibration=moved), QUICK, 0),
     ]:  # fmt: skip

@@ -9,6 +9,7 @@ import torch
 from tiny_network import EXAMPLE, images, tiny_net
 from torch import nn
 
+from depthcomp.data.inputs import Inputs
 from depthcomp.errors import DepthCompError
 from depthcomp.importance.finetuned_importance import KIM23, LAYERMERGE, FinetunedImportance
 from depthcomp.importance.journal import ScoreJournal
@@ -77,7 +78,7 @@ def test_without_a_rate_a_change_is_what_the_choice_alone_does(prepared, few):
     config = replace(SHORT, lr=0.0)
     drop = next(c for c in plain.candidates if c.choice.kind == "drop")
     ((name, network),) = entries_of(plain.captured, [drop], config).items()
-    judging = torch.cat(plain.calibration.fold(plain.calibration.judges[0]))
+    judging = Inputs.joined(plain.calibration.fold(plain.calibration.judges[0])).held
     with torch.no_grad():
         agreed = (network()(judging).argmax(1) == plain.network.gm(judging).argmax(1)).double().mean()
     assert scored(plain, [drop], config)[name] == pytest.approx(float(agreed) - 1)

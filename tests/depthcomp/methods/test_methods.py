@@ -222,7 +222,7 @@ def test_calibrated_importance_is_that_of_the_merge_with_its_own_end_and_pruning
         plan = Plan((choice,))
         changed = merge(linearize(network, plan), plan)
         with torch.no_grad():
-            wanted = [divergence(network.gm(batch), changed(batch)) for _, batch in data.judging()]
+            wanted = [divergence(batch.through(network.gm), batch.through(changed)) for _, batch in data.judging()]
         assert losses[choice] == pytest.approx(np.mean(wanted), rel=1e-3)
         checked += 1
     assert checked > 1

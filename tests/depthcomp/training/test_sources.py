@@ -27,7 +27,7 @@ def test_every_image_judges_however_many_processes_share_it(batch):
         sources(labelled(), DataLoader(labelled(11), batch), config(), Processes(rank, 8, HERE.device))[1]
         for rank in range(8)
     ]
-    shares = [[item.images for item in source.epoch(0)] for source in judging]
+    shares = [[item.images.held for item in source.epoch(0)] for source in judging]
     assert {len(source) for source in judging} == {-(-11 // batch)}
     found = torch.cat([torch.cat(share) for share in shares])
     wanted = {image.sum().item() for image in images(11)}
