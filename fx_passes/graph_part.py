@@ -87,18 +87,23 @@ def find_part(gm: fx.GraphModule, path: str, own: fx.GraphModule) -> GraphPart:
     """
     inner = [node for node in gm.graph.nodes if node.op.startswith("call") and belongs(node, path)]
     alone = [node for node in own.graph.nodes if node.op.startswith("call")]
-    if [_called(gm, node) for node in inner] != [_called(own, node) for node in alone]:
-        raise CaptureError(f"{path} computes other operators in the whole than alone, or runs more than once")
     read = {source for node in inner for source in node.all_input_nodes if source.op != "get_attr"} - set(inner)
     if len(read) != 1:
         raise CaptureError(f"{path} reads {len(read)} tensors of the whole, and must read one")
-    (entry,) = read
-    same = dict(zip(alone, inner, strict=True)) | dict.fromkeys(own.graph.find_nodes(op="placeholder"), entry)
+    (entry,), (placeholder,) = read, own.graph.find_nodes(op="placeholder")
+    together = _shape(entry) != _shape(placeholder)  # calls that capture joined in one batch
+    if together or [_called(gm, node) for node in inner] != [_called(own, node) for node in alone]:
+        raise CaptureError(f"{path} computes other operators in the whole than alone, or runs more than once")
+    same = dict(zip(alone, inner, strict=True)) | {placeholder: entry}
     output = next(iter(own.graph.find_nodes(op="output")))
     if not same.keys() >= set(output.all_input_nodes):
         raise CaptureError(f"{path} returns a tensor that it does not compute")
     returned = _with(output.args[0], lambda node: _Tensor(same[node].name), fx.Node)
     return GraphPart(path, entry.name, returned, preserved_attributes(own))
+
+
+def _shape(node: fx.Node) -> tuple[int, ...]:
+    return tuple(node.meta["tensor_meta"].shape)
 
 
 def _called(gm: fx.GraphModule, node: fx.Node) -> tuple[str, Any]:
