@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -113,8 +114,9 @@ def labelled_images(
 
 def _shape_of_targets(labels: Any, count: int) -> tuple[int, ...] | None:
     """Return the shape of each image's labels where they are real values, and no shares of classes."""
-    if isinstance(labels, np.ndarray) or (isinstance(labels, list) and labels and isinstance(labels[0], float)):
-        labels = torch.tensor(labels)
+    if isinstance(labels, np.ndarray | list):
+        with suppress(TypeError, ValueError, RuntimeError):  # no numbers, or rows of different lengths
+            labels = torch.as_tensor(labels)
     if not isinstance(labels, Tensor) or not labels.is_floating_point() or not labels.ndim:
         return None
     sums = labels.double().sum(-1)
@@ -236,6 +238,6 @@ def items_of(data: Data, argument: str, most: int = MAX_IMAGES) -> Iterator[Any]
             read += 1
     except DepthCompError:
         raise
-    except (OSError, RuntimeError, ValueError, TypeError, LookupError) as error:  # of a file or a data set's own code
+    except Exception as error:  # of a file or a data set's own code
         reason = first_line(error)
         raise DataError(f"{argument} raised an error after {read} items ({reason}); correct the data first") from error

@@ -84,12 +84,20 @@ def _images(inputs: tuple[Tensor, ...], rank: int) -> Tensor:
             f"example_inputs has shape {tuple(images.shape)}, but must be one batch of {shape_words(rank)}; "
             "x.unsqueeze(0) makes a batch of one"
         )
+    _require_dense(images)
     if images.dtype != torch.float32 or not torch.isfinite(images).all():
         raise CaptureError(
             f"example_inputs is of {images.dtype}, but must hold finite torch.float32 images, normalised as for "
             "training"
         )
     return images
+
+
+def _require_dense(tensor: Tensor) -> None:
+    if tensor.layout is not torch.strided or tensor.is_meta:
+        raise CaptureError(
+            f"example_inputs is of {tensor.layout} on {tensor.device}, but must be dense, with values on the CPU"
+        )
 
 
 def _several(tensors: tuple[Tensor, ...], names: InputNames) -> Inputs:
@@ -102,6 +110,7 @@ def _several(tensors: tuple[Tensor, ...], names: InputNames) -> Inputs:
             "batch of all inputs"
         )
     for name, tensor in zip(names.names, tensors, strict=True):
+        _require_dense(tensor)
         if tensor.is_floating_point() and (tensor.dtype != torch.float32 or not torch.isfinite(tensor).all()):
             raise CaptureError(
                 f"{name} in example_inputs is of {tensor.dtype}, but must hold finite torch.float32 values; convert it"

@@ -67,8 +67,10 @@ def as_tensor(part: Any, argument: str) -> Tensor:
     """Return a part of an item as a tensor: a tensor, an array or a number.
 
     Raises:
-        DataError: it is none of these.
+        DataError: it is none of these, an array of objects, or a tensor that is sparse or holds no values.
     """
+    if isinstance(part, np.ndarray | np.generic) and part.dtype.kind not in "biufc":
+        raise DataError(f"an item of {argument} holds an array of {part.dtype}; give numbers")
     if isinstance(part, np.ndarray | np.generic | int | float):
         return torch.as_tensor(part)
     if not isinstance(part, Tensor):
@@ -76,6 +78,9 @@ def as_tensor(part: Any, argument: str) -> Tensor:
             f"an item of {argument} holds a {type(part).__name__} as an input; networks of several inputs take "
             "tensors, arrays or numbers, images normalised as for training"
         )
+    if part.layout is not torch.strided or part.is_meta:
+        kind = "on the meta device, without values" if part.is_meta else f"of layout {part.layout}"
+        raise DataError(f"an item of {argument} holds a tensor {kind}; give dense tensors on the CPU")
     return part
 
 
