@@ -1,4 +1,4 @@
-"""Files of arrays: one array of inputs, inputs with labels, or inputs and labels by name."""
+"""Files of arrays: the inputs of a network, and labels, as NumPy, PyTorch and safetensors save them."""
 
 from __future__ import annotations
 
@@ -26,13 +26,14 @@ def is_array_file(path: str | os.PathLike[str]) -> bool:
 
 
 def read_arrays(path: str | os.PathLike[str]) -> Tensor | TensorDataset | NamedArrays:
-    """Return what a file holds, with an example in each row; no code in the file is run.
+    """Return what a file of arrays holds; each row of an array is of one example, and is taken as it is.
 
-    That is a tensor of inputs (n, ...), or (inputs, labels) as a data set of pairs, or arrays by name as a data set of
-    dicts.
+    One array is a tensor of inputs. A tuple of tensors is (inputs, labels), or several inputs and labels. Arrays by
+    name are inputs by the names of the forward's arguments, and labels as `label`. No code in the file is run.
 
     Raises:
-        DataError: the file does not exist, cannot be read, or holds something else.
+        DataError: the file does not exist, cannot be read, or holds something else; or its arrays have different
+            numbers of rows, or none.
     """
     if not Path(path).is_file():
         raise DataError(f"the file of arrays {path} does not exist; check the path")
@@ -40,24 +41,18 @@ def read_arrays(path: str | os.PathLike[str]) -> Tensor | TensorDataset | NamedA
         found = _READERS[Path(path).suffix](Path(path))
     except Exception as error:  # each library raises errors of its own
         raise DataError(
-            f"{path} cannot be read ({type(error).__name__}: {first_line(error)}); save arrays to it, without objects: "
+            f"{path} cannot be read ({type(error).__name__}: {first_line(error)}); save arrays without objects to it: "
             "numpy.save, numpy.savez, torch.save of tensors, or safetensors.torch.save_file"
         ) from error
-    if isinstance(found, Mapping):
-        return _named(path, found)
+    if isinstance(found, Mapping) and all(isinstance(each, Tensor | np.ndarray) for each in found.values()):
+        return NamedArrays(found)
     parts = found if isinstance(found, tuple | list) else (found,)
     if not parts or not all(isinstance(part, Tensor) and part.ndim for part in parts) or len({*map(len, parts)}) > 1:
         raise DataError(
-            f"{path} holds no array of inputs, no (inputs, labels) of equal length and no arrays by name; save one of "
-            "these"
+            f"{path} holds something other than an array of inputs, (inputs, labels) of equal length, or arrays by "
+            "name; save one of these"
         )
     return parts[0] if len(parts) == 1 else TensorDataset(*parts)
-
-
-def _named(path: str | os.PathLike[str], found: Mapping[Any, Any]) -> NamedArrays:
-    if not all(isinstance(each, Tensor | np.ndarray) for each in found.values()):
-        raise DataError(f"{path} holds something other than arrays by name; save a dict of tensors to it")
-    return NamedArrays(found)
 
 
 def _read_npy(path: Path) -> Any:

@@ -7,6 +7,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from safetensors.torch import save_file
 from signal_networks import NETWORKS, audio, series, short, signals
 from torch import nn
 from typer.testing import CliRunner
@@ -16,6 +17,7 @@ from depthcomp import compress_depth
 from depthcomp.commands.data_specs import calibration_data
 from depthcomp.commands.main import app
 from depthcomp.data.batches import labelled_images, synthetic_batches
+from depthcomp.data.inputs import Inputs
 from depthcomp.data.pictures import readable
 from depthcomp.errors import CaptureError, DataError
 from depthcomp.training.config import FinetuneConfig
@@ -88,10 +90,10 @@ def test_without_data_signals_are_made_up(arithmetic_backend):
 
 
 def test_made_up_signals_are_as_loud_at_each_channel_and_smooth():
-    (x,) = synthetic_batches(torch.zeros(1, 3, 501), 8, seed=0)
+    x = Inputs.joined(synthetic_batches(torch.zeros(1, 3, 501), 8, seed=0)).held
     torch.testing.assert_close(x.std(-1), torch.ones(8, 3))
     assert (x.diff(dim=-1).std(-1) < 0.8).all()
-    vectors = torch.cat(synthetic_batches(torch.zeros(1, 300), 64, seed=0))
+    vectors = Inputs.joined(synthetic_batches(torch.zeros(1, 300), 64, seed=0)).held
     assert vectors.std() == pytest.approx(1, abs=0.05)
 
 
@@ -116,7 +118,7 @@ def test_arrays_of_signals_are_read_as_they_are():
     arrays = [signals((1, 400), 4, seed).double().numpy() for seed in range(3)]
     for given in (arrays, arrays[0], {"x": arrays[0]}):
         data, sentence = readable([given] if isinstance(given, dict) else given, audio(), None)
-        found = labelled_images(data, torch.zeros(1, 1, 400)).images
+        found = labelled_images(data, torch.zeros(1, 1, 400)).images.held
         assert found.dtype == torch.float32
         torch.testing.assert_close(found[:4].double(), torch.from_numpy(arrays[0]), rtol=1e-6, atol=1e-6)
         assert not sentence
@@ -127,7 +129,10 @@ def test_files_of_arrays_hold_inputs_and_labels(tmp_path):
     np.save(tmp_path / "x.npy", x.numpy())
     torch.save(x, tmp_path / "x.pt")
     torch.save((x, labels), tmp_path / "labelled.pt")
-    for name, expected in (("x.npy", None), ("x.pt", None), ("labelled.pt", labels)):
+    np.savez(tmp_path / "named.npz", x=x.numpy(), label=labels.numpy())
+    save_file({"x": x, "label": labels}, tmp_path / "named.safetensors")
+    labelled = dict.fromkeys(("labelled.pt", "named.npz", "named.safetensors"), labels)
+    for name, expected in {"x.npy": None, "x.pt": None, **labelled}.items():
         by_name, _ = readable(tmp_path / name, audio(), None)
         for data in (by_name, calibration_data(str(tmp_path / name), audio(), x[:1])):
             found = labelled_images(data, x[:1])
@@ -164,11 +169,15 @@ def test_the_shell_takes_signals_from_a_file(here):
 @pytest.mark.usefixtures("here")
 @pytest.mark.parametrize(
     ("name", "sentence"),
-    [("objects.npy", "cannot be read"), ("dict.pt", "holds no array of inputs"), ("none.npy", "No such file")],
+    [
+        ("objects.npy", "cannot be read"),
+        ("nested.pt", "holds something other than an array"),
+        ("none.npy", "none.npy does not exist"),
+    ],
 )
 def test_the_shell_says_what_is_wrong_with_a_file(name, sentence):
     np.save("objects.npy", np.array([{}], dtype=object))
-    torch.save({"x": torch.zeros(2)}, "dict.pt")
+    torch.save({"x": {"y": torch.zeros(2)}}, "nested.pt")
     done = on_the_shell("--data", name)
     assert done.exit_code == 2, done.output
     assert sentence in " ".join(done.stderr.split())

@@ -6,7 +6,6 @@ import warnings
 import numpy as np
 import onnxruntime
 import pytest
-import safetensors.torch
 import several_inputs
 import torch
 from several_inputs import COUNT, drawn, images, mask
@@ -14,8 +13,6 @@ from typer.testing import CliRunner
 
 import depthcomp
 from depthcomp.commands.main import app
-from depthcomp.data.saved_arrays import read_arrays
-from depthcomp.errors import DataError
 
 pytestmark = pytest.mark.whole
 
@@ -39,23 +36,6 @@ def compress(run, factory, data, out, *options):
     )
     assert found.exit_code == 0, found.output
     return json.loads(found.stdout)
-
-
-SAVERS = {
-    ".npz": lambda path, arrays: np.savez(path, **{name: tensor.numpy() for name, tensor in arrays.items()}),
-    ".pt": lambda path, arrays: torch.save(arrays, path),
-    ".safetensors": lambda path, arrays: safetensors.torch.save_file(arrays, path),
-}
-
-
-@pytest.mark.parametrize("suffix", SAVERS)
-def test_a_file_of_arrays_has_rows_of_inputs_and_labels(tmp_path, suffix):
-    path = tmp_path / f"arrays{suffix}"
-    SAVERS[suffix](path, {"vector": drawn(5, seed=2), "image": images(), "label": torch.arange(COUNT) % 3})
-    rows = read_arrays(path)
-    assert len(rows) == COUNT
-    assert torch.equal(rows[3]["image"], images()[3])
-    assert rows[4]["label"] == 1
 
 
 def test_inputs_are_named_where_the_forward_has_defaults(run, tmp_path):
@@ -104,17 +84,3 @@ def test_a_factory_tells_the_shapes_where_there_are_no_data(run, tmp_path, monke
 
     monkeypatch.setattr(several_inputs, "shaped", shaped)
     assert run(*arguments).exit_code == 0
-
-
-def test_files_without_rows_of_arrays_are_refused(tmp_path):
-    path = tmp_path / "arrays.npz"
-    np.savez(path, image=np.zeros((3, 2)), label=np.zeros(2))
-    with pytest.raises(DataError, match=r"different numbers of rows, or none \(image 3, label 2\)"):
-        read_arrays(path)
-    np.savez(path, image=np.array([object()]))
-    with pytest.raises(DataError, match=r"arrays\.npz cannot be read .*; save arrays by name"):
-        read_arrays(path)
-    other = tmp_path / "list.pt"
-    torch.save([1], other)
-    with pytest.raises(DataError, match=r"holds something other than arrays by name"):
-        read_arrays(other)

@@ -20,6 +20,7 @@ from fx_passes import CapturedNetwork, Plan, capture, enumerate_spans, linearize
 from fx_passes.facts import GraphFacts
 from fx_passes.merge import fold_batch_norms
 from fx_passes.slot_layers import load_operator
+from fx_passes.trial import trial_of
 
 pytestmark = pytest.mark.whole
 
@@ -135,11 +136,11 @@ def test_choices_are_fitted_once(network, candidates, calibration, monkeypatch):
 
 
 def test_outputs_that_are_nan_lose_infinitely(network, candidates, calibration, monkeypatch):
-    def broken(linearized, plan):
-        found = merge(linearized, plan)
-        found.register_forward_hook(lambda module, inputs, output: output * math.nan)
+    def broken(*arguments):
+        found = trial_of(*arguments)
+        found.gm.register_forward_hook(lambda module, inputs, output: output * math.nan)
         return found
 
-    monkeypatch.setattr("depthcomp.fitting.joint.merge", broken)
+    monkeypatch.setattr("depthcomp.fitting.joint.trial_of", broken)
     joint = JointLosses(network, candidates, calibration)
     assert joint.loss(Plan.of([candidates[0].choice]), refitted=False) == math.inf
