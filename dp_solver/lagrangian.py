@@ -14,6 +14,7 @@ from dp_solver.problem import Chain
 __all__ = ["Relaxation", "relaxation"]
 
 ROUNDING = 1e-9  # relative to the terms of a sum: smaller differences may be rounding
+LARGEST = 1e12  # a price beyond is a slope between costs that differ by rounding alone
 RATIOS = (0.0, 0.25, 0.5, 0.7, 1.0, 1.4, 2.0, 4.0, 16.0)  # of the prices to the one with the largest bound
 
 
@@ -75,12 +76,13 @@ def relaxation(chain: Chain, budget_ms: float) -> Relaxation:
     spread, price = within[1] - beyond[1], 0.0
     if beyond[0] <= budget_ms:
         return Relaxation(np.zeros(1), np.array([beyond[1]]), beyond[1], spread)
-    while True:
-        price = max(within[1] - beyond[1], 0.0) / (beyond[0] - within[0])
+    between = True
+    while between:
+        price = min(max(within[1] - beyond[1], 0.0) / (beyond[0] - within[0]), LARGEST)
         cost, loss = _best_at(chain, price)
-        if loss + price * cost >= within[1] + price * within[0] - ROUNDING * (abs(within[1]) + price * within[0]):
-            break
-        within, beyond = ((cost, loss), beyond) if cost <= budget_ms else (within, (cost, loss))
+        between = loss + price * cost < within[1] + price * within[0] and within[0] < cost < beyond[0]
+        if between:
+            within, beyond = ((cost, loss), beyond) if cost <= budget_ms else (within, (cost, loss))
     prices = price * np.unique(RATIOS)
     plans = np.array([_best_at(chain, price) for price in prices.tolist()])
     return Relaxation(prices, plans[:, 1] + prices * (plans[:, 0] - budget_ms), within[1], spread)
