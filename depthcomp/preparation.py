@@ -114,7 +114,7 @@ class Prepared:
     part: GraphPart | None = None
 
     def measured(self, gm: fx.GraphModule) -> fx.GraphModule:
-        """Return what is measured and returned of a graph made from `captured` or `network`."""
+        """Cut a graph made from `captured` or `network` to the part that is compressed; return a whole one as it is."""
         return gm if self.part is None else self.part.of(gm)
 
     @property

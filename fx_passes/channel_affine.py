@@ -37,5 +37,5 @@ class ChannelAffine(nn.Module):
         return x
 
     def extra_repr(self) -> str:
-        """Return what `print` shows in the brackets."""
+        """Return the options that `print` shows."""
         return f"{self.channels}, weight={self.weight is not None}, bias={self.bias is not None}"

@@ -28,5 +28,5 @@ def like(examples: Examples, tensors: Sequence[Tensor]) -> Examples:
 
 
 def called(forward: Callable[..., Any], examples: Examples) -> Any:
-    """Return what a forward returns for the examples."""
+    """Call a forward with the examples, in order or by name, and return its output."""
     return forward(**examples) if isinstance(examples, Mapping) else forward(*examples)

@@ -107,7 +107,7 @@ def _shape(node: fx.Node) -> tuple[int, ...]:
 
 
 def _called(gm: fx.GraphModule, node: fx.Node) -> tuple[str, Any]:
-    """Return what a node calls, as far as the place of its module makes no difference."""
+    """Return the operation of a node, and the type of its module or its function."""
     return node.op, type(gm.get_submodule(str(node.target))) if node.op == "call_module" else node.target
 
 

@@ -1,4 +1,4 @@
-"""Which parts of an item of data are a network's inputs, and which its labels."""
+"""Names of a network's inputs, which tell inputs from labels in an item of data."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ class Inputs:
         return self.tensors[0] if len(self.tensors) == 1 else self.tensors
 
     def through(self, network: Callable[..., Any]) -> Any:
-        """Return what a network returns for the inputs."""
+        """Run a network on the inputs, and return its output."""
         return network(*self.tensors)
 
     def each(self, change: Callable[[Tensor], Tensor]) -> Inputs:

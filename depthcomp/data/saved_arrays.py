@@ -26,7 +26,7 @@ def is_array_file(path: str | os.PathLike[str]) -> bool:
 
 
 def read_arrays(path: str | os.PathLike[str]) -> Tensor | TensorDataset | NamedArrays:
-    """Return what a file of arrays holds; each row of an array is of one example, and is taken as it is.
+    """Read a file of arrays with one example in each row, which is taken as it is.
 
     One array is a tensor of inputs. A tuple of tensors is (inputs, labels), or several inputs and labels. Arrays by
     name are inputs by the names of the forward's arguments, and labels as `label`. No code in the file is run.

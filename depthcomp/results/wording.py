@@ -62,7 +62,7 @@ def milliseconds(ms: float) -> str:
 
 
 def whole_latency(part: PartRecord) -> tuple[str, str, str]:
-    """Return what the latency of the whole network around a compressed part was, before and after, as texts."""
+    """Return a row on the whole network around a compressed part: its name, and its latency before and after."""
     what = f"the whole network around {part.module}"
     if part.original_timing is None or part.measured_timing is None:
         return what, "not measured", part.unmeasured

@@ -70,7 +70,7 @@ class PartTask:
         return cls(part, alone, example, obstacle, names)
 
     def told(self, prepared: Prepared) -> Prepared:
-        """Return what is prepared with the notes on the part's data, and with what judges it."""
+        """Add the notes on the part's data, and the name of the part that is judged alone, to what is prepared."""
         if not self.obstacle:
             return prepared
         name, judged_by = self.part.name, f"{prepared.judged_by}, of {self.part.name} alone"

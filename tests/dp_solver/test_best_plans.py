@@ -66,6 +66,11 @@ def test_more_plans_asked_for_than_there_are() -> None:
     assert [plan.keys for plan in best_plans(chain, 9.0, 10**12)] == [("a",), ("b",)]
 
 
+def test_a_loss_too_small_to_change_a_sum_ends_the_search_for_the_price() -> None:
+    chain = Chain(1, {(0, 1): [Choice("slow", 1.0, -1.0), Choice("fast", 0.0, 1e-159)]})
+    assert [plan.keys for plan in best_plans(chain, 0.0, 2)] == [("fast",)]
+
+
 def test_labels_above_the_budget_are_dropped_on_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
     module = importlib.import_module("dp_solver.solve")
     sizes = []

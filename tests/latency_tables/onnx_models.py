@@ -25,6 +25,16 @@ def chain_model(*operators, dtype=TensorProto.FLOAT, shape=(1, 3), opset=20):
     return model_of(nodes, shape, shape, dtype=dtype, opset=opset)
 
 
+def index_model():
+    """Rows by their numbers, and the contrary of a mask: integers and booleans in and out."""
+    integers, booleans = TensorProto.INT64, TensorProto.BOOL
+    kinds = {"index": integers, "mask": booleans, "y": integers, "other": booleans}
+    index, mask, *outputs = [make_tensor_value_info(name, kind, [2]) for name, kind in kinds.items()]
+    nodes = [make_node("Gather", ["rows", "index"], ["y"]), make_node("Not", ["mask"], ["other"])]
+    graph = make_graph(nodes, "small", [index, mask], outputs, [from_array(np.array([1, 2, 3]), "rows")])
+    return make_model(graph, opset_imports=[make_opsetid("", 20)], ir_version=9).SerializeToString()
+
+
 def residual_model(dtype=TensorProto.FLOAT, channels=16, size=14):
     """A 3x3 convolution, an addition and a ReLU: the end of a residual block."""
     shape, kind = (1, channels, size, size), FLOATS[dtype]
