@@ -43,14 +43,14 @@ class ForwardArguments:
             needed = tuple(str(node.target) for node in found if not node.args)
             return cls(type(model).forward, names, len(names), needed, False)
         parameters = list(inspect.signature(type(model).forward).parameters.values())[1:]
-        kinds = [each.kind for each in parameters]
+        ways = [each.kind for each in parameters]
         named = [each for each in parameters if each.kind not in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)]
         return cls(
             type(model).forward,
             tuple(each.name for each in named),
-            None if Parameter.VAR_POSITIONAL in kinds else sum(kind < Parameter.VAR_POSITIONAL for kind in kinds),
+            None if Parameter.VAR_POSITIONAL in ways else sum(way < Parameter.VAR_POSITIONAL for way in ways),
             tuple(each.name for each in named if each.default is Parameter.empty),
-            Parameter.VAR_KEYWORD in kinds,
+            Parameter.VAR_KEYWORD in ways,
         )
 
     def first(self, count: int) -> tuple[str, ...]:

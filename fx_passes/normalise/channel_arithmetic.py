@@ -15,7 +15,7 @@ from fx_passes.channel_affine import ChannelAffine
 from fx_passes.constants import Constants
 from fx_passes.graph_edit import add_module, device_and_dtype, redirect
 from fx_passes.module_paths import cover_places
-from fx_passes.operators import ACTIVATIONS, PASSED, called_module, image_shape
+from fx_passes.operators import ACTIVATIONS, PASSED, Role, called_module, image_shape, role
 from fx_passes.spatial_layers import holds_signals
 
 __all__ = ["ChannelArithmetic"]
@@ -133,7 +133,8 @@ def _is_image(constants: Constants, operand: Any) -> bool:
 def _is_spatial(gm: fx.GraphModule, node: fx.Node) -> bool:
     """Say whether a node holds images, or signals; (n, tokens, features) of transformers have their shape, too.
 
-    Signals are made or read by a layer of signals, with nothing but activations and arithmetic between.
+    Signals are made or read by a layer of signals, with nothing but activations, arithmetic and concatenations of
+    channels between.
     """
     if not holds_signals(node):
         return True
@@ -148,7 +149,8 @@ def _meets_signals(gm: fx.GraphModule, nodes: Iterable[fx.Node], onward: str) ->
         layer = called_module(gm, node)
         if isinstance(layer, _SIGNAL_LAYERS):
             return True
-        if node not in seen and (isinstance(layer, (*ACTIVATIONS, *PASSED, ChannelAffine)) or node.target in _SYMBOLS):
+        passed = isinstance(layer, (*ACTIVATIONS, *PASSED, ChannelAffine)) or node.target in _SYMBOLS
+        if node not in seen and (passed or role(gm, node) is Role.CONCAT):
             pending.extend(getattr(node, onward))
         seen.add(node)
     return False

@@ -241,5 +241,5 @@ def _library() -> Any:
 
 
 def _measurable(tensor: Any) -> Measurable:
-    kind = tensor.type.removeprefix("tensor(").removesuffix(")")
-    return require_measurable(tensor.name, FLOAT32 if kind == "float" else kind, tensor.shape)
+    dtype = tensor.type.removeprefix("tensor(").removesuffix(")")
+    return require_measurable(tensor.name, FLOAT32 if dtype == "float" else dtype, tensor.shape)

@@ -82,8 +82,8 @@ def machine(arithmetic_backend):
 def test_a_network_with_an_operator_that_is_not_known_is_compressed_elsewhere(kind, machine, tmp_path):
     build, shape, sentence = KINDS[kind]
     net, x = build(), signals(shape)
-    result = compress_depth(net, "85%", data=x, backend=machine(), output_dir=tmp_path)
-    assert result.measured_ms <= 0.85 * result.original_ms
+    result = compress_depth(net, "90%", data=x, backend=machine(), output_dir=tmp_path)
+    assert result.measured_ms <= 0.9 * result.original_ms
     assert result.predicted_ms == pytest.approx(result.measured_ms, rel=0.05)
     assert sentence in [refusal.reason for refusal in result.refusals]
     kept = type(next(layer for layer in net.modules() if type(layer).__name__ in sentence))
